@@ -1,0 +1,353 @@
+"""Configuration of CrossVLT (Cho, Yu, Kang, IEEE TMM 2023, https://arxiv.org/abs/2408.07539).
+
+Two strict sub-configs whose field names are those of transformers' `SwinConfig` and `BertConfig`, so that the config of
+any Swin v1 or BERT checkpoint fits, and one config that joins them. Lists hold one entry per stage.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+
+
+NUM_STAGES = 4
+
+
+def _check_positive(config: PreTrainedConfig, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) <= 0:
+            raise ValueError(f"`{name}` is {getattr(config, name)}; give a number above 0.")
+
+
+def _check_rates(config: PreTrainedConfig, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"`{name}` is {getattr(config, name)}; give a probability of at least 0 and below 1.")
+
+
+def _check_stages(config: PreTrainedConfig, *names: str) -> None:
+    for name in names:
+        values = getattr(config, name)
+        if len(values) != NUM_STAGES:
+            raise ValueError(
+                f"`{name}` is {values}, which has {len(values)} entries; give one for each of the {NUM_STAGES} stages."
+            )
+
+
+def _reject_misspelt(config: PreTrainedConfig, names: Iterable[str]) -> None:
+    """Transformers keeps unknown arguments as attributes; one that all but equals a field is a slip of the pen."""
+    fields = type(config).__dataclass_fields__
+    for name in names:
+        if name in config.attribute_map or name in vars(PreTrainedConfig):
+            continue
+        if close := get_close_matches(name, fields, n=1, cutoff=0.9):
+            raise ValueError(f"{type(config).__name__} has no field `{name}`; did you mean `{close[0]}`?")
+
+
+def _adopt(config: dict | PreTrainedConfig | None, field: str, own: type[PreTrainedConfig], library: str) -> Any:
+    """Take over what the `library`'s config (an instance, or its dict) of the same architecture says."""
+    values = config.to_dict() if isinstance(config, PreTrainedConfig) else config
+    model_type = (values or {}).get("model_type", own.model_type)
+    if model_type == own.model_type:
+        return config
+    if model_type != library:
+        raise ValueError(f"`{field}` is of type {model_type!r}; give the config of a {library!r} checkpoint.")
+    return {name: value for name, value in values.items() if name in own.__dataclass_fields__}
+
+
+@strict
+class CrossVLTVisionConfig(PreTrainedConfig):
+    """Swin Transformer v1 encoder, divided into four stages. Field names follow `transformers.SwinConfig`.
+
+    Args:
+        image_size: side in pixels at which the weights were trained. Informative: every size is accepted.
+        patch_size: side in pixels of the square that becomes one position of the first grid.
+        num_channels: channels of the image.
+        embed_dim: width of stage 1; each later stage is twice as wide as the one before.
+        depths: Swin blocks in each stage.
+        num_heads: attention heads in each stage.
+        window_size: side of the attention window, in positions. It is never shrunk for a small grid.
+        mlp_ratio: width of a block's MLP over the width of its stage.
+        qkv_bias: whether the query, key and value projections have a bias.
+        hidden_dropout_prob: dropout after the patch embedding and in the MLPs and output projections.
+        attention_probs_dropout_prob: dropout of the attention weights.
+        drop_path_rate: stochastic depth of the last block; rises linearly from 0 over all blocks, acts on both branches.
+        hidden_act: activation of the MLPs.
+        use_absolute_embeddings: not supported; there so that a Swin config which has them is refused by name.
+        initializer_range: standard deviation of the truncated normal from which new weights are drawn.
+        layer_norm_eps: epsilon of the LayerNorms.
+    """
+
+    model_type = "crossvlt_vision_model"
+    base_config_key = "vision_config"
+    attribute_map = {"num_attention_heads": "num_heads"}
+
+    image_size: int | list[int] | tuple[int, int] = 480
+    patch_size: int = 4
+    num_channels: int = 3
+    embed_dim: int = 128
+    depths: list[int] | tuple[int, ...] = (2, 2, 18, 2)
+    num_heads: list[int] | tuple[int, ...] = (4, 8, 16, 32)
+    window_size: int = 12
+    mlp_ratio: float | int = 4.0
+    qkv_bias: bool = True
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    drop_path_rate: float | int = 0.3
+    hidden_act: str = "gelu"
+    use_absolute_embeddings: bool = False
+    initializer_range: float | int = 0.02
+    layer_norm_eps: float = 1e-5
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        # Derived values are properties: a stored copy (as SwinConfig has) goes stale when `embed_dim` is overridden.
+        for derived in ("hidden_size", "hidden_sizes", "num_layers", "num_hidden_layers"):
+            kwargs.pop(derived, None)
+        _reject_misspelt(self, kwargs)
+        self.depths, self.num_heads = list(self.depths), list(self.num_heads)
+        super().__post_init__(**kwargs)
+
+    @property
+    def hidden_sizes(self) -> list[int]:
+        """Width of each stage: `embed_dim * 2**stage`."""
+        return [self.embed_dim * 2**stage for stage in range(NUM_STAGES)]
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the last stage."""
+        return self.hidden_sizes[-1]
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Number of Swin blocks in all stages."""
+        return sum(self.depths)
+
+    @property
+    def num_stages(self) -> int:
+        """Number of stages."""
+        return NUM_STAGES
+
+    def validate_architecture(self) -> None:
+        """Check what no single field's type can say."""
+        _check_stages(self, "depths", "num_heads")
+        sides = [self.image_size] if isinstance(self.image_size, int) else self.image_size
+        if min(sides) <= 0:
+            raise ValueError(f"`image_size` is {self.image_size}; give sides above 0.")
+        _check_positive(self, "patch_size", "num_channels", "embed_dim", "window_size", "mlp_ratio", "layer_norm_eps")
+        _check_rates(self, "hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
+        if min(self.depths) < 1:
+            raise ValueError(f"`depths` is {self.depths}; give every stage at least one block.")
+        for stage, (width, heads) in enumerate(zip(self.hidden_sizes, self.num_heads, strict=True)):
+            if heads < 1 or width % heads:
+                raise ValueError(
+                    f"`num_heads` is {self.num_heads}: {heads} heads do not divide the width {width} of stage "
+                    f"{stage + 1} (`embed_dim` {self.embed_dim} times {2**stage}); give a divisor of the width."
+                )
+        if self.use_absolute_embeddings:
+            raise ValueError("`use_absolute_embeddings` is True, but CrossVLT takes any image size; give False.")
+
+
+@strict
+class CrossVLTTextConfig(PreTrainedConfig):
+    """BERT encoder, divided into four stages. Field names follow `transformers.BertConfig`.
+
+    Args:
+        vocab_size: number of tokens of the tokenizer.
+        hidden_size: width of the words.
+        depths: BERT layers in each stage, behind the cross-attention block with which stages 2-4 begin. The paper's
+            (6, 1, 1, 1) makes [6, 2, 2, 2] transformer layers, 12 in all like BERT-base.
+        num_attention_heads: attention heads, in self-attention and in cross-attention.
+        intermediate_size: width of the feed-forward blocks.
+        hidden_act: activation of the feed-forward blocks.
+        hidden_dropout_prob: dropout after the embeddings and in every residual branch.
+        attention_probs_dropout_prob: dropout of the attention weights.
+        max_position_embeddings: the most tokens an expression may have.
+        type_vocab_size: number of token types.
+        initializer_range: standard deviation of the normal from which new weights are drawn.
+        layer_norm_eps: epsilon of the LayerNorms.
+        pad_token_id: id of the padding token.
+    """
+
+    model_type = "crossvlt_text_model"
+    base_config_key = "text_config"
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    depths: list[int] | tuple[int, ...] = (6, 1, 1, 1)
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.1
+    attention_probs_dropout_prob: float | int = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float | int = 0.02
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int | None = 0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        # A BERT config says how many layers its checkpoint has; how many of them are used is what `depths` says.
+        kwargs.pop("num_hidden_layers", None)
+        _reject_misspelt(self, kwargs)
+        self.depths = list(self.depths)
+        super().__post_init__(**kwargs)
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Number of BERT layers in all stages, cross-attention blocks not counted."""
+        return sum(self.depths)
+
+    @property
+    def num_stages(self) -> int:
+        """Number of stages."""
+        return NUM_STAGES
+
+    def validate_architecture(self) -> None:
+        """Check what no single field's type can say."""
+        _check_stages(self, "depths")
+        if min(self.depths) < 0 or self.depths[0] < 1:
+            raise ValueError(
+                f"`depths` is {self.depths}; give stage 1 at least one BERT layer and no stage a negative number."
+            )
+        _check_positive(self, "vocab_size", "hidden_size", "num_attention_heads", "intermediate_size")
+        _check_positive(self, "max_position_embeddings", "type_vocab_size", "layer_norm_eps")
+        _check_rates(self, "hidden_dropout_prob", "attention_probs_dropout_prob")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"`num_attention_heads` is {self.num_attention_heads}, which does not divide `hidden_size` "
+                f"{self.hidden_size}; give a divisor of it."
+            )
+
+
+# Swin's own sizes (Liu et al., ICCV 2021, section 3.3), with the window of the checkpoints trained at 384 px for the
+# two larger ones, as the paper's base model has it. The text encoder is BERT-base in all of them.
+SIZES = {
+    "tiny": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24), "window_size": 7},
+    "small": {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24), "window_size": 7},
+    "base": {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32), "window_size": 12},
+    "large": {"embed_dim": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48), "window_size": 12},
+}
+
+
+@strict
+class CrossVLTConfig(PreTrainedConfig):
+    """Configuration of [`CrossVLTModel`]; the defaults are the paper's base model.
+
+    Args:
+        vision_config: [`CrossVLTVisionConfig`], a dict of its fields, or a `SwinConfig`.
+        text_config: [`CrossVLTTextConfig`], a dict of its fields, or a `BertConfig`.
+        fusion_direction: who reads whom between the stages. "both" is the paper; "words_to_pixels" gives the words to
+            the pixels but no pixels to the words, as LAVT does; "pixels_to_words" the reverse; "late" neither. The
+            decoder's maps read the words in all four. A direction that is off has no parameters.
+        alignment_stages: the stages whose pixels are aligned with the sentence in training: "all" (the paper), "last"
+            or "none".
+        alignment_dim: width of the space in which pixels and sentence are compared.
+        alignment_temperature: the value at which the learnable temperature of each alignment starts.
+        fusion_head_dim: width of one head of the fusion.
+        decoder_hidden_size: width of the decoder; None means half the width of the last vision stage, as in the paper.
+        dice_loss_weight: weight of a Dice term beside the cross-entropy; 0 (the paper) leaves it out.
+        initializer_range: standard deviation from which the weights outside the two encoders are drawn.
+
+    Example:
+
+    ```python
+    >>> from crossvlt_hf import CrossVLTConfig, CrossVLTModel
+
+    >>> config = CrossVLTConfig.from_size("tiny", fusion_direction="late")
+    >>> model = CrossVLTModel(config)
+    ```
+    """
+
+    model_type = "crossvlt"
+    sub_configs_defaults = {"vision_config": CrossVLTVisionConfig, "text_config": CrossVLTTextConfig}
+    # What Trainer leaves out of its predictions: only the logits have a value there.
+    keys_to_ignore_at_inference = [
+        "mask_loss",
+        "alignment_loss",
+        "alignment_maps",
+        "hidden_states",
+        "text_hidden_states",
+        "fusion_hidden_states",
+        "attentions",
+        "text_attentions",
+        "cross_attentions",
+        "fusion_attentions",
+    ]
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    fusion_direction: Literal["both", "words_to_pixels", "pixels_to_words", "late"] = "both"
+    alignment_stages: Literal["all", "last", "none"] = "all"
+    alignment_dim: int = 256
+    alignment_temperature: float | int = 1.0
+    fusion_head_dim: int = 64
+    decoder_hidden_size: int | None = None
+    dice_loss_weight: float | int = 0.0
+    initializer_range: float | int = 0.02
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        _reject_misspelt(self, kwargs)
+        self.vision_config = _adopt(self.vision_config, "vision_config", CrossVLTVisionConfig, "swin")
+        self.text_config = _adopt(self.text_config, "text_config", CrossVLTTextConfig, "bert")
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_size(cls, size: str, **kwargs: Any) -> "CrossVLTConfig":
+        """Configuration of a named size: "tiny", "small", "base" or "large" (Swin's own), with BERT-base.
+
+        Args:
+            size: the name.
+            kwargs: fields to override; a dict for `vision_config` or `text_config` overrides single fields of it.
+
+        Raises:
+            ValueError: if there is no such size.
+        """
+        if size not in SIZES:
+            raise ValueError(f"There is no size {size!r}; give one of {', '.join(SIZES)}.")
+        vision_config = {**SIZES[size], **kwargs.pop("vision_config", {})}
+        return cls(vision_config=vision_config, **kwargs)
+
+    @property
+    def num_stages(self) -> int:
+        """Number of stages."""
+        return NUM_STAGES
+
+    @property
+    def decoder_width(self) -> int:
+        """Width of the decoder: `decoder_hidden_size`, or half the width of the last vision stage."""
+        return self.decoder_hidden_size or self.vision_config.hidden_size // 2
+
+    @property
+    def pixels_read_words(self) -> bool:
+        """Whether the vision encoder's stages pass on pixels that have read the words."""
+        return self.fusion_direction in ("both", "words_to_pixels")
+
+    @property
+    def words_read_pixels(self) -> bool:
+        """Whether the language stages 2-4 begin by attending to the pixels."""
+        return self.fusion_direction in ("both", "pixels_to_words")
+
+    @property
+    def aligned_stages(self) -> list[int]:
+        """Indices (from 0) of the stages that align pixels with the sentence."""
+        return {"all": list(range(NUM_STAGES)), "last": [NUM_STAGES - 1], "none": []}[self.alignment_stages]
+
+    def validate_architecture(self) -> None:
+        """Check what no single field's type can say, in the sub-configs too (saving does not)."""
+        self.vision_config.validate()
+        self.text_config.validate()
+        _check_positive(self, "alignment_dim", "alignment_temperature", "fusion_head_dim")
+        if self.decoder_hidden_size is not None:
+            _check_positive(self, "decoder_hidden_size")
+        if self.dice_loss_weight < 0:
+            raise ValueError(f"`dice_loss_weight` is {self.dice_loss_weight}; give 0 or more.")
+        if (2 * self.vision_config.embed_dim) % self.fusion_head_dim:
+            raise ValueError(
+                f"`fusion_head_dim` is {self.fusion_head_dim}, which does not divide the fusion's width "
+                f"{2 * self.vision_config.embed_dim} (twice `vision_config.embed_dim`); give a divisor of it."
+            )
+
+
+__all__ = ["CrossVLTConfig", "CrossVLTTextConfig", "CrossVLTVisionConfig"]

@@ -1,0 +1,922 @@
+"""CrossVLT: cross-aware early fusion with stage-divided vision and language Transformer encoders for referring image
+segmentation (Cho, Yu, Kang, IEEE TMM 2023, https://arxiv.org/abs/2408.07539).
+
+Shapes: B pairs of an image and an expression, T words (tokens), D their width, (H, W) the grid of a stage, C its width,
+N = H * W its positions. Pixels stay a grid (B, H, W, C) throughout.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import maybe_autocast, merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_crossvlt import CrossVLTConfig, CrossVLTTextConfig, CrossVLTVisionConfig
+
+
+# Added to the attention scores of what must not be read. Finite, so that a row of nothing but padding stays finite, and
+# far inside float16's range, so that a score may come on top.
+MASKED = -3e4
+# Between the regions that the cyclic shift of a window brings together (Swin Transformer, section 3.2).
+SHIFT_MASKED = -100.0
+# Cross-entropy weights of background and object, weight of the mask loss, label that both losses ignore (section III-D).
+CLASS_WEIGHTS = (0.9, 1.1)
+MASK_LOSS_WEIGHT = 2.0
+IGNORE_INDEX = 255
+
+
+@dataclass
+class CrossVLTVisionOutput(ModelOutput):
+    """Output of [`CrossVLTVisionModel`].
+
+    Args:
+        last_hidden_state: (B, H, W, C) pixels that leave the last stage.
+        hidden_states: the patch embeddings, then the pixels that leave the blocks of each stage, (B, H, W, C) each.
+        attentions: the window attention of every block, (B * windows, heads, window**2, window**2) each.
+    """
+
+    last_hidden_state: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class CrossVLTTextOutput(ModelOutput):
+    """Output of [`CrossVLTTextModel`].
+
+    Args:
+        last_hidden_state: (B, T, D) words that leave the last stage.
+        text_hidden_states: the words that leave each stage, (B, T, D) each.
+        text_attentions: the self-attention of every BERT layer, (B, heads, T, T) each.
+        cross_attentions: the words' attention to the pixels in stages 2-4, (B, heads, T, N) each.
+    """
+
+    last_hidden_state: Tensor | None = None
+    text_hidden_states: tuple[Tensor, ...] | None = None
+    text_attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class CrossVLTOutput(ModelOutput):
+    """Output of [`CrossVLTModel`].
+
+    Args:
+        loss: scalar, `2 * mask_loss + alignment_loss`; with labels only.
+        logits: (B, 2, height, width) float32 at the size of the image. Channel 1 is the referred object, channel 0 the
+            background.
+        mask_loss: scalar, weighted cross-entropy of the logits (and the Dice term, where the config weighs it).
+        alignment_loss: scalar, the sum over stages of the binary cross-entropy of the alignment maps.
+        alignment_maps: one (B, 1, H, W) float32 map for each aligned stage: cosine of every pixel with the sentence,
+            divided by the stage's temperature; with labels, or with `output_alignment_maps=True`.
+        hidden_states: as in [`CrossVLTVisionOutput`]; the pixels have read the words in the stages before.
+        attentions: as in [`CrossVLTVisionOutput`].
+        text_hidden_states: as in [`CrossVLTTextOutput`].
+        text_attentions: as in [`CrossVLTTextOutput`].
+        cross_attentions: as in [`CrossVLTTextOutput`].
+        fusion_hidden_states: what the fusions give, (B, H, W, C) each: of stage 1, merged stage 1, stage 2, ... stage 4.
+        fusion_attentions: the pixels' attention to the words, (B, heads, N, T) each, in the same order.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    mask_loss: Tensor | None = None
+    alignment_loss: Tensor | None = None
+    alignment_maps: tuple[Tensor, ...] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    text_hidden_states: tuple[Tensor, ...] | None = None
+    text_attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+    fusion_hidden_states: tuple[Tensor, ...] | None = None
+    fusion_attentions: tuple[Tensor, ...] | None = None
+
+
+# ---- layers that both encoders use
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Attention that also returns its weights: (B, heads, L, d) in, (B, L, heads, d) and (B, heads, L, S) out."""
+    scores = query @ key.transpose(-1, -2) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """(B, L, heads * d) -> (B, heads, L, d)."""
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+class CrossVLTMLP(nn.Module):
+    """Two linear layers with an activation between and dropout behind."""
+
+    def __init__(self, width: int, inner_width: int, activation: str, dropout: float):
+        super().__init__()
+        self.fc1 = nn.Linear(width, inner_width)
+        self.activation = ACT2FN[activation]
+        self.fc2 = nn.Linear(inner_width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.fc2(self.activation(self.fc1(x))))
+
+
+# ---- vision: Swin Transformer v1
+
+
+class CrossVLTDropPath(nn.Module):
+    """Stochastic depth (Huang et al., ECCV 2016): drop a residual branch for some samples of the batch in training."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Tensor) -> Tensor:
+        if self.rate == 0.0 or not self.training:
+            return branch
+        kept = torch.rand(branch.shape[0], *[1] * (branch.ndim - 1), device=branch.device) >= self.rate
+        return branch * kept.to(branch.dtype) / (1 - self.rate)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3f}"
+
+
+class CrossVLTPatchEmbeddings(nn.Module):
+    """Cut the image into patches, those at the right and bottom edges filled up with zeros, and embed each."""
+
+    def __init__(self, config: CrossVLTVisionConfig):
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.projection = nn.Conv2d(config.num_channels, config.embed_dim, config.patch_size, stride=config.patch_size)
+        self.norm = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        height, width = pixel_values.shape[-2:]
+        pixel_values = F.pad(pixel_values, (0, -width % self.patch_size, 0, -height % self.patch_size))
+        return self.dropout(self.norm(self.projection(pixel_values).permute(0, 2, 3, 1)))
+
+
+class CrossVLTPatchMerging(nn.Module):
+    """Join every 2x2 neighbourhood into one position of twice the width; odd grids are filled up with zeros."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * width, eps=eps)
+        self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        height, width = pixels.shape[1:3]
+        pixels = F.pad(pixels, (0, 0, 0, width % 2, 0, height % 2))
+        corners = [pixels[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
+        return self.reduction(self.norm(torch.cat(corners, dim=-1)))
+
+
+def window_partition(grid: Tensor, window: int) -> Tensor:
+    """(B, H, W, C) -> (B * windows, window**2, C); H and W are multiples of the window."""
+    batch, height, width, channels = grid.shape
+    grid = grid.view(batch, height // window, window, width // window, window, channels)
+    return grid.transpose(2, 3).reshape(-1, window * window, channels)
+
+
+def window_reverse(windows: Tensor, window: int, height: int, width: int) -> Tensor:
+    """(B * windows, window**2, C) -> (B, H, W, C), the inverse of `window_partition`."""
+    grid = windows.view(-1, height // window, width // window, window, window, windows.shape[-1])
+    return grid.transpose(2, 3).reshape(-1, height, width, windows.shape[-1])
+
+
+def padded(size: int, window: int) -> int:
+    """The smallest multiple of the window that holds `size` positions."""
+    return size + -size % window
+
+
+def shift_mask(height: int, width: int, window: int, shift: int, like: Tensor) -> Tensor:
+    """Keep apart what the cyclic shift of a padded (height, width) grid brings together.
+
+    The padded grid falls into nine regions; between them -100 is added to the scores.
+
+    Returns:
+        (windows, 1, window**2, window**2), of the device and dtype of `like`.
+    """
+    row, column = (
+        (position >= size - window).long() + (position >= size - shift).long()
+        for size in (padded(height, window), padded(width, window))
+        for position in (torch.arange(size, device=like.device),)
+    )
+    regions = window_partition((3 * row[:, None] + column)[None, :, :, None], window).squeeze(-1)
+    apart = regions[:, None, :, None] != regions[:, None, None, :]
+    return apart.to(like.dtype) * SHIFT_MASKED
+
+
+class CrossVLTWindowAttention(nn.Module):
+    """Self-attention within windows of the grid, with a learned relative position bias (Swin, section 3.2).
+
+    The grid is padded at the right and bottom to whole windows. What is padded takes part as ordinary positions whose
+    input is zero; their query, key and value are the projection's bias, so they are padded only after the projection.
+    """
+
+    def __init__(self, config: CrossVLTVisionConfig, stage: int, shift: int):
+        super().__init__()
+        width = config.hidden_sizes[stage]
+        self.config = config
+        self.num_heads = config.num_heads[stage]
+        self.window, self.shift = config.window_size, shift
+        self.scaling = (width // self.num_heads) ** -0.5
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.is_causal = False
+        self.qkv = nn.Linear(width, 3 * width, bias=config.qkv_bias)
+        self.proj = nn.Linear(width, width)
+        self.proj_dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * self.window - 1) ** 2, self.num_heads))
+        self.register_buffer("relative_position_index", self.compute_relative_position_index(), persistent=False)
+
+    def compute_relative_position_index(self) -> Tensor:
+        """Row of the bias table for every pair of positions of a window: (window**2 * window**2,) int64."""
+        position = torch.arange(self.window)
+        row, column = (axis.flatten() for axis in torch.meshgrid(position, position, indexing="ij"))
+        rows, columns = (axis[:, None] - axis[None, :] + self.window - 1 for axis in (row, column))
+        return (rows * (2 * self.window - 1) + columns).flatten()
+
+    def position_bias(self) -> Tensor:
+        """The relative position bias of a window: (1, heads, window**2, window**2)."""
+        area = self.window**2
+        bias = self.relative_position_bias_table[self.relative_position_index]
+        return bias.view(area, area, self.num_heads).permute(2, 0, 1)[None]
+
+    def pad_projected(self, qkv: Tensor) -> Tensor:
+        """Pad (B, H, W, 3 C) to whole windows with what the projection makes of zeros."""
+        batch, height, width, channels = qkv.shape
+        full_height, full_width = padded(height, self.window), padded(width, self.window)
+        if (full_height, full_width) == (height, width):
+            return qkv
+        filling = qkv.new_zeros(channels) if self.qkv.bias is None else self.qkv.bias.to(qkv.dtype)
+        right = filling.expand(batch, height, full_width - width, channels)
+        bottom = filling.expand(batch, full_height - height, full_width, channels)
+        return torch.cat([torch.cat([qkv, right], dim=2), bottom], dim=1)
+
+    def forward(self, pixels: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        batch, height, width, _ = pixels.shape
+        qkv = self.pad_projected(self.qkv(pixels))
+        full_height, full_width = qkv.shape[1:3]
+        if mask is not None:
+            qkv = qkv.roll((-self.shift, -self.shift), dims=(1, 2))
+        query, key, value = window_partition(qkv, self.window).chunk(3, dim=-1)
+
+        bias = self.position_bias().to(query.dtype)
+        if mask is not None:
+            bias = (bias + mask)[None].expand(batch, -1, -1, -1, -1).flatten(0, 1)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        attended, weights = attend(
+            self,
+            *(split_heads(x, self.num_heads) for x in (query, key, value)),
+            bias,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+        )
+        pixels = window_reverse(attended.flatten(2), self.window, full_height, full_width)
+        if mask is not None:
+            pixels = pixels.roll((self.shift, self.shift), dims=(1, 2))
+        return self.proj_dropout(self.proj(pixels[:, :height, :width])), weights
+
+
+class CrossVLTVisionBlock(GradientCheckpointingLayer):
+    """Swin block: pre-norm window attention, then a pre-norm MLP, with stochastic depth on both branches."""
+
+    def __init__(self, config: CrossVLTVisionConfig, stage: int, shift: int, drop_path_rate: float):
+        super().__init__()
+        width = config.hidden_sizes[stage]
+        self.norm1 = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.attention = CrossVLTWindowAttention(config, stage, shift)
+        self.norm2 = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.mlp = CrossVLTMLP(width, int(config.mlp_ratio * width), config.hidden_act, config.hidden_dropout_prob)
+        self.drop_path = CrossVLTDropPath(drop_path_rate)
+
+    def forward(self, pixels: Tensor, mask: Tensor | None) -> Tensor:
+        attended, _ = self.attention(self.norm1(pixels), mask)
+        pixels = pixels + self.drop_path(attended)
+        return pixels + self.drop_path(self.mlp(self.norm2(pixels)))
+
+
+class CrossVLTVisionStage(nn.Module):
+    """The Swin blocks of a stage, every second one with shifted windows, and the merging that leads to the next."""
+
+    def __init__(self, config: CrossVLTVisionConfig, stage: int):
+        super().__init__()
+        width, blocks_before = config.hidden_sizes[stage], sum(config.depths[:stage])
+        self.window, self.shift = config.window_size, config.window_size // 2
+        last_block = max(config.num_hidden_layers - 1, 1)
+        self.blocks = nn.ModuleList(
+            CrossVLTVisionBlock(
+                config,
+                stage,
+                shift=self.shift if block % 2 else 0,
+                drop_path_rate=config.drop_path_rate * (blocks_before + block) / last_block,
+            )
+            for block in range(config.depths[stage])
+        )
+        last = stage == config.num_stages - 1
+        self.downsample = None if last else CrossVLTPatchMerging(width, config.layer_norm_eps)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        height, width = pixels.shape[1:3]
+        shifts = self.shift > 0 and len(self.blocks) > 1
+        mask = shift_mask(height, width, self.window, self.shift, like=pixels) if shifts else None
+        for block in self.blocks:
+            pixels = block(pixels, mask if block.attention.shift else None)
+        return pixels
+
+
+# ---- language: BERT
+
+
+class CrossVLTTextEmbeddings(nn.Module):
+    """Sum of word, position and token type embeddings, normalised."""
+
+    def __init__(self, config: CrossVLTTextConfig):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        if token_type_ids is None:
+            token_type_ids = torch.zeros_like(input_ids)
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        words = self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids)
+        return self.dropout(self.norm(words + self.position_embeddings(positions)))
+
+
+class CrossVLTTextAttention(nn.Module):
+    """Multi-head attention of the words to themselves or to pixels; keys and values come from `context_dim`."""
+
+    def __init__(self, config: CrossVLTTextConfig, context_dim: int):
+        super().__init__()
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.scaling = (config.hidden_size // self.num_heads) ** -0.5
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.is_causal = False
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(context_dim, config.hidden_size)
+        self.value = nn.Linear(context_dim, config.hidden_size)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, words: Tensor, context: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        attended, weights = attend(
+            self,
+            split_heads(self.query(words), self.num_heads),
+            split_heads(self.key(context), self.num_heads),
+            split_heads(self.value(context), self.num_heads),
+            mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+        )
+        return self.output(attended.flatten(2)), weights
+
+
+class CrossVLTTextLayer(GradientCheckpointingLayer):
+    """BERT layer, post-norm: attention of the words to a context (themselves or pixels), then a feed-forward block."""
+
+    def __init__(self, config: CrossVLTTextConfig, context_dim: int | None = None):
+        super().__init__()
+        self.attention = CrossVLTTextAttention(config, context_dim or config.hidden_size)
+        self.attention_dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = CrossVLTMLP(
+            config.hidden_size, config.intermediate_size, config.hidden_act, config.hidden_dropout_prob
+        )
+        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, words: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
+        attended, _ = self.attention(words, context, mask)
+        words = self.attention_norm(words + self.attention_dropout(attended))
+        return self.mlp_norm(words + self.mlp(words))
+
+
+class CrossVLTTextStage(nn.Module):
+    """A language stage: the words attend to the pixels of the stage before, if there are any, then to each other."""
+
+    def __init__(self, config: CrossVLTTextConfig, stage: int, context_dim: int | None):
+        super().__init__()
+        self.cross_attention = None if context_dim is None else CrossVLTTextLayer(config, context_dim)
+        self.layers = nn.ModuleList(CrossVLTTextLayer(config) for _ in range(config.depths[stage]))
+
+    def forward(self, words: Tensor, mask: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+        if self.cross_attention is not None and context is not None:
+            words = self.cross_attention(words, context.flatten(1, 2), None)
+        for layer in self.layers:
+            words = layer(words, words, mask)
+        return words
+
+
+# ---- what joins the two
+
+
+class CrossVLTFloat32Linear(nn.Linear):
+    """Linear layer that computes in float32 whatever the dtype of its input and weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.float()
+        return F.linear(x.float(), self.weight.float(), bias)
+
+
+def instance_norm(pixels: Tensor, eps: float = 1e-5) -> Tensor:
+    """InstanceNorm over the positions, (B, N, C), without affine. torch's own refuses a grid of one position."""
+    variance, mean = torch.var_mean(pixels, dim=1, correction=0, keepdim=True)
+    return (pixels - mean) * torch.rsqrt(variance + eps)
+
+
+class CrossVLTFusionAttention(nn.Module):
+    """Attention of every pixel to the words, normalised over the grid.
+
+    Original: query and output have biases, which the normalisation behind each cancels exactly.
+    """
+
+    def __init__(self, config: CrossVLTConfig, width: int, inner_width: int):
+        super().__init__()
+        text_width = config.text_config.hidden_size
+        self.config = config
+        self.num_heads = inner_width // config.fusion_head_dim
+        self.scaling = config.fusion_head_dim**-0.5
+        self.is_causal = False
+        self.query = CrossVLTFloat32Linear(width, inner_width, bias=False)
+        self.key = CrossVLTFloat32Linear(text_width, inner_width)
+        self.value = CrossVLTFloat32Linear(text_width, inner_width)
+        self.output = CrossVLTFloat32Linear(inner_width, width, bias=False)
+
+    def forward(self, pixels: Tensor, words: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        attended, weights = attend(
+            self,
+            split_heads(instance_norm(self.query(pixels)), self.num_heads),
+            split_heads(self.key(words), self.num_heads),
+            split_heads(self.value(words), self.num_heads),
+            mask,
+            scaling=self.scaling,
+        )
+        return instance_norm(self.output(attended.flatten(2))), weights
+
+
+class CrossVLTFusion(GradientCheckpointingLayer):
+    """Every pixel reads the words: `GELU(Linear(pixels + attention to the words))`.
+
+    It computes in float32 under every dtype: InstanceNorm over an attention output that hardly varies from pixel to
+    pixel magnifies rounding, which in bfloat16 puts an error of 42 % of their spread on the logits.
+    """
+
+    def __init__(self, config: CrossVLTConfig, width: int, inner_width: int):
+        super().__init__()
+        self.attention = CrossVLTFusionAttention(config, width, inner_width)
+        self.projection = CrossVLTFloat32Linear(width, width)
+
+    def forward(self, pixels: Tensor, words: Tensor, mask: Tensor | None) -> Tensor:
+        with maybe_autocast(device_type=pixels.device.type, enabled=False):
+            flat = pixels.flatten(1, 2).float()
+            attended, _ = self.attention(flat, words.float(), None if mask is None else mask.float())
+            fused = F.gelu(self.projection(flat + attended))
+        return fused.view(pixels.shape).to(pixels.dtype)
+
+
+class CrossVLTGatedResidual(nn.Module):
+    """`pixels + g(fused)` with the language gate `g(f) = tanh(W2 relu(W1 f)) * f` (LAVT, section 3.2)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.fc1 = nn.Linear(width, width, bias=False)
+        self.fc2 = nn.Linear(width, width, bias=False)
+
+    def forward(self, pixels: Tensor, fused: Tensor) -> Tensor:
+        return pixels + torch.tanh(self.fc2(F.relu(self.fc1(fused)))) * fused
+
+
+class CrossVLTAlignment(nn.Module):
+    """Cosine similarity of every pixel with the sentence, over a learnable temperature (section III-C)."""
+
+    def __init__(self, config: CrossVLTConfig, width: int):
+        super().__init__()
+        self.pixel_projection = nn.Linear(width, config.alignment_dim)
+        self.sentence_projection = nn.Linear(config.text_config.hidden_size, config.alignment_dim)
+        self.temperature = nn.Parameter(torch.tensor(float(config.alignment_temperature)))
+
+    def forward(self, pixels: Tensor, sentence: Tensor) -> Tensor:
+        pixels = F.normalize(self.pixel_projection(pixels).float(), dim=-1)
+        sentence = F.normalize(self.sentence_projection(sentence).float(), dim=-1)
+        return torch.einsum("bhwc,bc->bhw", pixels, sentence)[:, None] / self.temperature
+
+
+class CrossVLTStage(nn.Module):
+    """What joins the two encoders in one stage: alignment, fusion, and the way of the fused pixels to the next stage."""
+
+    def __init__(self, config: CrossVLTConfig, stage: int):
+        super().__init__()
+        width, merged_width = config.vision_config.hidden_sizes[stage], 2 * config.vision_config.hidden_sizes[stage]
+        inner_width = merged_width if stage == 0 else width
+        self.alignment = CrossVLTAlignment(config, width) if stage in config.aligned_stages else None
+        self.fusion = CrossVLTFusion(config, width, inner_width)
+        self.norm = nn.LayerNorm(width, eps=config.vision_config.layer_norm_eps)
+        # Original: the last stage has a gate too, which feeds nothing.
+        passes_on = config.pixels_read_words and stage < config.num_stages - 1
+        self.gate = CrossVLTGatedResidual(width) if passes_on else None
+        self.merged_fusion = CrossVLTFusion(config, merged_width, merged_width) if passes_on else None
+        self.merged_gate = CrossVLTGatedResidual(merged_width) if passes_on else None
+
+
+def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear with aligned corners, to (height, width); nothing where the sizes agree."""
+    if maps.shape[-2:] == size:
+        return maps
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=True)
+
+
+class CrossVLTDecoderBlock(nn.Module):
+    """Bring the coarse map to the grid of the finer one, join them, and convolve twice."""
+
+    def __init__(self, in_width: int, width: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_width, width, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
+
+    def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
+        joined = torch.cat([upsample(coarse, fine.shape[-2:]), fine], dim=1)
+        joined = F.relu(self.norm1(self.conv1(joined)))
+        return F.relu(self.norm2(self.conv2(joined)))
+
+
+class CrossVLTDecoder(nn.Module):
+    """Join the maps of all stages from coarse to fine: (B, C, H, W) each in, (B, 2, H_1, W_1) out."""
+
+    def __init__(self, config: CrossVLTConfig):
+        super().__init__()
+        width, (*skip_widths, coarsest_width) = config.decoder_width, config.vision_config.hidden_sizes
+        in_widths = [coarsest_width] + [width] * (len(skip_widths) - 1)
+        self.blocks = nn.ModuleList(
+            CrossVLTDecoderBlock(in_width + skip_width, width)
+            for in_width, skip_width in zip(in_widths, reversed(skip_widths), strict=True)
+        )
+        self.classifier = nn.Conv2d(width, 2, 1)
+
+    def forward(self, feature_maps: list[Tensor]) -> Tensor:
+        joined, *finer_maps = reversed(feature_maps)
+        for block, finer in zip(self.blocks, finer_maps, strict=True):
+            joined = block(joined, finer)
+        return self.classifier(joined)
+
+
+# ---- losses
+
+
+def dice_loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """One minus the soft Dice coefficient of the object's probability, mean over the batch."""
+    probability = F.softmax(logits, dim=1)[:, 1] * valid
+    intersection = (probability * target).sum((1, 2))
+    return (1 - (2 * intersection + 1) / (probability.sum((1, 2)) + target.sum((1, 2)) + 1)).mean()
+
+
+def mask_loss(logits: Tensor, labels: Tensor, dice_weight: float = 0.0) -> Tensor:
+    """Cross-entropy (torch's weighted mean) of (B, 2, H, W) logits with (B, H, W) labels, and a weighted Dice term.
+
+    Equal to `F.cross_entropy(..., reduction="mean")`, but 0 and not NaN where every label is ignored.
+    """
+    weight = logits.new_tensor(CLASS_WEIGHTS)
+    valid = (labels != IGNORE_INDEX).to(logits.dtype)
+    target = (labels == 1).to(logits.dtype)
+    total = F.cross_entropy(logits, labels, weight=weight, ignore_index=IGNORE_INDEX, reduction="sum")
+    loss = total / (valid * torch.lerp(weight[0], weight[1], target)).sum().clamp(min=CLASS_WEIGHTS[0])
+    return loss if dice_weight == 0 else loss + dice_weight * dice_loss(logits, target, valid)
+
+
+def alignment_loss(alignment_maps: list[Tensor], labels: Tensor) -> Tensor:
+    """Sum over stages of the binary cross-entropy of the maps, upsampled to the (B, H, W) labels (section III-C)."""
+    valid = (labels != IGNORE_INDEX).float()[:, None]
+    target = (labels == 1).float()[:, None]
+    losses = [
+        F.binary_cross_entropy_with_logits(upsample(map_, target.shape[-2:]), target, weight=valid, reduction="sum")
+        for map_ in alignment_maps
+    ]
+    return sum(losses, start=valid.new_zeros(())) / valid.sum().clamp(min=1)
+
+
+# ---- the models
+
+
+def record_both_encoders(forward: Callable) -> Callable:
+    """Let `output_hidden_states` and `output_attentions` ask for all that a model can record of that kind.
+
+    Transformers' `capture_outputs` switches on only the keys of exactly these names.
+    """
+
+    @wraps(forward)
+    def wrapper(self: PreTrainedModel, *args: Any, **kwargs: Any) -> ModelOutput | tuple:
+        for kind in ("hidden_states", "attentions"):
+            asked = kwargs.get(f"output_{kind}")
+            asked = getattr(self.config, f"output_{kind}", False) if asked is None else asked
+            kwargs |= {f"output_{key}": asked for key in self._can_record_outputs or {} if key.endswith(kind)}
+        return forward(self, *args, **kwargs)
+
+    return wrapper
+
+
+class CrossVLTPreTrainedModel(PreTrainedModel):
+    """Weight initialisation and what Transformers needs to know of the models."""
+
+    config: CrossVLTConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    # Every operation on tensors of two modules happens inside one of these, so that they may lie on different devices.
+    _no_split_modules = [
+        "CrossVLTPatchEmbeddings",
+        "CrossVLTPatchMerging",
+        "CrossVLTVisionBlock",
+        "CrossVLTTextEmbeddings",
+        "CrossVLTTextLayer",
+        "CrossVLTAlignment",
+        "CrossVLTFusion",
+        "CrossVLTGatedResidual",
+        "CrossVLTDecoderBlock",
+    ]
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _keep_in_fp32_modules_strict = ["fusion", "merged_fusion"]
+    # Trainer must divide the loss by the accumulation steps itself.
+    accepts_loss_kwargs = False
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Give each part its start (`init.*` leaves alone what was loaded). Rules, the later over the earlier:
+
+        Linear of the language encoder, Embedding   normal, std `initializer_range`; the padding word 0
+        every other Linear, gates included          truncated normal, std `initializer_range`
+        bias of a Linear                            0
+        LayerNorm, BatchNorm                        weight 1, bias 0, running mean 0, running variance 1
+        Conv2d (patch embedding, decoder)           torch's default
+        query, output and projection of a fusion    Kaiming normal
+        relative position bias                      truncated normal, std `initializer_range`
+        temperature of an alignment                 `alignment_temperature`
+        """
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear) and self.main_input_name == "pixel_values":
+            init.trunc_normal_(module.weight, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if module.bias is not None:
+                bound = 1 / math.sqrt(module.weight[0].numel())
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, CrossVLTFusion):
+            for linear in (module.attention.query, module.attention.output, module.projection):
+                init.kaiming_normal_(linear.weight)
+        elif isinstance(module, CrossVLTWindowAttention):
+            init.trunc_normal_(module.relative_position_bias_table, std=std)
+            init.copy_(module.relative_position_index, module.compute_relative_position_index())
+        elif isinstance(module, CrossVLTAlignment):
+            init.constant_(module.temperature, self.config.alignment_temperature)
+        else:
+            super()._init_weights(module)
+
+
+class CrossVLTVisionModel(CrossVLTPreTrainedModel):
+    """The vision encoder: a Swin Transformer v1 without final norm, in four stages. On its own it reads no words."""
+
+    config: CrossVLTVisionConfig
+    input_modalities = ("image",)
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(CrossVLTVisionStage, num_hidden_layers_key="num_stages"),
+        "attentions": CrossVLTWindowAttention,
+    }
+
+    def __init__(self, config: CrossVLTVisionConfig):
+        super().__init__(config)
+        self.patch_embeddings = CrossVLTPatchEmbeddings(config)
+        self.stages = nn.ModuleList(CrossVLTVisionStage(config, stage) for stage in range(config.num_stages))
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The convolution of the patch embedding."""
+        return self.patch_embeddings.projection
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(self, pixel_values: Tensor, **kwargs: Unpack[TransformersKwargs]) -> CrossVLTVisionOutput:
+        """Encode (B, channels, height, width) normalised images of any size."""
+        pixels = self.patch_embeddings(pixel_values)
+        for stage in self.stages:
+            pixels = stage(pixels)
+            if stage.downsample is not None:
+                pixels = stage.downsample(pixels)
+        return CrossVLTVisionOutput(last_hidden_state=pixels)
+
+
+class CrossVLTTextModel(CrossVLTPreTrainedModel):
+    """The language encoder: BERT in four stages. On its own it sees no pixels and skips the cross-attention blocks."""
+
+    config: CrossVLTTextConfig
+    main_input_name = "input_ids"
+    input_modalities = ("text",)
+    _can_record_outputs = {
+        "text_hidden_states": CrossVLTTextStage,
+        "text_attentions": OutputRecorder(CrossVLTTextAttention, index=1, layer_name="layers"),
+        "cross_attentions": OutputRecorder(CrossVLTTextAttention, index=1, layer_name="cross_attention"),
+    }
+
+    def __init__(self, config: CrossVLTTextConfig, context_dims: list[int] | None = None):
+        super().__init__(config)
+        dims = [None, *(context_dims or [None] * (config.num_stages - 1))]  # stage 1 has no pixels to read
+        self.embeddings = CrossVLTTextEmbeddings(config)
+        self.stages = nn.ModuleList(CrossVLTTextStage(config, stage, dim) for stage, dim in enumerate(dims))
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The word embedding."""
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the word embedding."""
+        self.embeddings.word_embeddings = value
+
+    @record_both_encoders
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CrossVLTTextOutput:
+        """Encode (B, T) token ids; `attention_mask` (B, T) is 1 on words and 0 on padding."""
+        words = self.embeddings(input_ids, token_type_ids)
+        mask = word_mask(attention_mask, like=words)
+        for stage in self.stages:
+            words = stage(words, mask)
+        return CrossVLTTextOutput(last_hidden_state=words)
+
+
+def word_mask(attention_mask: Tensor | None, like: Tensor) -> Tensor | None:
+    """(B, T), 1 on words and 0 on padding -> (B, 1, 1, T), what is added to the attention scores."""
+    if attention_mask is None:
+        return None
+    return (attention_mask[:, None, None, :] == 0).to(like.dtype) * MASKED
+
+
+class CrossVLTModel(CrossVLTPreTrainedModel):
+    """CrossVLT: one image and one expression in, the mask of the object that the expression refers to out."""
+
+    _can_record_outputs = {
+        **CrossVLTVisionModel._can_record_outputs,
+        **CrossVLTTextModel._can_record_outputs,
+        "fusion_hidden_states": CrossVLTFusion,
+        "fusion_attentions": CrossVLTFusionAttention,
+    }
+
+    def __init__(self, config: CrossVLTConfig):
+        super().__init__(config)
+        config.validate()  # fields may have been set since the config was made
+        merged_widths = config.vision_config.hidden_sizes[1:]
+        self.vision_model = CrossVLTVisionModel._from_config(config.vision_config)
+        self.text_model = CrossVLTTextModel._from_config(
+            config.text_config, context_dims=merged_widths if config.words_read_pixels else None
+        )
+        self.stages = nn.ModuleList(CrossVLTStage(config, stage) for stage in range(config.num_stages))
+        self.decoder = CrossVLTDecoder(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The word embedding of the language encoder."""
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the word embedding of the language encoder."""
+        self.text_model.set_input_embeddings(value)
+
+    @record_both_encoders
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_alignment_maps: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CrossVLTOutput:
+        """Segment in each image the object that its expression refers to.
+
+        Args:
+            pixel_values: (B, channels, height, width) normalised images of any size.
+            input_ids: (B, T) token ids of the expressions, [CLS] first.
+            attention_mask: (B, T), 1 on words and 0 on padding; None means no padding.
+            token_type_ids: (B, T) token types; None means 0.
+            labels: (B, height, width) integers: 1 on the object, 0 off it, 255 ignored.
+            output_alignment_maps: whether to compute the alignment maps where no labels call for them.
+            kwargs: `output_hidden_states`, `output_attentions` (of both encoders and the fusion), `return_dict`.
+
+        Raises:
+            ValueError: if the shapes do not fit each other or the config.
+        """
+        self._check_inputs(pixel_values, input_ids, attention_mask, token_type_ids, labels)
+        words = self.text_model.embeddings(input_ids, token_type_ids)
+        pixels = self.vision_model.patch_embeddings(pixel_values)
+        mask = word_mask(attention_mask, like=words)
+        align = labels is not None or output_alignment_maps
+
+        context = None  # what the words can see: nothing in stage 1, then the pixels that enter the vision stage
+        alignment_maps, feature_maps = [], []
+        for language, vision, stage in zip(self.text_model.stages, self.vision_model.stages, self.stages, strict=True):
+            words = language(words, mask, context)  # words attend to context, then BERT layers
+            pixels = vision(pixels)  # Swin blocks
+            if align and stage.alignment is not None:
+                alignment_maps.append(stage.alignment(pixels, words[:, 0]))  # every pixel against [CLS]
+            fused = stage.fusion(pixels, words, mask)  # every pixel attends to the words
+            feature_maps.append(stage.norm(fused).permute(0, 3, 1, 2))  # what the decoder sees
+            if vision.downsample is not None:
+                pixels = pixels if stage.gate is None else stage.gate(pixels, fused)
+                pixels = vision.downsample(pixels)  # 2x2 -> 1, twice as wide
+                if stage.merged_fusion is not None:
+                    pixels = stage.merged_gate(pixels, stage.merged_fusion(pixels, words, mask))
+                context = pixels
+        logits = upsample(self.decoder(feature_maps).float(), pixel_values.shape[-2:])
+
+        losses = {} if labels is None else self._losses(logits, alignment_maps, labels.to(logits.device))
+        return CrossVLTOutput(logits=logits, alignment_maps=tuple(alignment_maps) if align else None, **losses)
+
+    def _losses(self, logits: Tensor, alignment_maps: list[Tensor], labels: Tensor) -> dict[str, Tensor]:
+        masks = mask_loss(logits, labels.long(), self.config.dice_loss_weight)
+        alignment = alignment_loss(alignment_maps, labels)
+        return {"loss": MASK_LOSS_WEIGHT * masks + alignment, "mask_loss": masks, "alignment_loss": alignment}
+
+    def _check_inputs(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        labels: Tensor | None,
+    ) -> None:
+        channels, longest = self.config.vision_config.num_channels, self.config.text_config.max_position_embeddings
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels or 0 in pixel_values.shape:
+            raise ValueError(
+                f"`pixel_values` has shape {tuple(pixel_values.shape)}; give (batch, {channels}, height, width)."
+            )
+        batch, _, height, width = pixel_values.shape
+        if input_ids.ndim != 2 or input_ids.shape[0] != batch or not 1 <= input_ids.shape[1] <= longest:
+            raise ValueError(
+                f"`input_ids` has shape {tuple(input_ids.shape)}; give one expression of 1 to {longest} tokens for each "
+                f"of the {batch} images. Several expressions for an image need the image repeated."
+            )
+        for name, value in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids)):
+            if value is not None and value.shape != input_ids.shape:
+                raise ValueError(
+                    f"`{name}` has shape {tuple(value.shape)}; give that of `input_ids`, {tuple(input_ids.shape)}."
+                )
+        if labels is not None and (labels.shape != (batch, height, width) or labels.is_floating_point()):
+            raise ValueError(
+                f"`labels` has shape {tuple(labels.shape)} and dtype {labels.dtype}; give integers of shape "
+                f"{(batch, height, width)}: 1 on the object, 0 off it, 255 to ignore."
+            )
+
+
+__all__ = [
+    "CrossVLTModel",
+    "CrossVLTOutput",
+    "CrossVLTPreTrainedModel",
+    "CrossVLTTextModel",
+    "CrossVLTTextOutput",
+    "CrossVLTVisionModel",
+    "CrossVLTVisionOutput",
+]
