@@ -1,0 +1,109 @@
+"""Pipeline `referring-image-segmentation`: images and expressions in, masks at the images' own size out."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers.modeling_outputs import ModelOutput
+from transformers.pipelines.base import ChunkPipeline
+
+from .processing_crossvlt import ImageLike, _pair, to_rgb
+
+
+class ReferringImageSegmentationPipeline(ChunkPipeline):
+    """Segment in an image the objects that expressions refer to.
+
+    Example:
+
+    ```python
+    >>> from transformers import pipeline
+    >>> import crossvlt_hf
+
+    >>> segmenter = pipeline("referring-image-segmentation", model="path/to/checkpoint")
+    >>> segmenter("coffee.jpg", text=["the white cup", "the spoon"])
+    [{'label': 'the white cup', 'score': 0.93, 'mask': <PIL.Image.Image ...>, 'box': {'xmin': 172, ...}}, ...]
+    ```
+    """
+
+    _load_processor = True
+    _load_image_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    def __call__(self, image: Any, text: str | Sequence[str] | Sequence[Sequence[str]] | None = None, **kwargs: Any) -> Any:
+        """Segment.
+
+        Args:
+            image: an image (path, URL, PIL image, array, tensor), with `text` given; a list of images, with `text` a
+                list of expressions or lists of expressions, one for each; or, without `text`, a dict
+                `{"image": ..., "text": ...}`, or a list, generator or dataset of such dicts.
+            text: the expressions, where they are not in `image`.
+            kwargs: `threshold` (see `CrossVLTProcessor.post_process_masks`), `batch_size` (pairs of image and
+                expression that go through the model together), `timeout` in seconds for URLs.
+
+        Returns:
+            For one image a list with one dict for each of its expressions, in their order: "label" (the expression),
+            "score" (mean probability of the object over the mask, 0.0 if it is empty), "mask" (PIL image of mode "L",
+            255 on the object, of the image's own upright size), "box" (dict of xmin, ymin, xmax, ymax in pixels, the
+            maxima exclusive; None if the mask is empty). For a list a list of these; for a generator or dataset an
+            iterator over these.
+
+        Raises:
+            OSError: if an image cannot be read.
+            ValueError: if images and expressions do not fit each other.
+        """
+        if text is not None:
+            single = not isinstance(image, list | tuple)
+            groups = _pair(1 if single else len(image), text)
+            pairs = [{"image": i, "text": g} for i, g in zip([image] if single else image, groups, strict=True)]
+            return super().__call__(pairs[0] if single else pairs, **kwargs)
+        if isinstance(image, list | tuple):
+            return super().__call__(list(image), **kwargs) if len(image) else []
+        if isinstance(image, dict | Dataset) or not isinstance(image, Iterable) or isinstance(image, str | np.ndarray):
+            return super().__call__(image, **kwargs)
+        return super().__call__((row for row in image), **kwargs)
+
+    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
+        if unknown := kwargs.keys() - {"threshold", "timeout"}:
+            raise ValueError(f"The pipeline has no option {sorted(unknown)[0]!r}; it has threshold and timeout.")
+        post = {"threshold": kwargs["threshold"]} if "threshold" in kwargs else {}
+        return {}, {}, post
+
+    def preprocess(self, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """One chunk for each expression; the image is prepared once."""
+        if not isinstance(inputs, dict) or "image" not in inputs or inputs.get("text") is None:
+            raise ValueError(
+                f'An input is a {type(inputs).__name__}; give an image and `text`, or a dict {{"image": ..., "text": ...}}.'
+            )
+        (expressions,) = _pair(1, inputs["text"])
+        image: ImageLike = to_rgb(inputs["image"])
+        prepared = self.processor(image, return_tensors="pt").to(self.dtype)
+        for index, expression in enumerate(expressions):
+            words = self.processor(text=[expression], return_tensors="pt")
+            yield {"is_last": index == len(expressions) - 1, "label": expression, **prepared, **words}
+
+    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
+        kept = {name: model_inputs.pop(name) for name in ("is_last", "label", "original_sizes")}
+        return {**kept, "logits": self.model(**model_inputs).logits}
+
+    def postprocess(self, model_outputs: list[dict[str, Any]], threshold: float | None = None) -> list[dict[str, Any]]:
+        """One result for each expression of an image."""
+        return [self._result(output, threshold) for output in model_outputs]
+
+    def _result(self, output: dict[str, Any], threshold: float | None) -> dict[str, Any]:
+        label = output["label"] if isinstance(output["label"], str) else output["label"][0]
+        outputs = ModelOutput(logits=output["logits"])
+        (result,) = self.processor.post_process_masks(outputs, output["original_sizes"], threshold)
+        box = result["box"] and dict(zip(("xmin", "ymin", "xmax", "ymax"), result["box"], strict=True))
+        return {"label": label, "score": result["score"], "mask": _to_pil(result["mask"]), "box": box}
+
+
+def _to_pil(mask: Tensor) -> Image.Image:
+    return Image.fromarray(mask.cpu().numpy().astype(np.uint8) * 255)
+
+
+__all__ = ["ReferringImageSegmentationPipeline"]

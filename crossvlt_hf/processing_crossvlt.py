@@ -1,0 +1,335 @@
+"""Processor of CrossVLT: images and expressions to tensors, logits back to masks of the original pixels."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_utils import load_image
+from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
+
+
+ImageLike = str | Path | Image.Image | np.ndarray | Tensor
+MASK_VALUES = ({0, 1}, {0, 255}, {0, 1, 255})
+
+
+def _scaled_to_bytes(values: np.ndarray) -> np.ndarray:
+    """Numbers of any dtype to uint8: floats up to 1 are shares of 255, 16-bit numbers lose their lower byte."""
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype == bool:
+        return values.astype(np.uint8) * 255
+    if not np.isfinite(values).all():
+        raise ValueError("An image holds NaN or infinite values; give finite ones.")
+    low, high = values.min(), values.max()
+    top = 1 if np.issubdtype(values.dtype, np.floating) and high <= 1 else 255 if high <= 255 else 65535
+    if low < 0 or high > top:
+        raise ValueError(f"An image holds values from {low} to {high}; give 0 to 1, 0 to 255 or (16 bits) 0 to 65535.")
+    return np.round(values.astype(np.float64) * (255 / top)).astype(np.uint8)
+
+
+def _array_to_pil(array: np.ndarray | Tensor) -> Image.Image:
+    """An image array, channels first or last or absent; where both could be, a tensor has them first."""
+    first = isinstance(array, Tensor)
+    values = array.detach().cpu().float().numpy() if first and array.is_floating_point() else np.asarray(array)
+    if values.ndim == 3 and (values.shape[0] if first else values.shape[-1]) not in (1, 3, 4):
+        first = not first
+    if values.ndim == 3 and first:
+        values = np.moveaxis(values, 0, -1)
+    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[-1] not in (1, 3, 4)) or 0 in values.shape:
+        raise ValueError(f"An image has shape {array.shape}; give (height, width) or 1, 3 or 4 channels first or last.")
+    values = _scaled_to_bytes(values)
+    return Image.fromarray(values[..., 0] if values.ndim == 3 and values.shape[-1] == 1 else values)
+
+
+def _open(source: str | Path) -> Image.Image:
+    """An image file, URL or base64 text."""
+    if not Path(source).is_file() and str(source).startswith(("http://", "https://", "data:")):
+        return load_image(str(source))
+    try:
+        image = Image.open(source)
+        image.load()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"There is no image file {source}; give a path or a URL.") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{source} is refused as too large ({error}); raise PIL.Image.MAX_IMAGE_PIXELS.") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise OSError(f"{source} cannot be read as an image: {error}") from error
+    return image
+
+
+def to_rgb(image: ImageLike) -> Image.Image:
+    """Turn whatever shows an image into an upright 8-bit RGB image.
+
+    Args:
+        image: a path, a URL, a PIL image of any mode, or an array or tensor with the channels first, last or absent. Its
+            numbers may be bool, 0 to 1 (floats), 0 to 255, or 0 to 65535. EXIF orientation is applied; transparency is
+            dropped.
+
+    Raises:
+        OSError: if a file is missing or is not an image.
+        ValueError: if an array is no image.
+    """
+    if isinstance(image, str | Path):
+        image = _open(image)
+    elif isinstance(image, np.ndarray | Tensor):
+        image = _array_to_pil(image)
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"An image is of type {type(image).__name__}; give a path, URL, PIL image, array or tensor.")
+    if 0 in image.size:
+        raise ValueError(f"An image has size {image.size}; give one of at least one pixel.")
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        # Pillow would clip these to 255
+        image = Image.fromarray(_scaled_to_bytes(np.asarray(image)))
+    return image.convert("RGB")
+
+
+def to_label_map(mask: Image.Image | np.ndarray | Tensor | Sequence) -> np.ndarray:
+    """Turn a mask into (height, width) uint8: 1 on the object, 0 off it, 255 ignored.
+
+    Args:
+        mask: PIL image, array or tensor of bool, 0 and 1, or 0 and 255 (the object); with 0, 1 and 255, 255 is ignored.
+
+    Raises:
+        ValueError: if it is not two-dimensional or holds other values.
+    """
+    values = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
+    if values.ndim == 3 and 1 in (values.shape[0], values.shape[-1]):
+        values = values.squeeze(0 if values.shape[0] == 1 else -1)
+    if values.ndim == 3 and (values == values[..., :1]).all():
+        values = values[..., 0]
+    if values.ndim != 2 or 0 in values.shape:
+        raise ValueError(f"A mask has shape {values.shape}; give (height, width).")
+    found = set(np.unique(values).tolist())
+    if not any(found <= allowed for allowed in MASK_VALUES):
+        raise ValueError(f"A mask holds the values {sorted(found)[:8]}; give 0 and 1, 0 and 255, or 0, 1 and 255.")
+    return (values == 255).astype(np.uint8) if found <= {0, 255} else values.astype(np.uint8)
+
+
+def _as_images(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
+    if isinstance(images, np.ndarray | Tensor):
+        return list(images) if images.ndim == 4 else [images]
+    return list(images) if isinstance(images, list | tuple) else [images]
+
+
+def _as_expressions(text: str | Sequence) -> list[str] | list[list[str]]:
+    """Check the nesting of expressions: one, a list, or a list of lists."""
+    nested = [text] if isinstance(text, str) else list(text) if isinstance(text, list | tuple) else None
+    if not nested:
+        raise ValueError(f"`text` is {text!r}; give an expression or a list of expressions.")
+    several = [not isinstance(entry, str) for entry in nested]
+    flat = [expression for entry in nested for expression in ([entry] if isinstance(entry, str) else entry)]
+    if any(several) and not all(several):
+        raise ValueError("`text` mixes expressions and lists of expressions; give one kind.")
+    for expression in flat:
+        if not isinstance(expression, str) or not expression.strip():
+            raise ValueError(f"An expression is {expression!r}; say which object is meant.")
+    return [list(entry) for entry in nested] if any(several) else nested
+
+
+def _pair(num_images: int, text: str | Sequence) -> list[list[str]]:
+    """The expressions of each image."""
+    expressions = _as_expressions(text)
+    if isinstance(expressions[0], list):
+        groups = expressions
+    elif num_images == 1:
+        groups = [expressions]
+    elif isinstance(text, str):
+        groups = [[text]] * num_images
+    else:
+        groups = [[expression] for expression in expressions]
+    if len(groups) != num_images:
+        raise ValueError(
+            f"There are {num_images} images and {len(groups)} (lists of) expressions; give one or one list for each."
+        )
+    if [] in groups:
+        raise ValueError(f"Image {groups.index([])} has no expressions; give each at least one.")
+    return groups
+
+
+def mask_box(mask: Tensor) -> list[int] | None:
+    """[x_min, y_min, x_max, y_max] of a (H, W) bool mask, in pixels, the maxima exclusive; None if it is empty."""
+    rows, columns = mask.any(1).nonzero().flatten(), mask.any(0).nonzero().flatten()
+    if len(rows) == 0:
+        return None
+    return [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
+
+
+class CrossVLTProcessor(ProcessorMixin):
+    """Image processor and BERT tokenizer of CrossVLT in one.
+
+    Args:
+        image_processor: `SegformerImageProcessor`, which squashes to a square, 480x480 in the paper.
+        tokenizer: the tokenizer of the language encoder.
+        max_length: the most tokens of an expression, [CLS] and [SEP] included; 21 in the paper. Longer ones are cut
+            (and keep their [SEP], which the authors' code cuts off), shorter ones padded.
+
+    Example:
+
+    ```python
+    >>> inputs = processor(image, ["the white cup", "the spoon"], return_tensors="pt")
+    >>> outputs = model(**inputs)
+    >>> results = processor.post_process_masks(outputs, target_sizes=inputs["original_sizes"])
+    >>> results[0]["mask"], results[0]["score"], results[0]["box"]
+    ```
+    """
+
+    text_kwargs = {"padding": "max_length", "truncation": True}
+
+    def __init__(self, image_processor: Any, tokenizer: Any, max_length: int = 21, **kwargs: Any):
+        if max_length < 3:
+            raise ValueError(f"`max_length` is {max_length}; give at least 3, for [CLS], a word and [SEP].")
+        self.max_length = max_length
+        super().__init__(image_processor, tokenizer, **kwargs)
+
+    @classmethod
+    def from_tokenizer(
+        cls, tokenizer: PreTrainedTokenizerBase, image_size: int | tuple[int, int] = 480, max_length: int = 21
+    ) -> "CrossVLTProcessor":
+        """A processor for a tokenizer, with the paper's image processing at `image_size` (side, or height and width)."""
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        image_processor = SegformerImageProcessorPil(size={"height": height, "width": width})
+        return cls(image_processor, tokenizer, max_length=max_length)
+
+    @classmethod
+    def _get_arguments_from_pretrained(cls, name: str, processor_dict: dict | None = None, **kwargs: Any) -> list:
+        """Load the image processor's Pillow backend also where torchvision is installed, whose pixels differ slightly.
+
+        The paper's protocol resizes with Pillow, and a checkpoint should give one mask everywhere. `backend=` overrides.
+        """
+        backend = kwargs.pop("backend", "pil")
+        image_processor = AutoImageProcessor.from_pretrained(name, backend=backend, **kwargs)
+        return [image_processor, AutoTokenizer.from_pretrained(name, **kwargs)]
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """What a call returns, labels aside."""
+        return [*super().model_input_names, "original_sizes"]
+
+    def __call__(
+        self,
+        images: ImageLike | Sequence[ImageLike] | None = None,
+        text: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
+        segmentation_maps: Any = None,
+        **kwargs: Unpack[ProcessingKwargs],
+    ) -> BatchFeature:
+        """Prepare B pairs of an image and an expression.
+
+        Args:
+            images: an image (see `to_rgb` for what may be one), a list of them, or a batch (B, C, H, W).
+            text: for one image, an expression or a list of them; for a list of images, a list with an expression, or a
+                list of expressions, for each (or one expression for all). An image is repeated for each of its
+                expressions.
+            segmentation_maps: masks of the objects (see `to_label_map`), nested as `text`, each of its image's size.
+            kwargs: of the image processor and tokenizer, such as `size`, `max_length`, `padding`, `return_tensors`.
+
+        Returns:
+            pixel_values (B, 3, 480, 480) float32, input_ids, token_type_ids and attention_mask (B, 21) int64,
+            original_sizes (B, 2) int64: height and width of each (upright) image, labels (B, 480, 480) int64: 1 on the
+            object, 0 off it, 255 ignored.
+
+        Raises:
+            OSError: if an image file is missing or is not an image.
+            ValueError: if numbers of images, expressions and masks differ, or one of them is not what it should be.
+        """
+        if images is None and text is None:
+            raise ValueError("You need to provide at least one input: give `images`, `text` or both.")
+        merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        data: dict[str, Any] = {}
+        if text is not None:
+            groups = None if images is None else _pair(len(_as_images(images)), text)
+            expressions = _as_expressions(text) if groups is None else [entry for group in groups for entry in group]
+            single = images is None and isinstance(text, str)
+            data |= self._tokenize(expressions[0] if single else expressions, merged["text_kwargs"])
+        if images is not None:
+            counts = [1] * len(_as_images(images)) if text is None else [len(group) for group in groups]
+            data |= self._process_images(images, counts, segmentation_maps, merged["images_kwargs"])
+        return BatchFeature(data, tensor_type=merged["text_kwargs"].get("return_tensors"))
+
+    def _tokenize(self, expressions: str | list, text_kwargs: dict[str, Any]) -> dict[str, Any]:
+        text_kwargs = {"max_length": self.max_length, **text_kwargs}
+        return dict(self.tokenizer(expressions, **text_kwargs))
+
+    def _process_images(  # type: ignore[override]
+        self, images: Any, counts: list[int], masks: Any, images_kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
+        upright = [to_rgb(image) for image in _as_images(images)]
+        images_kwargs = {name: value for name, value in images_kwargs.items() if name != "return_tensors"}
+        processed = self.image_processor(upright, **images_kwargs)["pixel_values"]
+        owner = [index for index, count in enumerate(counts) for _ in range(count)]
+        sizes = [(upright[index].height, upright[index].width) for index in owner]
+        pixel_values = [processed[index] for index in owner]
+        data = {"pixel_values": pixel_values, "original_sizes": sizes}
+        if masks is not None:
+            shapes = [values.shape[-2:] for values in pixel_values]
+            data["labels"] = self._process_masks(masks, sizes, shapes)
+        return data
+
+    def _process_masks(self, masks: Any, sizes: list[tuple[int, int]], shapes: list[tuple[int, int]]) -> list:
+        masks = list(masks) if isinstance(masks, list | tuple) or getattr(masks, "ndim", 0) == 3 else [masks]
+        masks = [mask for entry in masks for mask in (entry if isinstance(entry, list | tuple) else [entry])]
+        if len(masks) != len(sizes):
+            raise ValueError(f"There are {len(sizes)} expressions and {len(masks)} masks; give one mask for each.")
+        labels = []
+        for mask, size, (height, width) in zip(masks, sizes, shapes, strict=True):
+            label_map = to_label_map(mask)
+            if label_map.shape != size:
+                raise ValueError(f"A mask has size {label_map.shape}, but its image {size} (height, width).")
+            resized = Image.fromarray(label_map).resize((width, height), Image.Resampling.NEAREST)
+            labels.append(np.asarray(resized).astype(np.int64))
+        return labels
+
+    def post_process_masks(
+        self,
+        outputs: Any,
+        target_sizes: Sequence[tuple[int, int]] | Tensor | None = None,
+        threshold: float | None = None,
+    ) -> list[dict[str, Any]]:
+        """Bring the logits back to the original pixels.
+
+        Args:
+            outputs: output of the model, with `logits` (B, 2, H, W).
+            target_sizes: height and width of each result, such as `inputs["original_sizes"]`; None keeps (H, W).
+            threshold: the least probability of the object that a pixel of the mask exceeds; None takes the larger of
+                the two logits, which is a threshold of 0.5 and what the paper does.
+
+        Returns:
+            For each of the B pairs: "mask", (height, width) bool; "score", the mean probability of the object over the
+            mask's pixels, 0.0 for an empty mask; "box", [x_min, y_min, x_max, y_max] in pixels, the maxima exclusive,
+            None for an empty mask.
+
+        Raises:
+            ValueError: if the number of sizes is not B, a size is not positive, or the threshold not in (0, 1).
+        """
+        logits = outputs["logits"] if isinstance(outputs, dict) else outputs.logits
+        sizes = [logits.shape[-2:]] * len(logits) if target_sizes is None else [tuple(map(int, s)) for s in target_sizes]
+        if len(sizes) != len(logits):
+            raise ValueError(f"There are {len(logits)} results and {len(sizes)} target sizes; give one size for each.")
+        if any(len(size) != 2 or min(size) < 1 for size in sizes):
+            raise ValueError(f"The target sizes are {sizes}; give (height, width) of at least 1 pixel for each.")
+        if threshold is not None and not 0 < threshold < 1:
+            raise ValueError(f"`threshold` is {threshold}; give a probability above 0 and below 1.")
+        margin_threshold = 0.0 if threshold is None else math.log(threshold / (1 - threshold))
+        # One map is resized instead of two: the object's probability is a sigmoid of the logits' difference.
+        margins = logits[:, 1].float() - logits[:, 0].float()
+        return [self._result(margin, size, margin_threshold) for margin, size in zip(margins, sizes, strict=True)]
+
+    @staticmethod
+    def _result(margin: Tensor, size: tuple[int, int], threshold: float) -> dict[str, Any]:
+        if margin.shape != size:
+            margin = F.interpolate(margin[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+        mask = margin > threshold
+        score = torch.sigmoid(margin[mask]).mean().item() if mask.any() else 0.0
+        return {"mask": mask, "score": score, "box": mask_box(mask)}
+
+
+__all__ = ["CrossVLTProcessor"]

@@ -1,0 +1,320 @@
+"""Pictures of what was found: each mask tinted and outlined on the photo, with a legend of the expressions below it.
+
+Needs Pillow and numpy only. Shapes: (H, W) the image or, inside, one tile of it. `unit` is the length in pixels that the
+widths of lines derive from, `size` the height in pixels of the legend's letters; both grow with the picture.
+"""
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+
+Mask = np.ndarray | Tensor | Image.Image
+Colour = tuple[int, int, int]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+# Any two differ by a CIE76 distance of at least 25, also to the three kinds of colour-blind eyes (Machado et al., 2009).
+PALETTE: tuple[Colour, ...] = (
+    (36, 150, 255),  # azure
+    (226, 18, 127),  # magenta
+    (245, 238, 30),  # yellow
+    (31, 237, 166),  # mint
+    (90, 48, 240),  # violet
+    (242, 138, 26),  # orange
+)
+WHITE, INK, GREY = (255, 255, 255), (26, 30, 36), (104, 112, 124)
+
+MIN_WIDTH = 320  # narrower pictures have no room for a legend
+MAX_UPSCALED_HEIGHT = 2048
+MAX_LINES = 3  # of one expression in the legend
+TILE = 256
+
+
+def overlay(
+    image: Image.Image,
+    masks: Sequence[Mask],
+    labels: Sequence[str],
+    scores: Sequence[float] | None = None,
+    *,
+    opacity: float = 0.45,
+) -> Image.Image:
+    """Draw what was found: the photo with every mask in a colour of its own, and a legend below it.
+
+    Later masks lie over earlier ones; the contours lie over all masks. Outside the masks and their contours the pixels
+    of the photo are kept. A photo narrower than 320 pixels is enlarged by a whole factor, every pixel a square, as far
+    as that leaves it no higher than 2048 pixels; if it is still narrower, white is added at its sides.
+
+    In the legend an expression takes three lines at most and then ends in "…". Pillow's own font has the letters of
+    ASCII: accents are left out, and characters of other scripts are drawn as empty boxes.
+
+    Args:
+        image: photo of any mode and size. Transparency is laid on white, and values beyond 8 bits are stretched.
+        masks: one mask of the image's size for each expression: `(height, width)` arrays or tensors of bool or of
+            integers, or images of mode "1" or "L". Whatever is not zero belongs to the mask. It may be empty.
+        labels: the expressions.
+        scores: one number for each expression, written with two decimals.
+        opacity: how far the colour covers the photo inside a mask, from 0 (contours only) to 1 (colour only).
+
+    Returns:
+        New image of mode "RGB". Without masks it has no legend.
+
+    Raises:
+        ValueError: if numbers or sizes do not fit together, a mask is not a mask, or `opacity` is beyond [0, 1].
+    """
+    _check_request(image, masks, labels, scores, opacity)
+    factor = _enlargement(image.size)
+    picture = _to_rgb(image).resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    regions = [to_mask_image(mask).resize(picture.size, Image.Resampling.NEAREST) for mask in masks]
+    colours = [_colour(index) for index in range(len(masks))]
+
+    for region, colour in zip(regions, colours, strict=True):
+        picture.paste(colour, mask=region.point([round(value * opacity) for value in range(256)]))
+    for region, colour in zip(regions, colours, strict=True):
+        _draw_contour(picture, region, colour)
+
+    found = [region.getbbox() is not None for region in regions]
+    notes = [_note(score, shown) for score, shown in zip(scores or [None] * len(found), found, strict=True)]
+    rows = [_Row(*row) for row in zip(colours, found, map(_plain, labels), notes, strict=True)]
+    return _stack(picture, _draw_legend(rows, picture.size) if rows else None)
+
+
+def to_mask_image(mask: Mask) -> Image.Image:
+    """Turn a mask into an image that any viewer shows.
+
+    Args:
+        mask: `(height, width)` array or tensor of bool or of integers, or image of mode "1" or "L".
+
+    Returns:
+        New image of mode "L" and the same size: 255 where the mask is not zero, and 0 elsewhere.
+
+    Raises:
+        ValueError: if the mask has not two dimensions, or holds numbers with a fraction.
+    """
+    return Image.fromarray(np.where(_to_array(mask), 255, 0).astype(np.uint8))
+
+
+def _to_array(mask: Mask) -> NDArray[np.bool_]:
+    values = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
+    if values.ndim != 2:
+        raise ValueError(f"The mask has the shape {values.shape}; give one of two dimensions, (height, width).")
+    if values.dtype.kind not in "bui":
+        raise ValueError(f"The mask holds {values.dtype} values; make it bool first, e.g. with `mask > 0.5`.")
+    return values != 0
+
+
+def _check_request(
+    image: Image.Image, masks: Sequence[Mask], labels: Sequence[str], scores: Sequence[float] | None, opacity: float
+) -> None:
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"`opacity` is {opacity}; give a number from 0 to 1.")
+    if 0 in image.size:
+        raise ValueError(f"The image is {image.width}x{image.height} pixels; give one that has pixels.")
+    if isinstance(labels, str):
+        raise ValueError(f"`labels` is the text {labels!r}; give a list of expressions, e.g. [{labels!r}].")
+    for name, values in (("labels", labels), ("scores", scores)):
+        if values is not None and len(values) != len(masks):
+            raise ValueError(f"There are {len(masks)} masks but {len(values)} `{name}`; give one for each mask.")
+    for index, mask in enumerate(masks):
+        height, width = _to_array(mask).shape
+        if (width, height) != image.size:
+            raise ValueError(
+                f"Mask {index} is {width}x{height} pixels (width x height) but the image {image.width}x{image.height};"
+                " resize the mask to the size of the image."
+            )
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _from_deep(np.asarray(image)).convert("RGB")
+    if image.has_transparency_data:
+        # Pillow converts the premultiplied "La" to nothing but "LA".
+        colours = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, WHITE), colours).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_deep(values: np.ndarray) -> Image.Image:
+    """Show `(H, W)` numbers beyond 8 bits: as they are if all lie in 0…255, and else from the lowest to the highest."""
+    finite = np.nan_to_num(values.astype(np.float64), posinf=255, neginf=0)
+    low, high = min(finite.min(), 0), max(finite.max(), 255)
+    if (low, high) != (0, 255):
+        low, high = finite.min(), max(finite.max(), finite.min() + 1)
+    return Image.fromarray(((finite - low) * (255 / (high - low))).round().astype(np.uint8))
+
+
+def _enlargement(size: tuple[int, int]) -> int:
+    width, height = size
+    return max(1, min(-(-MIN_WIDTH // width), MAX_UPSCALED_HEIGHT // height))
+
+
+def _colour(index: int) -> Colour:
+    """Colour of a mask: those of the palette, then the same mixed with white, with black, and from the start again."""
+    cycle, entry = divmod(index, len(PALETTE))
+    target, share = ((0, 0.0), (255, 0.5), (0, 0.45))[cycle % 3]
+    red, green, blue = (round(value + (target - value) * share) for value in PALETTE[entry])
+    return red, green, blue
+
+
+def _draw_contour(picture: Image.Image, region: Image.Image, colour: Colour) -> None:
+    """Draw the rim of `region` ("L", 0 or 255) on `picture`: a line in `colour` between two thin white and dark ones."""
+    unit = max(1.4, (picture.width * picture.height) ** 0.5 / 200)
+    lines = [((20, 22, 28), 1.05 * unit, 0.45), (WHITE, 0.85 * unit, 1.0), (colour, 0.5 * unit, 1.0)]
+    for box, distance in _rim_distances(np.asarray(region) > 0, reach=int(unit) + 3, softness=max(1, round(unit / 4))):
+        for ink, half_width, strength in lines:
+            covered = np.clip(half_width + 0.5 - distance, 0, 1) * (255 * strength)  # 0…1: anti-aliased
+            picture.paste(ink, box, Image.fromarray(covered.round().astype(np.uint8)))
+
+
+def _rim_distances(
+    region: NDArray[np.bool_], reach: int, softness: int
+) -> Iterator[tuple[tuple[int, int, int, int], NDArray[np.float32]]]:
+    """Yield the box (left, top, right, bottom) of each tile near the rim, and its pixels' `(H, W)` distances to it.
+
+    Tiles keep memory small, and most hold no rim at all. What lies beyond the image counts as outside the region.
+    """
+    height, width = region.shape
+    margin = reach + softness
+    padded = np.pad(region, margin)
+    for top in range(0, height, TILE):
+        for left in range(0, width, TILE):
+            bottom, right = min(top + TILE, height), min(left + TILE, width)
+            tile = padded[top : bottom + 2 * margin, left : right + 2 * margin]
+            if tile.any() and not tile.all():
+                distance = _soften(_signed_distance(tile, reach), softness)
+                yield (left, top, right, bottom), np.abs(distance[reach:-reach, reach:-reach])
+
+
+def _signed_distance(region: NDArray[np.bool_], reach: int) -> NDArray[np.float32]:
+    """Distances `(H, W)` to the rim in pixels, negative inside the region; exact up to `reach`."""
+    outside, inside = _distance_to(region, reach), _distance_to(~region, reach)
+    return outside - inside + np.where(region, np.float32(0.5), np.float32(-0.5))
+
+
+def _distance_to(region: NDArray[np.bool_], reach: int) -> NDArray[np.float32]:
+    """Euclidean distance `(H, W)` of each pixel to the nearest one in the region: one pass per axis."""
+    squared = np.where(region, np.float32(0), np.float32((reach + 1) ** 2))
+    return np.sqrt(_lower_envelope(_lower_envelope(squared, reach).T, reach).T)
+
+
+def _lower_envelope(squared: NDArray[np.float32], reach: int) -> NDArray[np.float32]:
+    nearest = squared.copy()
+    for shift in range(1, reach + 1):
+        moved = squared + np.float32(shift**2)
+        np.minimum(nearest[shift:], moved[:-shift], out=nearest[shift:])
+        np.minimum(nearest[:-shift], moved[shift:], out=nearest[:-shift])
+    return nearest
+
+
+def _soften(values: NDArray[np.float32], step: int) -> NDArray[np.float32]:
+    """Weigh each value with its neighbours at `step`, so that the rim has no stairs; each side loses `step` values."""
+    rows = (values[: -2 * step] + 2 * values[step:-step] + values[2 * step :]) / 4
+    return (rows[:, : -2 * step] + 2 * rows[:, step:-step] + rows[:, 2 * step :]) / 4
+
+
+class _Row(NamedTuple):
+    """One line of the legend."""
+
+    colour: Colour
+    found: bool
+    label: str
+    note: str
+
+
+def _note(score: float | None, found: bool) -> str:
+    parts = [] if score is None else [f"{float(score):.2f}"]
+    return "   ".join(parts if found else [*parts, "nothing found"])
+
+
+def _plain(text: str) -> str:
+    """Text as one line without control characters and, as far as the font needs it, without accents."""
+    words = " ".join(unicodedata.normalize("NFC", text).split())
+    return "".join(_plain_character(character) for character in words)
+
+
+def _plain_character(character: str) -> str:
+    category = unicodedata.category(character)
+    if category[0] in "CM":  # control and format characters, halves of surrogate pairs, lone accents
+        return ""
+    if category == "Pd":
+        return "-"
+    base = "".join(part for part in unicodedata.normalize("NFKD", character) if unicodedata.category(part) != "Mn")
+    return base if base.isascii() else character
+
+
+def _draw_legend(rows: list[_Row], picture_size: tuple[int, int]) -> Image.Image:
+    """Draw the legend on a strip of its own, as wide as the picture, which no letter can leave."""
+    width, height = max(picture_size[0], MIN_WIDTH), picture_size[1]
+    size = round(max(14, min((width * height) ** 0.5 / 28, width / 22)))
+    font = ImageFont.load_default(size=size)
+    notes = max(_text_width(font, row.note) for row in rows)
+    first = round(2.35 * size)  # where the expressions begin
+    room = width - first - notes - (3 if notes else 1) * size
+    labels = [_wrap(row.label, font, room) for row in rows]
+    notes_at = first + max(_text_width(font, line) for lines in labels for line in lines) + 2 * size
+
+    pitch, gap = round(1.3 * size), round(0.35 * size)
+    lines_drawn = sum(map(len, labels))
+    strip = Image.new("RGB", (width, 2 * size + pitch * lines_drawn + gap * (len(rows) - 1)), WHITE)
+    draw = ImageDraw.Draw(strip)
+    top = size
+    for row, lines in zip(rows, labels, strict=True):
+        _draw_swatch(strip, (size, top + (pitch - size) // 2), size, row)
+        for index, line in enumerate(lines):
+            baseline = top + index * pitch + (pitch + round(0.7 * size)) // 2
+            draw.text((first, baseline), line, INK, font, anchor="ls")
+        draw.text((notes_at, top + (pitch + round(0.7 * size)) // 2), row.note, GREY, font, anchor="ls")
+        top += len(lines) * pitch + gap
+    return strip
+
+
+def _draw_swatch(strip: Image.Image, corner: tuple[int, int], side: int, row: _Row) -> None:
+    """Draw a rounded square in the row's colour: filled, or only its outline if nothing was found."""
+    fine = 4 * side
+    shape = Image.new("L", (fine, fine))
+    ImageDraw.Draw(shape).rounded_rectangle(
+        (0, 0, fine - 1, fine - 1), fine // 4, fill=255 if row.found else 0, outline=255, width=fine // 8
+    )
+    strip.paste(row.colour, corner, shape.resize((side, side), Image.Resampling.LANCZOS))
+
+
+def _text_width(font: Font, text: str) -> int:
+    return int(np.ceil(font.getlength(text)))
+
+
+def _wrap(text: str, font: Font, room: int) -> list[str]:
+    """Break text into at most `MAX_LINES` lines of at most `room` pixels; what does not fit becomes "…"."""
+    lines: list[str] = []
+    rest = text[: room * MAX_LINES]  # one letter takes a pixel at least; measuring a whole book would take long
+    while len(lines) < MAX_LINES - 1 and _text_width(font, rest) > room:
+        end = _fitting(rest, font, room)
+        space = rest.rfind(" ", 1, end + 1)
+        end = space if space > 0 else end
+        lines.append(rest[:end].rstrip())
+        rest = rest[end:].lstrip()
+    if _text_width(font, rest) > room:
+        rest = rest[: _fitting(rest, font, room - _text_width(font, "…"))].rstrip() + "…"
+    return [*lines, rest]
+
+
+def _fitting(text: str, font: Font, room: int) -> int:
+    """Number of first letters, one at least, that fit into `room` pixels."""
+    low, high = 1, len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if _text_width(font, text[:middle]) <= room else (low, middle - 1)
+    return low
+
+
+def _stack(picture: Image.Image, legend: Image.Image | None) -> Image.Image:
+    """Lay the picture above the legend; a picture that is narrower stands in the middle."""
+    if legend is None:
+        return picture
+    canvas = Image.new("RGB", (legend.width, picture.height + legend.height), WHITE)
+    canvas.paste(picture, ((legend.width - picture.width) // 2, 0))
+    canvas.paste(legend, (0, picture.height))
+    return canvas

@@ -1,0 +1,124 @@
+"""Reading other people's weight files safely, renaming their keys, and loading them strictly."""
+
+import argparse
+import pickle
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+
+Rules = list[tuple[str, str]]
+
+# Training loops store their arguments, and a best score as a numpy number, beside the weights. Both are plain data.
+_PLAIN_GLOBALS: list[Any] = [
+    argparse.Namespace,
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("bool", "int32", "int64", "float32", "float64")),
+    *((np._core.multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
+
+
+def _load_pickle(path: Path) -> Any:
+    """`torch.load` of plain data only, mapped into memory where the format allows."""
+    try:
+        with torch.serialization.safe_globals(_PLAIN_GLOBALS):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"(?:GLOBAL|global|class) `?([\w.]+\.[\w.]+)", str(error))
+        what = f"it asks for `{wanted[1]}`" if wanted else str(error).splitlines()[0]
+        raise ValueError(
+            f"{path} is refused: {what}, which is not plain data, and loading it could run code. Save the bare state "
+            "dict again from a program that you trust."
+        ) from error
+    except (RuntimeError, EOFError, KeyError, AttributeError, TypeError, IndexError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a whole PyTorch checkpoint: {str(error).splitlines()[0]}") from error
+
+
+def _unwrap(checkpoint: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict inside `{"model": ..., "args": ...}` and the like, without a `module.` prefix."""
+    while isinstance(checkpoint, Mapping):
+        inner = next((checkpoint[name] for name in ("model", "state_dict") if name in checkpoint), None)
+        if not isinstance(inner, Mapping):
+            break
+        checkpoint = inner
+    if not isinstance(checkpoint, Mapping):
+        raise ValueError(f"{path} holds a {type(checkpoint).__name__}; give a state dict, or a dict with one in `model`.")
+    state_dict = {str(key).removeprefix("module."): value for key, value in checkpoint.items()}
+    odd = [key for key, value in state_dict.items() if not isinstance(value, Tensor)]
+    if odd or not state_dict:
+        raise ValueError(f"{path} holds no state dict: {f'{odd[0]!r} is not a tensor' if odd else 'it is empty'}.")
+    return state_dict
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Read the state dict in a PyTorch or safetensors file, on the CPU.
+
+    Args:
+        path: a `.pth`, `.pt` or `.bin` file with a bare state dict, or with one under `model` or `state_dict`, with or
+            without a `module.` prefix; or a `.safetensors` file.
+
+    Returns:
+        The tensors by key, without the `module.` prefix.
+
+    Raises:
+        OSError: if there is no such file.
+        ValueError: if it is damaged, holds no state dict, or wants to run code (it is then not run).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no checkpoint file {path}; give the path of a .pth or .safetensors file.")
+    if path.suffix != ".safetensors":
+        return _unwrap(_load_pickle(path), path)
+    try:
+        return _unwrap(load_file(path), path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def rename(key: str, rules: Rules) -> str | None:
+    """The first rule (pattern of the whole key, replacement) that fits, applied; None if none does."""
+    for pattern, replacement in rules:
+        if match := re.fullmatch(pattern, key):
+            return match.expand(replacement)
+    return None
+
+
+def _listing(keys: Iterable[str]) -> str:
+    keys = sorted(keys)
+    return ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
+
+
+def load_strictly(model: nn.Module, state_dict: dict[str, Tensor], source: str) -> None:
+    """Assign every tensor to its parameter or buffer; nothing may be missing, left over or of another shape.
+
+    Args:
+        model: takes the tensors themselves, without a copy; may be on the meta device.
+        state_dict: tensors by the model's keys.
+        source: where they come from, for the error.
+
+    Raises:
+        ValueError: lists the keys that do not fit.
+    """
+    own = model.state_dict()
+    wrong = [
+        f"{key} has shape {list(state_dict[key].shape)} instead of {list(own[key].shape)}"
+        for key in own.keys() & state_dict.keys()
+        if own[key].shape != state_dict[key].shape
+    ]
+    problems = {
+        "missing keys": own.keys() - state_dict.keys(),
+        "unknown keys": state_dict.keys() - own.keys(),
+        "wrong shapes": wrong,
+    }
+    if any(problems.values()):
+        lists = "; ".join(f"{name}: {_listing(keys)}" for name, keys in problems.items() if keys)
+        raise ValueError(f"{source} does not fit the model ({lists}).")
+    model.load_state_dict(state_dict, assign=True)

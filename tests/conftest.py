@@ -1,0 +1,96 @@
+"""Small models, tokenizers and images made on the spot; nothing is fetched."""
+
+import copy
+import os
+
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import BertTokenizer
+
+from crossvlt_hf import CrossVLTConfig, CrossVLTModel, CrossVLTProcessor
+
+
+torch.set_num_threads(2 if "PYTEST_XDIST_WORKER" not in os.environ else 1)
+
+WORDS = "the a left right of cup spoon man in red white bus above below table".split()
+
+
+def tiny_config(**kwargs) -> CrossVLTConfig:
+    """A model of 0.2 million parameters, without anything random in training."""
+    vision = {
+        "embed_dim": 8,
+        "depths": [1, 2, 1, 1],
+        "num_heads": [1, 2, 2, 4],
+        "window_size": 4,
+        "drop_path_rate": 0.0,
+        **kwargs.pop("vision_config", {}),
+    }
+    text = {
+        "vocab_size": 64,
+        "hidden_size": 16,
+        "depths": [2, 1, 1, 1],
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "max_position_embeddings": 40,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        **kwargs.pop("text_config", {}),
+    }
+    defaults = {"fusion_head_dim": 4, "alignment_dim": 16, "decoder_hidden_size": 16}
+    return CrossVLTConfig(vision_config=vision, text_config=text, **{**defaults, **kwargs})
+
+
+def tiny_tokenizer() -> BertTokenizer:
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    return BertTokenizer(vocab={word: index for index, word in enumerate(vocabulary)})
+
+
+def fake_batch(config: CrossVLTConfig, batch: int = 2, height: int = 32, width: int = 48, words: int = 7) -> dict:
+    """Inputs and labels for a model; the second half of the batch has padding."""
+    generator = torch.Generator().manual_seed(batch * height + width)
+    mask = torch.ones(batch, words, dtype=torch.long)
+    mask[batch // 2 :, words // 2 + 1 :] = 0
+    shape = (batch, config.vision_config.num_channels, height, width)
+    return {
+        "pixel_values": torch.randn(shape, generator=generator),
+        "input_ids": torch.randint(1, config.text_config.vocab_size, (batch, words), generator=generator) * mask,
+        "attention_mask": mask,
+        "labels": (torch.rand(batch, height, width, generator=generator) > 0.6).long(),
+    }
+
+
+@pytest.fixture(scope="session")
+def _shared_model() -> CrossVLTModel:
+    torch.manual_seed(0)
+    return CrossVLTModel(tiny_config()).eval()
+
+
+@pytest.fixture
+def model(_shared_model) -> CrossVLTModel:
+    return copy.deepcopy(_shared_model)
+
+
+@pytest.fixture
+def processor() -> CrossVLTProcessor:
+    return CrossVLTProcessor.from_tokenizer(tiny_tokenizer(), image_size=64, max_length=9)
+
+
+@pytest.fixture
+def checkpoint(tmp_path, model, processor):
+    """A folder with the tiny model and its processor."""
+    folder = tmp_path / "checkpoint"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def photo() -> Image.Image:
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((80, 60), Image.Resampling.BICUBIC)
