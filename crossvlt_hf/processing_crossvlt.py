@@ -118,7 +118,10 @@ def to_label_map(mask: Image.Image | np.ndarray | Tensor | Sequence) -> np.ndarr
 def _as_images(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
     if isinstance(images, np.ndarray | Tensor):
         return list(images) if images.ndim == 4 else [images]
-    return list(images) if isinstance(images, list | tuple) else [images]
+    images = list(images) if isinstance(images, list | tuple) else [images]
+    if odd := [entry for entry in images if isinstance(entry, list | tuple) and len(entry) != 1]:
+        raise ValueError(f"`images` holds a list of {len(odd[0])} images; give one image for each list of expressions.")
+    return [entry[0] if isinstance(entry, list | tuple) else entry for entry in images]
 
 
 def _as_expressions(text: str | Sequence) -> list[str] | list[list[str]]:
@@ -170,8 +173,9 @@ class CrossVLTProcessor(ProcessorMixin):
     Args:
         image_processor: `SegformerImageProcessor`, which squashes to a square, 480x480 in the paper.
         tokenizer: the tokenizer of the language encoder.
-        max_length: the most tokens of an expression, [CLS] and [SEP] included; 21 in the paper. Longer ones are cut
-            (and keep their [SEP], which the authors' code cuts off), shorter ones padded.
+
+    An expression has at most 21 tokens, [CLS] and [SEP] included, as in the paper, or `max_length` where the tokenizer
+    has one of its own. Longer ones are cut (and keep their [SEP], which the authors' code cuts off), shorter ones padded.
 
     Example:
 
@@ -183,22 +187,31 @@ class CrossVLTProcessor(ProcessorMixin):
     ```
     """
 
-    text_kwargs = {"padding": "max_length", "truncation": True}
+    text_kwargs = {"padding": "max_length", "truncation": True, "max_length": 21}
 
-    def __init__(self, image_processor: Any, tokenizer: Any, max_length: int = 21, **kwargs: Any):
-        if max_length < 3:
-            raise ValueError(f"`max_length` is {max_length}; give at least 3, for [CLS], a word and [SEP].")
-        self.max_length = max_length
+    def __init__(self, image_processor: Any, tokenizer: Any, **kwargs: Any):
         super().__init__(image_processor, tokenizer, **kwargs)
 
     @classmethod
     def from_tokenizer(
         cls, tokenizer: PreTrainedTokenizerBase, image_size: int | tuple[int, int] = 480, max_length: int = 21
     ) -> "CrossVLTProcessor":
-        """A processor for a tokenizer, with the paper's image processing at `image_size` (side, or height and width)."""
+        """A processor with the paper's image processing.
+
+        Args:
+            tokenizer: the tokenizer of the language encoder.
+            image_size: the side, or height and width, to which images are squashed.
+            max_length: the most tokens of an expression; it is set on the tokenizer and saved with it.
+
+        Raises:
+            ValueError: if `max_length` leaves no room for a word.
+        """
+        if max_length < 3:
+            raise ValueError(f"`max_length` is {max_length}; give at least 3, for [CLS], a word and [SEP].")
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        image_processor = SegformerImageProcessorPil(size={"height": height, "width": width})
-        return cls(image_processor, tokenizer, max_length=max_length)
+        # Where ProcessorMixin looks for it, and what the tokenizer saves
+        tokenizer.init_kwargs["max_length"] = max_length
+        return cls(SegformerImageProcessorPil(size={"height": height, "width": width}), tokenizer)
 
     @classmethod
     def _get_arguments_from_pretrained(cls, name: str, processor_dict: dict | None = None, **kwargs: Any) -> list:
@@ -249,15 +262,11 @@ class CrossVLTProcessor(ProcessorMixin):
             groups = None if images is None else _pair(len(_as_images(images)), text)
             expressions = _as_expressions(text) if groups is None else [entry for group in groups for entry in group]
             single = images is None and isinstance(text, str)
-            data |= self._tokenize(expressions[0] if single else expressions, merged["text_kwargs"])
+            data |= self.tokenizer(expressions[0] if single else expressions, **merged["text_kwargs"])
         if images is not None:
             counts = [1] * len(_as_images(images)) if text is None else [len(group) for group in groups]
             data |= self._process_images(images, counts, segmentation_maps, merged["images_kwargs"])
         return BatchFeature(data, tensor_type=merged["text_kwargs"].get("return_tensors"))
-
-    def _tokenize(self, expressions: str | list, text_kwargs: dict[str, Any]) -> dict[str, Any]:
-        text_kwargs = {"max_length": self.max_length, **text_kwargs}
-        return dict(self.tokenizer(expressions, **text_kwargs))
 
     def _process_images(  # type: ignore[override]
         self, images: Any, counts: list[int], masks: Any, images_kwargs: dict[str, Any]
