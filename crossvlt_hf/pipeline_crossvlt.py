@@ -34,7 +34,9 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
     _load_feature_extractor = False
     _load_tokenizer = False
 
-    def __call__(self, image: Any, text: str | Sequence[str] | Sequence[Sequence[str]] | None = None, **kwargs: Any) -> Any:
+    def __call__(
+        self, image: Any, text: str | Sequence[str] | Sequence[Sequence[str]] | None = None, **kwargs: Any
+    ) -> Any:
         """Segment.
 
         Args:

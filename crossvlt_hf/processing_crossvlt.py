@@ -45,7 +45,9 @@ def _array_to_pil(array: np.ndarray | Tensor) -> Image.Image:
     if values.ndim == 3 and first:
         values = np.moveaxis(values, 0, -1)
     if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[-1] not in (1, 3, 4)) or 0 in values.shape:
-        raise ValueError(f"An image has shape {array.shape}; give (height, width) or 1, 3 or 4 channels first or last.")
+        raise ValueError(
+            f"An image has shape {array.shape}; give (height, width) or 1, 3 or 4 channels first or last."
+        )
     values = _scaled_to_bytes(values)
     return Image.fromarray(values[..., 0] if values.ndim == 3 and values.shape[-1] == 1 else values)
 
@@ -120,7 +122,9 @@ def _as_images(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
         return list(images) if images.ndim == 4 else [images]
     images = list(images) if isinstance(images, list | tuple) else [images]
     if odd := [entry for entry in images if isinstance(entry, list | tuple) and len(entry) != 1]:
-        raise ValueError(f"`images` holds a list of {len(odd[0])} images; give one image for each list of expressions.")
+        raise ValueError(
+            f"`images` holds a list of {len(odd[0])} images; give one image for each list of expressions."
+        )
     return [entry[0] if isinstance(entry, list | tuple) else entry for entry in images]
 
 
@@ -320,7 +324,9 @@ class CrossVLTProcessor(ProcessorMixin):
             ValueError: if the number of sizes is not B, a size is not positive, or the threshold not in (0, 1).
         """
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs.logits
-        sizes = [logits.shape[-2:]] * len(logits) if target_sizes is None else [tuple(map(int, s)) for s in target_sizes]
+        sizes = (
+            [logits.shape[-2:]] * len(logits) if target_sizes is None else [tuple(map(int, s)) for s in target_sizes]
+        )
         if len(sizes) != len(logits):
             raise ValueError(f"There are {len(logits)} results and {len(sizes)} target sizes; give one size for each.")
         if any(len(size) != 2 or min(size) < 1 for size in sizes):

@@ -50,7 +50,9 @@ def _unwrap(checkpoint: Any, path: Path) -> dict[str, Tensor]:
             break
         checkpoint = inner
     if not isinstance(checkpoint, Mapping):
-        raise ValueError(f"{path} holds a {type(checkpoint).__name__}; give a state dict, or a dict with one in `model`.")
+        raise ValueError(
+            f"{path} holds a {type(checkpoint).__name__}; give a state dict, or a dict with one in `model`."
+        )
     state_dict = {str(key).removeprefix("module."): value for key, value in checkpoint.items()}
     odd = [key for key, value in state_dict.items() if not isinstance(value, Tensor)]
     if odd or not state_dict:
