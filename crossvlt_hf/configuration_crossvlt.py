@@ -1,7 +1,7 @@
 """Configuration of CrossVLT (Cho, Yu, Kang, IEEE TMM 2023, https://arxiv.org/abs/2408.07539).
 
-Two strict sub-configs whose field names are those of transformers' `SwinConfig` and `BertConfig`, so that the config of
-any Swin v1 or BERT checkpoint fits, and one config that joins them. Lists hold one entry per stage.
+Two strict sub-configs whose field names are those of transformers' `SwinConfig` and `BertConfig`, so that the config
+of any Swin v1 or BERT checkpoint fits, and one config that joins them. Lists hold one entry per stage.
 """
 
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers.configuration_utils import PreTrainedConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 
 NUM_STAGES = 4
@@ -46,10 +46,12 @@ def _reject_misspelt(config: PreTrainedConfig, names: Iterable[str]) -> None:
             raise ValueError(f"{type(config).__name__} has no field `{name}`; did you mean `{close[0]}`?")
 
 
-def _adopt(config: dict | PreTrainedConfig | None, field: str, own: type[PreTrainedConfig], library: str) -> Any:
+def _adopt(config: Any, field: str, own: type[PreTrainedConfig], library: str) -> Any:
     """Take over what the `library`'s config (an instance, or its dict) of the same architecture says."""
-    values = config.to_dict() if isinstance(config, PreTrainedConfig) else config
-    model_type = (values or {}).get("model_type", own.model_type)
+    values = config.to_dict() if isinstance(config, PreTrainedConfig) else {} if config is None else config
+    if not isinstance(values, dict):
+        raise ValueError(f"`{field}` is {config!r}; give a config or a dict of its fields.")
+    model_type = values.get("model_type", own.model_type)
     if model_type == own.model_type:
         return config
     if model_type != library:
@@ -73,7 +75,7 @@ class CrossVLTVisionConfig(PreTrainedConfig):
         qkv_bias: whether the query, key and value projections have a bias.
         hidden_dropout_prob: dropout after the patch embedding and in the MLPs and output projections.
         attention_probs_dropout_prob: dropout of the attention weights.
-        drop_path_rate: stochastic depth of the last block; rises linearly from 0 over all blocks, acts on both branches.
+        drop_path_rate: stochastic depth of the last block, on both branches; it rises linearly from 0 over all blocks.
         hidden_act: activation of the MLPs.
         use_absolute_embeddings: not supported; there so that a Swin config which has them is refused by name.
         initializer_range: standard deviation of the truncated normal from which new weights are drawn.
@@ -251,7 +253,6 @@ class CrossVLTConfig(PreTrainedConfig):
         initializer_range: standard deviation from which the weights outside the two encoders are drawn.
 
     Example:
-
     ```python
     >>> from crossvlt_hf import CrossVLTConfig, CrossVLTModel
 
@@ -261,7 +262,10 @@ class CrossVLTConfig(PreTrainedConfig):
     """
 
     model_type = "crossvlt"
-    sub_configs_defaults = {"vision_config": CrossVLTVisionConfig, "text_config": CrossVLTTextConfig}
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(CrossVLTVisionConfig),
+        "text_config": SubConfigSpec(CrossVLTTextConfig),
+    }
     # What Trainer leaves out of its predictions: only the logits have a value there.
     keys_to_ignore_at_inference = [
         "mask_loss",
@@ -276,8 +280,9 @@ class CrossVLTConfig(PreTrainedConfig):
         "fusion_attentions",
     ]
 
-    vision_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
+    # A dict, a config or None at first; a config of ours from `__post_init__` on
+    vision_config: Any = None
+    text_config: Any = None
     fusion_direction: Literal["both", "words_to_pixels", "pixels_to_words", "late"] = "both"
     alignment_stages: Literal["all", "last", "none"] = "all"
     alignment_dim: int = 256

@@ -27,7 +27,15 @@ from .weights import Rules, read_state_dict, rename
 logger = logging.get_logger(__name__)
 
 # Architecture only: rates and sizes of training are CrossVLT's own
-SWIN_FIELDS = ("embed_dim", "depths", "num_heads", "window_size", "mlp_ratio", "qkv_bias", "hidden_act")
+SWIN_FIELDS: tuple[str, ...] = (
+    "embed_dim",
+    "depths",
+    "num_heads",
+    "window_size",
+    "mlp_ratio",
+    "qkv_bias",
+    "hidden_act",
+)
 SWIN_FIELDS += ("patch_size", "num_channels", "layer_norm_eps", "use_absolute_embeddings")
 
 # Transformers' Swin in Microsoft's names. On disk it has `attention.self.query` and so on; within 5.x the modules are
@@ -70,7 +78,8 @@ class EncoderReport:
 
 def _load_library_model(model_class: type[PreTrainedModel], source: str | Path, **kwargs: Any) -> dict[str, Tensor]:
     """Weights of a checkpoint of the library's, every one that its config asks for."""
-    model, info = model_class.from_pretrained(source, output_loading_info=True, dtype=torch.float32, **kwargs)
+    loaded: Any = model_class.from_pretrained(source, output_loading_info=True, dtype=torch.float32, **kwargs)
+    model, info = loaded
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ValueError(f"{source} lacks {len(missing)} weights that its config asks for: {', '.join(missing[:8])}.")
@@ -155,8 +164,8 @@ def _places(depths: list[int], num_layers: int, later_stages: bool, source: str 
     slots = [(stage, layer) for stage in stages for layer in range(depths[stage])]
     if len(slots) > num_layers:
         raise ValueError(
-            f"{source} has {num_layers} layers, but {len(slots)} are wanted; give `text_config={{'depths': [...]}}` with "
-            f"at most {num_layers}{' in all' if later_stages else ' in stage 1'}."
+            f"{source} has {num_layers} layers, but {len(slots)} are wanted; give `text_config={{'depths': [...]}}` "
+            f"with at most {num_layers}{' in all' if later_stages else ' in stage 1'}."
         )
     return dict(enumerate(slots))
 

@@ -1,6 +1,7 @@
 """Loading a checkpoint strictly: what Transformers would silently re-initialise is an error here."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
@@ -44,13 +45,15 @@ def load_checkpoint(
         model_type = CrossVLTConfig.get_config_dict(source)[0].get("model_type")  # first, since it fails fastest
         if model_type != CrossVLTConfig.model_type:
             raise ValueError(f"{source} is a checkpoint of type {model_type!r}; give one of type 'crossvlt'.")
-        options = {"dtype": dtype, "ignore_mismatched_sizes": True, "output_loading_info": True}  # they are told below
-        model, info = CrossVLTModel.from_pretrained(source, **options)
+        loaded: Any = CrossVLTModel.from_pretrained(
+            source, dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True
+        )
         processor = CrossVLTProcessor.from_pretrained(source)
     except (HFValidationError, SafetensorError) as error:
         raise OSError(f"{source} is no checkpoint folder or Hub id, or it is damaged: {error}") from error
     except StrictDataclassError as error:
         raise ValueError(f"The config of {source} is not valid. {' '.join(str(error).split())}") from error
+    model, info = loaded
     problems = {name: sorted(map(str, info[name])) for name in ("missing_keys", "mismatched_keys") if info[name]}
     if problems:
         lists = "; ".join(f"{name.replace('_', ' ')}: {', '.join(keys[:4])}" for name, keys in problems.items())

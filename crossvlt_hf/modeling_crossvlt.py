@@ -1,12 +1,14 @@
-"""CrossVLT: cross-aware early fusion with stage-divided vision and language Transformer encoders for referring image
-segmentation (Cho, Yu, Kang, IEEE TMM 2023, https://arxiv.org/abs/2408.07539).
+"""CrossVLT, a network for referring image segmentation (Cho, Yu, Kang, IEEE TMM 2023).
 
-Shapes: B pairs of an image and an expression, T words (tokens), D their width, (H, W) the grid of a stage, C its width,
-N = H * W its positions. Pixels stay a grid (B, H, W, C) throughout.
+"Cross-aware Early Fusion with Stage-divided Vision and Language Transformer Encoders for Referring Image
+Segmentation", https://arxiv.org/abs/2408.07539.
+
+Shapes: B pairs of an image and an expression, T words (tokens), D their width, (H, W) the grid of a stage, C its
+width, N = H * W its positions. Pixels stay a grid (B, H, W, C) throughout.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any
@@ -27,12 +29,12 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .configuration_crossvlt import CrossVLTConfig, CrossVLTTextConfig, CrossVLTVisionConfig
 
 
-# Added to the attention scores of what must not be read. Finite, so that a row of nothing but padding stays finite, and
-# far inside float16's range, so that a score may come on top.
+# Added to the attention scores of what must not be read. Finite, so that a row of nothing but padding stays finite,
+# and far inside float16's range, so that a score may come on top.
 MASKED = -3e4
 # Between the regions that the cyclic shift of a window brings together (Swin Transformer, section 3.2).
 SHIFT_MASKED = -100.0
-# Cross-entropy weights of background and object, weight of the mask loss, label that both losses ignore (section III-D).
+# Cross-entropy weights of background and object, weight of the mask loss, label that both losses ignore
 CLASS_WEIGHTS = (0.9, 1.1)
 MASK_LOSS_WEIGHT = 2.0
 IGNORE_INDEX = 255
@@ -87,7 +89,7 @@ class CrossVLTOutput(ModelOutput):
         text_hidden_states: as in [`CrossVLTTextOutput`].
         text_attentions: as in [`CrossVLTTextOutput`].
         cross_attentions: as in [`CrossVLTTextOutput`].
-        fusion_hidden_states: what the fusions give, (B, H, W, C) each: of stage 1, merged stage 1, stage 2, ... stage 4.
+        fusion_hidden_states: what the fusions give, (B, H, W, C) each: stage 1, merged stage 1, stage 2, ... stage 4.
         fusion_attentions: the pixels' attention to the words, (B, heads, N, T) each, in the same order.
     """
 
@@ -135,7 +137,7 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
 class CrossVLTMLP(nn.Module):
     """Two linear layers with an activation between and dropout behind."""
 
-    def __init__(self, width: int, inner_width: int, activation: str, dropout: float):
+    def __init__(self, width: int, inner_width: int, activation: str, dropout: float) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, inner_width)
         self.activation = ACT2FN[activation]
@@ -152,7 +154,7 @@ class CrossVLTMLP(nn.Module):
 class CrossVLTDropPath(nn.Module):
     """Stochastic depth (Huang et al., ECCV 2016): drop a residual branch for some samples of the batch in training."""
 
-    def __init__(self, rate: float):
+    def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
@@ -169,7 +171,7 @@ class CrossVLTDropPath(nn.Module):
 class CrossVLTPatchEmbeddings(nn.Module):
     """Cut the image into patches, those at the right and bottom edges filled up with zeros, and embed each."""
 
-    def __init__(self, config: CrossVLTVisionConfig):
+    def __init__(self, config: CrossVLTVisionConfig) -> None:
         super().__init__()
         self.patch_size = config.patch_size
         self.projection = nn.Conv2d(config.num_channels, config.embed_dim, config.patch_size, stride=config.patch_size)
@@ -185,7 +187,7 @@ class CrossVLTPatchEmbeddings(nn.Module):
 class CrossVLTPatchMerging(nn.Module):
     """Join every 2x2 neighbourhood into one position of twice the width; odd grids are filled up with zeros."""
 
-    def __init__(self, width: int, eps: float):
+    def __init__(self, width: int, eps: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(4 * width, eps=eps)
         self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
@@ -240,7 +242,7 @@ class CrossVLTWindowAttention(nn.Module):
     input is zero; their query, key and value are the projection's bias, so they are padded only after the projection.
     """
 
-    def __init__(self, config: CrossVLTVisionConfig, stage: int, shift: int):
+    def __init__(self, config: CrossVLTVisionConfig, stage: int, shift: int) -> None:
         super().__init__()
         width = config.hidden_sizes[stage]
         self.config = config
@@ -252,6 +254,7 @@ class CrossVLTWindowAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=config.qkv_bias)
         self.proj = nn.Linear(width, width)
         self.proj_dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.relative_position_index: Tensor
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * self.window - 1) ** 2, self.num_heads))
         self.register_buffer("relative_position_index", self.compute_relative_position_index(), persistent=False)
 
@@ -307,7 +310,7 @@ class CrossVLTWindowAttention(nn.Module):
 class CrossVLTVisionBlock(GradientCheckpointingLayer):
     """Swin block: pre-norm window attention, then a pre-norm MLP, with stochastic depth on both branches."""
 
-    def __init__(self, config: CrossVLTVisionConfig, stage: int, shift: int, drop_path_rate: float):
+    def __init__(self, config: CrossVLTVisionConfig, stage: int, shift: int, drop_path_rate: float) -> None:
         super().__init__()
         width = config.hidden_sizes[stage]
         self.norm1 = nn.LayerNorm(width, eps=config.layer_norm_eps)
@@ -325,7 +328,7 @@ class CrossVLTVisionBlock(GradientCheckpointingLayer):
 class CrossVLTVisionStage(nn.Module):
     """The Swin blocks of a stage, every second one with shifted windows, and the merging that leads to the next."""
 
-    def __init__(self, config: CrossVLTVisionConfig, stage: int):
+    def __init__(self, config: CrossVLTVisionConfig, stage: int) -> None:
         super().__init__()
         width, blocks_before = config.hidden_sizes[stage], sum(config.depths[:stage])
         self.window, self.shift = config.window_size, config.window_size // 2
@@ -357,7 +360,7 @@ class CrossVLTVisionStage(nn.Module):
 class CrossVLTTextEmbeddings(nn.Module):
     """Sum of word, position and token type embeddings, normalised."""
 
-    def __init__(self, config: CrossVLTTextConfig):
+    def __init__(self, config: CrossVLTTextConfig) -> None:
         super().__init__()
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
@@ -376,7 +379,7 @@ class CrossVLTTextEmbeddings(nn.Module):
 class CrossVLTTextAttention(nn.Module):
     """Multi-head attention of the words to themselves or to pixels; keys and values come from `context_dim`."""
 
-    def __init__(self, config: CrossVLTTextConfig, context_dim: int):
+    def __init__(self, config: CrossVLTTextConfig, context_dim: int) -> None:
         super().__init__()
         self.config = config
         self.num_heads = config.num_attention_heads
@@ -405,7 +408,7 @@ class CrossVLTTextAttention(nn.Module):
 class CrossVLTTextLayer(GradientCheckpointingLayer):
     """BERT layer, post-norm: attention of the words to a context (themselves or pixels), then a feed-forward block."""
 
-    def __init__(self, config: CrossVLTTextConfig, context_dim: int | None = None):
+    def __init__(self, config: CrossVLTTextConfig, context_dim: int | None = None) -> None:
         super().__init__()
         self.attention = CrossVLTTextAttention(config, context_dim or config.hidden_size)
         self.attention_dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -424,7 +427,7 @@ class CrossVLTTextLayer(GradientCheckpointingLayer):
 class CrossVLTTextStage(nn.Module):
     """A language stage: the words attend to the pixels of the stage before, if there are any, then to each other."""
 
-    def __init__(self, config: CrossVLTTextConfig, stage: int, context_dim: int | None):
+    def __init__(self, config: CrossVLTTextConfig, stage: int, context_dim: int | None) -> None:
         super().__init__()
         self.cross_attention = None if context_dim is None else CrossVLTTextLayer(config, context_dim)
         self.layers = nn.ModuleList(CrossVLTTextLayer(config) for _ in range(config.depths[stage]))
@@ -460,7 +463,7 @@ class CrossVLTFusionAttention(nn.Module):
     Original: query and output have biases, which the normalisation behind each cancels exactly.
     """
 
-    def __init__(self, config: CrossVLTConfig, width: int, inner_width: int):
+    def __init__(self, config: CrossVLTConfig, width: int, inner_width: int) -> None:
         super().__init__()
         text_width = config.text_config.hidden_size
         self.config = config
@@ -492,7 +495,7 @@ class CrossVLTFusion(GradientCheckpointingLayer):
     pixel magnifies rounding, which in bfloat16 puts an error of 42 % of their spread on the logits.
     """
 
-    def __init__(self, config: CrossVLTConfig, width: int, inner_width: int):
+    def __init__(self, config: CrossVLTConfig, width: int, inner_width: int) -> None:
         super().__init__()
         self.attention = CrossVLTFusionAttention(config, width, inner_width)
         self.projection = CrossVLTFloat32Linear(width, width)
@@ -508,7 +511,7 @@ class CrossVLTFusion(GradientCheckpointingLayer):
 class CrossVLTGatedResidual(nn.Module):
     """`pixels + g(fused)` with the language gate `g(f) = tanh(W2 relu(W1 f)) * f` (LAVT, section 3.2)."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, width, bias=False)
         self.fc2 = nn.Linear(width, width, bias=False)
@@ -520,7 +523,7 @@ class CrossVLTGatedResidual(nn.Module):
 class CrossVLTAlignment(nn.Module):
     """Cosine similarity of every pixel with the sentence, over a learnable temperature (section III-C)."""
 
-    def __init__(self, config: CrossVLTConfig, width: int):
+    def __init__(self, config: CrossVLTConfig, width: int) -> None:
         super().__init__()
         self.pixel_projection = nn.Linear(width, config.alignment_dim)
         self.sentence_projection = nn.Linear(config.text_config.hidden_size, config.alignment_dim)
@@ -533,9 +536,9 @@ class CrossVLTAlignment(nn.Module):
 
 
 class CrossVLTStage(nn.Module):
-    """What joins the two encoders in one stage: alignment, fusion, and the way of the fused pixels to the next stage."""
+    """What joins the two encoders in a stage: alignment, fusion, and the way of the fused pixels to the next stage."""
 
-    def __init__(self, config: CrossVLTConfig, stage: int):
+    def __init__(self, config: CrossVLTConfig, stage: int) -> None:
         super().__init__()
         width, merged_width = config.vision_config.hidden_sizes[stage], 2 * config.vision_config.hidden_sizes[stage]
         inner_width = merged_width if stage == 0 else width
@@ -549,8 +552,9 @@ class CrossVLTStage(nn.Module):
         self.merged_gate = CrossVLTGatedResidual(merged_width) if passes_on else None
 
 
-def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear with aligned corners, to (height, width); nothing where the sizes agree."""
+def upsample(maps: Tensor, like: Tensor) -> Tensor:
+    """Bilinear with aligned corners, to the height and width of `like`; nothing where they agree."""
+    size = like.shape[-2:]
     if maps.shape[-2:] == size:
         return maps
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=True)
@@ -559,7 +563,7 @@ def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
 class CrossVLTDecoderBlock(nn.Module):
     """Bring the coarse map to the grid of the finer one, join them, and convolve twice."""
 
-    def __init__(self, in_width: int, width: int):
+    def __init__(self, in_width: int, width: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_width, width, 3, padding=1, bias=False)
         self.norm1 = nn.BatchNorm2d(width)
@@ -567,7 +571,7 @@ class CrossVLTDecoderBlock(nn.Module):
         self.norm2 = nn.BatchNorm2d(width)
 
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
-        joined = torch.cat([upsample(coarse, fine.shape[-2:]), fine], dim=1)
+        joined = torch.cat([upsample(coarse, like=fine), fine], dim=1)
         joined = F.relu(self.norm1(self.conv1(joined)))
         return F.relu(self.norm2(self.conv2(joined)))
 
@@ -575,7 +579,7 @@ class CrossVLTDecoderBlock(nn.Module):
 class CrossVLTDecoder(nn.Module):
     """Join the maps of all stages from coarse to fine: (B, C, H, W) each in, (B, 2, H_1, W_1) out."""
 
-    def __init__(self, config: CrossVLTConfig):
+    def __init__(self, config: CrossVLTConfig) -> None:
         super().__init__()
         width, (*skip_widths, coarsest_width) = config.decoder_width, config.vision_config.hidden_sizes
         in_widths = [coarsest_width] + [width] * (len(skip_widths) - 1)
@@ -615,12 +619,12 @@ def mask_loss(logits: Tensor, labels: Tensor, dice_weight: float = 0.0) -> Tenso
     return loss if dice_weight == 0 else loss + dice_weight * dice_loss(logits, target, valid)
 
 
-def alignment_loss(alignment_maps: list[Tensor], labels: Tensor) -> Tensor:
+def alignment_loss(alignment_maps: Sequence[Tensor], labels: Tensor) -> Tensor:
     """Sum over stages of the binary cross-entropy of the maps, upsampled to the (B, H, W) labels (section III-C)."""
     valid = (labels != IGNORE_INDEX).float()[:, None]
     target = (labels == 1).float()[:, None]
     losses = [
-        F.binary_cross_entropy_with_logits(upsample(map_, target.shape[-2:]), target, weight=valid, reduction="sum")
+        F.binary_cross_entropy_with_logits(upsample(map_, like=target), target, weight=valid, reduction="sum")
         for map_ in alignment_maps
     ]
     return sum(losses, start=valid.new_zeros(())) / valid.sum().clamp(min=1)
@@ -652,7 +656,7 @@ class CrossVLTPreTrainedModel(PreTrainedModel):
     config: CrossVLTConfig
     base_model_prefix = "model"
     main_input_name = "pixel_values"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
     # Every operation on tensors of two modules happens inside one of these, so that they may lie on different devices.
     _no_split_modules = [
@@ -675,7 +679,7 @@ class CrossVLTPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Give each part its start (`init.*` leaves alone what was loaded). Rules, the later over the earlier:
+        """Give each part its start; `init.*` leaves alone what was loaded.
 
         Linear of the language encoder, Embedding   normal, std `initializer_range`; the padding word 0
         every other Linear, gates included          truncated normal, std `initializer_range`
@@ -712,13 +716,13 @@ class CrossVLTVisionModel(CrossVLTPreTrainedModel):
     """The vision encoder: a Swin Transformer v1 without final norm, in four stages. On its own it reads no words."""
 
     config: CrossVLTVisionConfig
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     _can_record_outputs = {
         "hidden_states": OutputRecorder(CrossVLTVisionStage, num_hidden_layers_key="num_stages"),
         "attentions": CrossVLTWindowAttention,
     }
 
-    def __init__(self, config: CrossVLTVisionConfig):
+    def __init__(self, config: CrossVLTVisionConfig) -> None:
         super().__init__(config)
         self.patch_embeddings = CrossVLTPatchEmbeddings(config)
         self.stages = nn.ModuleList(CrossVLTVisionStage(config, stage) for stage in range(config.num_stages))
@@ -745,16 +749,19 @@ class CrossVLTTextModel(CrossVLTPreTrainedModel):
 
     config: CrossVLTTextConfig
     main_input_name = "input_ids"
-    input_modalities = ("text",)
+    input_modalities = ["text"]
     _can_record_outputs = {
         "text_hidden_states": CrossVLTTextStage,
         "text_attentions": OutputRecorder(CrossVLTTextAttention, index=1, layer_name="layers"),
         "cross_attentions": OutputRecorder(CrossVLTTextAttention, index=1, layer_name="cross_attention"),
     }
 
-    def __init__(self, config: CrossVLTTextConfig, context_dims: list[int] | None = None):
+    def __init__(self, config: CrossVLTTextConfig, context_dims: list[int] | None = None) -> None:
         super().__init__(config)
-        dims = [None, *(context_dims or [None] * (config.num_stages - 1))]  # stage 1 has no pixels to read
+        dims: list[int | None] = [
+            None,
+            *(context_dims or [None] * (config.num_stages - 1)),
+        ]  # stage 1 has no pixels to read
         self.embeddings = CrossVLTTextEmbeddings(config)
         self.stages = nn.ModuleList(CrossVLTTextStage(config, stage, dim) for stage, dim in enumerate(dims))
         self.post_init()
@@ -763,7 +770,7 @@ class CrossVLTTextModel(CrossVLTPreTrainedModel):
         """The word embedding."""
         return self.embeddings.word_embeddings
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace the word embedding."""
         self.embeddings.word_embeddings = value
 
@@ -802,7 +809,7 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
         "fusion_attentions": CrossVLTFusionAttention,
     }
 
-    def __init__(self, config: CrossVLTConfig):
+    def __init__(self, config: CrossVLTConfig) -> None:
         super().__init__(config)
         config.validate()  # fields may have been set since the config was made
         merged_widths = config.vision_config.hidden_sizes[1:]
@@ -818,7 +825,7 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
         """The word embedding of the language encoder."""
         return self.text_model.get_input_embeddings()
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace the word embedding of the language encoder."""
         self.text_model.set_input_embeddings(value)
 
@@ -870,13 +877,13 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
                 if stage.merged_fusion is not None:
                     pixels = stage.merged_gate(pixels, stage.merged_fusion(pixels, words, mask))
                 context = pixels
-        logits = upsample(self.decoder(feature_maps).float(), pixel_values.shape[-2:])
+        logits = upsample(self.decoder(feature_maps).float(), like=pixel_values)
 
-        losses = {} if labels is None else self._losses(logits, alignment_maps, labels.to(logits.device))
+        losses = {} if labels is None else self._losses(logits, alignment_maps, labels.to(logits.device).long())
         return CrossVLTOutput(logits=logits, alignment_maps=tuple(alignment_maps) if align else None, **losses)
 
-    def _losses(self, logits: Tensor, alignment_maps: list[Tensor], labels: Tensor) -> dict[str, Tensor]:
-        masks = mask_loss(logits, labels.long(), self.config.dice_loss_weight)
+    def _losses(self, logits: Tensor, alignment_maps: list[Tensor], labels: Tensor) -> dict[str, Any]:
+        masks = mask_loss(logits, labels, self.config.dice_loss_weight)
         alignment = alignment_loss(alignment_maps, labels)
         return {"loss": MASK_LOSS_WEIGHT * masks + alignment, "mask_loss": masks, "alignment_loss": alignment}
 
@@ -896,8 +903,8 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
         batch, _, height, width = pixel_values.shape
         if input_ids.ndim != 2 or input_ids.shape[0] != batch or not 1 <= input_ids.shape[1] <= longest:
             raise ValueError(
-                f"`input_ids` has shape {tuple(input_ids.shape)}; give one expression of 1 to {longest} tokens for each "
-                f"of the {batch} images. Several expressions for an image need the image repeated."
+                f"`input_ids` has shape {tuple(input_ids.shape)}; give one expression of 1 to {longest} tokens for "
+                f"each of the {batch} images. Several expressions for an image need the image repeated."
             )
         for name, value in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids)):
             if value is not None and value.shape != input_ids.shape:

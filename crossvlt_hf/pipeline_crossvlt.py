@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -18,7 +17,6 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
     """Segment in an image the objects that expressions refer to.
 
     Example:
-
     ```python
     >>> from transformers import pipeline
     >>> import crossvlt_hf
@@ -29,10 +27,11 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
     ```
     """
 
-    _load_processor = True
-    _load_image_processor = False
-    _load_feature_extractor = False
-    _load_tokenizer = False
+    _load_processor: Any = True
+    _load_image_processor: Any = False
+    _load_feature_extractor: Any = False
+    _load_tokenizer: Any = False
+    processor: Any
 
     def __call__(
         self, image: Any, text: str | Sequence[str] | Sequence[Sequence[str]] | None = None, **kwargs: Any
@@ -79,7 +78,8 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
         """One chunk for each expression; the image is prepared once."""
         if not isinstance(inputs, dict) or "image" not in inputs or inputs.get("text") is None:
             raise ValueError(
-                f'An input is a {type(inputs).__name__}; give an image and `text`, or a dict {{"image": ..., "text": ...}}.'
+                f"An input is a {type(inputs).__name__}; give an image and `text`, or a dict "
+                '{"image": ..., "text": ...}.'
             )
         (expressions,) = _pair(1, inputs["text"])
         image: ImageLike = to_rgb(inputs["image"])

@@ -39,7 +39,10 @@ def _scaled_to_bytes(values: np.ndarray) -> np.ndarray:
 def _array_to_pil(array: np.ndarray | Tensor) -> Image.Image:
     """An image array, channels first or last or absent; where both could be, a tensor has them first."""
     first = isinstance(array, Tensor)
-    values = array.detach().cpu().float().numpy() if first and array.is_floating_point() else np.asarray(array)
+    if isinstance(array, Tensor):
+        array = array.detach().cpu()
+        array = (array.float() if array.is_floating_point() else array).numpy()
+    values = np.asarray(array)
     if values.ndim == 3 and (values.shape[0] if first else values.shape[-1]) not in (1, 3, 4):
         first = not first
     if values.ndim == 3 and first:
@@ -72,9 +75,9 @@ def to_rgb(image: ImageLike) -> Image.Image:
     """Turn whatever shows an image into an upright 8-bit RGB image.
 
     Args:
-        image: a path, a URL, a PIL image of any mode, or an array or tensor with the channels first, last or absent. Its
-            numbers may be bool, 0 to 1 (floats), 0 to 255, or 0 to 65535. EXIF orientation is applied; transparency is
-            dropped.
+        image: a path, a URL, a PIL image of any mode, or an array or tensor with the channels first, last or absent.
+            Its numbers may be bool, 0 to 1 (floats), 0 to 255, or 0 to 65535. EXIF orientation is applied;
+            transparency is dropped.
 
     Raises:
         OSError: if a file is missing or is not an image.
@@ -99,7 +102,8 @@ def to_label_map(mask: Image.Image | np.ndarray | Tensor | Sequence) -> np.ndarr
     """Turn a mask into (height, width) uint8: 1 on the object, 0 off it, 255 ignored.
 
     Args:
-        mask: PIL image, array or tensor of bool, 0 and 1, or 0 and 255 (the object); with 0, 1 and 255, 255 is ignored.
+        mask: PIL image, array or tensor of bool, of 0 and 1, or of 0 and 255 (the object); with 0, 1 and 255 in it,
+            255 is ignored.
 
     Raises:
         ValueError: if it is not two-dimensional or holds other values.
@@ -120,15 +124,15 @@ def to_label_map(mask: Image.Image | np.ndarray | Tensor | Sequence) -> np.ndarr
 def _as_images(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
     if isinstance(images, np.ndarray | Tensor):
         return list(images) if images.ndim == 4 else [images]
-    images = list(images) if isinstance(images, list | tuple) else [images]
-    if odd := [entry for entry in images if isinstance(entry, list | tuple) and len(entry) != 1]:
+    entries: list[Any] = list(images) if isinstance(images, list | tuple) else [images]
+    if odd := [entry for entry in entries if isinstance(entry, list | tuple) and len(entry) != 1]:
         raise ValueError(
             f"`images` holds a list of {len(odd[0])} images; give one image for each list of expressions."
         )
-    return [entry[0] if isinstance(entry, list | tuple) else entry for entry in images]
+    return [entry[0] if isinstance(entry, list | tuple) else entry for entry in entries]
 
 
-def _as_expressions(text: str | Sequence) -> list[str] | list[list[str]]:
+def _as_expressions(text: Any) -> list[str] | list[list[str]]:
     """Check the nesting of expressions: one, a list, or a list of lists."""
     nested = [text] if isinstance(text, str) else list(text) if isinstance(text, list | tuple) else None
     if not nested:
@@ -179,10 +183,10 @@ class CrossVLTProcessor(ProcessorMixin):
         tokenizer: the tokenizer of the language encoder.
 
     An expression has at most 21 tokens, [CLS] and [SEP] included, as in the paper, or `max_length` where the tokenizer
-    has one of its own. Longer ones are cut (and keep their [SEP], which the authors' code cuts off), shorter ones padded.
+    has one of its own. Longer ones are cut (and keep their [SEP], which the authors' code cuts off), shorter ones are
+    padded.
 
     Example:
-
     ```python
     >>> inputs = processor(image, ["the white cup", "the spoon"], return_tensors="pt")
     >>> outputs = model(**inputs)
@@ -193,7 +197,7 @@ class CrossVLTProcessor(ProcessorMixin):
 
     text_kwargs = {"padding": "max_length", "truncation": True, "max_length": 21}
 
-    def __init__(self, image_processor: Any, tokenizer: Any, **kwargs: Any):
+    def __init__(self, image_processor: Any, tokenizer: Any, **kwargs: Any) -> None:
         super().__init__(image_processor, tokenizer, **kwargs)
 
     @classmethod
@@ -221,7 +225,8 @@ class CrossVLTProcessor(ProcessorMixin):
     def _get_arguments_from_pretrained(cls, name: str, processor_dict: dict | None = None, **kwargs: Any) -> list:
         """Load the image processor's Pillow backend also where torchvision is installed, whose pixels differ slightly.
 
-        The paper's protocol resizes with Pillow, and a checkpoint should give one mask everywhere. `backend=` overrides.
+        The paper's protocol resizes with Pillow, and a checkpoint should give one mask everywhere. `backend=` says
+        otherwise.
         """
         backend = kwargs.pop("backend", "pil")
         image_processor = AutoImageProcessor.from_pretrained(name, backend=backend, **kwargs)
@@ -262,17 +267,20 @@ class CrossVLTProcessor(ProcessorMixin):
             raise ValueError("You need to provide at least one input: give `images`, `text` or both.")
         merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         data: dict[str, Any] = {}
-        if text is not None:
-            groups = None if images is None else _pair(len(_as_images(images)), text)
-            expressions = _as_expressions(text) if groups is None else [entry for group in groups for entry in group]
-            single = images is None and isinstance(text, str)
-            data |= self.tokenizer(expressions[0] if single else expressions, **merged["text_kwargs"])
-        if images is not None:
-            counts = [1] * len(_as_images(images)) if text is None else [len(group) for group in groups]
-            data |= self._process_images(images, counts, segmentation_maps, merged["images_kwargs"])
+        if images is None:
+            expressions = text if isinstance(text, str) else _as_expressions(text)
+            data |= self.tokenizer(expressions, **merged["text_kwargs"])
+        elif text is None:
+            counts = [1] * len(_as_images(images))
+            data |= self._prepare_images(images, counts, segmentation_maps, merged["images_kwargs"])
+        else:
+            groups = _pair(len(_as_images(images)), text)
+            data |= self.tokenizer([entry for group in groups for entry in group], **merged["text_kwargs"])
+            counts = [len(group) for group in groups]
+            data |= self._prepare_images(images, counts, segmentation_maps, merged["images_kwargs"])
         return BatchFeature(data, tensor_type=merged["text_kwargs"].get("return_tensors"))
 
-    def _process_images(  # type: ignore[override]
+    def _prepare_images(
         self, images: Any, counts: list[int], masks: Any, images_kwargs: dict[str, Any]
     ) -> dict[str, Any]:
         upright = [to_rgb(image) for image in _as_images(images)]
@@ -339,7 +347,7 @@ class CrossVLTProcessor(ProcessorMixin):
         return [self._result(margin, size, margin_threshold) for margin, size in zip(margins, sizes, strict=True)]
 
     @staticmethod
-    def _result(margin: Tensor, size: tuple[int, int], threshold: float) -> dict[str, Any]:
+    def _result(margin: Tensor, size: tuple[int, ...], threshold: float) -> dict[str, Any]:
         if margin.shape != size:
             margin = F.interpolate(margin[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
         mask = margin > threshold

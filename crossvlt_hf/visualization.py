@@ -1,7 +1,7 @@
 """Pictures of what was found: each mask tinted and outlined on the photo, with a legend of the expressions below it.
 
-Needs Pillow and numpy only. Shapes: (H, W) the image or, inside, one tile of it. `unit` is the length in pixels that the
-widths of lines derive from, `size` the height in pixels of the legend's letters; both grow with the picture.
+Drawn with Pillow and numpy alone. Shapes: (H, W) the image or one tile of it. `unit` is the width in pixels of a contour,
+`size` that of the legend's letters; both grow with the picture.
 """
 
 import unicodedata
@@ -18,7 +18,7 @@ Mask = np.ndarray | Tensor | Image.Image
 Colour = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-# Any two differ by a CIE76 distance of at least 25, also to the three kinds of colour-blind eyes (Machado et al., 2009).
+# Any two are 25 or more apart in CIE76, also for the three kinds of colour-blind eyes (Machado et al., 2009).
 PALETTE: tuple[Colour, ...] = (
     (36, 150, 255),  # azure
     (226, 18, 127),  # magenta
@@ -27,7 +27,9 @@ PALETTE: tuple[Colour, ...] = (
     (90, 48, 240),  # violet
     (242, 138, 26),  # orange
 )
-WHITE, INK, GREY = (255, 255, 255), (26, 30, 36), (104, 112, 124)
+WHITE: Colour = (255, 255, 255)
+INK: Colour = (26, 30, 36)
+GREY: Colour = (104, 112, 124)
 
 MIN_WIDTH = 320  # narrower pictures have no room for a legend
 MAX_UPSCALED_HEIGHT = 2048
@@ -78,7 +80,8 @@ def overlay(
         _draw_contour(picture, region, colour)
 
     found = [region.getbbox() is not None for region in regions]
-    notes = [_note(score, shown) for score, shown in zip(scores or [None] * len(found), found, strict=True)]
+    given: Sequence[float | None] = [None] * len(found) if scores is None else scores
+    notes = [_note(score, shown) for score, shown in zip(given, found, strict=True)]
     rows = [_Row(*row) for row in zip(colours, found, map(_plain, labels), notes, strict=True)]
     return _stack(picture, _draw_legend(rows, picture.size) if rows else None)
 
@@ -139,12 +142,15 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_deep(values: np.ndarray) -> Image.Image:
-    """Show `(H, W)` numbers beyond 8 bits: as they are if all lie in 0…255, and else from the lowest to the highest."""
+    """Show `(H, W)` numbers of more than 8 bits.
+
+    Numbers in 0…255 are kept, fractions in 0…1 go from black to white, and all else from its lowest to its highest.
+    """
     finite = np.nan_to_num(values.astype(np.float64), posinf=255, neginf=0)
-    low, high = min(finite.min(), 0), max(finite.max(), 255)
-    if (low, high) != (0, 255):
-        low, high = finite.min(), max(finite.max(), finite.min() + 1)
-    return Image.fromarray(((finite - low) * (255 / (high - low))).round().astype(np.uint8))
+    low, high = finite.min(), finite.max()
+    if low >= 0 and high <= 255:
+        low, high = 0, 1 if values.dtype.kind == "f" and high <= 1 else 255
+    return Image.fromarray(((finite - low) * (255 / (high - low or 1))).round().astype(np.uint8))
 
 
 def _enlargement(size: tuple[int, int]) -> int:
@@ -161,13 +167,22 @@ def _colour(index: int) -> Colour:
 
 
 def _draw_contour(picture: Image.Image, region: Image.Image, colour: Colour) -> None:
-    """Draw the rim of `region` ("L", 0 or 255) on `picture`: a line in `colour` between two thin white and dark ones."""
-    unit = max(1.4, (picture.width * picture.height) ** 0.5 / 200)
-    lines = [((20, 22, 28), 1.05 * unit, 0.45), (WHITE, 0.85 * unit, 1.0), (colour, 0.5 * unit, 1.0)]
-    for box, distance in _rim_distances(np.asarray(region) > 0, reach=int(unit) + 3, softness=max(1, round(unit / 4))):
-        for ink, half_width, strength in lines:
-            covered = np.clip(half_width + 0.5 - distance, 0, 1) * (255 * strength)  # 0…1: anti-aliased
-            picture.paste(ink, box, Image.fromarray(covered.round().astype(np.uint8)))
+    """Draw the rim of `region` ("L", 0 or 255) on `picture`: a line in `colour`, outside it a white and a dark one."""
+    unit = max(2.0, (picture.width * picture.height) ** 0.5 / 175)
+    reach, softness = int(unit) + 3, max(1, round(unit / 4))
+    for box, distance in _rim_distances(np.asarray(region) > 0, reach, softness):
+        for ink, edge, strength in ((INK, 1.1 * unit, 0.5), (WHITE, 0.9 * unit, 1.0)):
+            _paste(picture, ink, box, np.where(distance > 0, _coverage(edge - distance) * strength, 0))
+        _paste(picture, colour, box, _coverage(unit / 2 - abs(distance)))
+
+
+def _coverage(depth: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Share of each pixel `(H, W)` that a line covers whose edge is `depth` pixels away: this rounds off the stairs."""
+    return np.clip(depth + np.float32(0.5), 0, 1)
+
+
+def _paste(picture: Image.Image, ink: Colour, box: tuple[int, int, int, int], share: NDArray[np.float32]) -> None:
+    picture.paste(ink, box, Image.fromarray((share * 255).round().astype(np.uint8)))
 
 
 def _rim_distances(
@@ -175,7 +190,8 @@ def _rim_distances(
 ) -> Iterator[tuple[tuple[int, int, int, int], NDArray[np.float32]]]:
     """Yield the box (left, top, right, bottom) of each tile near the rim, and its pixels' `(H, W)` distances to it.
 
-    Tiles keep memory small, and most hold no rim at all. What lies beyond the image counts as outside the region.
+    Distances are negative inside the region, and what lies beyond the image counts as outside. Tiles keep memory small,
+    and most of them hold no rim at all.
     """
     height, width = region.shape
     margin = reach + softness
@@ -186,7 +202,7 @@ def _rim_distances(
             tile = padded[top : bottom + 2 * margin, left : right + 2 * margin]
             if tile.any() and not tile.all():
                 distance = _soften(_signed_distance(tile, reach), softness)
-                yield (left, top, right, bottom), np.abs(distance[reach:-reach, reach:-reach])
+                yield (left, top, right, bottom), distance[reach:-reach, reach:-reach]
 
 
 def _signed_distance(region: NDArray[np.bool_], reach: int) -> NDArray[np.float32]:
@@ -211,9 +227,10 @@ def _lower_envelope(squared: NDArray[np.float32], reach: int) -> NDArray[np.floa
 
 
 def _soften(values: NDArray[np.float32], step: int) -> NDArray[np.float32]:
-    """Weigh each value with its neighbours at `step`, so that the rim has no stairs; each side loses `step` values."""
-    rows = (values[: -2 * step] + 2 * values[step:-step] + values[2 * step :]) / 4
-    return (rows[:, : -2 * step] + 2 * rows[:, step:-step] + rows[:, 2 * step :]) / 4
+    """Average each value with its neighbours at `step`, so that the rim has no stairs; each side loses `step` values."""
+    half, quarter = np.float32(0.5), np.float32(0.25)
+    rows = quarter * (values[: -2 * step] + values[2 * step :]) + half * values[step:-step]
+    return quarter * (rows[:, : -2 * step] + rows[:, 2 * step :]) + half * rows[:, step:-step]
 
 
 class _Row(NamedTuple):
@@ -251,25 +268,32 @@ def _draw_legend(rows: list[_Row], picture_size: tuple[int, int]) -> Image.Image
     width, height = max(picture_size[0], MIN_WIDTH), picture_size[1]
     size = round(max(14, min((width * height) ** 0.5 / 28, width / 22)))
     font = ImageFont.load_default(size=size)
-    notes = max(_text_width(font, row.note) for row in rows)
-    first = round(2.35 * size)  # where the expressions begin
-    room = width - first - notes - (3 if notes else 1) * size
-    labels = [_wrap(row.label, font, room) for row in rows]
-    notes_at = first + max(_text_width(font, line) for lines in labels for line in lines) + 2 * size
-
+    labels, notes_at = _set_columns(rows, font, width, size)
     pitch, gap = round(1.3 * size), round(0.35 * size)
-    lines_drawn = sum(map(len, labels))
-    strip = Image.new("RGB", (width, 2 * size + pitch * lines_drawn + gap * (len(rows) - 1)), WHITE)
+    strip = Image.new("RGB", (width, 2 * size + pitch * sum(map(len, labels)) + gap * (len(rows) - 1)), WHITE)
     draw = ImageDraw.Draw(strip)
     top = size
     for row, lines in zip(rows, labels, strict=True):
+        baseline = top + (pitch + round(0.7 * size)) // 2  # capitals are 0.7 of the size high
         _draw_swatch(strip, (size, top + (pitch - size) // 2), size, row)
+        draw.text((notes_at, baseline), row.note, GREY, font, anchor="ls")
         for index, line in enumerate(lines):
-            baseline = top + index * pitch + (pitch + round(0.7 * size)) // 2
-            draw.text((first, baseline), line, INK, font, anchor="ls")
-        draw.text((notes_at, top + (pitch + round(0.7 * size)) // 2), row.note, GREY, font, anchor="ls")
+            draw.text((_labels_at(size), baseline + index * pitch), line, INK, font, anchor="ls")
         top += len(lines) * pitch + gap
     return strip
+
+
+def _set_columns(rows: list[_Row], font: Font, width: int, size: int) -> tuple[list[list[str]], int]:
+    """Break the expressions into lines that leave room for the notes; also return where the notes begin."""
+    notes = max(_text_width(font, row.note) for row in rows)
+    room = width - _labels_at(size) - size - (notes + 2 * size if notes else 0)
+    labels = [_wrap(row.label, font, max(room, 4 * size)) for row in rows]
+    widest = max(_text_width(font, line) for lines in labels for line in lines)
+    return labels, _labels_at(size) + widest + 2 * size
+
+
+def _labels_at(size: int) -> int:
+    return round(2.5 * size)  # margin, swatch, gap
 
 
 def _draw_swatch(strip: Image.Image, corner: tuple[int, int], side: int, row: _Row) -> None:
@@ -289,25 +313,24 @@ def _text_width(font: Font, text: str) -> int:
 def _wrap(text: str, font: Font, room: int) -> list[str]:
     """Break text into at most `MAX_LINES` lines of at most `room` pixels; what does not fit becomes "…"."""
     lines: list[str] = []
-    rest = text[: room * MAX_LINES]  # one letter takes a pixel at least; measuring a whole book would take long
+    rest = text[: room * MAX_LINES]  # a letter takes a pixel at least, and measuring a whole book takes long
     while len(lines) < MAX_LINES - 1 and _text_width(font, rest) > room:
-        end = _fitting(rest, font, room)
-        space = rest.rfind(" ", 1, end + 1)
-        end = space if space > 0 else end
-        lines.append(rest[:end].rstrip())
-        rest = rest[end:].lstrip()
+        line = _first_line(rest, font, room)
+        lines.append(line)
+        rest = rest[len(line) :].lstrip()
     if _text_width(font, rest) > room:
-        rest = rest[: _fitting(rest, font, room - _text_width(font, "…"))].rstrip() + "…"
+        rest = _first_line(rest, font, room - _text_width(font, "…")) + "…"
     return [*lines, rest]
 
 
-def _fitting(text: str, font: Font, room: int) -> int:
-    """Number of first letters, one at least, that fit into `room` pixels."""
-    low, high = 1, len(text)
+def _first_line(text: str, font: Font, room: int) -> str:
+    """Take from text that is wider than `room` the whole words that fit or, of a long word, its letters, one at least."""
+    low, high = 1, len(text) - 1
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if _text_width(font, text[:middle]) <= room else (low, middle - 1)
-    return low
+    space = text.rfind(" ", 0, low + 1)
+    return text[: space if space > 0 else low]
 
 
 def _stack(picture: Image.Image, legend: Image.Image | None) -> Image.Image:

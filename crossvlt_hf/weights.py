@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 Rules = list[tuple[str, str]]
 
+_NUMPY_SCALAR = np.float64(0).__reduce__()[0]
 # Training loops store their arguments, and a best score as a numpy number, beside the weights. Both are plain data.
 _PLAIN_GLOBALS: list[Any] = [
     argparse.Namespace,
     np.dtype,
     *(type(np.dtype(name)) for name in ("bool", "int32", "int64", "float32", "float64")),
-    *((np._core.multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *((_NUMPY_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),  # numpy 1 and 2
 ]
 
 

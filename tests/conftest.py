@@ -17,7 +17,23 @@ from crossvlt_hf import CrossVLTConfig, CrossVLTModel, CrossVLTProcessor
 
 torch.set_num_threads(2 if "PYTEST_XDIST_WORKER" not in os.environ else 1)
 
-WORDS = "the a left right of cup spoon man in red white bus above below table".split()
+WORDS = [
+    "the",
+    "a",
+    "left",
+    "right",
+    "of",
+    "cup",
+    "spoon",
+    "man",
+    "in",
+    "red",
+    "white",
+    "bus",
+    "above",
+    "below",
+    "table",
+]
 
 
 def tiny_config(**kwargs) -> CrossVLTConfig:

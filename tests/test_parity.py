@@ -16,11 +16,11 @@ from crossvlt_hf.weights import load_strictly
 
 FOLDER = Path(__file__).parent / "parity"
 TOLERANCE = 1e-4
-# Where it is below the rounding of float32 itself, rms is held to it instead and the largest difference to more.
-# InstanceNorm over an attention output that hardly varies magnifies float32 rounding in the fused maps. Against the same
-# network in float64, the reference's own maps of stages 1-4 are off by up to 2.4e-4, 1.9e-4, 2.6e-4 and 6.2e-4, ours by
-# up to 1.5e-4, 2.0e-4, 2.4e-4 and 3.6e-4; the authors' very operations, run on another machine, are as far from it. The
-# logits of the training case, behind BatchNorm's batch statistics: the reference is off by 2e-4, ours by 2e-4.
+# Where that is below the rounding of float32 itself, rms is held to it instead and the largest difference to more.
+# InstanceNorm over an attention output that hardly varies magnifies float32 rounding in the fused maps. Against the
+# same network in float64, the reference's own maps of stages 1-4 are off by up to 2.4e-4, 1.9e-4, 2.6e-4 and 6.2e-4,
+# ours by up to 1.5e-4, 2.0e-4, 2.4e-4 and 3.6e-4; the authors' very operations, run on another machine, are as far
+# from the reference. The logits of the training case, behind BatchNorm's batch statistics: both off by up to 2e-4.
 ROUNDING = {
     "feature_map": (1e-3, 1.5e-4),
     "vision_tokens": (1e-3, 1.5e-4),
