@@ -5,6 +5,7 @@ of any Swin v1 or BERT checkpoint fits, and one config that joins them. Lists ho
 """
 
 from collections.abc import Iterable
+from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any, Literal
 
@@ -36,13 +37,17 @@ def _check_stages(config: PreTrainedConfig, *names: str) -> None:
             )
 
 
+def _field_names(config_class: type[PreTrainedConfig]) -> list[str]:
+    return [field.name for field in fields(config_class)]
+
+
 def _reject_misspelt(config: PreTrainedConfig, names: Iterable[str]) -> None:
     """Transformers keeps unknown arguments as attributes; one that all but equals a field is a slip of the pen."""
-    fields = type(config).__dataclass_fields__
+    own = _field_names(type(config))
     for name in names:
         if name in config.attribute_map or name in vars(PreTrainedConfig):
             continue
-        if close := get_close_matches(name, fields, n=1, cutoff=0.9):
+        if close := get_close_matches(name, own, n=1, cutoff=0.9):
             raise ValueError(f"{type(config).__name__} has no field `{name}`; did you mean `{close[0]}`?")
 
 
@@ -56,7 +61,7 @@ def _adopt(config: Any, field: str, own: type[PreTrainedConfig], library: str) -
         return config
     if model_type != library:
         raise ValueError(f"`{field}` is of type {model_type!r}; give the config of a {library!r} checkpoint.")
-    return {name: value for name, value in values.items() if name in own.__dataclass_fields__}
+    return {name: value for name, value in values.items() if name in _field_names(own)}
 
 
 @strict

@@ -271,20 +271,21 @@ class CrossVLTWindowAttention(nn.Module):
         bias = self.relative_position_bias_table[self.relative_position_index]
         return bias.view(area, area, self.num_heads).permute(2, 0, 1)[None]
 
-    def pad_projected(self, qkv: Tensor) -> Tensor:
-        """Pad (B, H, W, 3 C) to whole windows with what the projection makes of zeros."""
-        batch, height, width, channels = qkv.shape
+    def project_and_pad(self, pixels: Tensor) -> Tensor:
+        """Query, key and value of every position, (B, H, W, 3 C), padded to whole windows with those of zeros."""
+        batch, height, width, channels = pixels.shape
         full_height, full_width = padded(height, self.window), padded(width, self.window)
+        qkv = self.qkv(pixels)
         if (full_height, full_width) == (height, width):
             return qkv
-        filling = qkv.new_zeros(channels) if self.qkv.bias is None else self.qkv.bias.to(qkv.dtype)
-        right = filling.expand(batch, height, full_width - width, channels)
-        bottom = filling.expand(batch, full_height - height, full_width, channels)
+        filling = self.qkv(pixels.new_zeros(channels))  # its bias, wherever and in whatever form that is kept
+        right = filling.expand(batch, height, full_width - width, -1)
+        bottom = filling.expand(batch, full_height - height, full_width, -1)
         return torch.cat([torch.cat([qkv, right], dim=2), bottom], dim=1)
 
     def forward(self, pixels: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         batch, height, width, _ = pixels.shape
-        qkv = self.pad_projected(self.qkv(pixels))
+        qkv = self.project_and_pad(pixels)
         full_height, full_width = qkv.shape[1:3]
         if mask is not None:
             qkv = qkv.roll((-self.shift, -self.shift), dims=(1, 2))
@@ -451,6 +452,10 @@ class CrossVLTFloat32Linear(nn.Linear):
         return F.linear(x.float(), self.weight.float(), bias)
 
 
+class CrossVLTPointwise(CrossVLTFloat32Linear):
+    """The same for the 1x1 convolutions of the fusion, which have initial weights of their own."""
+
+
 def instance_norm(pixels: Tensor, eps: float = 1e-5) -> Tensor:
     """InstanceNorm over the positions, (B, N, C), without affine. torch's own refuses a grid of one position."""
     variance, mean = torch.var_mean(pixels, dim=1, correction=0, keepdim=True)
@@ -470,10 +475,10 @@ class CrossVLTFusionAttention(nn.Module):
         self.num_heads = inner_width // config.fusion_head_dim
         self.scaling = config.fusion_head_dim**-0.5
         self.is_causal = False
-        self.query = CrossVLTFloat32Linear(width, inner_width, bias=False)
+        self.query = CrossVLTPointwise(width, inner_width, bias=False)
         self.key = CrossVLTFloat32Linear(text_width, inner_width)
         self.value = CrossVLTFloat32Linear(text_width, inner_width)
-        self.output = CrossVLTFloat32Linear(inner_width, width, bias=False)
+        self.output = CrossVLTPointwise(inner_width, width, bias=False)
 
     def forward(self, pixels: Tensor, words: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
@@ -498,7 +503,7 @@ class CrossVLTFusion(GradientCheckpointingLayer):
     def __init__(self, config: CrossVLTConfig, width: int, inner_width: int) -> None:
         super().__init__()
         self.attention = CrossVLTFusionAttention(config, width, inner_width)
-        self.projection = CrossVLTFloat32Linear(width, width)
+        self.projection = CrossVLTPointwise(width, width)
 
     def forward(self, pixels: Tensor, words: Tensor, mask: Tensor | None) -> Tensor:
         with maybe_autocast(device_type=pixels.device.type, enabled=False):
@@ -692,7 +697,10 @@ class CrossVLTPreTrainedModel(PreTrainedModel):
         """
         std = self.config.initializer_range
         if isinstance(module, nn.Linear) and self.main_input_name == "pixel_values":
-            init.trunc_normal_(module.weight, std=std)
+            if isinstance(module, CrossVLTPointwise):
+                init.kaiming_normal_(module.weight)
+            else:
+                init.trunc_normal_(module.weight, std=std)
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Conv2d):
@@ -700,9 +708,6 @@ class CrossVLTPreTrainedModel(PreTrainedModel):
             if module.bias is not None:
                 bound = 1 / math.sqrt(module.weight[0].numel())
                 init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, CrossVLTFusion):
-            for linear in (module.attention.query, module.attention.output, module.projection):
-                init.kaiming_normal_(linear.weight)
         elif isinstance(module, CrossVLTWindowAttention):
             init.trunc_normal_(module.relative_position_bias_table, std=std)
             init.copy_(module.relative_position_index, module.compute_relative_position_index())
@@ -758,10 +763,8 @@ class CrossVLTTextModel(CrossVLTPreTrainedModel):
 
     def __init__(self, config: CrossVLTTextConfig, context_dims: list[int] | None = None) -> None:
         super().__init__(config)
-        dims: list[int | None] = [
-            None,
-            *(context_dims or [None] * (config.num_stages - 1)),
-        ]  # stage 1 has no pixels to read
+        # Stage 1 has no pixels to read
+        dims: list[int | None] = [None] * config.num_stages if context_dims is None else [None, *context_dims]
         self.embeddings = CrossVLTTextEmbeddings(config)
         self.stages = nn.ModuleList(CrossVLTTextStage(config, stage, dim) for stage, dim in enumerate(dims))
         self.post_init()

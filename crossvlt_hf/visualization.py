@@ -1,7 +1,7 @@
 """Pictures of what was found: each mask tinted and outlined on the photo, with a legend of the expressions below it.
 
-Drawn with Pillow and numpy alone. Shapes: (H, W) the image or one tile of it. `unit` is the width in pixels of a contour,
-`size` that of the legend's letters; both grow with the picture.
+Drawn with Pillow and numpy alone. Shapes: (H, W) the image or one tile of it. `unit` is the width in pixels of a
+contour's coloured line, `size` the font size of the legend; both grow with the picture.
 """
 
 import unicodedata
@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from .processing_crossvlt import to_rgb
 
 
 Mask = np.ndarray | Tensor | Image.Image
@@ -55,9 +57,9 @@ def overlay(
     ASCII: accents are left out, and characters of other scripts are drawn as empty boxes.
 
     Args:
-        image: photo of any mode and size. Transparency is laid on white, and values beyond 8 bits are stretched.
-        masks: one mask of the image's size for each expression: `(height, width)` arrays or tensors of bool or of
-            integers, or images of mode "1" or "L". Whatever is not zero belongs to the mask. It may be empty.
+        image: photo of any size. It is shown as the model sees it: upright as EXIF says, transparency dropped.
+        masks: one mask of the upright image's size for each expression: `(height, width)` arrays or tensors of bool or
+            of integers, or images of mode "1" or "L". Whatever is not zero belongs to the mask. It may be empty.
         labels: the expressions.
         scores: one number for each expression, written with two decimals.
         opacity: how far the colour covers the photo inside a mask, from 0 (contours only) to 1 (colour only).
@@ -66,11 +68,13 @@ def overlay(
         New image of mode "RGB". Without masks it has no legend.
 
     Raises:
-        ValueError: if numbers or sizes do not fit together, a mask is not a mask, or `opacity` is beyond [0, 1].
+        ValueError: if numbers or sizes do not fit together, a mask is not a mask, the image has no pixels, or
+            `opacity` is beyond [0, 1].
     """
-    _check_request(image, masks, labels, scores, opacity)
-    factor = _enlargement(image.size)
-    picture = _to_rgb(image).resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    photo = to_rgb(image)
+    _check_request(photo, masks, labels, scores, opacity)
+    factor = _enlargement(photo.size)
+    picture = photo.resize((photo.width * factor, photo.height * factor), Image.Resampling.NEAREST)
     regions = [to_mask_image(mask).resize(picture.size, Image.Resampling.NEAREST) for mask in masks]
     colours = [_colour(index) for index in range(len(masks))]
 
@@ -115,13 +119,11 @@ def _check_request(
 ) -> None:
     if not 0 <= opacity <= 1:
         raise ValueError(f"`opacity` is {opacity}; give a number from 0 to 1.")
-    if 0 in image.size:
-        raise ValueError(f"The image is {image.width}x{image.height} pixels; give one that has pixels.")
     if isinstance(labels, str):
         raise ValueError(f"`labels` is the text {labels!r}; give a list of expressions, e.g. [{labels!r}].")
     for name, values in (("labels", labels), ("scores", scores)):
         if values is not None and len(values) != len(masks):
-            raise ValueError(f"There are {len(masks)} masks but {len(values)} `{name}`; give one for each mask.")
+            raise ValueError(f"`masks` has {len(masks)} entries but `{name}` {len(values)}; give one for each mask.")
     for index, mask in enumerate(masks):
         height, width = _to_array(mask).shape
         if (width, height) != image.size:
@@ -129,28 +131,6 @@ def _check_request(
                 f"Mask {index} is {width}x{height} pixels (width x height) but the image {image.width}x{image.height};"
                 " resize the mask to the size of the image."
             )
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _from_deep(np.asarray(image)).convert("RGB")
-    if image.has_transparency_data:
-        # Pillow converts the premultiplied "La" to nothing but "LA".
-        colours = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, WHITE), colours).convert("RGB")
-    return image.convert("RGB")
-
-
-def _from_deep(values: np.ndarray) -> Image.Image:
-    """Show `(H, W)` numbers of more than 8 bits.
-
-    Numbers in 0…255 are kept, fractions in 0…1 go from black to white, and all else from its lowest to its highest.
-    """
-    finite = np.nan_to_num(values.astype(np.float64), posinf=255, neginf=0)
-    low, high = finite.min(), finite.max()
-    if low >= 0 and high <= 255:
-        low, high = 0, 1 if values.dtype.kind == "f" and high <= 1 else 255
-    return Image.fromarray(((finite - low) * (255 / (high - low or 1))).round().astype(np.uint8))
 
 
 def _enlargement(size: tuple[int, int]) -> int:
@@ -169,15 +149,15 @@ def _colour(index: int) -> Colour:
 def _draw_contour(picture: Image.Image, region: Image.Image, colour: Colour) -> None:
     """Draw the rim of `region` ("L", 0 or 255) on `picture`: a line in `colour`, outside it a white and a dark one."""
     unit = max(2.0, (picture.width * picture.height) ** 0.5 / 175)
-    reach, softness = int(unit) + 3, max(1, round(unit / 4))
-    for box, distance in _rim_distances(np.asarray(region) > 0, reach, softness):
-        for ink, edge, strength in ((INK, 1.1 * unit, 0.5), (WHITE, 0.9 * unit, 1.0)):
+    dark, white = 1.1 * unit, 0.9 * unit
+    for box, distance in _rim_distances(np.asarray(region) > 0, int(dark) + 3, max(1, round(unit / 4))):
+        for ink, edge, strength in ((INK, dark, 0.5), (WHITE, white, 1.0)):
             _paste(picture, ink, box, np.where(distance > 0, _coverage(edge - distance) * strength, 0))
         _paste(picture, colour, box, _coverage(unit / 2 - abs(distance)))
 
 
 def _coverage(depth: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Share of each pixel `(H, W)` that a line covers whose edge is `depth` pixels away: this rounds off the stairs."""
+    """Share of each pixel `(H, W)` that a line covers; the pixel lies `depth` pixels behind the line's edge."""
     return np.clip(depth + np.float32(0.5), 0, 1)
 
 
@@ -190,18 +170,18 @@ def _rim_distances(
 ) -> Iterator[tuple[tuple[int, int, int, int], NDArray[np.float32]]]:
     """Yield the box (left, top, right, bottom) of each tile near the rim, and its pixels' `(H, W)` distances to it.
 
-    Distances are negative inside the region, and what lies beyond the image counts as outside. Tiles keep memory small,
-    and most of them hold no rim at all.
+    Distances are negative inside the region, and what lies beyond the image counts as outside. Tiles keep memory
+    small, and most of them hold no rim at all.
     """
     height, width = region.shape
-    margin = reach + softness
+    margin = reach + 3 * softness
     padded = np.pad(region, margin)
     for top in range(0, height, TILE):
         for left in range(0, width, TILE):
             bottom, right = min(top + TILE, height), min(left + TILE, width)
             tile = padded[top : bottom + 2 * margin, left : right + 2 * margin]
             if tile.any() and not tile.all():
-                distance = _soften(_signed_distance(tile, reach), softness)
+                distance = _soften(_soften(_signed_distance(tile, reach), softness), 2 * softness)
                 yield (left, top, right, bottom), distance[reach:-reach, reach:-reach]
 
 
@@ -227,10 +207,11 @@ def _lower_envelope(squared: NDArray[np.float32], reach: int) -> NDArray[np.floa
 
 
 def _soften(values: NDArray[np.float32], step: int) -> NDArray[np.float32]:
-    """Average each value with its neighbours at `step`, so that the rim has no stairs; each side loses `step` values."""
-    half, quarter = np.float32(0.5), np.float32(0.25)
-    rows = quarter * (values[: -2 * step] + values[2 * step :]) + half * values[step:-step]
-    return quarter * (rows[:, : -2 * step] + rows[:, 2 * step :]) + half * rows[:, step:-step]
+    """Average values with their neighbours at `step`, so that the rim has no stairs; each side loses `step` values."""
+    for _ in range(2):  # once for each axis
+        ends = values[: -2 * step] + values[2 * step :]
+        values = (ends * np.float32(0.25) + values[step:-step] * np.float32(0.5)).T
+    return values
 
 
 class _Row(NamedTuple):
@@ -324,7 +305,7 @@ def _wrap(text: str, font: Font, room: int) -> list[str]:
 
 
 def _first_line(text: str, font: Font, room: int) -> str:
-    """Take from text that is wider than `room` the whole words that fit or, of a long word, its letters, one at least."""
+    """Take the whole words that fit into `room` or, of a long word, the letters; `text` as a whole does not fit."""
     low, high = 1, len(text) - 1
     while low < high:
         middle = (low + high + 1) // 2

@@ -81,14 +81,14 @@ def fake_batch(config: CrossVLTConfig, batch: int = 2, height: int = 32, width: 
 
 
 @pytest.fixture(scope="session")
-def _shared_model() -> CrossVLTModel:
+def shared_model() -> CrossVLTModel:
     torch.manual_seed(0)
     return CrossVLTModel(tiny_config()).eval()
 
 
 @pytest.fixture
-def model(_shared_model) -> CrossVLTModel:
-    return copy.deepcopy(_shared_model)
+def model(shared_model) -> CrossVLTModel:
+    return copy.deepcopy(shared_model)
 
 
 @pytest.fixture

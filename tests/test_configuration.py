@@ -1,0 +1,122 @@
+"""The configs: defaults, sizes, validation with a mend, round trips, derived values."""
+
+import json
+
+import pytest
+from conftest import tiny_config
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, BertConfig, SwinConfig, Swinv2Config
+
+from crossvlt_hf import CrossVLTConfig, CrossVLTModel, CrossVLTTextConfig, CrossVLTVisionConfig
+
+
+def test_defaults_are_the_paper():
+    config = CrossVLTConfig()
+    assert config.vision_config.hidden_sizes == [128, 256, 512, 1024]
+    assert config.vision_config.depths == [2, 2, 18, 2]
+    assert (config.vision_config.window_size, config.vision_config.drop_path_rate) == (12, 0.3)
+    assert config.text_config.depths == [6, 1, 1, 1]
+    assert config.decoder_width == 512
+    assert (config.alignment_dim, config.fusion_head_dim, config.alignment_temperature) == (256, 64, 1.0)
+    assert config.to_dict() == CrossVLTConfig.from_size("base").to_dict()
+
+
+@pytest.mark.parametrize(
+    ("size", "width", "blocks", "window"),
+    [("tiny", 96, 12, 7), ("small", 96, 24, 7), ("base", 128, 24, 12), ("large", 192, 24, 12)],
+)
+def test_sizes(size, width, blocks, window):
+    config = CrossVLTConfig.from_size(size, fusion_direction="late", vision_config={"drop_path_rate": 0.1})
+    vision = config.vision_config
+    assert (vision.embed_dim, vision.num_hidden_layers, vision.window_size) == (width, blocks, window)
+    assert (vision.drop_path_rate, config.fusion_direction) == (0.1, "late")
+    assert config.text_config.to_dict() == CrossVLTTextConfig().to_dict()
+
+
+def test_unknown_size():
+    with pytest.raises(ValueError, match="no size 'huge'; give one of tiny, small, base, large"):
+        CrossVLTConfig.from_size("huge")
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"vision_config": {"num_heads": [3, 8, 16, 32]}}, "3 heads do not divide the width 128 of stage 1"),
+        ({"vision_config": {"num_heads": [0, 8, 16, 32]}}, "0 heads do not divide"),
+        (
+            {"vision_config": {"depths": [2, 2, 2]}},
+            r"`depths` is \[2, 2, 2\], which has 3 entries; give one for each of",
+        ),
+        ({"vision_config": {"num_heads": [4, 8, 16, 32, 64]}}, "`num_heads` .* has 5 entries"),
+        ({"vision_config": {"depths": [2, 0, 2, 2]}}, "give every stage at least one block"),
+        ({"vision_config": {"window_size": 0}}, "`window_size` is 0; give a number above 0"),
+        ({"vision_config": {"patch_size": -4}}, "`patch_size` is -4; give a number above 0"),
+        ({"vision_config": {"embed_dim": 0}}, "`embed_dim` is 0"),
+        ({"vision_config": {"image_size": [480, 0]}}, r"`image_size` is \[480, 0\]; give sides above 0"),
+        ({"vision_config": {"drop_path_rate": 1.0}}, "`drop_path_rate` is 1.0; give a probability"),
+        ({"vision_config": {"use_absolute_embeddings": True}}, "`use_absolute_embeddings` is True"),
+        (
+            {"text_config": {"num_attention_heads": 7}},
+            "`num_attention_heads` is 7, which does not divide `hidden_size`",
+        ),
+        ({"text_config": {"depths": [12]}}, "`depths` .* has 1 entries"),
+        ({"text_config": {"depths": [0, 4, 4, 4]}}, "give stage 1 at least one BERT layer"),
+        ({"text_config": {"depths": [6, 1, -1, 1]}}, "no stage a negative number"),
+        ({"text_config": {"hidden_dropout_prob": -0.1}}, "`hidden_dropout_prob` is -0.1"),
+        ({"text_config": {"vocab_size": 0}}, "`vocab_size` is 0"),
+        ({"fusion_direction": "sideways"}, "fusion_direction.*'both', 'words_to_pixels', 'pixels_to_words', 'late'"),
+        ({"alignment_stages": "first"}, "alignment_stages.*'all', 'last', 'none'"),
+        ({"fusion_head_dim": 60}, "`fusion_head_dim` is 60, which does not divide the fusion's width 256"),
+        ({"alignment_temperature": 0}, "`alignment_temperature` is 0"),
+        ({"decoder_hidden_size": -1}, "`decoder_hidden_size` is -1"),
+        ({"dice_loss_weight": -1.0}, "`dice_loss_weight` is -1.0; give 0 or more"),
+        ({"alignment_dim": "wide"}, "'alignment_dim' expected int, got str"),
+        ({"fusion_directon": "late"}, "no field `fusion_directon`; did you mean `fusion_direction`"),
+        ({"vision_config": {"windowsize": 7}}, "did you mean `window_size`"),
+        ({"text_config": {"depth": [1, 1, 1, 1]}}, "did you mean `depths`"),
+        ({"vision_config": 480}, "`vision_config` is 480; give a config or a dict"),
+    ],
+)
+def test_wrong_values_name_field_value_and_mend(kwargs, message):
+    with pytest.raises((ValueError, StrictDataclassError), match=r"(?s)" + message):
+        CrossVLTConfig(**kwargs)
+
+
+def test_round_trip(tmp_path):
+    config = tiny_config(fusion_direction="late", alignment_stages="last", dice_loss_weight=0.5)
+    config.save_pretrained(tmp_path)
+    for reloaded in (CrossVLTConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
+        assert reloaded.to_dict() | {"_name_or_path": ""} == config.to_dict() | {"_name_or_path": ""}
+        assert type(reloaded.vision_config) is CrossVLTVisionConfig
+        assert type(reloaded.vision_config.depths) is type(config.vision_config.depths) is list
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert "hidden_sizes" not in saved["vision_config"]  # derived values are not stored
+    assert saved["vision_config"]["depths"] == [1, 2, 1, 1]
+
+
+def test_sub_config_overrides(tmp_path):
+    tiny_config().save_pretrained(tmp_path)
+    config = CrossVLTConfig.from_pretrained(tmp_path, vision_config={"embed_dim": 16}, text_config={"vocab_size": 99})
+    assert config.vision_config.hidden_sizes == [16, 32, 64, 128]  # no stale copy
+    assert config.vision_config.depths == [1, 2, 1, 1]
+    assert (config.text_config.vocab_size, config.text_config.hidden_size) == (99, 16)
+    assert CrossVLTVisionConfig.from_pretrained(tmp_path).to_dict() == tiny_config().vision_config.to_dict()
+
+
+def test_library_configs_fit():
+    swin = SwinConfig(embed_dim=64, depths=[1, 2, 3, 4], num_heads=[2, 4, 8, 16], window_size=5)
+    bert = BertConfig(hidden_size=96, num_attention_heads=6, num_hidden_layers=24, vocab_size=1000)
+    for vision, text in ((swin, bert), (swin.to_dict(), bert.to_dict())):
+        config = CrossVLTConfig(vision_config=vision, text_config=text)
+        assert (config.vision_config.window_size, config.vision_config.depths) == (5, [1, 2, 3, 4])
+        assert (config.text_config.hidden_size, config.text_config.depths) == (96, [6, 1, 1, 1])
+        assert config.vision_config.model_type == "crossvlt_vision_model"
+    with pytest.raises(ValueError, match="of type 'swinv2'; give the config of a 'swin' checkpoint"):
+        CrossVLTConfig(vision_config=Swinv2Config())
+
+
+def test_inconsistent_mutation_is_found_when_the_model_is_made():
+    config = tiny_config()
+    config.vision_config.num_heads = [3, 3, 3, 3]
+    with pytest.raises(StrictDataclassError, match="3 heads do not divide the width 8"):
+        CrossVLTModel(config)

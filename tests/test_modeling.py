@@ -1,0 +1,520 @@
+"""The network: every ablation, size and precision; what it shares with the library's models is in the common tests."""
+
+import itertools
+
+import accelerate
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import fake_batch, tiny_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModel, AutoModelForSemanticSegmentation, Trainer, TrainingArguments
+
+from crossvlt_hf import CrossVLTModel
+from crossvlt_hf.modeling_crossvlt import (
+    CrossVLTDropPath,
+    CrossVLTFusion,
+    CrossVLTWindowAttention,
+    alignment_loss,
+    instance_norm,
+    mask_loss,
+    shift_mask,
+)
+
+
+DIRECTIONS = ("both", "words_to_pixels", "pixels_to_words", "late")
+
+
+def without_labels(batch: dict) -> dict:
+    return {name: value for name, value in batch.items() if name != "labels"}
+
+
+def logits(model, batch: dict) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**without_labels(batch)).logits
+
+
+# ---- ablations
+
+
+@pytest.mark.parametrize(("direction", "alignment"), itertools.product(DIRECTIONS, ("all", "last", "none")))
+def test_every_parameter_gets_a_gradient(direction, alignment):
+    """One training step, without unused parameters for DistributedDataParallel to trip over."""
+    torch.manual_seed(0)
+    model = CrossVLTModel(tiny_config(fusion_direction=direction, alignment_stages=alignment)).train()
+    batch = fake_batch(model.config, height=32, width=64)
+    output = model(**batch)
+    output.loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        # What softmax and InstanceNorm cancel gets rounding only
+        if not name.endswith(("key.bias", "fusion.attention.value.bias")):
+            assert parameter.grad.abs().max() > 0, name
+    assert len(output.alignment_maps) == {"all": 4, "last": 1, "none": 0}[alignment]
+
+
+def test_a_direction_that_is_off_has_no_parameters():
+    keys = {d: set(CrossVLTModel(tiny_config(fusion_direction=d)).state_dict()) for d in DIRECTIONS}
+    words_read = {key for key in keys["both"] if ".cross_attention." in key}
+    pixels_read = {key for key in keys["both"] if any(part in key for part in (".gate.", ".merged_"))}
+    assert words_read
+    assert pixels_read
+    assert keys["words_to_pixels"] == keys["both"] - words_read
+    assert keys["pixels_to_words"] == keys["both"] - pixels_read
+    assert keys["late"] == keys["both"] - words_read - pixels_read
+    assert not any("alignment" in key for key in CrossVLTModel(tiny_config(alignment_stages="none")).state_dict())
+
+
+def reads(model, batch: dict) -> tuple[bool, bool]:
+    """Whether the words' last state depends on the image, and the pixels' last state on the words."""
+
+    def states(**changes):
+        with torch.no_grad():
+            output = model(**without_labels(batch) | changes, output_hidden_states=True)
+        return output.text_hidden_states[-1], output.hidden_states[-1]
+
+    words, pixels = states()
+    words_of_another_image, _ = states(pixel_values=batch["pixel_values"].flip(-1))
+    _, pixels_of_other_words = states(input_ids=(batch["input_ids"] + 1) % 60)
+    return not torch.equal(words, words_of_another_image), not torch.equal(pixels, pixels_of_other_words)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_direction_of_reading(direction):
+    torch.manual_seed(0)
+    model = CrossVLTModel(tiny_config(fusion_direction=direction)).eval()
+    words_read, pixels_read = reads(model, fake_batch(model.config, height=64, width=64))
+    assert words_read is (direction in ("both", "pixels_to_words"))
+    assert pixels_read is (direction in ("both", "words_to_pixels"))
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_the_mask_depends_on_the_words_in_every_direction(direction):
+    torch.manual_seed(0)
+    model = CrossVLTModel(tiny_config(fusion_direction=direction)).eval()
+    batch = fake_batch(model.config)
+    other = batch | {"input_ids": (batch["input_ids"] + 1) % 60}
+    assert not torch.equal(logits(model, batch), logits(model, other))
+
+
+def test_stage_one_words_do_not_see_the_image(model):
+    batch = without_labels(fake_batch(model.config))
+    other = batch | {"pixel_values": batch["pixel_values"].flip(-1)}
+    with torch.no_grad():
+        first, second = (model(**b, output_hidden_states=True).text_hidden_states for b in (batch, other))
+    assert torch.equal(first[0], second[0])
+    assert not torch.equal(first[1], second[1])
+
+
+def test_split_of_the_bert_layers():
+    model = CrossVLTModel(tiny_config(text_config={"depths": [1, 0, 3, 2]}))
+    assert [len(stage.layers) for stage in model.text_model.stages] == [1, 0, 3, 2]
+    assert [stage.cross_attention is not None for stage in model.text_model.stages] == [False, True, True, True]
+    model(**fake_batch(model.config)).loss.backward()
+
+
+# ---- any size, any batch, any padding
+
+
+@settings(max_examples=25, deadline=None)
+@given(height=st.integers(1, 90), width=st.integers(1, 90), batch=st.integers(1, 3))
+def test_any_size(shared_model, height, width, batch):
+    inputs = fake_batch(shared_model.config, batch, height, width)
+    output = logits(shared_model, inputs)
+    assert output.shape == (batch, 2, height, width)
+    assert output.isfinite().all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (5, 3)])
+def test_small_and_narrow_images_train(model, size):
+    """From a batch of 2, since BatchNorm needs two values."""
+    output = model.train()(**fake_batch(model.config, 2, *size))
+    output.loss.backward()
+    assert output.loss.isfinite()
+
+
+def test_a_size_leaves_no_trace(model):
+    batch = fake_batch(model.config, 2, 64, 64)
+    before = logits(model, batch)
+    logits(model, fake_batch(model.config, 2, 8, 8))
+    assert torch.equal(before, logits(model, batch))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_batch_equals_its_images_one_by_one(model, attention):
+    model.set_attn_implementation(attention)
+    batch = fake_batch(model.config, 3, 44, 60)
+    together = logits(model, batch)
+    for row in range(3):
+        alone = logits(model, {name: value[row : row + 1] for name, value in batch.items()})
+        assert (alone - together[row : row + 1]).abs().max() <= 2e-5
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_padding_words_never_matter(model, attention):
+    model.set_attn_implementation(attention)
+    batch = without_labels(fake_batch(model.config, 2, 32, 32, words=9))
+    mask = batch["attention_mask"]
+    batch["token_type_ids"] = torch.zeros_like(mask)
+    other = batch | {
+        "input_ids": torch.where(mask == 1, batch["input_ids"], 17),
+        "token_type_ids": torch.where(mask == 1, 0, 1),
+    }
+    assert torch.equal(logits(model, batch), logits(model, other))
+    # As if they were not there at all
+    length = int(mask[1].sum())
+    cut = {"pixel_values": batch["pixel_values"][1:], "input_ids": batch["input_ids"][1:, :length]}
+    assert (logits(model, cut) - logits(model, batch)[1:]).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_nothing_but_padding_is_still_finite(model, dtype, attention):
+    model.set_attn_implementation(attention)
+    batch = fake_batch(model.config)
+    batch["attention_mask"] = torch.zeros_like(batch["attention_mask"])
+    batch["pixel_values"] = batch["pixel_values"].to(dtype)
+    assert logits(model.to(dtype), batch).isfinite().all()
+
+
+def test_sdpa_equals_eager(model):
+    batch = fake_batch(model.config, 2, 70, 50)
+    model.set_attn_implementation("eager")
+    eager = logits(model, batch)
+    model.set_attn_implementation("sdpa")
+    assert (logits(model, batch) - eager).abs().max() <= 2e-5
+
+
+# ---- wrong input
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pixel_values": torch.zeros(2, 1, 32, 48)}, r"`pixel_values` has shape \(2, 1, 32, 48\); give \(batch, 3"),
+        ({"pixel_values": torch.zeros(3, 32, 48)}, r"`pixel_values` has shape \(3, 32, 48\)"),
+        ({"pixel_values": torch.zeros(2, 3, 0, 48)}, r"`pixel_values` has shape \(2, 3, 0, 48\)"),
+        ({"input_ids": torch.ones(3, 7).long()}, "give one expression of 1 to 40 tokens for each of the 2 images"),
+        ({"input_ids": torch.ones(2, 41).long(), "attention_mask": None}, r"`input_ids` has shape \(2, 41\)"),
+        ({"input_ids": torch.ones(2, 0).long(), "attention_mask": None}, r"`input_ids` has shape \(2, 0\)"),
+        ({"attention_mask": torch.ones(2, 6)}, r"`attention_mask` has shape \(2, 6\); give that of `input_ids`"),
+        ({"token_type_ids": torch.ones(2, 6).long()}, "`token_type_ids` has shape"),
+        ({"labels": torch.ones(2, 32, 32).long()}, r"`labels` has shape \(2, 32, 32\).*\(2, 32, 48\)"),
+        ({"labels": torch.ones(2, 32, 48)}, "dtype torch.float32; give integers"),
+    ],
+)
+def test_wrong_shapes(model, changes, message):
+    with pytest.raises(ValueError, match=message):
+        model(**fake_batch(model.config) | changes)
+
+
+# ---- precision
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """RMS error over the spatial spread of the logits."""
+    spread = expected.flatten(2).std(dim=2).mean()
+    return ((actual.float() - expected).square().mean().sqrt() / spread).item()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(tmp_path, model, dtype):
+    """Loaded, cast and autocast; fusion computes in float32 in all of them."""
+    batch = fake_batch(model.config, 2, 64, 64)
+    expected = logits(model, batch)
+    model.save_pretrained(tmp_path)
+    loaded = CrossVLTModel.from_pretrained(tmp_path, dtype=dtype)
+    assert loaded.stages[0].fusion.projection.weight.dtype == torch.float32
+    assert loaded.vision_model.dtype == dtype
+    half = batch | {"pixel_values": batch["pixel_values"].to(dtype)}
+    assert relative_error(logits(loaded, half), expected) <= 0.06
+    with torch.autocast("cpu", dtype=dtype):
+        assert relative_error(logits(model, batch), expected) <= 0.06
+    assert relative_error(logits(model.to(dtype), half), expected) <= 0.06
+
+
+def test_fusion_never_leaves_float32(model):
+    """Also where everything around it is bfloat16, weights included."""
+    seen = []
+    fusion = model.to(torch.bfloat16).stages[0].fusion
+    for linear in (fusion.attention.query, fusion.attention.value, fusion.attention.output, fusion.projection):
+        linear.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    pixels, words = torch.randn(1, 4, 4, 8).bfloat16(), torch.randn(1, 5, 16).bfloat16()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert fusion(pixels, words, None).dtype == torch.bfloat16
+    assert seen == [torch.float32] * 4
+
+
+def test_logits_are_float32(model):
+    batch = fake_batch(model.config)
+    batch["pixel_values"] = batch["pixel_values"].bfloat16()
+    assert logits(model.to(torch.bfloat16), batch).dtype == torch.float32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["autocast", "native"])
+def test_bfloat16_on_the_base_case(how):
+    """At most 6 % rms of the spatial spread of the logits (design, section 4)."""
+    from test_parity import case_inputs, converted_model, parity
+
+    model = converted_model("base")
+    (case,) = parity("base")[0]["eval_cases"]
+    pixel_values, input_ids, attention_mask, _ = case_inputs(case, model.config.text_config.vocab_size)
+    inputs = {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": attention_mask}
+    expected = logits(model, inputs)
+    if how == "autocast":
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            actual = logits(model, inputs)
+    else:
+        actual = logits(model.to(torch.bfloat16), inputs | {"pixel_values": pixel_values.bfloat16()})
+    assert relative_error(actual, expected) <= 0.06
+
+
+# ---- parts
+
+
+def test_instance_norm_is_torchs(model):
+    pixels = torch.randn(2, 30, 8) * 3 + 1
+    expected = F.instance_norm(pixels.transpose(1, 2)).transpose(1, 2)
+    assert torch.allclose(instance_norm(pixels), expected, atol=1e-5)
+    assert torch.equal(instance_norm(pixels[:, :1]), torch.zeros(2, 1, 8))
+
+
+def test_padding_after_projection_equals_padding_before():
+    """The saving of section 5 changes no number."""
+    torch.manual_seed(0)
+    attention = CrossVLTWindowAttention(tiny_config().vision_config, stage=0, shift=2).eval()
+    torch.nn.init.normal_(attention.qkv.bias)
+    pixels = torch.randn(2, 6, 9, 8)
+    mask = shift_mask(6, 9, 4, 2, like=pixels)
+    with torch.no_grad():
+        padded, _ = attention(F.pad(pixels, (0, 0, 0, 3, 0, 2)), mask)
+        actual, _ = attention(pixels, mask)
+    assert torch.allclose(actual, padded[:, :6, :9], atol=1e-6)
+
+
+def test_shift_mask_keeps_nine_regions_apart():
+    mask = shift_mask(7, 8, window=4, shift=2, like=torch.zeros(1))
+    assert mask.shape == (4, 1, 16, 16)
+    assert set(mask.unique().tolist()) == {-100.0, 0.0}
+    assert (mask[0] == 0).all()  # the first window holds one region
+    assert [int((m == 0).sum()) for m in mask] == [256, 128, 128, 64]
+
+
+def test_drop_path_rises_over_all_blocks_and_scales():
+    config = tiny_config(vision_config={"drop_path_rate": 0.4})
+    model = CrossVLTModel(config)
+    rates = [block.drop_path.rate for stage in model.vision_model.stages for block in stage.blocks]
+    assert rates == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+    torch.manual_seed(0)
+    dropped = CrossVLTDropPath(0.25).train()(torch.ones(4000, 2, 2, 3))
+    assert dropped.unique().tolist() == pytest.approx([0, 4 / 3])
+    assert dropped.mean().item() == pytest.approx(1, abs=0.03)
+    assert (dropped.flatten(1) == dropped[:, 0, 0, :1]).all()  # whole samples
+
+
+def test_losses_by_hand():
+    logits_ = torch.tensor([[[[0.0, 2.0]], [[1.0, -1.0]]]])  # (1, 2, 1, 2)
+    labels = torch.tensor([[[1, 0]]])
+    losses = [np.log1p(np.exp(-1.0)), np.log1p(np.exp(-3.0))]
+    expected = (1.1 * losses[0] + 0.9 * losses[1]) / 2.0
+    assert mask_loss(logits_, labels).item() == pytest.approx(expected, rel=1e-6)
+    ignored = mask_loss(logits_, torch.tensor([[[1, 255]]]))
+    assert ignored.item() == pytest.approx(losses[0], rel=1e-6)
+    assert mask_loss(logits_, torch.full((1, 1, 2), 255)).item() == 0.0
+    maps = [torch.tensor([[[[1.0, -2.0]]]]), torch.tensor([[[[0.5]]]])]
+    bce = [(np.log1p(np.exp(-1.0)) + np.log1p(np.exp(-2.0))) / 2, (np.log1p(np.exp(-0.5)) + np.log1p(np.exp(0.5))) / 2]
+    assert alignment_loss(maps, labels).item() == pytest.approx(sum(bce), rel=1e-6)
+    assert alignment_loss(maps, torch.full((1, 1, 2), 255)).item() == 0.0
+    assert alignment_loss([], labels).item() == 0.0
+
+
+def test_mask_loss_is_torchs_weighted_mean():
+    generator = torch.Generator().manual_seed(0)
+    logits_ = torch.randn(3, 2, 9, 7, generator=generator)
+    labels = torch.randint(0, 3, (3, 9, 7), generator=generator)
+    labels[labels == 2] = 255
+    expected = F.cross_entropy(logits_, labels, weight=torch.tensor([0.9, 1.1]), ignore_index=255)
+    assert mask_loss(logits_, labels).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_dice_term(model):
+    batch = fake_batch(model.config)
+    plain = model(**batch)
+    model.config.dice_loss_weight = 0.5
+    with_dice = model(**batch)
+    assert 0 < (with_dice.mask_loss - plain.mask_loss).item() < 0.5
+    perfect = torch.stack([-30 * (batch["labels"] * 2 - 1.0), 30 * (batch["labels"] * 2 - 1.0)], dim=1)
+    assert mask_loss(perfect, batch["labels"], dice_weight=1.0).item() == pytest.approx(0, abs=1e-3)
+
+
+def test_loss_is_the_sum_of_its_parts(model):
+    output = model(**fake_batch(model.config))
+    assert output.loss.item() == pytest.approx(2 * output.mask_loss.item() + output.alignment_loss.item())
+    assert list(output)[:2] == ["loss", "logits"]
+    assert output[0] is output.loss
+
+
+def test_alignment_maps_only_where_wanted(model):
+    batch = without_labels(fake_batch(model.config))
+    assert model(**batch).alignment_maps is None
+    maps = model(**batch, output_alignment_maps=True).alignment_maps
+    assert [tuple(m.shape) for m in maps] == [(2, 1, 8, 12), (2, 1, 4, 6), (2, 1, 2, 3), (2, 1, 1, 2)]
+    assert max(m.abs().max() for m in maps) <= 1
+    assert model(**batch, return_dict=False)[0].shape == (2, 2, 32, 48)
+
+
+# ---- initial weights
+
+
+def test_initial_weights():
+    """The rules of section 6 of the design."""
+    torch.manual_seed(0)
+    config = tiny_config(
+        vision_config={"embed_dim": 64, "num_heads": [2, 4, 8, 8]}, text_config={"hidden_size": 64}, fusion_head_dim=64
+    )
+    model = CrossVLTModel(config)
+    stage = model.stages[1]
+    for linear in (stage.gate.fc1, stage.gate.fc2, model.vision_model.stages[2].blocks[0].attention.qkv):
+        assert linear.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert model.text_model.stages[1].layers[0].attention.query.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    for linear in (stage.fusion.attention.query, stage.fusion.attention.output, stage.fusion.projection):
+        assert linear.weight.std().item() == pytest.approx((2 / linear.in_features) ** 0.5, rel=0.05)
+    assert stage.fusion.attention.key.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    conv = model.decoder.blocks[0].conv1
+    assert conv.weight.abs().max().item() == pytest.approx(1 / conv.weight[0].numel() ** 0.5, rel=0.05)
+    assert model.text_model.embeddings.word_embeddings.weight[0].abs().max() == 0
+    for name, parameter in model.named_parameters():
+        if name.endswith(".bias") and "decoder" not in name and "patch_embeddings.projection" not in name:
+            assert (parameter == 0).all(), name
+        if "norm" in name and name.endswith("weight"):
+            assert (parameter == 1).all(), name
+    assert [s.alignment.temperature.item() for s in model.stages] == [1.0] * 4
+
+
+def test_loading_keeps_what_was_saved(tmp_path, model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    model.save_pretrained(tmp_path)
+    batch = fake_batch(model.config)
+    for auto_class in (AutoModel, AutoModelForSemanticSegmentation):
+        reloaded, info = auto_class.from_pretrained(tmp_path, output_loading_info=True)
+        assert type(reloaded) is CrossVLTModel
+        assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        for (name, value), (_, expected) in zip(reloaded.named_buffers(), model.named_buffers(), strict=True):
+            assert torch.equal(value, expected), name
+        assert torch.equal(logits(reloaded, batch), logits(model, batch))
+
+
+@pytest.mark.parametrize("device_map", ["cpu", {"": "cpu"}, {"text_model": "cpu", "vision_model": "cpu", "": "cpu"}])
+def test_device_map(tmp_path, model, device_map):
+    model.save_pretrained(tmp_path)
+    batch = fake_batch(model.config)
+    assert torch.equal(
+        logits(CrossVLTModel.from_pretrained(tmp_path, device_map=device_map), batch), logits(model, batch)
+    )
+
+
+def test_offload_module_by_module(tmp_path, model):
+    """Every module on the disk until it is called: nothing reaches into another's weights."""
+    batch = fake_batch(model.config)
+    expected = logits(model, batch)
+    accelerate.disk_offload(model, str(tmp_path), execution_device=torch.device("cpu"))
+    assert (logits(model, batch) - expected).abs().max() <= 1e-6
+
+
+# ---- compilation, checkpointing, training
+
+
+def test_compile_without_graph_breaks(model):
+    batch = without_labels(fake_batch(model.config))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert (logits(compiled, batch) - logits(model, batch)).abs().max() <= 1e-5
+
+
+def test_compile_of_a_training_step(model):
+    model.train()
+    batch = fake_batch(model.config)
+    expected = model(**batch).loss
+    loss = torch.compile(model, fullgraph=True, backend="aot_eager")(**batch).loss
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_export(model, attention):
+    model.set_attn_implementation(attention)
+    batch = without_labels(fake_batch(model.config))
+    program = torch.export.export(model, (), kwargs=batch)
+    with torch.no_grad():
+        assert (program.module()(**batch).logits - logits(model, batch)).abs().max() <= 1e-5
+
+
+def test_activation_checkpointing_changes_nothing(model):
+    batch = fake_batch(model.config)
+    gradients = []
+    for enabled in (False, True):
+        model.train().zero_grad()
+        if enabled:
+            model.activation_checkpointing_enable()
+            assert model.is_gradient_checkpointing
+        model(**batch).loss.backward()
+        gradients.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(gradient, gradients[1][name], atol=1e-6), name
+
+
+def test_forward_writes_no_state(model):
+    def attributes() -> dict[str, set]:
+        return {name: set(vars(module)) for name, module in model.named_modules()}
+
+    before, weights = attributes(), {key: value.clone() for key, value in model.state_dict().items()}
+    logits(model, fake_batch(model.config))
+    assert attributes() == before
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+
+
+def test_trainer_divides_by_the_accumulation_steps(tmp_path, model):
+    """`accepts_loss_kwargs = False`: four micro-batches of the same give the loss of one."""
+    row = {name: value[0] for name, value in fake_batch(model.config).items()}
+    arguments = TrainingArguments(
+        tmp_path,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=4,
+        max_steps=1,
+        logging_steps=1,
+        report_to=[],
+        use_cpu=True,
+        learning_rate=0.0,
+    )
+    expected = model.train()(**{name: value[None].repeat(2, *[1] * value.ndim) for name, value in row.items()}).loss
+    trainer = Trainer(model, arguments, train_dataset=[row] * 8)
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_it_learns(model):
+    """A few steps on one batch."""
+    torch.manual_seed(0)
+    model.train()
+    batch = fake_batch(model.config)
+    batch["labels"] = torch.zeros_like(batch["labels"])
+    batch["labels"][:, 8:24, 8:24] = 1
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(30):
+        loss = model(**batch).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_modules_that_must_not_be_split_exist(model):
+    names = {type(module).__name__ for module in model.modules()}
+    assert set(model._no_split_modules) <= names
+    assert CrossVLTFusion.__name__ in model._no_split_modules
