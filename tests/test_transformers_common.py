@@ -20,10 +20,10 @@ except subprocess.CalledProcessError:
         "the package index cannot be reached, and the tests were not downloaded before", allow_module_level=True
     )
 
-import tests.test_modeling_common as common  # noqa: E402
-from tests.test_configuration_common import ConfigTester  # noqa: E402
-from tests.test_modeling_common import ModelTesterMixin  # noqa: E402
-from tests.test_processing_common import ProcessorTesterMixin  # noqa: E402
+import tests.test_modeling_common as common
+from tests.test_configuration_common import ConfigTester
+from tests.test_modeling_common import ModelTesterMixin
+from tests.test_processing_common import ProcessorTesterMixin
 
 
 # Which labels a class takes, the tests look up by its name
