@@ -1,6 +1,7 @@
 """Pipeline `referring-image-segmentation`: images and expressions in, masks at the images' own size out."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch.utils.data import Dataset
 from transformers.modeling_outputs import ModelOutput
 from transformers.pipelines.base import ChunkPipeline
 
-from .processing_crossvlt import ImageLike, _pair, to_rgb
+from .processing_crossvlt import ImageLike, _pair, check_threshold, to_rgb
 
 
 class ReferringImageSegmentationPipeline(ChunkPipeline):
@@ -59,22 +60,34 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
         """
         if text is not None:
             single = not isinstance(image, list | tuple)
+            if not single and not image:
+                return []
             groups = _pair(1 if single else len(image), text)
             pairs = [{"image": i, "text": g} for i, g in zip([image] if single else image, groups, strict=True)]
             return super().__call__(pairs[0] if single else pairs, **kwargs)
         if isinstance(image, list | tuple):
             return super().__call__(list(image), **kwargs) if len(image) else []
-        if isinstance(image, dict | Dataset) or not isinstance(image, Iterable) or isinstance(image, str | np.ndarray):
-            return super().__call__(image, **kwargs)
-        return super().__call__((row for row in image), **kwargs)
+        if isinstance(image, Iterable) and not isinstance(image, dict | Dataset | str | np.ndarray | Tensor):
+            image = (row for row in image)  # a data set of another library
+        return super().__call__(image, **kwargs)
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
         if unknown := kwargs.keys() - {"threshold", "timeout"}:
             raise ValueError(f"The pipeline has no option {sorted(unknown)[0]!r}; it has threshold and timeout.")
-        post = {"threshold": kwargs["threshold"]} if "threshold" in kwargs else {}
-        return {}, {}, post
+        check_threshold(kwargs.get("threshold"))
+        preprocess = {"timeout": kwargs["timeout"]} if "timeout" in kwargs else {}
+        postprocess = {"threshold": kwargs["threshold"]} if "threshold" in kwargs else {}
+        return preprocess, {}, postprocess
 
-    def preprocess(self, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Save the model and its processor, from which the pipeline can be made again.
+
+        Transformers' own would leave the processor out and bind the folder to a copy of this file.
+        """
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory)
+
+    def preprocess(self, inputs: dict[str, Any], timeout: float | None = 60.0) -> Iterator[dict[str, Any]]:
         """One chunk for each expression; the image is prepared once."""
         if not isinstance(inputs, dict) or "image" not in inputs or inputs.get("text") is None:
             raise ValueError(
@@ -82,7 +95,7 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
                 '{"image": ..., "text": ...}.'
             )
         (expressions,) = _pair(1, inputs["text"])
-        image: ImageLike = to_rgb(inputs["image"])
+        image: ImageLike = to_rgb(inputs["image"], timeout)
         prepared = self.processor(image, return_tensors="pt").to(self.dtype)
         for index, expression in enumerate(expressions):
             words = self.processor(text=[expression], return_tensors="pt")

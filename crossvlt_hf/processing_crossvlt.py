@@ -1,9 +1,14 @@
 """Processor of CrossVLT: images and expressions to tensors, logits back to masks of the original pixels."""
 
+import copy
 import math
+import struct
 from collections.abc import Sequence
+from http.client import HTTPException
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
@@ -12,93 +17,127 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.image_utils import load_image
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
+OVERSHOOT = 0.01
 MASK_VALUES = ({0, 1}, {0, 255}, {0, 1, 255})
 
 
+def _full_scale(values: np.ndarray) -> int:
+    """What stands for white in numbers of a dtype and range that do not say it themselves."""
+    if values.dtype == np.uint16:
+        return 65535
+    slack = 1 + OVERSHOOT if values.dtype.kind == "f" else 1
+    if values.dtype.kind == "f" and values.max() <= slack:
+        return 1
+    return 255 if values.max() <= 255 * slack else 65535
+
+
 def _scaled_to_bytes(values: np.ndarray) -> np.ndarray:
-    """Numbers of any dtype to uint8: floats up to 1 are shares of 255, 16-bit numbers lose their lower byte."""
+    """Numbers of any dtype to uint8; what overshoots the range by a hair, as resizing leaves it, is clipped."""
     if values.dtype == np.uint8:
         return values
+    if values.dtype.kind not in "buif":
+        raise ValueError(f"An image has dtype {values.dtype}; give numbers.")
     if values.dtype == bool:
         return values.astype(np.uint8) * 255
     if not np.isfinite(values).all():
         raise ValueError("An image holds NaN or infinite values; give finite ones.")
-    low, high = values.min(), values.max()
-    top = 1 if np.issubdtype(values.dtype, np.floating) and high <= 1 else 255 if high <= 255 else 65535
-    if low < 0 or high > top:
+    top, low, high = _full_scale(values), values.min(), values.max()
+    slack = OVERSHOOT * top if values.dtype.kind == "f" else 0
+    if low < -slack or high > top + slack:
         raise ValueError(f"An image holds values from {low} to {high}; give 0 to 1, 0 to 255 or (16 bits) 0 to 65535.")
-    return np.round(values.astype(np.float64) * (255 / top)).astype(np.uint8)
+    return np.round(values.astype(np.float64).clip(0, top) * (255 / top)).astype(np.uint8)
+
+
+def _to_numpy(array: np.ndarray | Tensor) -> np.ndarray:
+    if isinstance(array, Tensor):
+        array = array.detach().cpu()
+        array = (array.float() if array.is_floating_point() else array).numpy()  # numpy has no bfloat16
+    return array
 
 
 def _array_to_pil(array: np.ndarray | Tensor) -> Image.Image:
     """An image array, channels first or last or absent; where both could be, a tensor has them first."""
-    first = isinstance(array, Tensor)
-    if isinstance(array, Tensor):
-        array = array.detach().cpu()
-        array = (array.float() if array.is_floating_point() else array).numpy()
-    values = np.asarray(array)
+    first, values = isinstance(array, Tensor), _to_numpy(array)
     if values.ndim == 3 and (values.shape[0] if first else values.shape[-1]) not in (1, 3, 4):
         first = not first
     if values.ndim == 3 and first:
         values = np.moveaxis(values, 0, -1)
     if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[-1] not in (1, 3, 4)) or 0 in values.shape:
         raise ValueError(
-            f"An image has shape {array.shape}; give (height, width) or 1, 3 or 4 channels first or last."
+            f"An image has shape {tuple(array.shape)}; give (height, width) or 1, 3 or 4 channels first or last."
         )
     values = _scaled_to_bytes(values)
     return Image.fromarray(values[..., 0] if values.ndim == 3 and values.shape[-1] == 1 else values)
 
 
-def _open(source: str | Path) -> Image.Image:
-    """An image file, URL or base64 text."""
-    if not Path(source).is_file() and str(source).startswith(("http://", "https://", "data:")):
-        return load_image(str(source))
+def _upright(image: Image.Image) -> Image.Image:
+    """A copy turned as its EXIF orientation says; EXIF data that cannot be read say nothing."""
     try:
-        image = Image.open(source)
-        image.load()
+        return ImageOps.exif_transpose(image)
+    except (SyntaxError, ValueError, TypeError, KeyError, OSError, struct.error):
+        return image.copy()
+
+
+def _read(source: str | Path, timeout: float | None) -> str | Path | BytesIO:
+    """What Pillow opens: the path, or the bytes behind a URL."""
+    if not str(source).startswith(("http://", "https://", "data:")):
+        return source
+    request = Request(str(source), headers={"User-Agent": "crossvlt_hf"})  # some servers refuse urllib's own
+    with urlopen(request, timeout=timeout) as response:
+        return BytesIO(response.read())
+
+
+def _open(source: str | Path, timeout: float | None) -> Image.Image:
+    """The upright image in a file or behind a URL."""
+    name = str(source) if len(str(source)) < 200 else f"{str(source)[:60]}..."
+    try:
+        with Image.open(_read(source, timeout)) as image:
+            image.load()
+            return _upright(image)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"There is no image file {source}; give a path or a URL.") from error
+        raise FileNotFoundError(f"There is no image file {name}; give a path or a URL.") from error
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{source} is refused as too large ({error}); raise PIL.Image.MAX_IMAGE_PIXELS.") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise OSError(f"{source} cannot be read as an image: {error}") from error
-    return image
+        raise ValueError(f"{name} is refused as too large ({error}); raise PIL.Image.MAX_IMAGE_PIXELS.") from error
+    except (OSError, HTTPException, SyntaxError, ValueError) as error:
+        raise OSError(f"{name} cannot be read as an image: {error}") from error
 
 
-def to_rgb(image: ImageLike) -> Image.Image:
+def to_rgb(image: ImageLike, timeout: float | None = 60.0) -> Image.Image:
     """Turn whatever shows an image into an upright 8-bit RGB image.
 
     Args:
-        image: a path, a URL, a PIL image of any mode, or an array or tensor with the channels first, last or absent.
-            Its numbers may be bool, 0 to 1 (floats), 0 to 255, or 0 to 65535. EXIF orientation is applied;
-            transparency is dropped.
+        image: a path, a URL (http, https, data), a PIL image of any mode, or an array or tensor with the channels
+            first, last or absent. Its numbers may be bool, 0 to 1 (floats), 0 to 255, or 0 to 65535 (uint16, or a
+            maximum above 255). EXIF orientation is applied; transparency is dropped; of an animation it is the first
+            picture.
+        timeout: seconds to wait for the server of a URL; None waits for ever.
 
     Raises:
-        OSError: if a file is missing or is not an image.
-        ValueError: if an array is no image.
+        OSError: if a file or URL cannot be reached or is not an image.
+        ValueError: if an array is no image, or an image is larger than Pillow allows.
     """
     if isinstance(image, str | Path):
-        image = _open(image)
+        image = _open(image, timeout)
     elif isinstance(image, np.ndarray | Tensor):
         image = _array_to_pil(image)
-    if not isinstance(image, Image.Image):
+    elif isinstance(image, Image.Image):
+        image = _upright(image)
+    else:
         raise ValueError(f"An image is of type {type(image).__name__}; give a path, URL, PIL image, array or tensor.")
     if 0 in image.size:
         raise ValueError(f"An image has size {image.size}; give one of at least one pixel.")
-    image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
         # Pillow would clip these to 255
         image = Image.fromarray(_scaled_to_bytes(np.asarray(image)))
     return image.convert("RGB")
 
 
-def to_label_map(mask: Image.Image | np.ndarray | Tensor | Sequence) -> np.ndarray:
+def to_label_map(mask: Image.Image | np.ndarray | Tensor) -> np.ndarray:
     """Turn a mask into (height, width) uint8: 1 on the object, 0 off it, 255 ignored.
 
     Args:
@@ -108,7 +147,7 @@ def to_label_map(mask: Image.Image | np.ndarray | Tensor | Sequence) -> np.ndarr
     Raises:
         ValueError: if it is not two-dimensional or holds other values.
     """
-    values = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
+    values = np.asarray(mask if isinstance(mask, Image.Image) else _to_numpy(mask))
     if values.ndim == 3 and 1 in (values.shape[0], values.shape[-1]):
         values = values.squeeze(0 if values.shape[0] == 1 else -1)
     if values.ndim == 3 and (values == values[..., :1]).all():
@@ -125,6 +164,8 @@ def _as_images(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
     if isinstance(images, np.ndarray | Tensor):
         return list(images) if images.ndim == 4 else [images]
     entries: list[Any] = list(images) if isinstance(images, list | tuple) else [images]
+    if not entries:
+        raise ValueError(f"`images` is {images!r}; give at least one image.")
     if odd := [entry for entry in entries if isinstance(entry, list | tuple) and len(entry) != 1]:
         raise ValueError(
             f"`images` holds a list of {len(odd[0])} images; give one image for each list of expressions."
@@ -134,17 +175,20 @@ def _as_images(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
 
 def _as_expressions(text: Any) -> list[str] | list[list[str]]:
     """Check the nesting of expressions: one, a list, or a list of lists."""
-    nested = [text] if isinstance(text, str) else list(text) if isinstance(text, list | tuple) else None
-    if not nested:
+    entries = [text] if isinstance(text, str) else list(text) if isinstance(text, list | tuple) else None
+    if not entries:
         raise ValueError(f"`text` is {text!r}; give an expression or a list of expressions.")
-    several = [not isinstance(entry, str) for entry in nested]
-    flat = [expression for entry in nested for expression in ([entry] if isinstance(entry, str) else entry)]
-    if any(several) and not all(several):
+    nested = [isinstance(entry, list | tuple) for entry in entries]
+    if any(nested) and not all(nested):
         raise ValueError("`text` mixes expressions and lists of expressions; give one kind.")
-    for expression in flat:
+    for expression in _flat(entries):
         if not isinstance(expression, str) or not expression.strip():
             raise ValueError(f"An expression is {expression!r}; say which object is meant.")
-    return [list(entry) for entry in nested] if any(several) else nested
+    return [list(entry) for entry in entries] if any(nested) else entries
+
+
+def _flat(entries: list) -> list:
+    return [item for entry in entries for item in (entry if isinstance(entry, list | tuple) else [entry])]
 
 
 def _pair(num_images: int, text: str | Sequence) -> list[list[str]]:
@@ -165,6 +209,34 @@ def _pair(num_images: int, text: str | Sequence) -> list[list[str]]:
     if [] in groups:
         raise ValueError(f"Image {groups.index([])} has no expressions; give each at least one.")
     return groups
+
+
+def _as_sizes(target_sizes: Any) -> list[tuple[int, ...]]:
+    sizes = target_sizes.tolist() if isinstance(target_sizes, np.ndarray | Tensor) else list(target_sizes)
+    if any(not isinstance(size, Sequence | np.ndarray | Tensor) or len(size) != 2 or min(size) < 1 for size in sizes):
+        raise ValueError(f"The target sizes are {sizes}; give (height, width) of at least 1 pixel for each.")
+    return [(int(height), int(width)) for height, width in sizes]
+
+
+def _as_masks(masks: Any, counts: list[int]) -> list:
+    """One mask for each expression, of images that have so many expressions each."""
+    if not isinstance(masks, list | tuple):
+        shape = tuple(getattr(masks, "shape", (0, 0)))
+        batch = len(shape) == 4 or (len(shape) == 3 and (shape[0] == sum(counts) or shape[-1] not in (1, 3, 4)))
+        masks = list(masks) if batch else [masks]
+    nested = any(isinstance(entry, list | tuple) for entry in masks)
+    if nested and [len(entry) if isinstance(entry, list | tuple) else 1 for entry in masks] != counts:
+        raise ValueError("`segmentation_maps` is not nested as `text`; give each image as many masks as expressions.")
+    flat = _flat(list(masks))
+    if len(flat) != sum(counts):
+        raise ValueError(f"There are {sum(counts)} expressions and {len(flat)} masks; give one mask for each.")
+    return flat
+
+
+def check_threshold(threshold: float | None) -> None:
+    """Raise ValueError unless it is None or a probability above 0 and below 1."""
+    if threshold is not None and not 0 < threshold < 1:
+        raise ValueError(f"`threshold` is {threshold}; give a probability above 0 and below 1.")
 
 
 def mask_box(mask: Tensor) -> list[int] | None:
@@ -209,14 +281,17 @@ class CrossVLTProcessor(ProcessorMixin):
         Args:
             tokenizer: the tokenizer of the language encoder.
             image_size: the side, or height and width, to which images are squashed.
-            max_length: the most tokens of an expression; it is set on the tokenizer and saved with it.
+            max_length: the most tokens of an expression; it is saved with the processor's copy of the tokenizer.
 
         Raises:
-            ValueError: if `max_length` leaves no room for a word.
+            ValueError: if `max_length` leaves no room for a word, or the size is not positive.
         """
         if max_length < 3:
             raise ValueError(f"`max_length` is {max_length}; give at least 3, for [CLS], a word and [SEP].")
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if not (isinstance(height, int) and isinstance(width, int) and min(height, width) > 0):
+            raise ValueError(f"`image_size` is {image_size!r}; give the side, or height and width, in pixels.")
+        tokenizer = copy.deepcopy(tokenizer)
         # Where ProcessorMixin looks for it, and what the tokenizer saves
         tokenizer.init_kwargs["max_length"] = max_length
         return cls(SegformerImageProcessorPil(size={"height": height, "width": width}), tokenizer)
@@ -251,7 +326,8 @@ class CrossVLTProcessor(ProcessorMixin):
             text: for one image, an expression or a list of them; for a list of images, a list with an expression, or a
                 list of expressions, for each (or one expression for all). An image is repeated for each of its
                 expressions.
-            segmentation_maps: masks of the objects (see `to_label_map`), nested as `text`, each of its image's size.
+            segmentation_maps: a mask (see `to_label_map`) for each expression, nested as `text` or in one flat list,
+                each of its image's size.
             kwargs: of the image processor and tokenizer, such as `size`, `max_length`, `padding`, `return_tensors`.
 
         Returns:
@@ -267,9 +343,11 @@ class CrossVLTProcessor(ProcessorMixin):
             raise ValueError("You need to provide at least one input: give `images`, `text` or both.")
         merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         data: dict[str, Any] = {}
+        if images is None and segmentation_maps is not None:
+            raise ValueError("There are `segmentation_maps` but no `images`; give both.")
         if images is None:
-            expressions = text if isinstance(text, str) else _as_expressions(text)
-            data |= self.tokenizer(expressions, **merged["text_kwargs"])
+            expressions = _flat(_as_expressions(text))
+            data |= self.tokenizer(text if isinstance(text, str) else expressions, **merged["text_kwargs"])
         elif text is None:
             counts = [1] * len(_as_images(images))
             data |= self._prepare_images(images, counts, segmentation_maps, merged["images_kwargs"])
@@ -292,22 +370,17 @@ class CrossVLTProcessor(ProcessorMixin):
         data = {"pixel_values": pixel_values, "original_sizes": sizes}
         if masks is not None:
             shapes = [values.shape[-2:] for values in pixel_values]
-            data["labels"] = self._process_masks(masks, sizes, shapes)
+            pairs = zip(_as_masks(masks, counts), sizes, shapes, strict=True)
+            data["labels"] = [self._prepare_mask(mask, size, shape) for mask, size, shape in pairs]
         return data
 
-    def _process_masks(self, masks: Any, sizes: list[tuple[int, int]], shapes: list[tuple[int, int]]) -> list:
-        masks = list(masks) if isinstance(masks, list | tuple) or getattr(masks, "ndim", 0) == 3 else [masks]
-        masks = [mask for entry in masks for mask in (entry if isinstance(entry, list | tuple) else [entry])]
-        if len(masks) != len(sizes):
-            raise ValueError(f"There are {len(sizes)} expressions and {len(masks)} masks; give one mask for each.")
-        labels = []
-        for mask, size, (height, width) in zip(masks, sizes, shapes, strict=True):
-            label_map = to_label_map(mask)
-            if label_map.shape != size:
-                raise ValueError(f"A mask has size {label_map.shape}, but its image {size} (height, width).")
-            resized = Image.fromarray(label_map).resize((width, height), Image.Resampling.NEAREST)
-            labels.append(np.asarray(resized).astype(np.int64))
-        return labels
+    @staticmethod
+    def _prepare_mask(mask: Any, size: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
+        label_map = to_label_map(mask)
+        if label_map.shape != size:
+            raise ValueError(f"A mask has size {label_map.shape}, but its image {size} (height, width).")
+        resized = Image.fromarray(label_map).resize((shape[1], shape[0]), Image.Resampling.NEAREST)
+        return np.asarray(resized).astype(np.int64)
 
     def post_process_masks(
         self,
@@ -332,15 +405,10 @@ class CrossVLTProcessor(ProcessorMixin):
             ValueError: if the number of sizes is not B, a size is not positive, or the threshold not in (0, 1).
         """
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs.logits
-        sizes = (
-            [logits.shape[-2:]] * len(logits) if target_sizes is None else [tuple(map(int, s)) for s in target_sizes]
-        )
+        sizes = [tuple(logits.shape[-2:])] * len(logits) if target_sizes is None else _as_sizes(target_sizes)
         if len(sizes) != len(logits):
             raise ValueError(f"There are {len(logits)} results and {len(sizes)} target sizes; give one size for each.")
-        if any(len(size) != 2 or min(size) < 1 for size in sizes):
-            raise ValueError(f"The target sizes are {sizes}; give (height, width) of at least 1 pixel for each.")
-        if threshold is not None and not 0 < threshold < 1:
-            raise ValueError(f"`threshold` is {threshold}; give a probability above 0 and below 1.")
+        check_threshold(threshold)
         margin_threshold = 0.0 if threshold is None else math.log(threshold / (1 - threshold))
         # One map is resized instead of two: the object's probability is a sigmoid of the logits' difference.
         margins = logits[:, 1].float() - logits[:, 0].float()

@@ -1,0 +1,911 @@
+"""The processor: whatever shows an image becomes the paper's tensors, and logits become masks of its own pixels."""
+
+import base64
+import functools
+import io
+import itertools
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from transformers import AutoProcessor
+
+from crossvlt_hf import CrossVLTOutput, CrossVLTProcessor
+from crossvlt_hf.processing_crossvlt import mask_box, to_label_map, to_rgb
+
+
+MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"]
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+SMALL = CrossVLTProcessor.from_tokenizer(tiny_tokenizer(), image_size=8, max_length=9)
+SIZE = (5, 6)  # height and width of the small images below
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+GREY = noise(*SIZE)
+COLOUR = noise(*SIZE, 3)
+IMAGE = Image.fromarray(COLOUR)
+SPOT = GREY > 100
+
+
+def rgb(grey: np.ndarray) -> np.ndarray:
+    return np.stack([grey.astype(np.uint8)] * 3, axis=-1)
+
+
+def pixels(image: object) -> np.ndarray:
+    """What the processor sees of an image, checked to be RGB."""
+    result = to_rgb(image)
+    assert result.mode == "RGB"
+    return np.asarray(result)
+
+
+def squashed(image: Image.Image, height: int, width: int) -> np.ndarray:
+    """The paper's protocol by hand: Pillow's bilinear filter, 1/255, ImageNet's mean and standard deviation."""
+    resized = np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR))
+    return np.moveaxis((resized / 255 - MEAN) / STD, -1, 0)
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A folder and the address under which a server on this machine hands out its files."""
+    folder = tmp_path_factory.mktemp("site")
+    handler = functools.partial(QuietHandler, directory=folder)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield folder, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+# Images of every kind
+
+
+def palette_image() -> tuple[Image.Image, np.ndarray]:
+    colours = noise(256, 3)
+    image = Image.fromarray(GREY).copy()
+    image.putpalette(colours.tobytes())
+    assert image.mode == "P"
+    return image, colours[GREY]
+
+
+def cmyk_image() -> tuple[Image.Image, np.ndarray]:
+    ink = noise(*SIZE, 4)
+    cmy, key = ink[..., :3].astype(float), ink[..., 3:].astype(float)
+    return Image.fromarray(ink, "CMYK"), np.round((255 - cmy) * (255 - key) / 255).astype(np.uint8)
+
+
+def alpha_image(mode: str) -> Image.Image:
+    image = IMAGE.convert(mode) if mode == "RGBA" else Image.fromarray(GREY).convert(mode)
+    image.putalpha(Image.fromarray(GREY[::-1].copy()))
+    return image
+
+
+PIL_IMAGES = {
+    "1": lambda: (Image.fromarray(SPOT), rgb(SPOT * 255)),
+    "L": lambda: (Image.fromarray(GREY), rgb(GREY)),
+    "LA": lambda: (alpha_image("LA"), rgb(GREY)),
+    "P": palette_image,
+    "RGB": lambda: (IMAGE, COLOUR),
+    "RGBA": lambda: (alpha_image("RGBA"), COLOUR),
+    "CMYK": cmyk_image,
+    "I;16": lambda: (Image.fromarray(GREY.astype(np.uint16) * 257), rgb(GREY)),
+    "I": lambda: (Image.fromarray(GREY.astype(np.int32)), rgb(GREY)),
+    "F": lambda: (Image.fromarray(GREY.astype(np.float32)), rgb(GREY)),
+}
+
+
+@pytest.mark.parametrize("mode", PIL_IMAGES)
+def test_pil_image_of_every_mode(mode):
+    image, expected = PIL_IMAGES[mode]()
+    assert image.mode == mode
+    np.testing.assert_allclose(pixels(image).astype(int), expected, atol=mode == "CMYK")
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.fromarray((SPOT * 1).astype(np.float32)), SPOT * 255),
+        (Image.fromarray(GREY.astype(np.float32) / 255), GREY),
+        (Image.fromarray(GREY.astype(np.int32) * 257), GREY),
+    ],
+    ids=["F, 0 and 1", "F, 0 to 1", "I, 0 to 65535"],
+)
+def test_pil_image_of_other_ranges(image, expected):
+    np.testing.assert_array_equal(pixels(image), rgb(expected))
+
+
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
+def test_transparent_palette_is_dropped(tmp_path):
+    image, expected = palette_image()
+    image.save(tmp_path / "image.png", transparency=bytes(range(256)))
+    np.testing.assert_array_equal(pixels(tmp_path / "image.png"), expected)
+
+
+UNTURNED = {  # how the stored pixels of an upright image look for each EXIF orientation
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a, -1),
+}
+
+
+@pytest.mark.parametrize("given_as", ["file", "PIL image", "URL"])
+@pytest.mark.parametrize("orientation", UNTURNED)
+def test_exif_orientation(site, orientation, given_as):
+    exif = Image.Exif()
+    exif[274] = orientation
+    folder, address = site
+    path = folder / f"turned-{orientation}.png"
+    Image.fromarray(np.ascontiguousarray(UNTURNED[orientation](COLOUR))).save(path, exif=exif)
+    image = {"file": path, "PIL image": Image.open(path), "URL": f"{address}/{path.name}"}[given_as]
+    np.testing.assert_array_equal(pixels(image), COLOUR)
+    assert SMALL(image, "a cup")["original_sizes"] == [SIZE]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".jpg"])
+def test_corrupt_exif_is_no_obstacle(tmp_path, suffix):
+    path = tmp_path / f"image{suffix}"
+    IMAGE.save(path, exif=b"Exif\0\0garbage")
+    np.testing.assert_array_equal(pixels(path), np.asarray(Image.open(path)))
+
+
+NUMBERS = {
+    "uint8": lambda a: a,
+    "int64": lambda a: a.astype(np.int64),
+    "uint16": lambda a: a.astype(np.uint16) * 257,
+    "float32, 0 to 1": lambda a: (a / 255).astype(np.float32),
+    "float64, 0 to 1": lambda a: a / 255,
+    "float32, 0 to 255": lambda a: a.astype(np.float32),
+    "float16, 0 to 255": lambda a: a.astype(np.float16),
+}
+LAYOUTS = {
+    "HWC": (lambda a: a, COLOUR),
+    "CHW": (lambda a: np.moveaxis(a, -1, 0), COLOUR),
+    "HW": (lambda a: a[..., 0], rgb(COLOUR[..., 0])),
+    "HW1": (lambda a: a[..., :1], rgb(COLOUR[..., 0])),
+    "1HW": (lambda a: a[None, ..., 0], rgb(COLOUR[..., 0])),
+}
+
+
+@pytest.mark.parametrize("library", [np.ascontiguousarray, torch.tensor], ids=["numpy", "torch"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("numbers", NUMBERS)
+def test_array(numbers, layout, library):
+    arrange, expected = LAYOUTS[layout]
+    np.testing.assert_array_equal(pixels(library(arrange(NUMBERS[numbers](COLOUR)))), expected)
+
+
+@pytest.mark.parametrize("library", [np.array, torch.tensor], ids=["numpy", "torch"])
+def test_bool_array(library):
+    np.testing.assert_array_equal(pixels(library(SPOT)), rgb(SPOT * 255))
+
+
+def test_array_with_alpha():
+    opaque = np.concatenate([COLOUR, GREY[..., None]], axis=-1)
+    np.testing.assert_array_equal(pixels(opaque), COLOUR)
+    np.testing.assert_array_equal(pixels(torch.tensor(opaque).permute(2, 0, 1)), COLOUR)
+
+
+def test_tensor_with_gradient_or_half_precision():
+    tensor = torch.tensor(COLOUR / 255, dtype=torch.float32, requires_grad=True).permute(2, 0, 1)
+    np.testing.assert_array_equal(pixels(tensor), COLOUR)
+    # bfloat16 has 8 significant bits
+    assert np.abs(pixels(tensor.bfloat16()).astype(int) - COLOUR).max() <= 1
+
+
+@pytest.mark.parametrize("excess", [1e-6, 1e-3])
+@pytest.mark.parametrize("top", [1, 255])
+def test_a_hair_above_the_range_is_not_a_black_image(top, excess):
+    """What bicubic resizing and float32 rounding leave: either refused or taken for what it is."""
+    values = GREY / 255 * top
+    values[0, 0] = top * (1 + excess)
+    try:
+        result = pixels(values)
+    except ValueError:
+        return
+    np.testing.assert_allclose(result[1:], rgb(GREY)[1:], atol=1)
+
+
+@pytest.mark.parametrize("library", [np.array, torch.tensor], ids=["numpy", "torch"])
+@pytest.mark.parametrize("first", [True, False], ids=["BCHW", "BHWC"])
+def test_batch_of_images(library, first):
+    images = np.stack([COLOUR, COLOUR[::-1], COLOUR[:, ::-1]])
+    batch = library(np.moveaxis(images, -1, 1).copy() if first else images)
+    inputs = SMALL(batch, ["a cup", "the man", "a bus"], return_tensors="pt")
+    expected = SMALL([Image.fromarray(i) for i in images], ["a cup", "the man", "a bus"], return_tensors="pt")
+    assert inputs["pixel_values"].equal(expected["pixel_values"])
+    assert inputs["original_sizes"].tolist() == [[*SIZE]] * 3
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tiff", ".gif", ".webp"])
+@pytest.mark.parametrize("kind", [str, Path])
+def test_path(tmp_path, kind, suffix):
+    path = tmp_path / f"an image{suffix}"
+    image = IMAGE.convert("P") if suffix == ".gif" else IMAGE
+    image.save(path, **({"lossless": True} if suffix == ".webp" else {}))
+    np.testing.assert_array_equal(pixels(kind(path)), np.asarray(image.convert("RGB")))
+
+
+def test_path_that_looks_like_an_address(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    IMAGE.save("https.png")
+    np.testing.assert_array_equal(pixels("https.png"), COLOUR)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA", "1", "I;16"])
+def test_url_equals_path(site, mode):
+    folder, address = site
+    path = folder / f"{mode}.png".replace(";", "")
+    PIL_IMAGES[mode]()[0].save(path)
+    np.testing.assert_array_equal(pixels(f"{address}/{path.name}"), pixels(path))
+
+
+@pytest.mark.parametrize("side", [10, 100], ids=["short", "longer than a path may be"])
+def test_data_url(side):
+    values = noise(side, side, 3)
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "PNG")
+    np.testing.assert_array_equal(
+        pixels("data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()), values
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(height=st.integers(1, 60), width=st.integers(1, 60), mode=st.sampled_from(MODES), count=st.integers(1, 3))
+def test_any_size_and_mode_gives_the_right_shapes(height, width, mode, count):
+    image = Image.new(mode, (width, height))
+    inputs = SMALL(image, ["a cup"] * count, np.zeros((count, height, width)), return_tensors="pt")
+    assert inputs["pixel_values"].shape == (count, 3, 8, 8)
+    assert inputs["pixel_values"].dtype == torch.float32
+    assert inputs["original_sizes"].tolist() == [[height, width]] * count
+    assert inputs["labels"].shape == (count, 8, 8)
+    assert inputs["labels"].dtype == inputs["input_ids"].dtype == inputs["original_sizes"].dtype == torch.int64
+    assert inputs["input_ids"].shape == inputs["attention_mask"].shape == (count, 9)
+    np.testing.assert_allclose(inputs["pixel_values"][0], squashed(to_rgb(image), 8, 8), atol=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), height=st.integers(5, 60), width=st.integers(5, 60))
+def test_any_array_equals_its_pil_image(data, height, width):
+    values = np.random.default_rng(height * width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    convert = NUMBERS[data.draw(st.sampled_from(sorted(NUMBERS)))]
+    arrange = LAYOUTS[data.draw(st.sampled_from(["HWC", "CHW"]))][0]
+    library = data.draw(st.sampled_from([np.ascontiguousarray, torch.tensor]))
+    np.testing.assert_array_equal(pixels(library(arrange(convert(values)))), values)
+
+
+# The paper's protocol
+
+
+def test_defaults_are_the_papers(photo):
+    inputs = CrossVLTProcessor.from_tokenizer(tiny_tokenizer())(photo, "the red cup", return_tensors="pt")
+    np.testing.assert_allclose(inputs["pixel_values"][0], squashed(photo, 480, 480), rtol=0, atol=1e-6)
+    assert inputs["input_ids"].shape == (1, 21)
+    assert inputs["attention_mask"].sum() == 5
+    assert inputs["original_sizes"].tolist() == [[photo.height, photo.width]]
+
+
+@pytest.mark.parametrize("size", [(1000, 30), (31, 700), (480, 480)])
+def test_squash_keeps_no_aspect_ratio(size):
+    image = Image.fromarray(noise(size[1], size[0], 3))
+    inputs = CrossVLTProcessor.from_tokenizer(tiny_tokenizer())(image, return_tensors="np")
+    np.testing.assert_allclose(inputs["pixel_values"][0], squashed(image, 480, 480), rtol=0, atol=1e-6)
+
+
+def test_long_expression_keeps_its_last_token():
+    processor = CrossVLTProcessor.from_tokenizer(tiny_tokenizer(), image_size=8)
+    tokens = processor(IMAGE, "the red cup " * 10)["input_ids"][0]
+    assert len(tokens) == 21
+    assert tokens[0] == processor.tokenizer.cls_token_id
+    assert tokens[-1] == processor.tokenizer.sep_token_id
+    assert processor.tokenizer.decode(tokens[1:-1]).startswith("the red cup the red cup")
+
+
+def test_expressions_are_lower_cased():
+    assert SMALL(text="The RED Cup")["input_ids"] == SMALL(text="the red cup")["input_ids"]
+
+
+def test_plain_constructor_has_21_tokens():
+    processor = CrossVLTProcessor(SMALL.image_processor, tiny_tokenizer())
+    assert len(processor(text="the cup " * 30)["input_ids"]) == 21
+
+
+@pytest.mark.parametrize("size", [{"height": 12, "width": 20}, 16])
+def test_size_and_length_at_call_time(size):
+    inputs = SMALL(IMAGE, "the cup " * 9, SPOT, size=size, max_length=5, return_tensors="pt")
+    height, width = (16, 16) if size == 16 else (12, 20)
+    np.testing.assert_allclose(inputs["pixel_values"][0], squashed(IMAGE, height, width), atol=1e-6)
+    assert inputs["labels"].shape == (1, height, width)
+    assert inputs["input_ids"].shape == (1, 5)
+    assert inputs["input_ids"][0, -1] == SMALL.tokenizer.sep_token_id
+    assert SMALL(IMAGE, "a cup", return_tensors="pt")["pixel_values"].shape[-1] == 8
+    assert len(SMALL(text="a cup")["input_ids"]) == 9
+
+
+def test_padding_at_call_time():
+    inputs = SMALL(IMAGE, ["a cup", "the red cup"], padding="longest", return_tensors="pt")
+    assert inputs["input_ids"].shape == (2, 5)
+    assert inputs["attention_mask"].tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize(("image_size", "shape"), [(24, (24, 24)), ((16, 40), (16, 40))])
+@pytest.mark.parametrize("length", [3, 13, 30])
+def test_size_and_length_are_saved(tmp_path, image_size, shape, length):
+    CrossVLTProcessor.from_tokenizer(tiny_tokenizer(), image_size=image_size, max_length=length).save_pretrained(
+        tmp_path
+    )
+    inputs = AutoProcessor.from_pretrained(tmp_path)(IMAGE, "the cup " * 20, return_tensors="pt")
+    assert inputs["pixel_values"].shape == (1, 3, *shape)
+    assert inputs["input_ids"].shape == (1, length)
+
+
+@pytest.mark.parametrize("length", [-1, 0, 2])
+def test_length_without_room_for_a_word(length):
+    with pytest.raises(ValueError, match=f"`max_length` is {length};"):
+        CrossVLTProcessor.from_tokenizer(tiny_tokenizer(), max_length=length)
+
+
+def test_two_processors_of_one_tokenizer_do_not_disturb_each_other():
+    tokenizer = tiny_tokenizer()
+    short = CrossVLTProcessor.from_tokenizer(tokenizer, max_length=5)
+    long = CrossVLTProcessor.from_tokenizer(tokenizer, max_length=15)
+    assert [len(each(text="a cup")["input_ids"]) for each in (short, long)] == [5, 15]
+
+
+def test_round_trip(tmp_path, photo):
+    before = CrossVLTProcessor.from_tokenizer(tiny_tokenizer(), image_size=(40, 56), max_length=11)
+    before.save_pretrained(tmp_path)
+    after = AutoProcessor.from_pretrained(tmp_path)
+    assert type(after) is CrossVLTProcessor
+    assert after.to_dict() == before.to_dict()
+    assert after.tokenizer.get_vocab() == before.tokenizer.get_vocab()
+    after.save_pretrained(tmp_path / "again")
+    for file in ("processor_config.json", "tokenizer.json"):
+        assert (tmp_path / "again" / file).read_bytes() == (tmp_path / file).read_bytes()
+    call = {"images": photo, "text": ["the red cup", "a man"], "return_tensors": "pt"}
+    expected = before(**call)
+    assert after(**call).keys() == expected.keys()
+    assert all(value.equal(expected[name]) for name, value in after(**call).items())
+
+
+# Images and expressions
+
+
+@pytest.mark.parametrize(
+    ("images", "text", "owners", "expressions"),
+    [
+        ("x", "a", [0], ["a"]),
+        ("x", ["a"], [0], ["a"]),
+        ("x", ["a", "b", "c"], [0, 0, 0], ["a", "b", "c"]),
+        ("x", [["a", "b"]], [0, 0], ["a", "b"]),
+        (["x"], ["a", "b"], [0, 0], ["a", "b"]),
+        (["x"], [["a", "b"]], [0, 0], ["a", "b"]),
+        (["x", "y"], "a", [0, 1], ["a", "a"]),
+        (["x", "y"], ["a", "b"], [0, 1], ["a", "b"]),
+        (("x", "y"), ("a", "b"), [0, 1], ["a", "b"]),
+        (["x", "y"], [["a", "b", "c"], ["d"]], [0, 0, 0, 1], ["a", "b", "c", "d"]),
+        (["x", "y"], (("a",), ("b", "c")), [0, 1, 1], ["a", "b", "c"]),
+        ([["x"], ["y"]], [["a", "b"], ["c"]], [0, 0, 1], ["a", "b", "c"]),
+    ],
+)
+def test_nesting(images, text, owners, expressions):
+    pictures = {"x": IMAGE, "y": Image.fromarray(COLOUR[::-1, :4].copy())}
+    words = dict(zip("abcd", ["the cup", "a man", "red bus", "left"], strict=True))
+
+    def replaced(nested, table):
+        return table[nested] if isinstance(nested, str) else type(nested)(replaced(entry, table) for entry in nested)
+
+    inputs = SMALL(replaced(images, pictures), replaced(text, words), return_tensors="pt")
+    shown = [list(pictures.values())[owner] for owner in owners]
+    assert inputs["original_sizes"].tolist() == [[image.height, image.width] for image in shown]
+    for values, image in zip(inputs["pixel_values"], shown, strict=True):
+        np.testing.assert_allclose(values, squashed(image, 8, 8), atol=1e-6)
+    decoded = [SMALL.tokenizer.decode(ids, skip_special_tokens=True) for ids in inputs["input_ids"]]
+    assert decoded == [words[expression] for expression in expressions]
+
+
+@settings(max_examples=40, deadline=None)
+@given(counts=st.lists(st.integers(1, 4), min_size=1, max_size=4), words=st.randoms(use_true_random=False))
+def test_any_nesting_gives_a_row_for_each_expression(counts, words):
+    images = [Image.new("RGB", (index + 1, 2), (60 * index, 0, 0)) for index in range(len(counts))]
+    text = [[words.choice(["cup", "man", "red bus", "left spoon"]) for _ in range(count)] for count in counts]
+    inputs = SMALL(images, text, return_tensors="pt")
+    owners = [index for index, count in enumerate(counts) for _ in range(count)]
+    assert inputs["original_sizes"].tolist() == [[2, owner + 1] for owner in owners]
+    singles = SMALL(images, return_tensors="pt")["pixel_values"]
+    assert inputs["pixel_values"].equal(singles[owners])
+    decoded = [SMALL.tokenizer.decode(ids, skip_special_tokens=True) for ids in inputs["input_ids"]]
+    assert decoded == [expression for group in text for expression in group]
+
+
+def test_repeated_image_gives_identical_pixels():
+    values = SMALL([IMAGE, IMAGE.copy()], [["a cup", "the man"], ["a cup"]], return_tensors="pt")["pixel_values"]
+    assert values[0].equal(values[1])
+    assert values[0].equal(values[2])
+
+
+def test_text_only():
+    assert set(SMALL(text="a cup")) == {"input_ids", "token_type_ids", "attention_mask"}
+    assert len(SMALL(text="a cup")["input_ids"]) == 9
+    assert SMALL(text=["a cup", "man"], return_tensors="pt")["input_ids"].shape == (2, 9)
+
+
+def test_nested_text_only():
+    nested = SMALL(text=[["a cup", "man"], ["left", "bus"]])["input_ids"]
+    assert nested == SMALL(text=["a cup", "man", "left", "bus"])["input_ids"]
+
+
+def test_images_only():
+    inputs = SMALL([IMAGE, IMAGE], return_tensors="pt")
+    assert set(inputs) == {"pixel_values", "original_sizes"}
+    assert inputs["pixel_values"].shape == (2, 3, 8, 8)
+    assert SMALL(IMAGE, segmentation_maps=SPOT, return_tensors="pt")["labels"].shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize("kind", ["np", "pt", None])
+def test_kinds_of_tensors(kind):
+    inputs = SMALL(IMAGE, ["a cup", "man"], SPOT[None].repeat(2, 0), return_tensors=kind)
+    assert set(inputs) == {*SMALL.model_input_names, "labels"}
+    expected = {"np": np.ndarray, "pt": torch.Tensor, None: list}[kind]
+    assert all(isinstance(value, expected) and len(value) == 2 for value in inputs.values())
+
+
+# Masks
+
+INDEXED = Image.fromarray(SPOT.astype(np.uint8)).copy()
+INDEXED.putpalette([0, 0, 0, 200, 0, 0])
+MASKS = {
+    "bool": SPOT,
+    "0 and 1": SPOT.astype(np.uint8),
+    "0 and 1, int64": SPOT.astype(np.int64),
+    "0 and 1, float": SPOT.astype(np.float32),
+    "0 and 255": SPOT.astype(np.uint8) * 255,
+    "PIL 1": Image.fromarray(SPOT),
+    "PIL L": Image.fromarray(SPOT.astype(np.uint8) * 255),
+    "PIL L, 0 and 1": Image.fromarray(SPOT.astype(np.uint8)),
+    "PIL P": INDEXED,
+    "PIL RGB": Image.fromarray(SPOT).convert("RGB"),
+    "torch bool": torch.tensor(SPOT),
+    "torch uint8": torch.tensor(SPOT.astype(np.uint8) * 255),
+    "torch float": torch.tensor(SPOT).float(),
+    "torch bfloat16": torch.tensor(SPOT).bfloat16(),
+    "torch (1, H, W)": torch.tensor(SPOT)[None],
+    "numpy (H, W, 1)": SPOT[..., None],
+    "numpy (H, W, 3)": rgb(SPOT * 255),
+}
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_mask(mask):
+    np.testing.assert_array_equal(to_label_map(mask), SPOT)
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_mask_becomes_a_label(mask):
+    expected = np.asarray(Image.fromarray(SPOT.astype(np.uint8)).resize((8, 8), Image.Resampling.NEAREST))
+    for given_as in (mask, [mask], [[mask]]):
+        labels = SMALL(IMAGE, "a cup", given_as, return_tensors="pt")["labels"]
+        assert labels.dtype == torch.int64
+        np.testing.assert_array_equal(labels, expected[None])
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_mask_of_one_value(value):
+    for mask in (np.full(SIZE, value), np.full(SIZE, value, np.uint8), np.full(SIZE, value * 255)):
+        assert (to_label_map(mask) == value).all()
+
+
+@pytest.mark.parametrize("make", [np.array, torch.tensor, lambda a: Image.fromarray(a.astype(np.uint8))])
+def test_255_is_ignored_next_to_0_and_1(make):
+    mask = SPOT.astype(np.int64)
+    mask[0] = 255
+    np.testing.assert_array_equal(to_label_map(make(mask)), mask)
+    assert set(np.unique(SMALL(IMAGE, "a cup", make(mask), return_tensors="np")["labels"])) == {0, 1, 255}
+
+
+def test_masks_of_several_sizes():
+    rng = np.random.default_rng(1)
+    shapes = [(5, 6), (40, 3), (1, 1)]
+    images = [Image.new("RGB", (width, height)) for height, width in shapes]
+    masks = [[rng.random(shape) > 0.5 for _ in range(count)] for shape, count in zip(shapes, (2, 1, 3), strict=True)]
+    text = [["a cup"] * len(group) for group in masks]
+    labels = SMALL(images, text, masks, return_tensors="pt")["labels"]
+    flat = [mask for group in masks for mask in group]
+    for label, mask in zip(labels, flat, strict=True):
+        expected = Image.fromarray(mask.astype(np.uint8)).resize((8, 8), Image.Resampling.NEAREST)
+        np.testing.assert_array_equal(label, np.asarray(expected))
+    assert labels.equal(SMALL(images, text, flat, return_tensors="pt")["labels"])
+
+
+@pytest.mark.parametrize("library", [np.array, torch.tensor])
+def test_masks_stacked_in_an_array(library):
+    stack = library(np.stack([SPOT, ~SPOT]))
+    labels = SMALL(IMAGE, ["a cup", "man"], stack, return_tensors="pt")["labels"]
+    assert labels[0].equal(1 - labels[1])
+
+
+def test_mask_is_of_the_upright_image(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    IMAGE.save(tmp_path / "turned.png", exif=exif)
+    upright = np.zeros((6, 5), bool)
+    upright[:3] = True
+    label = SMALL(tmp_path / "turned.png", "a cup", upright, return_tensors="pt")["labels"][0]
+    assert label[:4].all()
+    assert not label[4:].any()
+    with pytest.raises(ValueError, match=r"\(5, 6\), but its image \(6, 5\)"):
+        SMALL(tmp_path / "turned.png", "a cup", SPOT)
+
+
+# Back to masks
+
+
+def logits_of(probability: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """(B, 2, H, W) with these probabilities of the object, on top of an arbitrary common offset."""
+    margin = torch.as_tensor(np.asarray(probability)).double().logit()
+    offset = torch.randn(margin.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return torch.stack([offset, offset + margin], dim=1).float()
+
+
+PROBABILITY = np.full((1, 4, 6), 0.1)
+PROBABILITY[0, 1:3, 2:5] = [[0.6, 0.7, 0.8], [0.3, 0.95, 0.4]]
+
+
+@pytest.mark.parametrize(
+    ("threshold", "kept", "box"),
+    [
+        (None, [0.6, 0.7, 0.8, 0.95], [2, 1, 5, 3]),
+        (0.5, [0.6, 0.7, 0.8, 0.95], [2, 1, 5, 3]),
+        (0.65, [0.7, 0.8, 0.95], [3, 1, 5, 3]),
+        (0.9, [0.95], [3, 2, 4, 3]),
+        (0.2, [0.6, 0.7, 0.8, 0.3, 0.95, 0.4], [2, 1, 5, 3]),
+        (0.05, PROBABILITY, [0, 0, 6, 4]),
+    ],
+)
+def test_mask_score_and_box_by_hand(threshold, kept, box):
+    (result,) = SMALL.post_process_masks({"logits": logits_of(PROBABILITY)}, threshold=threshold)
+    assert result["mask"].dtype == torch.bool
+    np.testing.assert_array_equal(result["mask"], PROBABILITY[0] > (threshold or 0.5))
+    assert result["score"] == pytest.approx(np.mean(kept), abs=1e-6)
+    assert isinstance(result["score"], float)
+    assert result["box"] == box
+
+
+@pytest.mark.parametrize("target_sizes", [None, [(7, 9)]])
+def test_empty_mask(target_sizes):
+    (result,) = SMALL.post_process_masks({"logits": logits_of(PROBABILITY)}, target_sizes, threshold=0.99)
+    assert result["mask"].shape == (target_sizes[0] if target_sizes else (4, 6))
+    assert not result["mask"].any()
+    assert result["score"] == 0.0
+    assert result["box"] is None
+
+
+def test_tie_is_background():
+    (result,) = SMALL.post_process_masks({"logits": torch.ones(1, 2, 3, 3)})
+    assert not result["mask"].any()
+
+
+@pytest.mark.parametrize(("y", "x"), [(0, 0), (4, 6), (2, 0), (0, 5)])
+def test_box_of_one_pixel_is_half_open(y, x):
+    mask = torch.zeros(5, 7, dtype=torch.bool)
+    mask[y, x] = True
+    assert mask_box(mask) == [x, y, x + 1, y + 1]
+
+
+def test_box_crops_the_object(photo):
+    mask = torch.zeros(photo.height, photo.width, dtype=torch.bool)
+    mask[10:30, 20:25] = True
+    crop = Image.fromarray(mask.numpy()).crop(mask_box(mask))
+    assert crop.size == (5, 20)
+    assert np.asarray(crop).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("sizes", [None, [(16, 20)] * 3, [(5, 7), (33, 40), (16, 20)]])
+def test_default_is_the_argmax(dtype, sizes):
+    logits = torch.randn(3, 2, 16, 20, generator=torch.Generator().manual_seed(0)).to(dtype)
+    default = SMALL.post_process_masks({"logits": logits}, sizes)
+    half = SMALL.post_process_masks({"logits": logits}, sizes, threshold=0.5)
+    for index, (one, other) in enumerate(zip(default, half, strict=True)):
+        size = sizes[index] if sizes else (16, 20)
+        resized = torch.nn.functional.interpolate(logits[index : index + 1].double(), size, mode="bilinear")
+        assert one["mask"].equal(resized[0].argmax(0).bool())
+        assert one["mask"].equal(other["mask"])
+        assert (one["score"], one["box"]) == (other["score"], other["box"])
+
+
+def test_threshold_is_monotone():
+    logits = 3 * torch.randn(2, 2, 12, 12, generator=torch.Generator().manual_seed(0))
+    thresholds = [1e-6, 0.1, 0.3, 0.5, 0.7, 0.9, 0.999999]
+    results = [SMALL.post_process_masks({"logits": logits}, [(20, 30)] * 2, t) for t in thresholds]
+    for looser, stricter in itertools.pairwise(results):
+        for one, other in zip(looser, stricter, strict=True):
+            assert (one["mask"] | ~other["mask"]).all()
+            assert one["mask"].sum() >= other["mask"].sum()
+            assert other["box"] is None or one["score"] <= other["score"]
+    assert results[0][0]["mask"].sum() > results[-1][0]["mask"].sum()
+    for threshold, result in zip(thresholds, results, strict=True):
+        assert all(r["score"] > threshold or r["box"] is None for r in result)
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+def test_target_sizes(kind):
+    sizes = [(8, 8), (3, 50), (40, 1)]
+    outputs = {"logits": logits_of(PROBABILITY.repeat(3, 0))}
+    results = SMALL.post_process_masks(outputs, kind(sizes))
+    assert [tuple(result["mask"].shape) for result in results] == sizes
+
+
+def test_output_of_the_model_and_original_sizes(model, photo):
+    inputs = SMALL([photo, IMAGE], [["a cup", "man"], ["bus"]], return_tensors="pt")
+    sizes = inputs.pop("original_sizes")
+    with torch.no_grad():
+        outputs = model(**inputs)
+    results = SMALL.post_process_masks(outputs, sizes)
+    assert [tuple(result["mask"].shape) for result in results] == [(60, 80), (60, 80), SIZE]
+    again = SMALL.post_process_masks({"logits": outputs.logits}, sizes)
+    assert all(one["mask"].equal(other["mask"]) for one, other in zip(results, again, strict=True))
+
+
+def test_logits_with_gradient():
+    logits = logits_of(PROBABILITY).requires_grad_()
+    (result,) = SMALL.post_process_masks(CrossVLTOutput(logits=logits), [(9, 9)])
+    assert not result["mask"].requires_grad
+    assert isinstance(result["score"], float)
+
+
+def test_extreme_logits():
+    logits = torch.tensor([1e4, -1e4]).reshape(1, 2, 1, 1).repeat(2, 1, 3, 3)
+    logits[1] *= -1
+    off, on = SMALL.post_process_masks({"logits": logits.half()})
+    assert (off["score"], off["box"]) == (0.0, None)
+    assert (on["score"], on["box"]) == (1.0, [0, 0, 3, 3])
+
+
+@pytest.mark.parametrize("threshold", [0, 1, -0.1, 1.5, 50, float("nan"), float("inf")])
+def test_threshold_out_of_range(threshold):
+    with pytest.raises(ValueError, match=f"`threshold` is {threshold};"):
+        SMALL.post_process_masks({"logits": torch.zeros(1, 2, 4, 4)}, threshold=threshold)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ([], "2 results and 0 target sizes"),
+        ([(5, 6)], "2 results and 1 target sizes"),
+        ([(5, 6)] * 3, "2 results and 3 target sizes"),
+        ([(5, 6), (0, 6)], r"\(0, 6\)"),
+        ([(5, 6), (5, -1)], r"\(5, -1\)"),
+        ([(5, 6), (5, 6, 3)], r"\(5, 6, 3\)"),
+        ((60, 80), r"60, 80"),
+        (torch.tensor([60, 80]), r"60, 80"),
+    ],
+)
+def test_bad_target_sizes(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        SMALL.post_process_masks({"logits": torch.zeros(2, 2, 4, 4)}, sizes)
+
+
+# Bad input
+
+
+def test_nothing_given():
+    with pytest.raises(ValueError, match=r"`images`, `text` or both"):
+        SMALL()
+
+
+@pytest.mark.parametrize("images", [IMAGE, None], ids=["with an image", "text only"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expression is ''"),
+        ("  \n\t", "expression is "),
+        (["a cup", ""], "expression is ''"),
+        ([["a cup", "  "]], "expression is '  '"),
+        ([], r"`text` is \[\]"),
+        (5, "`text` is 5"),
+        (b"a cup", "`text` is b'a cup'"),
+        ({"a cup"}, "`text` is {'a cup'}"),
+        (["a cup", ["man"]], "mixes"),
+        ([[["a cup"]]], r"expression is \['a cup'\]"),
+        ([["a cup", 7]], "expression is 7"),
+        ([7], "7"),
+        ([None], "None"),
+        (["a cup", 7], "mixes|7"),
+    ],
+)
+def test_bad_text(images, text, message):
+    with pytest.raises(ValueError, match=message):
+        SMALL(images, text)
+
+
+@pytest.mark.parametrize(
+    ("count", "text", "message"),
+    [
+        (2, ["a cup"], "2 images and 1 "),
+        (2, ["a cup", "man", "bus"], "2 images and 3 "),
+        (2, [["a cup", "man"]], "2 images and 1 "),
+        (1, [["a cup"], ["man"]], "1 images and 2 "),
+        (2, [["a cup"], []], "Image 1 has no expressions"),
+        (1, [[]], "Image 0 has no expressions"),
+        (0, ["a cup"], r"`images` is \[\]"),
+        (0, "a cup", r"`images` is \[\]"),
+        (0, None, r"`images` is \[\]"),
+    ],
+)
+def test_counts_of_images_and_expressions_differ(count, text, message):
+    with pytest.raises(ValueError, match=message):
+        SMALL([IMAGE] * count, text)
+
+
+@pytest.mark.parametrize("images", [[[IMAGE, IMAGE]], [[]], [[IMAGE], []]])
+def test_wrong_nesting_of_images(images):
+    with pytest.raises(ValueError, match=r"list of [02] images"):
+        SMALL(images, "a cup")
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (None, "NoneType"),
+        (5, "int"),
+        (b"bytes", "bytes"),
+        ({"image": IMAGE}, "dict"),
+        (np.full((5, 6, 3), np.nan), "NaN"),
+        (torch.full((3, 5, 6), float("inf")), "infinite"),
+        (Image.new("F", (5, 6), float("nan")), "NaN"),
+        (np.zeros((5, 6, 2)), r"\(5, 6, 2\)"),
+        (torch.zeros(7, 5, 6), r"7, 5, 6"),
+        (np.zeros(5), r"\(5,\)"),
+        (np.zeros((1, 2, 5, 6, 3)), r"\(1, 2, 5, 6, 3\)"),
+        (np.zeros((0, 6, 3)), r"\(0, 6, 3\)"),
+        (torch.zeros(3, 5, 0), "3, 5, 0"),
+        (Image.new("RGB", (0, 6)), r"\(0, 6\)"),
+        (np.full((5, 6, 3), -1), "from -1"),
+        (np.full((5, 6, 3), 70000), "70000"),
+        (np.full((5, 6, 3), -0.5), "from -0.5"),
+        (Image.new("I", (5, 6), -3), "from -3"),
+        (np.full((5, 6), "a", dtype=object), "object|dtype|values"),
+    ],
+)
+def test_bad_image(image, message):
+    for images in (image, [image]) if image is not None else ([image],):
+        with pytest.raises(ValueError, match=message):
+            SMALL(images, "a cup")
+
+
+def broken(folder: Path, kind: str) -> Path:
+    """A file that is no image, or not all of one."""
+    path = folder / f"broken {kind}"
+    image = Image.fromarray(noise(60, 60, 3))
+    if kind in ("PNG", "JPEG", "GIF", "WEBP", "TIFF"):
+        image.save(path, kind)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif kind == "header":
+        image.save(path, "PNG")
+        path.write_bytes(path.read_bytes()[:20])
+    else:
+        path.write_text({"text": "This is no image.", "empty": "", "svg": "<svg></svg>"}[kind])
+    return path
+
+
+BROKEN = ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "header", "text", "empty", "svg"]
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_file(tmp_path, kind):
+    path = broken(tmp_path, kind)
+    for given_as in (path, str(path)):
+        with pytest.raises(OSError, match=f"{path} cannot be read as an image"):
+            SMALL(given_as, "a cup")
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_file_at_a_url(site, kind):
+    folder, address = site
+    url = f"{address}/{broken(folder, kind).name}".replace(" ", "%20")
+    with pytest.raises(OSError, match=url):
+        SMALL(url, "a cup")
+
+
+@pytest.mark.parametrize("name", ["missing.png", "folder/missing.png", ""])
+def test_missing_file(name):
+    with pytest.raises(FileNotFoundError, match=f"no image file {name};"):
+        SMALL(name, "a cup")
+
+
+def test_folder_is_no_image(tmp_path):
+    with pytest.raises(OSError, match=str(tmp_path)):
+        SMALL(tmp_path, "a cup")
+
+
+def test_missing_file_at_a_url(site):
+    url = f"{site[1]}/missing.png"
+    with pytest.raises(OSError, match=url):
+        SMALL(url, "a cup")
+
+
+def test_no_server_at_a_url():
+    with pytest.raises(OSError, match=r"http://127.0.0.1:1/image.png"):
+        SMALL("http://127.0.0.1:1/image.png", "a cup")
+
+
+@pytest.mark.parametrize("url", ["data:image/png;base64,bm8gaW1hZ2U=", "data:image/png", "data:,"])
+def test_bad_data_url(url):
+    with pytest.raises((OSError, ValueError), match=r"data:|base64"):
+        SMALL(url, "a cup")
+
+
+@pytest.mark.parametrize("remote", [False, True], ids=["file", "URL"])
+def test_decompression_bomb(site, monkeypatch, remote):
+    folder, address = site
+    Image.new("1", (100, 100)).save(folder / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    source = f"{address}/bomb.png" if remote else folder / "bomb.png"
+    with pytest.raises(ValueError, match=rf"{source}.*10000 pixels.*MAX_IMAGE_PIXELS"):
+        SMALL(source, "a cup")
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.zeros((6, 5)), r"\(6, 5\), but its image \(5, 6\)"),
+        (Image.new("L", (5, 6)), r"\(6, 5\), but its image \(5, 6\)"),
+        (np.full(SIZE, 2), r"\[2\]"),
+        (np.full(SIZE, -1), r"\[-1\]"),
+        (np.full(SIZE, np.nan), "nan"),
+        (np.full(SIZE, 0.5), r"0\.5"),
+        (Image.fromarray(GREY), r"values \["),
+        (np.zeros(5), r"\(5,\)"),
+        (np.zeros((1, *SIZE, 2)), r"\(5, 6, 2\)|\(1, 5, 6, 2\)"),
+        (np.zeros((1, 0, 6)), r"\(0, 6\)"),
+        (COLOUR[None], "5, 6, 3"),
+        ("mask.png", "mask"),
+    ],
+)
+def test_bad_mask(mask, message):
+    with pytest.raises(ValueError, match=message):
+        SMALL(IMAGE, "a cup", [mask])
+
+
+@pytest.mark.parametrize(
+    ("text", "masks", "message"),
+    [
+        ("a cup", [SPOT, SPOT], "1 expressions and 2 masks"),
+        (["a cup", "man"], SPOT, "2 expressions and 1 masks"),
+        (["a cup", "man"], [SPOT], "2 expressions and 1 masks"),
+        (["a cup", "man"], np.stack([SPOT] * 3), "2 expressions and 3 masks"),
+        ("a cup", [], "1 expressions and 0 masks"),
+    ],
+)
+def test_counts_of_masks_differ(text, masks, message):
+    with pytest.raises(ValueError, match=message):
+        SMALL(IMAGE, text, masks)
+
+
+def test_masks_are_nested_as_the_expressions():
+    """Three and three, but the first image has two expressions and one mask."""
+    with pytest.raises(ValueError, match="mask"):
+        SMALL([IMAGE, IMAGE], [["a cup", "man"], ["bus"]], [[SPOT], [SPOT, SPOT]])
+
+
+def test_masks_without_images():
+    with pytest.raises(ValueError, match="image"):
+        SMALL(text="a cup", segmentation_maps=SPOT)
