@@ -16,31 +16,36 @@ from transformers.utils import logging
 from .conversion import convert_checkpoint
 from .loading import load_checkpoint
 from .pipeline_crossvlt import ReferringImageSegmentationPipeline
-from .processing_crossvlt import to_rgb
+from .processing_crossvlt import pair_expressions, to_rgb
 from .visualization import overlay
 
 
 def _slug(expression: str) -> str:
-    """What of an expression can stand in a file name."""
-    return re.sub(r"\W+", "-", expression.lower()).strip("-")[:40] or "expression"
+    """What of an expression can stand in a file name: at most 40 bytes of it."""
+    words = re.sub(r"\W+", "-", expression.lower()).strip("-")
+    return words.encode()[:40].decode(errors="ignore") or "expression"
 
 
 def segment(arguments: argparse.Namespace) -> None:
     """Write a mask for each expression and one overlay; print a JSON line for each expression."""
     image = to_rgb(arguments.image)
+    pair_expressions(1, arguments.expressions)  # all of them, before the first is segmented
+    folder, stem = Path(arguments.output), _slug(Path(arguments.image).stem)
+    paths = [folder / f"{stem}-{n}-{_slug(text)}.png" for n, text in enumerate(arguments.expressions, start=1)]
+    picture = folder / f"{stem}-overlay.png"
+    if Path(arguments.image).absolute() in [path.absolute() for path in (*paths, picture)]:
+        raise ValueError(f"The output would overwrite {arguments.image}; give another --output.")
     model, processor = load_checkpoint(arguments.model, device=arguments.device, dtype=arguments.dtype)
     pipeline = ReferringImageSegmentationPipeline(model=model, processor=processor, device=model.device)
-    folder, stem = Path(arguments.output), _slug(Path(arguments.image).stem)
     folder.mkdir(parents=True, exist_ok=True)
     masks: list[Image.Image] = []
     scores: list[float] = []
-    for number, expression in enumerate(arguments.expressions, start=1):
+    for expression, path in zip(arguments.expressions, paths, strict=True):
         start = time.perf_counter()
         (result,) = pipeline(image, text=expression, threshold=arguments.threshold)
         seconds = time.perf_counter() - start
         masks.append(result["mask"])
         scores.append(result["score"])
-        path = folder / f"{stem}-{number}-{_slug(expression)}.png"
         result["mask"].save(path)
         line = {
             "expression": expression,
@@ -50,8 +55,7 @@ def segment(arguments: argparse.Namespace) -> None:
             "seconds": round(seconds, 3),
             "mask": str(path),
         }
-        print(json.dumps(line, ensure_ascii=False), flush=True)
-    picture = folder / f"{stem}-overlay.png"
+        print(json.dumps(line), flush=True)
     overlay(image, masks, arguments.expressions, scores).save(picture)
     print(f"The overlay is in {picture}", file=sys.stderr)
 

@@ -47,6 +47,8 @@ def _reject_misspelt(config: PreTrainedConfig, names: Iterable[str]) -> None:
     for name in names:
         if name in config.attribute_map or name in vars(PreTrainedConfig):
             continue
+        if isinstance(getattr(type(config), name, None), property):
+            raise ValueError(f"`{name}` is derived from other fields of {type(config).__name__}; leave it out.")
         if close := get_close_matches(name, own, n=1, cutoff=0.9):
             raise ValueError(f"{type(config).__name__} has no field `{name}`; did you mean `{close[0]}`?")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers.utils import logging
 
@@ -58,7 +59,7 @@ GATE_RULES: Rules = [(r"0\.weight", "fc1.weight"), (r"2\.weight", "fc2.weight")]
 # What is left out, and why.
 DROPPED = (
     r"backbone\.3\.layers\.linear1\..*",  # the gate of the last stage, which feeds nothing
-    r"backbone\.\d\.layers\.attn[12]\.(v_q|w_v)\.0\.bias",  # cancelled by the InstanceNorm behind it
+    r"backbone\.[0-3]\.layers\.attn[12]\.(v_q|w_v)\.0\.bias",  # cancelled by the InstanceNorm behind it
     r".*\.relative_position_index",  # derived from the window
     r".*\.position_ids",  # 0, 1, 2, ...
 )
@@ -94,12 +95,18 @@ def _convert_text_key(stage: int, leaf: str) -> str | None:
     """A key behind `lang_stage<stage + 1>.`."""
     if stage == 0 and (renamed := rename(leaf, BERT_EMBEDDING_RULES)):
         return f"text_model.{renamed}"
-    leaf = leaf.removeprefix("encoder.") if stage == 0 else leaf
+    if stage == 0:
+        if not leaf.startswith("encoder."):
+            return None
+        leaf = leaf.removeprefix("encoder.")
     if match := re.fullmatch(r"layer\.(\d+)\.(.+)", leaf):
         return _nested(f"text_model.stages.{stage}.layers.{match[1]}", match[2], BERT_LAYER_RULES)
     if match := re.fullmatch(rf"proj\.{LEAF}", leaf):
         return f"stages.{stage}.alignment.sentence_projection.{match[1]}"
-    leaf = leaf.replace("crossattention.", "attention.")  # else a BERT layer, spread over the stage itself
+    # What is left is the cross-attention block: a BERT layer spread over the stage itself
+    if leaf.startswith("attention."):
+        return None
+    leaf = leaf.replace("crossattention.", "attention.")
     return _nested(f"text_model.stages.{stage}.cross_attention", leaf, BERT_LAYER_RULES)
 
 
@@ -139,6 +146,8 @@ def convert_state_dict(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     state_dict = dict(state_dict)
     temperatures = state_dict.pop("temp", torch.ones(NUM_STAGES))
+    if temperatures.shape != (NUM_STAGES,):
+        raise ValueError(f"temp has shape {list(temperatures.shape)}; give one temperature for each of four stages.")
     renamed = {key: convert_key(key) for key in state_dict if not is_dropped(key)}
     if unknown := [key for key, new in renamed.items() if new is None]:
         raise ValueError(
@@ -154,7 +163,17 @@ def convert_state_dict(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         converted[f"stages.{stage}.alignment.temperature"] = temperature.clone()
     for key in [key for key in converted if key.endswith(".running_var")]:
         converted.setdefault(key.replace("running_var", "num_batches_tracked"), torch.tensor(0))
-    return converted
+    return _unshared(converted)
+
+
+def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of what lies in the memory of another, which safetensors cannot store."""
+    seen: set[int] = set()
+    own = {}
+    for key, tensor in tensors.items():
+        own[key] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    return own
 
 
 def count_indices(state_dict: dict[str, Tensor], pattern: str) -> int:
@@ -224,24 +243,28 @@ def infer_config(state_dict: dict[str, Tensor], **overrides: Any) -> CrossVLTCon
             "alignment_dim": state_dict["backbone.0.layers.proj.weight"].shape[0],
             "decoder_hidden_size": state_dict["classifier.conv1_4.weight"].shape[0],
         }
+        return CrossVLTConfig(
+            vision_config={**vision, **vision_overrides},
+            text_config={**text, **text_overrides},
+            **{**inferred, **overrides},
+        )
     except KeyError as error:
         raise ValueError(f"This is not a CrossVLT checkpoint: it has no key {error}.") from error
-    return CrossVLTConfig(
-        vision_config={**vision, **vision_overrides},
-        text_config={**text, **text_overrides},
-        **{**inferred, **overrides},
-    )
+    except (IndexError, ZeroDivisionError) as error:
+        raise ValueError("This is not a CrossVLT checkpoint: a tensor has no width.") from error
+    except StrictDataclassError as error:
+        raise ValueError(f"The sizes make no valid config. {' '.join(str(error).split())}") from error
 
 
 def _processor_for(config: CrossVLTConfig, tokenizer: str | None) -> CrossVLTProcessor | None:
     """The processor that belongs to a checkpoint; None if no tokenizer is given and BERT's vocabulary does not fit."""
     chosen = default_tokenizer() if tokenizer is None else load_tokenizer(tokenizer)
     if len(chosen) <= config.text_config.vocab_size:
-        return CrossVLTProcessor.from_tokenizer(chosen)
+        longest = min(21, config.text_config.max_position_embeddings)
+        return CrossVLTProcessor.from_tokenizer(chosen, max_length=longest)
     message = f"has {len(chosen)} tokens, but the checkpoint only {config.text_config.vocab_size}"
     if tokenizer is not None:
         raise ValueError(f"The tokenizer {tokenizer} {message}; give the one that it was trained with.")
-    logger.warning(f"bert-base-uncased {message}: no processor is written; give the tokenizer it was trained with.")
     return None
 
 
@@ -253,7 +276,8 @@ def convert_checkpoint(
     Args:
         source: the `.pth` file: a bare state dict, or `{"model": ..., "args": ..., ...}`, with or without `module.`
             prefix. Nothing but plain data is read from it.
-        output_dir: the folder to write: config, weights, processor.
+        output_dir: the folder to write: config, weights, and a processor if the tokenizer fits. Files of these names
+            are replaced.
         tokenizer: Hub id or folder of the tokenizer; None is that of bert-base-uncased, which comes with the package.
         overrides: as in [`infer_config`], for what the shapes do not tell.
 
@@ -276,4 +300,11 @@ def convert_checkpoint(
     model.save_pretrained(output_dir)
     if processor is not None:
         processor.save_pretrained(output_dir)
+        return config
+    for stale in ("processor_config.json", "tokenizer.json", "tokenizer_config.json"):
+        (Path(output_dir) / stale).unlink(missing_ok=True)  # of another checkpoint, converted to this folder before
+    logger.warning(
+        f"bert-base-uncased has {len(default_tokenizer())} tokens, but the checkpoint only "
+        f"{config.text_config.vocab_size}: no processor is written; give the tokenizer with which it was trained."
+    )
     return config

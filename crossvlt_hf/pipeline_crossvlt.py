@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from transformers.modeling_outputs import ModelOutput
 from transformers.pipelines.base import ChunkPipeline
 
-from .processing_crossvlt import ImageLike, _pair, check_threshold, to_rgb
+from .processing_crossvlt import ImageLike, check_threshold, pair_expressions, to_rgb
 
 
 class ReferringImageSegmentationPipeline(ChunkPipeline):
@@ -62,7 +62,7 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
             single = not isinstance(image, list | tuple)
             if not single and not image:
                 return []
-            groups = _pair(1 if single else len(image), text)
+            groups = pair_expressions(1 if single else len(image), text)
             pairs = [{"image": i, "text": g} for i, g in zip([image] if single else image, groups, strict=True)]
             return super().__call__(pairs[0] if single else pairs, **kwargs)
         if isinstance(image, list | tuple):
@@ -94,7 +94,7 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
                 f"An input is a {type(inputs).__name__}; give an image and `text`, or a dict "
                 '{"image": ..., "text": ...}.'
             )
-        (expressions,) = _pair(1, inputs["text"])
+        (expressions,) = pair_expressions(1, inputs["text"])
         image: ImageLike = to_rgb(inputs["image"], timeout)
         prepared = self.processor(image, return_tensors="pt").to(self.dtype)
         for index, expression in enumerate(expressions):

@@ -184,6 +184,8 @@ def _as_expressions(text: Any) -> list[str] | list[list[str]]:
     for expression in _flat(entries):
         if not isinstance(expression, str) or not expression.strip():
             raise ValueError(f"An expression is {expression!r}; say which object is meant.")
+        if any("\ud800" <= character <= "\udfff" for character in expression):
+            raise ValueError(f"The expression {expression!r} holds half of a surrogate pair; give valid Unicode.")
     return [list(entry) for entry in entries] if any(nested) else entries
 
 
@@ -191,7 +193,7 @@ def _flat(entries: list) -> list:
     return [item for entry in entries for item in (entry if isinstance(entry, list | tuple) else [entry])]
 
 
-def _pair(num_images: int, text: str | Sequence) -> list[list[str]]:
+def pair_expressions(num_images: int, text: str | Sequence) -> list[list[str]]:
     """The expressions of each image."""
     expressions = _as_expressions(text)
     if isinstance(expressions[0], list):
@@ -352,7 +354,7 @@ class CrossVLTProcessor(ProcessorMixin):
             counts = [1] * len(_as_images(images))
             data |= self._prepare_images(images, counts, segmentation_maps, merged["images_kwargs"])
         else:
-            groups = _pair(len(_as_images(images)), text)
+            groups = pair_expressions(len(_as_images(images)), text)
             data |= self.tokenizer([entry for group in groups for entry in group], **merged["text_kwargs"])
             counts = [len(group) for group in groups]
             data |= self._prepare_images(images, counts, segmentation_maps, merged["images_kwargs"])

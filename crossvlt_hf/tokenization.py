@@ -20,7 +20,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     """
     try:
         return AutoTokenizer.from_pretrained(name_or_path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise OSError(
             f"No tokenizer can be loaded from {name_or_path!r}; give a Hub id or a folder with tokenizer.json."
         ) from error

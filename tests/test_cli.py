@@ -1,0 +1,614 @@
+"""The command `crossvlt`: what it writes and prints, and that wrong input is told in one line."""
+
+import base64
+import io
+import json
+import logging
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import WORDS, tiny_config, tiny_tokenizer
+from huggingface_hub.utils import logging as hub_logging
+from parity.fill import fill_state_dict
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import BertTokenizer
+from transformers.utils import logging as transformers_logging
+
+from crossvlt_hf import CrossVLTModel, CrossVLTProcessor
+from crossvlt_hf.cli import main
+
+
+KEYS = ["expression", "score", "box", "area", "seconds", "mask"]
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path, monkeypatch):
+    """Work in an empty folder, and give the libraries their voice back afterwards."""
+    monkeypatch.chdir(tmp_path)
+    levels = transformers_logging.get_verbosity(), hub_logging.get_verbosity()
+    progress_bars = transformers_logging.is_progress_bar_enabled()
+    yield
+    transformers_logging.set_verbosity(levels[0])
+    hub_logging.set_verbosity(levels[1])
+    if progress_bars:
+        transformers_logging.enable_progress_bar()
+
+
+@pytest.fixture(scope="module")
+def _saved(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("saved")
+    CrossVLTModel(tiny_config()).save_pretrained(folder)
+    CrossVLTProcessor.from_tokenizer(tiny_tokenizer(), image_size=64, max_length=9).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def checkpoint(tmp_path, _saved) -> Path:
+    """A copy that may be damaged: to copy is faster than to save."""
+    return Path(shutil.copytree(_saved, tmp_path / "checkpoint"))
+
+
+@pytest.fixture
+def photo_file(tmp_path, photo) -> Path:
+    photo.save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+class Stderr(logging.Handler):
+    """What the libraries would log to stderr, which no capturing sees."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(f"{record.getMessage()}\n")
+
+
+def run(capsys, *arguments) -> tuple[int, str, str]:
+    """The exit code, stdout and stderr of the command, in this process."""
+    capsys.readouterr()
+    handler = Stderr()
+    transformers_logging.add_handler(handler)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            code = main([str(argument) for argument in arguments])
+        finally:
+            transformers_logging.remove_handler(handler)
+    output, errors = capsys.readouterr()
+    silent = (
+        DeprecationWarning,
+        PendingDeprecationWarning,
+        ImportWarning,
+        ResourceWarning,
+    )  # Python shows none of these
+    errors += "".join(f"{warning.message}\n" for warning in caught if not issubclass(warning.category, silent))
+    return code, output, errors
+
+
+def refusal(capsys, *arguments) -> str:
+    """The one line with which wrong input is refused."""
+    code, output, errors = run(capsys, *arguments)
+    assert_one_line(code, output, errors)
+    return errors
+
+
+def assert_one_line(code: int, output: str, errors: str) -> None:
+    assert code == 2
+    assert output == ""
+    assert errors.startswith("crossvlt: ")
+    assert errors.count("\n") == 1
+    assert errors.endswith("\n")
+    assert len(errors) > 20
+    assert errors.rstrip("\n").isprintable()
+    assert "Traceback" not in errors
+
+
+def segmented(capsys, *arguments) -> list[dict]:
+    """The JSON lines of a run that works."""
+    code, output, errors = run(capsys, "segment", *arguments)
+    assert (code, errors.count("\n")) == (0, 1), errors
+    lines = [json.loads(line) for line in output.rstrip("\n").split("\n")]
+    assert all(list(line) == KEYS for line in lines)
+    return lines
+
+
+def assert_line(line: dict, expression: str, size: tuple[int, int]) -> None:
+    assert line["expression"] == expression
+    assert 0 <= line["score"] <= 1
+    assert line["seconds"] >= 0
+    mask = Image.open(line["mask"])
+    assert (mask.mode, mask.size, mask.format) == ("L", size, "PNG")
+    assert mask.histogram()[0] + mask.histogram()[255] == size[0] * size[1]
+    assert line["area"] == mask.histogram()[255]
+    box = mask.getbbox()
+    assert line["box"] == (box and dict(zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)))
+
+
+# ---- segment
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
+def test_segment(tmp_path, capsys, checkpoint, photo, suffix):
+    photo.save(tmp_path / f"My photo.{suffix}")
+    expressions = ["the red cup", "a man"]
+    lines = segmented(capsys, f"My photo.{suffix}", *expressions, "--model", checkpoint, "--output", "made/here")
+    for line, expression in zip(lines, expressions, strict=True):
+        assert_line(line, expression, photo.size)
+    names = ["my-photo-1-the-red-cup.png", "my-photo-2-a-man.png", "my-photo-overlay.png"]
+    assert sorted(file.name for file in Path("made/here").iterdir()) == names
+    overlay = Image.open("made/here/my-photo-overlay.png")
+    assert overlay.mode == "RGB"
+    assert overlay.width >= photo.width
+
+
+def test_default_output(capsys, checkpoint, photo_file):
+    (line,) = segmented(capsys, photo_file, "the cup", "--model", checkpoint)
+    assert Path(line["mask"]) == Path("crossvlt-output/photo-1-the-cup.png")
+    assert Path("crossvlt-output/photo-overlay.png").is_file()
+
+
+def test_output_is_what_the_model_says(capsys, checkpoint, photo_file, photo):
+    (line,) = segmented(capsys, photo_file, "the red bus", "--model", checkpoint)
+    model, processor = CrossVLTModel.from_pretrained(checkpoint), CrossVLTProcessor.from_pretrained(checkpoint)
+    inputs = processor(photo, ["the red bus"], return_tensors="pt")
+    with torch.no_grad():
+        outputs = model(**{name: value for name, value in inputs.items() if name != "original_sizes"})
+    (result,) = processor.post_process_masks(outputs, inputs["original_sizes"])
+    assert (line["score"], line["area"]) == (round(result["score"], 4), int(result["mask"].sum()))
+
+
+def test_upright(capsys, checkpoint, photo):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo.save("turned.jpg", exif=exif)
+    (line,) = segmented(capsys, "turned.jpg", "the cup", "--model", checkpoint)
+    assert_line(line, "the cup", (photo.height, photo.width))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 400), (400, 1)], ids=str)
+def test_thin_image(capsys, checkpoint, size):
+    Image.new("RGB", size).save("thin.png")
+    (line,) = segmented(capsys, "thin.png", "the cup", "--model", checkpoint)
+    assert_line(line, "the cup", size)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_dtype(capsys, checkpoint, photo_file, photo, dtype):
+    (line,) = segmented(capsys, photo_file, "the cup", "--model", checkpoint, "--dtype", dtype, "--device", "cpu")
+    assert_line(line, "the cup", photo.size)
+
+
+def test_threshold(capsys, checkpoint, photo_file):
+    areas = [
+        segmented(capsys, photo_file, "the cup", "--model", checkpoint, *options)[0]["area"]
+        for options in (["--threshold", "1e-9"], ["--threshold", "0.5"], [], ["--threshold", "0.999999"])
+    ]
+    assert areas[0] == 80 * 60
+    assert areas[1] == areas[2]
+    assert areas[3] == 0
+
+
+def test_same_expression_twice(capsys, checkpoint, photo_file):
+    lines = segmented(capsys, photo_file, *["the cup"] * 3, "the  CUP!", "--model", checkpoint)
+    assert len({line["mask"] for line in lines}) == 4
+    assert len({Path(line["mask"]).read_bytes() for line in lines[:3]}) == 1
+    assert {line["area"] for line in lines[:3]} == {lines[0]["area"]}
+
+
+STRANGE = [
+    "../../etc/passwd",
+    "/etc/passwd",
+    "a/../b\\c",
+    "..",
+    ".",
+    "",  # replaced below by what is not empty but has no letters
+    'the "red" cup\'s `handle` $HOME; rm -rf * | x & y > z',
+    "🥄",
+    "la tasse à café",
+    "左边的杯子" * 20,
+    "two\nlines\tand\x1b[31m colour\x00",
+    "con",
+    "the cup " * 63,
+    "x" * 500,
+    "\u202egnp.exe",
+    "[PAD] [CLS] [MASK]",
+    "%s %d {0} {x}",
+]
+
+
+def test_strange_expressions(tmp_path, capsys, checkpoint, photo_file, photo):
+    strange = [expression or "?!" for expression in STRANGE]
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    lines = segmented(capsys, photo_file, "--model", checkpoint, "--output", "masks", *strange)
+    for line, expression in zip(lines, strange, strict=True):
+        assert_line(line, expression, photo.size)
+        name = Path(line["mask"]).name
+        assert len(name.encode()) <= 255
+        assert not set(name) & set('/\\:*?"<>|\x00\n')
+        assert name.isprintable()
+    new = {path for path in tmp_path.rglob("*") if path.is_file()} - before
+    assert new == {tmp_path / line["mask"] for line in lines} | {tmp_path / "masks" / "photo-overlay.png"}
+
+
+def test_long_names_of_wide_letters(capsys, checkpoint, photo):
+    """Four bytes each: a name has room for 63 of them."""
+    photo.save("𞤀" * 60 + ".png")
+    (line,) = segmented(capsys, "𞤀" * 60 + ".png", "𞤀" * 100, "--model", checkpoint)
+    assert_line(line, "𞤀" * 100, photo.size)
+
+
+def test_image_is_not_overwritten(capsys, checkpoint, photo):
+    path = Path("p" * 40 + "-overlay.png")
+    photo.save(path)
+    before = path.read_bytes()
+    run(capsys, "segment", path, "the cup", "--model", checkpoint, "--output", ".")
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_stdout_that_is_not_utf8(monkeypatch, checkpoint, photo_file, encoding):
+    """As on Windows, when a program reads what is printed."""
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stdout)
+    assert main(["segment", str(photo_file), "the cup 🥄", "--model", str(checkpoint)]) == 0
+    stdout.flush()
+    assert json.loads(stdout.buffer.getvalue().decode(encoding))["expression"] == "the cup 🥄"
+
+
+def test_data_url(capsys, checkpoint, photo_file, photo):
+    url = "data:image/png;base64," + base64.b64encode(photo_file.read_bytes()).decode()
+    (line,) = segmented(capsys, url, "the cup", "--model", checkpoint)
+    assert_line(line, "the cup", photo.size)
+
+
+# ---- wrong input
+
+
+@pytest.mark.parametrize("content", [b"hello\n", b"", b"<svg></svg>", None], ids=["text", "empty", "svg", "half"])
+def test_not_an_image(capsys, checkpoint, photo_file, content):
+    content = photo_file.read_bytes()[:500] if content is None else content
+    photo_file.write_bytes(content)
+    assert "photo.png" in refusal(capsys, "segment", photo_file, "the cup", "--model", checkpoint)
+
+
+@pytest.mark.parametrize(
+    "name", ["missing.png", "missing/photo.png", ".", "", "x" * 300, "ftp://x/photo.png", "data:x"]
+)
+def test_no_image(capsys, checkpoint, name):
+    refusal(capsys, "segment", name, "the cup", "--model", checkpoint)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/photo.png", "http://", "https://[/x.png"])
+def test_no_image_at_url(monkeypatch, capsys, checkpoint, url):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    refusal(capsys, "segment", url, "the cup", "--model", checkpoint)
+
+
+@pytest.mark.parametrize("expression", ["", "\t\n", "the cup \udcff"], ids=ascii)
+@pytest.mark.parametrize("before", [[], ["the cup"]], ids=["alone", "second"])
+def test_wrong_expression(capsys, checkpoint, photo_file, expression, before):
+    """`\\udcff` is how Python passes on what a terminal sends that is not UTF-8."""
+    refusal(capsys, "segment", photo_file, *before, expression, "--model", checkpoint, "--output", "masks")
+    assert not list(Path().glob("masks/*"))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("--threshold", value) for value in ("0", "1", "-1", "nan")),
+        *(("--device", value) for value in ("", "nonsense", "cuda:99", "cpu:-1", "meta", "hpu", "privateuseone")),
+    ],
+)
+def test_wrong_option(capsys, checkpoint, photo_file, option, value):
+    refusal(capsys, "segment", photo_file, "the cup", "--model", checkpoint, f"{option}={value}")
+
+
+@pytest.mark.parametrize("output", ["photo.png", "photo.png/deeper", "x" * 300])
+def test_wrong_output(capsys, checkpoint, photo_file, output):
+    before = photo_file.read_bytes()
+    refusal(capsys, "segment", photo_file, "the cup", "--model", checkpoint, "--output", output)
+    assert photo_file.read_bytes() == before
+
+
+def test_mask_cannot_be_written(capsys, checkpoint, photo_file):
+    Path("masks/photo-1-the-cup.png").mkdir(parents=True)
+    refusal(capsys, "segment", photo_file, "the cup", "--model", checkpoint, "--output", "masks")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_output_is_read_only(capsys, checkpoint, photo_file):
+    Path("masks").mkdir(mode=0o555)
+    refusal(capsys, "segment", photo_file, "the cup", "--model", checkpoint, "--output", "masks")
+
+
+@pytest.mark.parametrize("name", ["missing", "./missing", "/missing/x", "", "a/b/c", "a b", "empty", "photo.png"])
+def test_no_model(capsys, photo_file, name):
+    Path("empty").mkdir()
+    refusal(capsys, "segment", photo_file, "the cup", "--model", name)
+
+
+def test_model_is_a_file_of_the_folder(capsys, checkpoint, photo_file):
+    refusal(capsys, "segment", photo_file, "the cup", "--model", checkpoint / "config.json")
+
+
+def truncate(path: Path, share: float) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+
+
+def to_pickle(folder: Path, **more: object) -> Path:
+    """Weights as they were stored before safetensors."""
+    torch.save(load_file(folder / "model.safetensors") | more, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    return folder / "pytorch_model.bin"
+
+
+class Touch:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"echo > '{self.path}'",)
+
+
+def shard(folder: Path, index: str) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    (folder / "model.safetensors.index.json").write_text(index)
+
+
+def large_tokenizer(folder: Path) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *[f"word{index}" for index in range(100)], *WORDS]
+    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
+    CrossVLTProcessor.from_tokenizer(tokenizer, image_size=64, max_length=9).save_pretrained(folder)
+
+
+def without(folder: Path, key: str) -> None:
+    state_dict = load_file(folder / "model.safetensors")
+    del state_dict[key]
+    save_file(state_dict, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "no config": lambda folder: (folder / "config.json").unlink(),
+    "no weights": lambda folder: (folder / "model.safetensors").unlink(),
+    "no tokenizer": lambda folder: [file.unlink() for file in folder.glob("tokenizer*")],
+    "no tokenizer config": lambda folder: (folder / "tokenizer_config.json").unlink(),
+    "no processor": lambda folder: (folder / "processor_config.json").unlink(),
+    "empty weights": lambda folder: truncate(folder / "model.safetensors", 0),
+    "header of weights": lambda folder: truncate(folder / "model.safetensors", 0.01),
+    "half of weights": lambda folder: truncate(folder / "model.safetensors", 0.5),
+    "most of weights": lambda folder: truncate(folder / "model.safetensors", 0.999),
+    "half of pickle": lambda folder: truncate(to_pickle(folder), 0.5),
+    "hostile pickle": lambda folder: to_pickle(folder, x=Touch(folder.parent / "victim")),
+    "missing weight": lambda folder: without(folder, "decoder.classifier.bias"),
+    "missing shard": lambda folder: shard(folder, '{"metadata": {}, "weight_map": {"x": "missing.safetensors"}}'),
+    "broken index": lambda folder: shard(folder, "{"),
+    "empty index": lambda folder: shard(folder, "{}"),
+    "large tokenizer": large_tokenizer,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_model(tmp_path, capsys, checkpoint, photo_file, damage):
+    DAMAGE[damage](checkpoint)
+    refusal(capsys, "segment", photo_file, "the red bus", "--model", checkpoint)
+    assert not (tmp_path / "victim").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "processor_config.json"])
+@pytest.mark.parametrize("text", ["{", "null", "[]", "\x00"], ids=ascii)
+def test_damaged_json(capsys, checkpoint, photo_file, name, text):
+    (checkpoint / name).write_text(text, encoding="utf-8")
+    refusal(capsys, "segment", photo_file, "the cup", "--model", checkpoint)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_type": "bert"},
+        {"model_type": None},
+        {"vision_config": {}},
+        {"vision_config": "x"},
+        {"vision_config": {"window_size": 7}},
+        {"vision_config": {"embed_dim": 16}},
+        {"vision_config": {"depths": [1, 2, 2, 1]}},
+        {"vision_config": {"depths": [1, 1, 1, 1]}},
+        {"vision_config": {"depths": [1, 2, 1]}},
+        {"vision_config": {"depths": 5}},
+        {"vision_config": {"patch_size": 0}},
+        {"vision_config": {"hidden_act": "nope"}},
+        {"text_config": {"vocab_size": 63}},
+        {"text_config": {"depths": [1, 1, 1, 1]}},
+        {"text_config": {"pad_token_id": 64}},
+        {"fusion_direction": "late"},
+        {"fusion_direction": "x"},
+        {"decoder_hidden_size": 8},
+        {"dtype": "nope"},
+        {"id2label": "x"},
+        {"num_stages": 3},
+    ],
+    ids=json.dumps,
+)
+def test_config_does_not_fit(capsys, checkpoint, photo_file, changes):
+    """Neither what is missing in the weights nor what is left over goes unnoticed."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    for name, value in changes.items():
+        config[name] = config[name] | value if isinstance(value, dict) and value else value
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    refusal(capsys, "segment", photo_file, "the cup", "--model", checkpoint)
+
+
+# ---- convert
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory) -> Path:
+    """A folder with the tiny parity checkpoint and a tokenizer."""
+    folder = tmp_path_factory.mktemp("originals")
+    shapes = json.loads((Path(__file__).parent / "parity" / "tiny.json").read_text())["shapes"]
+    torch.save({"model": fill_state_dict(shapes)}, folder / "original.pth")
+    tiny_tokenizer().save_pretrained(folder / "tokenizer")
+    return folder
+
+
+HEADS = ("--num-attention-heads", "4")
+
+
+def test_convert(capsys, originals):
+    tokenizer = originals / "tokenizer"
+    code, output, errors = run(
+        capsys,
+        "convert",
+        originals / "original.pth",
+        "out",
+        *HEADS,
+        "--tokenizer",
+        tokenizer,
+        "--fusion-head-dim",
+        "16",
+    )
+    assert (code, errors) == (0, "")
+    assert json.loads(output) == {
+        "output": "out",
+        "vision": {"embed_dim": 32, "depths": [2, 2, 2, 2], "num_heads": [1, 2, 4, 8], "window_size": 4},
+        "text": {"hidden_size": 64, "depths": [6, 1, 1, 1], "num_attention_heads": 4, "vocab_size": 200},
+    }
+    assert json.loads(Path("out/config.json").read_text())["fusion_head_dim"] == 16
+
+
+def test_convert_without_processor(capsys, caplog, originals):
+    code, output, _ = run(capsys, "convert", originals / "original.pth", "out", *HEADS)
+    assert code == 0
+    assert output.count("\n") == 1
+    assert "no processor is written" in caplog.text  # in a process of its own on stderr
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--num-attention-heads", "5"],
+        ["--num-attention-heads", "0"],
+        ["--fusion-head-dim", "7"],
+        ["--fusion-head-dim=-1"],
+        ["--tokenizer", "missing"],
+        ["--tokenizer", "."],
+    ],
+    ids=" ".join,
+)
+def test_convert_wrong_option(capsys, originals, options):
+    refusal(capsys, "convert", originals / "original.pth", "out", *options)
+    assert not Path("out").exists()
+
+
+ORIGINALS: dict[str, Callable[[Path], object]] = {
+    "text": lambda path: path.write_text("hello"),
+    "empty": lambda path: path.write_bytes(b""),
+    "folder": lambda path: path.mkdir(),
+    "missing": lambda path: None,
+    "half": lambda path: truncate(path, 0.5),
+    "hostile": lambda path: torch.save({"model": {"a": torch.ones(1)}, "args": Touch(path.parent / "victim")}, path),
+    "hostile pickle": lambda path: path.write_bytes(pickle.dumps(Touch(path.parent / "victim"), protocol=4)),
+    "other model": lambda path: torch.save({"fc.weight": torch.ones(1)}, path),
+    "list": lambda path: torch.save([torch.ones(1)], path),
+}
+
+
+@pytest.mark.parametrize("kind", ORIGINALS)
+def test_convert_wrong_original(tmp_path, capsys, originals, kind):
+    path = tmp_path / "other.pth"
+    if kind == "half":
+        shutil.copy(originals / "original.pth", path)
+    ORIGINALS[kind](path)
+    assert "other.pth" in refusal(capsys, "convert", path, "out") or kind == "other model"
+    assert not (tmp_path / "victim").exists()
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("output", ["photo.png", "photo.png/deeper", ""])
+def test_convert_wrong_output(capsys, originals, photo_file, output):
+    before = photo_file.read_bytes()
+    options = [*HEADS, "--tokenizer", originals / "tokenizer"]
+    refusal(capsys, "convert", originals / "original.pth", output, *options)
+    assert photo_file.read_bytes() == before
+
+
+# ---- the command itself
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    output, errors = capsys.readouterr()
+    assert "segment" in output
+    assert "convert" in output
+    assert errors == ""
+
+
+@pytest.mark.parametrize("command", ["segment", "convert"])
+def test_help_of_command(capsys, command):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"usage: crossvlt {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nope"],
+        ["segment"],
+        ["segment", "photo.png"],
+        ["segment", "photo.png", "the cup"],
+        ["segment", "photo.png", "--model", "x"],
+        ["segment", "photo.png", "the cup", "--model", "x", "--threshold", "much"],
+        ["segment", "photo.png", "the cup", "--model", "x", "--dtype", "int8"],
+        ["segment", "photo.png", "the cup", "--model", "x", "--nope"],
+        ["convert", "original.pth"],
+        ["convert", "original.pth", "out", "--num-attention-heads", "many"],
+    ],
+    ids=" ".join,
+)
+def test_usage(capsys, arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert errors.startswith("usage: crossvlt")
+
+
+def command(*arguments) -> subprocess.CompletedProcess:
+    """The installed command, in a process of its own."""
+    program = shutil.which("crossvlt", path=Path(sys.executable).parent)
+    assert program is not None
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # where the cores are shared, two threads are slower than one
+    options = {"capture_output": True, "encoding": "utf-8", "timeout": 300, "check": False, "env": environment}
+    return subprocess.run([program, *map(str, arguments)], **options)
+
+
+def test_convert_then_segment(originals, photo_file, photo):
+    options = [*HEADS, "--tokenizer", originals / "tokenizer"]
+    converted = command("convert", originals / "original.pth", "out", *options)
+    assert (converted.returncode, converted.stderr) == (0, "")
+    assert json.loads(converted.stdout)["output"] == "out"
+    result = command("segment", photo_file, "the cup", "--model", "out", "--output", "masks")
+    assert result.returncode == 0
+    assert result.stderr == f"The overlay is in {Path('masks/photo-overlay.png')}\n"
+    assert_line(json.loads(result.stdout), "the cup", photo.size)
+
+
+def test_refusal_of_the_process():
+    result = command("segment", "missing.png", "the cup", "--model", "missing")
+    assert_one_line(result.returncode, result.stdout, result.stderr)
