@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
+from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 
@@ -18,7 +19,7 @@ NUM_STAGES = 4
 
 def _check_positive(config: PreTrainedConfig, *names: str) -> None:
     for name in names:
-        if getattr(config, name) <= 0:
+        if not getattr(config, name) > 0:  # NaN is refused too
             raise ValueError(f"`{name}` is {getattr(config, name)}; give a number above 0.")
 
 
@@ -26,6 +27,11 @@ def _check_rates(config: PreTrainedConfig, *names: str) -> None:
     for name in names:
         if not 0 <= getattr(config, name) < 1:
             raise ValueError(f"`{name}` is {getattr(config, name)}; give a probability of at least 0 and below 1.")
+
+
+def _check_activation(config: PreTrainedConfig) -> None:
+    if config.hidden_act not in ACT2FN:
+        raise ValueError(f"`hidden_act` is {config.hidden_act!r}; give one that Transformers has, such as 'gelu'.")
 
 
 def _check_stages(config: PreTrainedConfig, *names: str) -> None:
@@ -63,7 +69,8 @@ def _adopt(config: Any, field: str, own: type[PreTrainedConfig], library: str) -
         return config
     if model_type != library:
         raise ValueError(f"`{field}` is of type {model_type!r}; give the config of a {library!r} checkpoint.")
-    return {name: value for name, value in values.items() if name in _field_names(own)}
+    # Of our own fields only: the library's dtype, architectures, ... are those of another model
+    return {name: value for name, value in values.items() if name in own.__annotations__}
 
 
 @strict
@@ -142,9 +149,11 @@ class CrossVLTVisionConfig(PreTrainedConfig):
         """Check what no single field's type can say."""
         _check_stages(self, "depths", "num_heads")
         sides = [self.image_size] if isinstance(self.image_size, int) else self.image_size
-        if min(sides) <= 0:
+        if min(sides, default=0) <= 0:
             raise ValueError(f"`image_size` is {self.image_size}; give sides above 0.")
         _check_positive(self, "patch_size", "num_channels", "embed_dim", "window_size", "mlp_ratio", "layer_norm_eps")
+        _check_positive(self, "initializer_range")
+        _check_activation(self)
         _check_rates(self, "hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
         if min(self.depths) < 1:
             raise ValueError(f"`depths` is {self.depths}; give every stage at least one block.")
@@ -221,7 +230,12 @@ class CrossVLTTextConfig(PreTrainedConfig):
                 f"`depths` is {self.depths}; give stage 1 at least one BERT layer and no stage a negative number."
             )
         _check_positive(self, "vocab_size", "hidden_size", "num_attention_heads", "intermediate_size")
-        _check_positive(self, "max_position_embeddings", "type_vocab_size", "layer_norm_eps")
+        _check_positive(self, "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "initializer_range")
+        _check_activation(self)
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(
+                f"`pad_token_id` is {self.pad_token_id}; give an id below `vocab_size` {self.vocab_size}."
+            )
         _check_rates(self, "hidden_dropout_prob", "attention_probs_dropout_prob")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
@@ -318,8 +332,12 @@ class CrossVLTConfig(PreTrainedConfig):
         """
         if size not in SIZES:
             raise ValueError(f"There is no size {size!r}; give one of {', '.join(SIZES)}.")
-        vision_config = {**SIZES[size], **kwargs.pop("vision_config", {})}
-        return cls(vision_config=vision_config, **kwargs)
+        overrides = kwargs.pop("vision_config", None) or {}
+        if not isinstance(overrides, dict):
+            raise ValueError(
+                f"`vision_config` is a {type(overrides).__name__}; give a dict of the fields to override."
+            )
+        return cls(vision_config={**SIZES[size], **overrides}, **kwargs)
 
     @property
     def num_stages(self) -> int:
@@ -350,10 +368,10 @@ class CrossVLTConfig(PreTrainedConfig):
         """Check what no single field's type can say, in the sub-configs too (saving does not)."""
         self.vision_config.validate()
         self.text_config.validate()
-        _check_positive(self, "alignment_dim", "alignment_temperature", "fusion_head_dim")
+        _check_positive(self, "alignment_dim", "alignment_temperature", "fusion_head_dim", "initializer_range")
         if self.decoder_hidden_size is not None:
             _check_positive(self, "decoder_hidden_size")
-        if self.dice_loss_weight < 0:
+        if not self.dice_loss_weight >= 0:
             raise ValueError(f"`dice_loss_weight` is {self.dice_loss_weight}; give 0 or more.")
         if (2 * self.vision_config.embed_dim) % self.fusion_head_dim:
             raise ValueError(

@@ -139,7 +139,8 @@ def convert_state_dict(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         state_dict: the original layout, without prefix. Temperatures, which published checkpoints lack, become 1.
 
     Returns:
-        Tensors by the keys of `CrossVLTModel.state_dict()`; only 1x1 convolutions change shape, to that of a Linear.
+        Tensors by the keys of `CrossVLTModel.state_dict()`, floats in float32; only 1x1 convolutions change shape, to
+        that of a Linear.
 
     Raises:
         ValueError: lists the keys that are neither mapped nor on the list of what is left out.
@@ -154,16 +155,18 @@ def convert_state_dict(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
             f"{len(unknown)} keys are not of a CrossVLT checkpoint: {', '.join(unknown[:20])}"
             f"{', ...' if len(unknown) > 20 else ''}."
         )
-    converted = {
-        new: state_dict[key].squeeze(-1) if re.search(r"\.attn[12]\.", key) and state_dict[key].ndim == 3 else tensor
-        for key, new in renamed.items()
-        if new is not None and (tensor := state_dict[key]) is not None
-    }
+    converted = {str(new): _as_linear_float32(key, state_dict[key]) for key, new in renamed.items()}
     for stage, temperature in enumerate(temperatures.unbind()):
         converted[f"stages.{stage}.alignment.temperature"] = temperature.clone()
     for key in [key for key in converted if key.endswith(".running_var")]:
         converted.setdefault(key.replace("running_var", "num_batches_tracked"), torch.tensor(0))
     return _unshared(converted)
+
+
+def _as_linear_float32(key: str, tensor: Tensor) -> Tensor:
+    """The weight of a fusion's 1x1 convolution as that of a Linear, and floats of every precision in float32."""
+    tensor = tensor.float() if tensor.is_floating_point() else tensor
+    return tensor.squeeze(-1) if re.search(r"\.attn[12]\.", key) and tensor.ndim == 3 else tensor
 
 
 def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -204,6 +207,7 @@ def infer_swin_config(state_dict: dict[str, Tensor], stage_prefix: str, patch_pr
         "window_size": (round(tables[0].shape[0] ** 0.5) + 1) // 2,
         "mlp_ratio": state_dict[f"{prefixes[0]}blocks.0.mlp.fc1.weight"].shape[0] / patch.shape[0],
         "qkv_bias": f"{prefixes[0]}blocks.0.attn.qkv.bias" in state_dict,
+        "use_absolute_embeddings": "absolute_pos_embed" in state_dict,  # which the config refuses
     }
 
 
@@ -231,10 +235,13 @@ def infer_config(state_dict: dict[str, Tensor], **overrides: Any) -> CrossVLTCon
     Args:
         state_dict: the original layout, without prefix.
         overrides: fields of [`CrossVLTConfig`]; a dict for `vision_config` or `text_config` sets single fields of it.
+            The authors' code has no ablations, so a checkpoint fits only the "both" and "all" of the config.
 
     Raises:
-        ValueError: if a tensor is missing from which a size is read.
+        ValueError: if a tensor is missing from which a size is read, or there is no such field.
     """
+    if unknown := overrides.keys() - CrossVLTConfig.__annotations__.keys():
+        raise ValueError(f"CrossVLTConfig has no field {sorted(unknown)[0]!r}.")
     vision_overrides, text_overrides = (overrides.pop(name, None) or {} for name in ("vision_config", "text_config"))
     try:
         vision = infer_swin_config(state_dict, "backbone.{}.layers.", "backbone.0.patch_embed.")
@@ -289,6 +296,8 @@ def convert_checkpoint(
         ValueError: if the source is damaged, refused, or its keys or shapes are not those of a CrossVLT checkpoint.
     """
     state_dict = read_state_dict(source)
+    if broken := [key for key, value in state_dict.items() if not value.isfinite().all()]:
+        raise ValueError(f"{broken[0]} in {source} holds NaN or infinite values; give a checkpoint from before that.")
     config = infer_config(state_dict, **overrides)
     converted = convert_state_dict(state_dict)
     if Path(output_dir).is_file():

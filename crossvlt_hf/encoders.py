@@ -78,11 +78,14 @@ class EncoderReport:
 
 def _load_library_model(model_class: type[PreTrainedModel], source: str | Path, **kwargs: Any) -> dict[str, Tensor]:
     """Weights of a checkpoint of the library's, every one that its config asks for."""
-    loaded: Any = model_class.from_pretrained(source, output_loading_info=True, dtype=torch.float32, **kwargs)
+    options: Any = {"output_loading_info": True, "ignore_mismatched_sizes": True, "dtype": torch.float32}
+    loaded: Any = model_class.from_pretrained(source, **options, **kwargs)
     model, info = loaded
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise ValueError(f"{source} lacks {len(missing)} weights that its config asks for: {', '.join(missing[:8])}.")
+    if absent := sorted({*info["missing_keys"], *(str(entry[0]) for entry in info["mismatched_keys"])}):
+        raise ValueError(
+            f"{source} lacks {len(absent)} weights that its config asks for, or has them in another shape: "
+            f"{', '.join(absent[:8])}."
+        )
     unexpected = {key: torch.empty(0) for key in info["unexpected_keys"]}  # reported as unused, never read
     return {**unexpected, **model.state_dict()}
 
@@ -225,11 +228,13 @@ def from_pretrained_encoders(
     is_file = Path(vision).is_file()
     vision_fields, swin = _swin_from_microsoft(Path(vision)) if is_file else _swin_from_library(vision)
     bert_config = _load_config(text, "bert")
+    if bert_config.is_decoder:
+        raise ValueError(f"{text} is a decoder, which reads its words from left to right; give a BERT encoder.")
     bert = _load_library_model(BertModel, text, add_pooling_layer=False)
     text_fields = CrossVLTConfig(text_config=bert_config).text_config.to_dict()
     config = CrossVLTConfig(
-        vision_config={**vision_fields, **overrides.pop("vision_config", {})},
-        text_config={**text_fields, **overrides.pop("text_config", {})},
+        vision_config={**vision_fields, **(overrides.pop("vision_config", None) or {})},
+        text_config={**text_fields, **(overrides.pop("text_config", None) or {})},
         **overrides,
     )
     places = _places(config.text_config.depths, bert_config.num_hidden_layers, text_layers_in_later_stages, text)

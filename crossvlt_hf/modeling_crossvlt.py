@@ -107,7 +107,12 @@ class CrossVLTOutput(ModelOutput):
     fusion_attentions: tuple[Tensor, ...] | None = None
 
 
-# ---- layers that both encoders use
+# ---- what both encoders use
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision lifted to float32; float32 and float64 as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def eager_attention_forward(
@@ -180,6 +185,7 @@ class CrossVLTPatchEmbeddings(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         height, width = pixel_values.shape[-2:]
+        pixel_values = pixel_values.to(self.projection.weight.dtype)  # what the processor gives is float32
         pixel_values = F.pad(pixel_values, (0, -width % self.patch_size, 0, -height % self.patch_size))
         return self.dropout(self.norm(self.projection(pixel_values).permute(0, 2, 3, 1)))
 
@@ -217,6 +223,12 @@ def padded(size: int, window: int) -> int:
     return size + -size % window
 
 
+def shift_regions(size: int, window: int, shift: int, device: torch.device) -> Tensor:
+    """Which of its three parts (0, 1, 2) every position of a padded axis belongs to, (padded size,)."""
+    position, end = torch.arange(padded(size, window), device=device), padded(size, window)
+    return (position >= end - window).long() + (position >= end - shift).long()
+
+
 def shift_mask(height: int, width: int, window: int, shift: int, like: Tensor) -> Tensor:
     """Keep apart what the cyclic shift of a padded (height, width) grid brings together.
 
@@ -225,12 +237,9 @@ def shift_mask(height: int, width: int, window: int, shift: int, like: Tensor) -
     Returns:
         (windows, 1, window**2, window**2), of the device and dtype of `like`.
     """
-    row, column = (
-        (position >= size - window).long() + (position >= size - shift).long()
-        for size in (padded(height, window), padded(width, window))
-        for position in (torch.arange(size, device=like.device),)
-    )
-    regions = window_partition((3 * row[:, None] + column)[None, :, :, None], window).squeeze(-1)
+    rows = shift_regions(height, window, shift, like.device)
+    columns = shift_regions(width, window, shift, like.device)
+    regions = window_partition((3 * rows[:, None] + columns)[None, :, :, None], window).squeeze(-1)
     apart = regions[:, None, :, None] != regions[:, None, None, :]
     return apart.to(like.dtype) * SHIFT_MASKED
 
@@ -278,7 +287,7 @@ class CrossVLTWindowAttention(nn.Module):
         qkv = self.qkv(pixels)
         if (full_height, full_width) == (height, width):
             return qkv
-        filling = self.qkv(pixels.new_zeros(channels))  # its bias, wherever and in whatever form that is kept
+        filling = self.qkv(pixels.new_zeros(1, 1, 1, channels))  # its bias, wherever and in whatever form that is kept
         right = filling.expand(batch, height, full_width - width, -1)
         bottom = filling.expand(batch, full_height - height, full_width, -1)
         return torch.cat([torch.cat([qkv, right], dim=2), bottom], dim=1)
@@ -359,10 +368,11 @@ class CrossVLTVisionStage(nn.Module):
 
 
 class CrossVLTFloat32LayerNorm(nn.LayerNorm):
-    """LayerNorm that computes and returns float32 whatever the dtype of its input and weights."""
+    """LayerNorm that computes and returns float32 where input and weights are of half precision."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
+        x = at_least_float32(x)
+        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
 class CrossVLTTextEmbeddings(nn.Module):
@@ -380,8 +390,9 @@ class CrossVLTTextEmbeddings(nn.Module):
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        words = self.word_embeddings(input_ids).float() + self.token_type_embeddings(token_type_ids)
-        return self.dropout(self.norm(words + self.position_embeddings(positions)))
+        words = at_least_float32(self.word_embeddings(input_ids))
+        words = words + self.token_type_embeddings(token_type_ids) + self.position_embeddings(positions)
+        return self.dropout(self.norm(words))
 
 
 class CrossVLTTextAttention(nn.Module):
@@ -416,8 +427,8 @@ class CrossVLTTextAttention(nn.Module):
 class CrossVLTTextLayer(GradientCheckpointingLayer):
     """BERT layer, post-norm: attention of the words to a context (themselves or pixels), then a feed-forward block.
 
-    The words between the branches are float32 under every dtype. That costs next to nothing and takes the error of the
-    logits in bfloat16 from 6.4 % of their spread to 4.3 % (base case of the parity tests).
+    The words between the branches are float32 under half precision. That costs next to nothing and takes the error of
+    the logits in bfloat16 from 6.4 % of their spread to 4.3 % (base case of the parity tests).
     """
 
     def __init__(self, config: CrossVLTTextConfig, context_dim: int | None = None) -> None:
@@ -458,11 +469,12 @@ class CrossVLTTextStage(nn.Module):
 
 
 class CrossVLTFloat32Linear(nn.Linear):
-    """Linear layer that computes in float32 whatever the dtype of its input and weights."""
+    """Linear layer that computes and returns float32 where input and weights are of half precision."""
 
     def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.float()
-        return F.linear(x.float(), self.weight.float(), bias)
+        x = at_least_float32(x)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)
 
 
 class CrossVLTPointwise(CrossVLTFloat32Linear):
@@ -509,7 +521,7 @@ class CrossVLTFusionAttention(nn.Module):
 class CrossVLTFusion(GradientCheckpointingLayer):
     """Every pixel reads the words: `GELU(Linear(pixels + attention to the words))`.
 
-    It computes in float32 under every dtype: InstanceNorm over an attention output that hardly varies from pixel to
+    It computes in float32 under half precision: InstanceNorm over an attention output that hardly varies from pixel to
     pixel magnifies rounding, which in bfloat16 puts an error of 42 % of their spread on the logits.
     """
 
@@ -520,8 +532,9 @@ class CrossVLTFusion(GradientCheckpointingLayer):
 
     def forward(self, pixels: Tensor, words: Tensor, mask: Tensor | None) -> Tensor:
         with maybe_autocast(device_type=pixels.device.type, enabled=False):
-            flat = pixels.flatten(1, 2).float()
-            attended, _ = self.attention(flat, words.float(), None if mask is None else mask.float())
+            flat = at_least_float32(pixels.flatten(1, 2))
+            mask = None if mask is None else mask.to(flat.dtype)
+            attended, _ = self.attention(flat, words.to(flat.dtype), mask)
             fused = F.gelu(self.projection(flat + attended))
         return fused.view(pixels.shape).to(pixels.dtype)
 
@@ -548,8 +561,8 @@ class CrossVLTAlignment(nn.Module):
         self.temperature = nn.Parameter(torch.tensor(float(config.alignment_temperature)))
 
     def forward(self, pixels: Tensor, sentence: Tensor) -> Tensor:
-        sentence = F.normalize(self.sentence_projection(sentence.to(pixels.dtype)).float(), dim=-1)
-        pixels = F.normalize(self.pixel_projection(pixels).float(), dim=-1)
+        sentence = F.normalize(at_least_float32(self.sentence_projection(sentence.to(pixels.dtype))), dim=-1)
+        pixels = F.normalize(at_least_float32(self.pixel_projection(pixels)), dim=-1)
         return torch.einsum("bhwc,bc->bhw", pixels, sentence)[:, None] / self.temperature
 
 
@@ -662,7 +675,9 @@ def record_both_encoders(forward: Callable) -> Callable:
         for kind in ("hidden_states", "attentions"):
             asked = kwargs.get(f"output_{kind}")
             asked = getattr(self.config, f"output_{kind}", False) if asked is None else asked
-            kwargs |= {f"output_{key}": asked for key in self._can_record_outputs or {} if key.endswith(kind)}
+            for key in self._can_record_outputs or {}:
+                if key.endswith(kind):
+                    kwargs.setdefault(f"output_{key}", asked)
         return forward(self, *args, **kwargs)
 
     return wrapper
@@ -691,6 +706,7 @@ class CrossVLTPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    # In `from_pretrained`; elsewhere (`.to`, `from_config`) the weights are cast and only the computing is float32
     _keep_in_fp32_modules_strict = ["fusion", "merged_fusion"]
     # Trainer must divide the loss by the accumulation steps itself.
     accepts_loss_kwargs = False
@@ -861,8 +877,9 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
         """Segment in each image the object that its expression refers to.
 
         Args:
-            pixel_values: (B, channels, height, width) normalised images of any size.
-            input_ids: (B, T) token ids of the expressions, [CLS] first.
+            pixel_values: (B, channels, height, width) normalised images of any size, floats of any dtype. In training,
+                one pair alone must be larger than 16 pixels a side (4 patches), else BatchNorm has a single value.
+            input_ids: (B, T) token ids of the expressions, [CLS] first, padding last.
             attention_mask: (B, T), 1 on words and 0 on padding; None means no padding.
             token_type_ids: (B, T) token types; None means 0.
             labels: (B, height, width) integers: 1 on the object, 0 off it, 255 ignored.
@@ -871,6 +888,7 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
 
         Raises:
             ValueError: if the shapes do not fit each other or the config.
+            IndexError: from torch, for token ids outside the vocabulary and for other labels.
         """
         self._check_inputs(pixel_values, input_ids, attention_mask, token_type_ids, labels)
         words = self.text_model.embeddings(input_ids, token_type_ids)
@@ -893,7 +911,7 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
                 if stage.merged_fusion is not None:
                     pixels = stage.merged_gate(pixels, stage.merged_fusion(pixels, words, mask))
                 context = pixels
-        logits = upsample(self.decoder(feature_maps).float(), like=pixel_values)
+        logits = upsample(at_least_float32(self.decoder(feature_maps)), like=pixel_values)
 
         losses = {} if labels is None else self._losses(logits, alignment_maps, labels.to(logits.device).long())
         return CrossVLTOutput(logits=logits, alignment_maps=tuple(alignment_maps) if align else None, **losses)
@@ -916,7 +934,14 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
             raise ValueError(
                 f"`pixel_values` has shape {tuple(pixel_values.shape)}; give (batch, {channels}, height, width)."
             )
+        if not pixel_values.is_floating_point():
+            raise ValueError(f"`pixel_values` has dtype {pixel_values.dtype}; give normalised floats.")
         batch, _, height, width = pixel_values.shape
+        if self.training and batch == 1 and max(height, width) <= 4 * self.config.vision_config.patch_size:
+            raise ValueError(
+                f"One image of {height}x{width} pixels leaves BatchNorm a single value in training; give a larger "
+                "image or several."
+            )
         if input_ids.ndim != 2 or input_ids.shape[0] != batch or not 1 <= input_ids.shape[1] <= longest:
             raise ValueError(
                 f"`input_ids` has shape {tuple(input_ids.shape)}; give one expression of 1 to {longest} tokens for "

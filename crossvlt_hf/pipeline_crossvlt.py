@@ -58,6 +58,8 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
             OSError: if an image cannot be read.
             ValueError: if images and expressions do not fit each other.
         """
+        if isinstance(image, np.ndarray | Tensor) and image.ndim == 4:
+            image = list(image)
         if text is not None:
             single = not isinstance(image, list | tuple)
             if not single and not image:
@@ -67,9 +69,12 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
             return super().__call__(pairs[0] if single else pairs, **kwargs)
         if isinstance(image, list | tuple):
             return super().__call__(list(image), **kwargs) if len(image) else []
-        if isinstance(image, Iterable) and not isinstance(image, dict | Dataset | str | np.ndarray | Tensor):
-            image = (row for row in image)  # a data set of another library
-        return super().__call__(image, **kwargs)
+        rows = image
+        if isinstance(image, Dataset) and hasattr(image, "__len__"):
+            rows = (image[index] for index in range(len(image)))  # iteration over it need not end
+        elif isinstance(image, Iterable) and not isinstance(image, dict | Dataset | str | np.ndarray | Tensor):
+            rows = (row for row in image)  # a data set of another library
+        return super().__call__(rows, **kwargs)
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
         if unknown := kwargs.keys() - {"threshold", "timeout"}:

@@ -134,6 +134,8 @@ def to_rgb(image: ImageLike, timeout: float | None = 60.0) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
         # Pillow would clip these to 255
         image = Image.fromarray(_scaled_to_bytes(np.asarray(image)))
+    if image.mode in ("La", "RGBa"):
+        image = image.convert(image.mode.upper())  # with premultiplied alpha Pillow converts to nothing else
     return image.convert("RGB")
 
 
@@ -344,6 +346,8 @@ class CrossVLTProcessor(ProcessorMixin):
         if images is None and text is None:
             raise ValueError("You need to provide at least one input: give `images`, `text` or both.")
         merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        if merged["text_kwargs"].get("padding_side", self.tokenizer.padding_side) != "right":
+            raise ValueError("`padding_side` is 'left', but [CLS] has to come first; give 'right'.")
         data: dict[str, Any] = {}
         if images is None and segmentation_maps is not None:
             raise ValueError("There are `segmentation_maps` but no `images`; give both.")
@@ -404,9 +408,14 @@ class CrossVLTProcessor(ProcessorMixin):
             None for an empty mask.
 
         Raises:
-            ValueError: if the number of sizes is not B, a size is not positive, or the threshold not in (0, 1).
+            ValueError: if the number of sizes is not B, a size is not positive, the threshold not in (0, 1), or the
+                logits are NaN.
         """
+        if isinstance(outputs, tuple):
+            raise ValueError("`outputs` is a tuple; call the model without `return_dict=False`.")
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs.logits
+        if logits.isnan().any():
+            raise ValueError("The logits hold NaN: the weights or the image are broken, and there is no mask in them.")
         sizes = [tuple(logits.shape[-2:])] * len(logits) if target_sizes is None else _as_sizes(target_sizes)
         if len(sizes) != len(logits):
             raise ValueError(f"There are {len(logits)} results and {len(sizes)} target sizes; give one size for each.")

@@ -53,6 +53,13 @@ def test_unknown_size():
         ({"vision_config": {"patch_size": -4}}, "`patch_size` is -4; give a number above 0"),
         ({"vision_config": {"embed_dim": 0}}, "`embed_dim` is 0"),
         ({"vision_config": {"image_size": [480, 0]}}, r"`image_size` is \[480, 0\]; give sides above 0"),
+        ({"vision_config": {"image_size": []}}, r"`image_size` is \[\]"),
+        ({"vision_config": {"hidden_act": "nope"}}, "`hidden_act` is 'nope'"),
+        ({"text_config": {"pad_token_id": 40000}}, "`pad_token_id` is 40000; give an id below `vocab_size` 30522"),
+        ({"initializer_range": -1}, "`initializer_range` is -1"),
+        ({"alignment_temperature": float("nan")}, "`alignment_temperature` is nan"),
+        ({"dice_loss_weight": float("nan")}, "`dice_loss_weight` is nan"),
+        ({"num_stages": 3}, "`num_stages` is derived"),
         ({"vision_config": {"drop_path_rate": 1.0}}, "`drop_path_rate` is 1.0; give a probability"),
         ({"vision_config": {"use_absolute_embeddings": True}}, "`use_absolute_embeddings` is True"),
         (

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from parity.fill import case_inputs, fill_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoProcessor, BertTokenizer
+from transformers import AutoModel, AutoProcessor, BertTokenizer
 
 from crossvlt_hf import CrossVLTConfig, CrossVLTModel
 from crossvlt_hf.conversion import convert_checkpoint, convert_key, convert_state_dict, infer_config, is_dropped
@@ -260,32 +260,25 @@ def test_source_in_the_way_of_the_output(tmp_path, converted):
     assert_same(weights(tmp_path), weights(converted))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_half_precision_is_kept(tmp_path, dtype):
-    """The file's own dtype is written, and loaded unless another is asked for; the fusion is float32 in memory."""
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_every_precision_becomes_float32(tmp_path, dtype):
+    """Exact from half precision, and never a file of several precisions."""
     state_dict = {key: value.to(dtype) for key, value in original().items()}
-    temperatures = {"temp": torch.full((4,), 0.5, dtype=dtype)}
-    convert_checkpoint(saved(tmp_path, state_dict | temperatures), tmp_path / "out", **HEADS)
-    expected = convert_state_dict(state_dict | temperatures)
-    assert_same(weights(tmp_path / "out"), expected)
-    assert {value.dtype for value in expected.values()} == {dtype, torch.int64}
-    assert AutoConfig.from_pretrained(tmp_path / "out").dtype == dtype
-    model = AutoModel.from_pretrained(tmp_path / "out")
-    assert model.dtype == dtype
-    for name, parameter in model.named_parameters():
-        assert parameter.dtype == (torch.float32 if "fusion." in name else dtype), name
-        assert torch.equal(parameter.to(dtype), expected[name]), name
-    assert {p.dtype for p in AutoModel.from_pretrained(tmp_path / "out", dtype="float32").parameters()} == {
-        torch.float32
-    }
-
-
-def test_half_precision_without_temperatures(tmp_path):
-    state_dict = {key: value.half() for key, value in original().items()}
     convert_checkpoint(saved(tmp_path, state_dict), tmp_path / "out", **HEADS)
+    assert_same(weights(tmp_path / "out"), convert_state_dict(state_dict))
+    assert {value.dtype for value in weights(tmp_path / "out").values()} == {torch.float32, torch.int64}
     model = AutoModel.from_pretrained(tmp_path / "out")
-    assert [stage.alignment.temperature.item() for stage in model.stages] == [1.0] * 4
-    assert model.stages[0].alignment.temperature.dtype == torch.float16
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    table = "vision_model.stages.0.blocks.0.attention.relative_position_bias_table"
+    key = "backbone.0.layers.blocks.0.attn.relative_position_bias_table"
+    assert torch.equal(model.state_dict()[table], state_dict[key].float())
+
+
+def test_weights_that_are_not_finite(tmp_path):
+    state_dict = original()
+    state_dict["classifier.conv1_1.bias"] = torch.tensor([0.0, float("nan")])
+    with pytest.raises(ValueError, match=r"classifier.conv1_1.bias in .* holds NaN"):
+        convert_checkpoint(saved(tmp_path, state_dict), tmp_path / "out", **HEADS)
 
 
 def test_twice_is_once(tmp_path, converted):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForPreTraining, BertModel, SwinConfig, SwinForImageClassification, SwinModel
 
@@ -176,6 +177,26 @@ def test_what_does_not_fit(swin, bert, overrides, message):
         from_pretrained_encoders(swin, bert, **HEADS, **overrides)
 
 
+def test_half_precision_checkpoints_make_a_float32_model(swin, bert, tmp_path):
+    BertModel.from_pretrained(bert, dtype=torch.bfloat16).save_pretrained(tmp_path / "bert")
+    SwinModel.from_pretrained(swin, dtype=torch.float16).save_pretrained(tmp_path / "swin")
+    model, _ = from_pretrained_encoders(tmp_path / "swin", tmp_path / "bert", **HEADS)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert model.config.text_config.architectures is None
+
+
+def test_what_would_be_another_network(swin, bert, tmp_path):
+    weights = microsoft_state_dict(swin) | {"absolute_pos_embed": torch.zeros(1, 256, 16)}
+    torch.save(weights, tmp_path / "swin.pth")
+    with pytest.raises(StrictDataclassError, match="`use_absolute_embeddings` is True"):
+        from_pretrained_encoders(tmp_path / "swin.pth", bert, **HEADS)
+    model = BertModel.from_pretrained(bert)
+    model.config.is_decoder = True
+    model.save_pretrained(tmp_path / "decoder")
+    with pytest.raises(ValueError, match="is a decoder"):
+        from_pretrained_encoders(swin, tmp_path / "decoder", **HEADS)
+
+
 def test_other_kinds_of_checkpoint(swin, bert, tmp_path):
     with pytest.raises(ValueError, match="of type 'bert'; give one of type 'swin'"):
         from_pretrained_encoders(bert, bert)
@@ -193,5 +214,5 @@ def test_missing_weights_are_an_error(bert, swin, tmp_path):
     state_dict = model.state_dict()
     del state_dict["encoder.layer.3.output.dense.weight"]
     model.save_pretrained(tmp_path, state_dict=state_dict)
-    with pytest.raises(ValueError, match=r"lacks 1 weights .* encoder.layer.3.output.dense.weight"):
+    with pytest.raises(ValueError, match=r"lacks 1 weights .*: encoder.layer.3.output.dense.weight"):
         from_pretrained_encoders(swin, tmp_path, **HEADS)

@@ -127,6 +127,12 @@ def test_any_size(shared_model, height, width, batch):
     assert output.isfinite().all()
 
 
+def test_one_tiny_image_has_nothing_for_batch_norm(model):
+    with pytest.raises(ValueError, match="One image of 16x9 pixels leaves BatchNorm a single value"):
+        model.train()(**fake_batch(model.config, 1, 16, 9))
+    model(**fake_batch(model.config, 1, 17, 9)).loss.backward()
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (5, 3)])
 def test_small_and_narrow_images_train(model, size):
     """From a batch of 2, since BatchNorm needs two values."""
@@ -196,6 +202,7 @@ def test_sdpa_equals_eager(model):
         ({"pixel_values": torch.zeros(2, 1, 32, 48)}, r"`pixel_values` has shape \(2, 1, 32, 48\); give \(batch, 3"),
         ({"pixel_values": torch.zeros(3, 32, 48)}, r"`pixel_values` has shape \(3, 32, 48\)"),
         ({"pixel_values": torch.zeros(2, 3, 0, 48)}, r"`pixel_values` has shape \(2, 3, 0, 48\)"),
+        ({"pixel_values": torch.zeros(2, 3, 32, 48).byte()}, "dtype torch.uint8; give normalised floats"),
         ({"input_ids": torch.ones(3, 7).long()}, "give one expression of 1 to 40 tokens for each of the 2 images"),
         ({"input_ids": torch.ones(2, 41).long(), "attention_mask": None}, r"`input_ids` has shape \(2, 41\)"),
         ({"input_ids": torch.ones(2, 0).long(), "attention_mask": None}, r"`input_ids` has shape \(2, 0\)"),
@@ -233,6 +240,37 @@ def test_half_precision(tmp_path, model, dtype):
     with torch.autocast("cpu", dtype=dtype):
         assert relative_error(logits(model, batch), expected) <= 0.06
     assert relative_error(logits(model.to(dtype), half), expected) <= 0.06
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_float32_images_fit_every_dtype(model, dtype):
+    """What the processor gives goes into the model as it is."""
+    batch = fake_batch(model.config)
+    assert relative_error(logits(model.to(dtype), batch), logits(model.float(), batch)) <= 0.06
+
+
+def test_float64_is_computed_in_float64(model):
+    batch = fake_batch(model.config)
+    batch["pixel_values"] = batch["pixel_values"].double()
+    exact = logits(model.double(), batch)
+    assert exact.dtype == torch.float64
+    assert torch.autograd.gradcheck(
+        lambda words: model.stages[0].fusion(torch.ones(1, 2, 3, 8).double(), words, None),
+        torch.randn(1, 3, 16, dtype=torch.float64, requires_grad=True),
+    )
+
+
+def test_dynamic_quantisation_of_the_linear_layers(model):
+    batch = fake_batch(model.config, 2, 33, 42)
+    quantised = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    assert relative_error(logits(quantised, batch), logits(model, batch)) <= 0.1
+
+
+def test_one_kind_of_output_alone(model):
+    batch = without_labels(fake_batch(model.config))
+    assert set(model(**batch, output_text_hidden_states=True)) == {"logits", "text_hidden_states"}
+    output = model(**batch, output_hidden_states=True, output_fusion_hidden_states=False)
+    assert set(output) == {"logits", "hidden_states", "text_hidden_states"}
 
 
 def test_fusion_never_leaves_float32(model):
@@ -431,8 +469,10 @@ def test_offload_module_by_module(tmp_path, model):
 
 def test_compile_without_graph_breaks(model):
     batch = without_labels(fake_batch(model.config))
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")
     assert (logits(compiled, batch) - logits(model, batch)).abs().max() <= 1e-5
+    larger = without_labels(fake_batch(model.config, 2, 40, 48))
+    assert (logits(compiled, larger) - logits(model, larger)).abs().max() <= 1e-5
 
 
 def test_compile_of_a_training_step(model):

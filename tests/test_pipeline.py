@@ -415,10 +415,15 @@ def test_text_as_image(pipe, tmp_path):
         pipe(tmp_path / "text.jpg", text=WORDS)
 
 
-@pytest.mark.parametrize("image", [5, b"bytes", {"image": ONE}, np.zeros((2, 5, 6, 3)), np.full((5, 6, 3), np.nan)])
+@pytest.mark.parametrize("image", [5, b"bytes", {"image": ONE}, np.zeros((2, 5, 6, 2)), np.full((5, 6, 3), np.nan)])
 def test_bad_image(pipe, image):
-    with pytest.raises(ValueError, match="An image"):
+    with pytest.raises(ValueError, match=r"An image|2 images"):
         pipe(image, text=WORDS)
+
+
+def test_batch_array(pipe):
+    batch = np.stack([np.asarray(THREE.convert("RGB"))] * 2)
+    assert_all_same(pipe(batch, text=[WORDS[0], WORDS[1]]), pipe([THREE, THREE], text=[WORDS[0], WORDS[1]]))
 
 
 def test_usable_after_an_error(pipe, expected):
