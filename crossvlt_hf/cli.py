@@ -62,11 +62,8 @@ def segment(arguments: argparse.Namespace) -> None:
 
 def convert(arguments: argparse.Namespace) -> None:
     """Convert an authors' checkpoint; print one JSON line."""
-    overrides: dict = {}
-    if arguments.num_attention_heads is not None:
-        overrides["text_config"] = {"num_attention_heads": arguments.num_attention_heads}
-    if arguments.fusion_head_dim is not None:
-        overrides["fusion_head_dim"] = arguments.fusion_head_dim
+    names = ("num_attention_heads", "fusion_head_dim")
+    overrides = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     config = convert_checkpoint(arguments.original, arguments.output_dir, tokenizer=arguments.tokenizer, **overrides)
     vision, text = config.vision_config, config.text_config
     summary = {

@@ -218,7 +218,7 @@ def _infer_text_config(state_dict: dict[str, Tensor]) -> dict[str, Any]:
     return {
         "vocab_size": words.shape[0],
         "hidden_size": words.shape[1],
-        "num_attention_heads": max(words.shape[1] // 64, 1),  # BERT's heads are 64 wide: 12 in the paper
+        "num_attention_heads": max(words.shape[1] // 64, 1),
         "max_position_embeddings": state_dict["lang_stage1.embeddings.position_embeddings.weight"].shape[0],
         "type_vocab_size": state_dict["lang_stage1.embeddings.token_type_embeddings.weight"].shape[0],
         "intermediate_size": state_dict["lang_stage1.encoder.layer.0.intermediate.dense.weight"].shape[0],
@@ -226,14 +226,17 @@ def _infer_text_config(state_dict: dict[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def infer_config(state_dict: dict[str, Tensor], **overrides: Any) -> CrossVLTConfig:
+def infer_config(
+    state_dict: dict[str, Tensor], *, num_attention_heads: int | None = None, **overrides: Any
+) -> CrossVLTConfig:
     """The config of an original checkpoint, from the shapes of its tensors.
 
-    Shapes do not tell the number of heads of the language encoder (taken to be 64 wide, as in BERT) nor the width of a
-    head of the fusion (64), nor rates of dropout and stochastic depth (the paper's).
+    Shapes do not tell the number of heads of the language encoder, nor the width of a head of the fusion
+    (`fusion_head_dim`, 64), nor rates of dropout and stochastic depth (the paper's).
 
     Args:
         state_dict: the original layout, without prefix.
+        num_attention_heads: of the language encoder; None takes them to be 64 wide, as in BERT: 12 in the paper.
         overrides: fields of [`CrossVLTConfig`]; a dict for `vision_config` or `text_config` sets single fields of it.
             The authors' code has no ablations, so a checkpoint fits only the "both" and "all" of the config.
 
@@ -242,6 +245,7 @@ def infer_config(state_dict: dict[str, Tensor], **overrides: Any) -> CrossVLTCon
     """
     if unknown := overrides.keys() - CrossVLTConfig.__annotations__.keys():
         raise ValueError(f"CrossVLTConfig has no field {sorted(unknown)[0]!r}.")
+    heads = {} if num_attention_heads is None else {"num_attention_heads": num_attention_heads}
     vision_overrides, text_overrides = (overrides.pop(name, None) or {} for name in ("vision_config", "text_config"))
     try:
         vision = infer_swin_config(state_dict, "backbone.{}.layers.", "backbone.0.patch_embed.")
@@ -252,7 +256,7 @@ def infer_config(state_dict: dict[str, Tensor], **overrides: Any) -> CrossVLTCon
         }
         return CrossVLTConfig(
             vision_config={**vision, **vision_overrides},
-            text_config={**text, **text_overrides},
+            text_config={**text, **heads, **text_overrides},
             **{**inferred, **overrides},
         )
     except KeyError as error:
@@ -286,7 +290,7 @@ def convert_checkpoint(
         output_dir: the folder to write: config, weights, and a processor if the tokenizer fits. Files of these names
             are replaced.
         tokenizer: Hub id or folder of the tokenizer; None is that of bert-base-uncased, which comes with the package.
-        overrides: as in [`infer_config`], for what the shapes do not tell.
+        overrides: as in [`infer_config`], `num_attention_heads` included, for what the shapes do not tell.
 
     Returns:
         The config that was written.
