@@ -1,0 +1,152 @@
+"""Scenes of RefShapes: objects, where they lie, and how they are drawn."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+
+SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond")
+COLOURS = {
+    "red": (214, 40, 40),
+    "green": (42, 157, 72),
+    "blue": (38, 84, 205),
+    "yellow": (244, 208, 36),
+    "purple": (126, 52, 176),
+    "orange": (240, 128, 28),
+    "white": (244, 244, 240),
+    "black": (24, 24, 28),
+}
+TEXTURES = ("plain", "striped", "dotted")
+
+MIN_VISIBLE = 0.6
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One drawn object: its kind, its centre and radius as shares of the side, its turn in radians."""
+
+    shape: str
+    colour: str
+    texture: str
+    x: float
+    y: float
+    radius: float
+    angle: float
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture and what is on it.
+
+    Args:
+        image: (side, side, 3) uint8.
+        things: the objects, the later drawn over the earlier.
+        masks: (objects, side, side) bool: the visible part of each.
+    """
+
+    image: np.ndarray
+    things: tuple[Thing, ...]
+    masks: np.ndarray
+
+
+def outline(thing: Thing, side: int) -> list[tuple[float, float]]:
+    """Corners in pixels of the polygon that a thing is."""
+    turns = {
+        "circle": [(i / 48, 1.0) for i in range(48)],
+        "square": [(i / 4 + 1 / 8, 1.0) for i in range(4)],
+        "diamond": [(0.0, 0.62), (0.25, 1.1), (0.5, 0.62), (0.75, 1.1)],
+        "triangle": [(i / 3 + 1 / 4, 1.05) for i in range(3)],
+        "star": [(i / 10 + 1 / 4, 1.1 if i % 2 == 0 else 0.45) for i in range(10)],
+        "cross": [
+            (i / 4 + turn, reach) for i in range(4) for turn, reach in ((-0.053, 1.05), (0.053, 1.05), (0.125, 0.48))
+        ],
+    }[thing.shape]
+    corners = []
+    for turn, reach in turns:
+        angle = 2 * math.pi * turn + thing.angle
+        x, y = thing.x + thing.radius * reach * math.cos(angle), thing.y - thing.radius * reach * math.sin(angle)
+        corners.append((x * side, y * side))
+    return corners
+
+
+def rasterise(thing: Thing, side: int) -> np.ndarray:
+    """(side, side) bool: every pixel of a thing, as if nothing lay over it."""
+    canvas = Image.new("1", (side, side))
+    ImageDraw.Draw(canvas).polygon(outline(thing, side), fill=1)
+    return np.array(canvas, dtype=bool)
+
+
+def texture(thing: Thing, side: int) -> np.ndarray:
+    """(side, side) float32: how bright each pixel of a thing is; the pattern scales with the picture."""
+    rows, columns = np.mgrid[:side, :side] / side
+    if thing.texture == "striped":
+        dark = np.sin((rows + columns) * 2 * math.pi * 16) > 0
+    elif thing.texture == "dotted":
+        dark = np.sin(rows * 2 * math.pi * 14) * np.sin(columns * 2 * math.pi * 14) > 0.35
+    else:
+        dark = np.zeros((side, side), dtype=bool)
+    return np.where(dark, 0.55, 1.0).astype(np.float32)
+
+
+def background(rng: np.random.Generator, side: int) -> np.ndarray:
+    """(side, side, 3) float32: a soft gradient between two pale greys, with blotches."""
+    ends = rng.uniform(120, 200, (2, 1, 1, 3)) + rng.uniform(-12, 12, (2, 1, 1, 1))
+    ramp = np.linspace(0, 1, side, dtype=np.float32)
+    ramp = (ramp[:, None] if rng.random() < 0.5 else ramp[None, :])[..., None]
+    blotches = rng.normal(0, 14, (8, 8, 3))
+    blotches = np.stack(
+        [np.asarray(Image.fromarray(b.astype(np.float32)).resize((side, side))) for b in np.moveaxis(blotches, -1, 0)],
+        axis=-1,
+    )
+    return ends[0] * (1 - ramp) + ends[1] * ramp + blotches
+
+
+def draw(things: tuple[Thing, ...], rng: np.random.Generator, side: int) -> Scene:
+    """Draw things over each other; what is covered leaves the mask."""
+    picture = background(rng, side)
+    masks = np.zeros((len(things), side, side), dtype=bool)
+    for index, thing in enumerate(things):
+        mask = rasterise(thing, side)
+        masks &= ~mask
+        masks[index] = mask
+        shaded = np.asarray(COLOURS[thing.colour]) * texture(thing, side)[..., None]
+        picture = np.where(mask[..., None], shaded, picture)
+    noisy = picture + rng.normal(0, 8, picture.shape)
+    return Scene(noisy.clip(0, 255).astype(np.uint8), things, masks)
+
+
+def _place(rng: np.random.Generator, things: list[Thing], radius: float) -> tuple[float, float] | None:
+    """A centre at which a thing touches the others at most a little, or None after some tries."""
+    for _ in range(40):
+        x, y = rng.uniform(radius, 1 - radius, 2)
+        if all(math.hypot(x - t.x, y - t.y) > 0.85 * (radius + t.radius) for t in things):
+            return float(x), float(y)
+    return None
+
+
+def sample_things(rng: np.random.Generator, count: int, kinds: list[tuple[str, str]]) -> tuple[Thing, ...]:
+    """Place so many things of the allowed (colour, shape) kinds.
+
+    A scene draws on few shapes and colours, so that most things share one with another: the noun alone does not do.
+    """
+    shapes = rng.choice(SHAPES, size=2 if count < 5 else 3, replace=False)
+    colours = rng.choice(list(COLOURS), size=3, replace=False)
+    allowed = [kind for kind in kinds if kind[0] in colours and kind[1] in shapes]
+    things: list[Thing] = []
+    while len(things) < count and allowed:
+        radius = float(rng.uniform(0.08, 0.17))
+        if (centre := _place(rng, things, radius)) is None:
+            break
+        colour, shape = allowed[rng.integers(len(allowed))]
+        pattern = str(rng.choice(TEXTURES, p=(0.5, 0.25, 0.25)))
+        things.append(Thing(shape, colour, pattern, *centre, radius, float(rng.uniform(-0.3, 0.3))))
+    return tuple(things)
+
+
+def is_visible(scene: Scene) -> bool:
+    """Whether enough is seen of every object."""
+    side = scene.masks.shape[-1]
+    whole = [rasterise(thing, side).sum() for thing in scene.things]
+    return all(mask.sum() >= MIN_VISIBLE * area for mask, area in zip(scene.masks, whole, strict=True))

@@ -1,0 +1,140 @@
+"""Metrics of referring image segmentation, from a few areas per sample and so exact however they are sharded.
+
+Of one expression, I and U are the areas of intersection and union of the predicted and the true mask:
+
+overall IoU (oIoU, cIoU)   sum of all I over sum of all U
+mean IoU (mIoU, gIoU)      mean of I / U over the expressions
+P@X                        share of the expressions with I / U >= X
+N-acc, T-acc               share of the expressions without a target whose prediction is empty, and of those with one
+                           whose prediction is not (GRES: Liu et al., CVPR 2023)
+
+Where both masks are empty, I / U is 1 if the expression has no target (GRES) and 0 otherwise (the paper's protocol,
+where U is 0 only if a mask vanishes in resizing).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+IGNORE_INDEX = 255
+
+
+def mask_areas(predictions: Tensor, labels: Tensor) -> Tensor:
+    """Intersection, union, and predicted area of each sample.
+
+    Args:
+        predictions: (B, H, W) bool, or (B, 2, H, W) logits, of which the larger is taken.
+        labels: (B, H, W) bool or integers: 1 on the object, 0 off it, 255 ignored.
+
+    Returns:
+        (B, 3) int64, in pixels.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    if predictions.ndim == 4:
+        predictions = predictions.argmax(dim=1)
+    if predictions.shape != labels.shape or labels.ndim != 3:
+        raise ValueError(
+            f"Predictions of shape {tuple(predictions.shape)} do not fit labels of shape {tuple(labels.shape)}; give "
+            "(batch, height, width) for both."
+        )
+    valid = labels != IGNORE_INDEX
+    predicted, target = predictions.bool() & valid, (labels == 1) & valid
+    return torch.stack([x.flatten(1).sum(1) for x in (predicted & target, predicted | target, predicted)], dim=1)
+
+
+@dataclass(frozen=True)
+class Areas:
+    """What is kept of one sample: three areas in pixels, whether it has a target, and its group."""
+
+    intersection: int
+    union: int
+    predicted: int
+    has_target: bool = True
+    group: str = ""
+
+    @property
+    def iou(self) -> float:
+        """I / U; where U is 0, 1 without a target and 0 with one."""
+        return self.intersection / self.union if self.union else float(not self.has_target)
+
+
+def _share(flags: Sequence[bool]) -> float | None:
+    return sum(flags) / len(flags) if flags else None
+
+
+def summarise(samples: Sequence[Areas]) -> dict[str, float | int | None]:
+    """All metrics of some samples, as shares of 1; None where there is nothing to divide by.
+
+    The sums are exact (of integers, or by `math.fsum`), so the order of the samples does not matter.
+    """
+    ious = [sample.iou for sample in samples]
+    union = sum(sample.union for sample in samples)
+    targeted = [sample for sample in samples if sample.has_target]
+    untargeted = [sample for sample in samples if not sample.has_target]
+    return {
+        "overall_iou": sum(sample.intersection for sample in samples) / union if union else None,
+        "mean_iou": math.fsum(ious) / len(ious) if ious else None,
+        **{f"precision@{x}": _share([iou >= x for iou in ious]) for x in THRESHOLDS},
+        "no_target_accuracy": _share([sample.predicted == 0 for sample in untargeted]),
+        "target_accuracy": _share([sample.predicted > 0 for sample in targeted]),
+        "samples": len(samples),
+    }
+
+
+@dataclass
+class ReferringSegmentationMetric:
+    """Collects the areas of samples and computes the metrics over all of them and over each group.
+
+    A process adds its own samples; `merge` joins those of others, each sample once.
+    """
+
+    samples: list[Areas] = field(default_factory=list)
+
+    def update(
+        self,
+        predictions: Tensor,
+        labels: Tensor,
+        *,
+        has_target: Sequence[bool] | None = None,
+        groups: Sequence[str] | None = None,
+    ) -> None:
+        """Add a batch.
+
+        Args:
+            predictions: as in `mask_areas`.
+            labels: as in `mask_areas`.
+            has_target: whether each expression refers to something; None means that all do.
+            groups: the kind of each expression, for the figures of each kind.
+
+        Raises:
+            ValueError: if the shapes or lengths differ.
+        """
+        areas = mask_areas(predictions, labels).tolist()
+        flags = [True] * len(areas) if has_target is None else list(has_target)
+        names = [""] * len(areas) if groups is None else list(groups)
+        if not len(areas) == len(flags) == len(names):
+            raise ValueError(
+                f"There are {len(areas)} samples, {len(flags)} flags and {len(names)} groups; give equal numbers."
+            )
+        for (intersection, union, predicted), flag, name in zip(areas, flags, names, strict=True):
+            self.samples.append(Areas(intersection, union, predicted, bool(flag), name))
+
+    def merge(self, other: "ReferringSegmentationMetric") -> None:
+        """Add the samples of another process."""
+        self.samples += other.samples
+
+    def compute(self) -> dict[str, float | int | None]:
+        """The metrics over all samples: see `summarise`."""
+        return summarise(self.samples)
+
+    def compute_groups(self) -> dict[str, dict[str, float | int | None]]:
+        """The metrics of each group, by its name."""
+        names = sorted({sample.group for sample in self.samples})
+        return {name: summarise([s for s in self.samples if s.group == name]) for name in names}

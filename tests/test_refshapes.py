@@ -1,0 +1,197 @@
+"""RefShapes: deterministic, and every expression means what its mask shows."""
+
+import numpy as np
+import pytest
+
+from crossvlt_hf.data.refshapes import (
+    EXTRAS,
+    FAMILIES,
+    SPLITS,
+    UNSEEN_PAIRS,
+    UNSEEN_RELATIONS,
+    contact_sheet,
+    make_example,
+)
+from crossvlt_hf.data.refshapes.expressions import MARGIN, PARAPHRASES, QUERIES, Phrase, paraphrase, vocabulary
+from crossvlt_hf.data.refshapes.scenes import MIN_VISIBLE, Thing, rasterise
+
+
+SIDE = 48
+
+
+def examples(split, count=36, **kwargs):
+    return [make_example(split, index, side=SIDE, **kwargs) for index in range(count)]
+
+
+def thing(shape="circle", colour="red", x=0.5, y=0.5, radius=0.1, texture="plain") -> Thing:
+    return Thing(shape, colour, texture, x, y, radius, 0.0)
+
+
+def selected(family: str, words: str, *things: Thing) -> set[int] | None:
+    """What an expression selects, if it can be said of the scene at all."""
+    (query,) = [query for query in QUERIES[family](things) if query.words == words]
+    return query.select(things)
+
+
+def test_the_same_everywhere():
+    """Fixed by seed, split and index; these numbers hold on every machine."""
+    first, again = make_example("train", 7, side=SIDE), make_example("train", 7, side=SIDE)
+    assert first.expression == again.expression
+    assert np.array_equal(first.scene.image, again.scene.image)
+    assert np.array_equal(first.mask, again.mask)
+    others = [make_example("train", 8, side=SIDE), make_example("test", 7, side=SIDE)]
+    others.append(make_example("train", 7, side=SIDE, seed=1))
+    assert all(not np.array_equal(other.scene.image, first.scene.image) for other in others)
+
+
+def test_size_changes_the_pixels_only():
+    small, large = make_example("test", 3, side=SIDE), make_example("test", 3, side=2 * SIDE)
+    assert (small.expression, small.targets) == (large.expression, large.targets)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_expression_is_verified(split):
+    for example in examples(split):
+        things = example.scene.things
+        assert 3 <= len(things) <= 6
+        assert len(example.targets) == 1
+        assert example.scene.image.shape == (SIDE, SIDE, 3)
+        assert example.mask.shape == (SIDE, SIDE)
+        said = [q for q in QUERIES[example.family](things) if q.select(things) == set(example.targets)]
+        assert example.expression in [paraphrase(q.words) if split == "paraphrases" else q.words for q in said]
+
+
+def test_masks_are_what_is_visible():
+    for example in examples("test"):
+        masks = example.scene.masks
+        assert (masks.sum(axis=0) <= 1).all()  # no pixel belongs to two
+        for mask, drawn in zip(masks, example.scene.things, strict=True):
+            whole = rasterise(drawn, SIDE)
+            assert not (mask & ~whole).any()
+            assert mask.sum() >= MIN_VISIBLE * whole.sum()
+
+
+def test_families_in_equal_parts():
+    found = [example.family for example in examples("train", 36)]
+    assert {family: found.count(family) for family in FAMILIES} == dict.fromkeys(FAMILIES, 6)
+
+
+def test_the_noun_alone_does_not_do():
+    """In most scenes another object shares the target's shape or colour."""
+    shared = [
+        any(
+            {other.shape, other.colour} & {target.shape, target.colour}
+            for other in example.scene.things
+            if other is not target
+        )
+        for example in examples("test", 120)
+        for target in [example.scene.things[example.targets[0]]]
+    ]
+    assert np.mean(shared) >= 0.8
+
+
+def test_held_out_splits():
+    for example in examples("train", 60):
+        assert not {(t.colour, t.shape) for t in example.scene.things} & UNSEEN_PAIRS
+        for relation, noun in UNSEEN_RELATIONS:
+            assert f"{noun} {relation}" not in example.expression
+    for example in examples("unseen_pairs", 18):
+        target = example.scene.things[example.targets[0]]
+        assert (target.colour, target.shape) in UNSEEN_PAIRS
+    for example in examples("unseen_relations", 18):
+        assert any(f"{noun} {relation}" in example.expression for relation, noun in UNSEEN_RELATIONS)
+    assert {example.family for example in examples("longer", 6)} == {"two_hop"}
+    for example in examples("paraphrases", 18):
+        assert any(other in f" {example.expression} " for other in PARAPHRASES.values())
+
+
+@pytest.mark.parametrize("family", EXTRAS)
+def test_extras_are_flagged(family):
+    for example in examples("test", 8, family=family):
+        counts = {"plural": len(example.targets) >= 2, "no_target": not example.targets}
+        assert counts.get(family, len(example.targets) == 1)
+        assert example.mask.any() == (family != "no_target")
+
+
+def test_vocabulary():
+    words = vocabulary()
+    assert len(words) < 100
+    for split in SPLITS:
+        for example in examples(split, 12):
+            assert set(example.expression.split()) <= set(words)
+    for family in EXTRAS:
+        assert set(make_example("test", 0, side=SIDE, family=family).expression.split()) <= set(words)
+
+
+# ---- meaning, by hand
+
+LEFT, MIDDLE, RIGHT = thing(x=0.2), thing(x=0.5, colour="blue"), thing(x=0.8, shape="square")
+
+
+def test_relation_by_hand():
+    words = "the circle left of the square"
+    assert selected("relation", words, LEFT, RIGHT, thing(x=0.95)) == {0}
+    assert selected("relation", words, LEFT, RIGHT, MIDDLE) == {0, 2}
+    assert selected("relation", words, LEFT, RIGHT, thing(x=0.8 - MARGIN / 2)) is None  # nobody can tell
+
+
+def test_absolute_by_hand():
+    assert selected("absolute", "the circle on the left", LEFT, MIDDLE) == {0}
+    assert selected("absolute", "the circle on the left", LEFT, thing(x=0.4)) is None
+    corner = thing(x=0.2, y=0.2)
+    assert selected("absolute", "the circle in the top left corner", corner, thing(x=0.2, y=0.45)) is None
+    assert selected("absolute", "the circle in the top left corner", corner, thing(x=0.2, y=0.9)) == {0}
+
+
+def test_ordinal_by_hand():
+    row = [thing(x=0.7), thing(x=0.1), thing(x=0.4)]
+    assert selected("ordinal", "the second circle from the left", *row) == {2}
+    assert selected("ordinal", "the third circle from the right", *row) == {1}
+    assert selected("ordinal", "the second circle from the top", *row) is None  # all at one height
+
+
+def test_superlative_by_hand():
+    assert selected("superlative", "the largest circle", thing(radius=0.1), thing(radius=0.15)) == {1}
+    assert selected("superlative", "the largest circle", thing(radius=0.1), thing(radius=0.105)) is None
+    assert selected("superlative", "the highest circle", thing(y=0.1), thing(y=0.9)) == {0}
+
+
+def test_negation_by_hand():
+    assert selected("negation", "the circle that is not red", LEFT, MIDDLE) == {1}
+    assert selected("negation", "the object that is not a circle", LEFT, RIGHT) == {1}
+
+
+def test_attribute_says_no_more_than_needed():
+    things = (thing(), thing(colour="blue"), thing(shape="square", colour="blue"))
+    words = {query.words for query in QUERIES["attribute"](things)}
+    assert {"the red object", "the blue circle", "the square"} <= words
+    assert "the blue square" not in words
+
+
+def test_two_hops_by_hand():
+    things = (thing(x=0.1), thing(x=0.9), thing("square", x=0.5), thing("square", y=0.2, x=0.7), thing("star", y=0.35))
+    assert selected("two_hop", "the circle left of the square below the star", *things) == {0}
+
+
+def test_phrase():
+    assert str(Phrase("star", "red", "dotted")) == "dotted red star"
+    assert Phrase("circle").select((LEFT, MIDDLE, RIGHT)) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("training", 0), "no split 'training'; give one of train"),
+        (("train", -1), "The index is -1"),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_example(*arguments)
+    with pytest.raises(ValueError, match="no family 'riddle'"):
+        make_example("train", 0, family="riddle")
+
+
+def test_contact_sheet():
+    sheet = contact_sheet(examples("test", 5), columns=3)
+    assert sheet.size == (3 * (SIDE + 8), 2 * (SIDE + 26 + 8))
