@@ -16,6 +16,7 @@ demo: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/make_random_checkpoint.py build/random-checkpoint
 	HF_HUB_OFFLINE=1 $(BIN)/crossvlt segment examples/images/coffee.jpg "the white cup" "the spoon right of the cup" \
 		--model build/random-checkpoint --output build/demo
+	@echo "The weights are RANDOM: the masks in build/demo show that everything runs, and mean nothing."
 
 # Everything that CI checks.
 test: $(INSTALLED) check

@@ -6,6 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
@@ -24,6 +25,10 @@ def _slug(expression: str) -> str:
     """What of an expression can stand in a file name: at most 40 bytes of it."""
     words = re.sub(r"\W+", "-", expression.lower()).strip("-")
     return words.encode()[:40].decode(errors="ignore") or "expression"
+
+
+def _speaks_unicode() -> bool:
+    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
 
 
 def segment(arguments: argparse.Namespace) -> None:
@@ -55,7 +60,7 @@ def segment(arguments: argparse.Namespace) -> None:
             "seconds": round(seconds, 3),
             "mask": str(path),
         }
-        print(json.dumps(line), flush=True)
+        print(json.dumps(line, ensure_ascii=not _speaks_unicode()), flush=True)
     overlay(image, masks, arguments.expressions, scores).save(picture)
     print(f"The overlay is in {picture}", file=sys.stderr)
 
@@ -77,6 +82,7 @@ def convert(arguments: argparse.Namespace) -> None:
 def build_parser() -> argparse.ArgumentParser:
     """The commands and their options."""
     parser = argparse.ArgumentParser(prog="crossvlt", description="Referring image segmentation with CrossVLT.")
+    parser.add_argument("--version", action="version", version=f"crossvlt_hf {version('crossvlt_hf')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("segment", help="segment what expressions refer to in an image")

@@ -61,6 +61,11 @@ def load_checkpoint(
         ValueError: if weights are missing, left over or do not fit the config, or the device does not exist.
     """
     target = parse_device(device)
+    folder = Path(source)
+    if not folder.is_dir() and (folder.is_absolute() or len(folder.parts) != 2 or str(source).startswith(".")):
+        raise FileNotFoundError(
+            f"There is no checkpoint folder {source}; give a folder, or a Hub id such as name/model."
+        )
     try:
         model, info, processor = _load(source, dtype)
     except (OSError, ValueError):

@@ -38,6 +38,8 @@ SHIFT_MASKED = -100.0
 CLASS_WEIGHTS = (0.9, 1.1)
 MASK_LOSS_WEIGHT = 2.0
 IGNORE_INDEX = 255
+# What others hand to forward with no effect: our processor its sizes, Transformers' decorators and Trainer the rest
+PASSED_ALONG = ("original_sizes", "use_cache", "is_causal")
 
 
 @dataclass
@@ -683,6 +685,14 @@ def record_both_encoders(forward: Callable) -> Callable:
     return wrapper
 
 
+def reject_unknown(kwargs: dict[str, Any]) -> None:
+    """Refuse a misspelt argument, which `**kwargs`, as Transformers wants it, would swallow."""
+    for name, value in kwargs.items():
+        known = name in TransformersKwargs.__annotations__ or name in PASSED_ALONG or name.startswith("output_")
+        if value is not None and not known:
+            raise TypeError(f"forward() got an unexpected keyword argument {name!r}.")
+
+
 class CrossVLTPreTrainedModel(PreTrainedModel):
     """Weight initialisation and what Transformers needs to know of the models."""
 
@@ -884,12 +894,14 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
             token_type_ids: (B, T) token types; None means 0.
             labels: (B, height, width) integers: 1 on the object, 0 off it, 255 ignored.
             output_alignment_maps: whether to compute the alignment maps where no labels call for them.
-            kwargs: `output_hidden_states`, `output_attentions` (of both encoders and the fusion), `return_dict`.
+            kwargs: `output_hidden_states`, `output_attentions` (of both encoders and the fusion), `return_dict`;
+                `original_sizes`, which the processor gives for the way back, is not used.
 
         Raises:
             ValueError: if the shapes do not fit each other or the config.
             IndexError: from torch, for token ids outside the vocabulary and for other labels.
         """
+        reject_unknown(kwargs)
         self._check_inputs(pixel_values, input_ids, attention_mask, token_type_ids, labels)
         words = self.text_model.embeddings(input_ids, token_type_ids)
         pixels = self.vision_model.patch_embeddings(pixel_values)

@@ -60,6 +60,8 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
         """
         if isinstance(image, np.ndarray | Tensor) and image.ndim == 4:
             image = list(image)
+        if text is not None and isinstance(image, dict):
+            raise ValueError("`text` is given twice, in the dict and beside it; give it once.")
         if text is not None:
             single = not isinstance(image, list | tuple)
             if not single and not image:
@@ -78,7 +80,8 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
         if unknown := kwargs.keys() - {"threshold", "timeout"}:
-            raise ValueError(f"The pipeline has no option {sorted(unknown)[0]!r}; it has threshold and timeout.")
+            names = "text, threshold, timeout and batch_size"
+            raise ValueError(f"The pipeline has no option {sorted(unknown)[0]!r}; it has {names}.")
         check_threshold(kwargs.get("threshold"))
         preprocess = {"timeout": kwargs["timeout"]} if "timeout" in kwargs else {}
         postprocess = {"threshold": kwargs["threshold"]} if "threshold" in kwargs else {}
@@ -96,7 +99,7 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
         """One chunk for each expression; the image is prepared once."""
         if not isinstance(inputs, dict) or "image" not in inputs or inputs.get("text") is None:
             raise ValueError(
-                f"An input is a {type(inputs).__name__}; give an image and `text`, or a dict "
+                f"An input is {f'a dict of {sorted(inputs)}' if isinstance(inputs, dict) else type(inputs).__name__}; give an image and `text`, or a dict "
                 '{"image": ..., "text": ...}.'
             )
         (expressions,) = pair_expressions(1, inputs["text"])

@@ -149,6 +149,8 @@ def to_label_map(mask: Image.Image | np.ndarray | Tensor) -> np.ndarray:
     Raises:
         ValueError: if it is not two-dimensional or holds other values.
     """
+    if not isinstance(mask, Image.Image | np.ndarray | Tensor):
+        raise ValueError(f"A mask is of type {type(mask).__name__}; give a PIL image, array or tensor.")
     values = np.asarray(mask if isinstance(mask, Image.Image) else _to_numpy(mask))
     if values.ndim == 3 and 1 in (values.shape[0], values.shape[-1]):
         values = values.squeeze(0 if values.shape[0] == 1 else -1)
@@ -397,7 +399,7 @@ class CrossVLTProcessor(ProcessorMixin):
         """Bring the logits back to the original pixels.
 
         Args:
-            outputs: output of the model, with `logits` (B, 2, H, W).
+            outputs: output of the model, with `logits` (B, 2, H, W), or these alone.
             target_sizes: height and width of each result, such as `inputs["original_sizes"]`; None keeps (H, W).
             threshold: the least probability of the object that a pixel of the mask exceeds; None takes the larger of
                 the two logits, which is a threshold of 0.5 and what the paper does.
@@ -413,7 +415,9 @@ class CrossVLTProcessor(ProcessorMixin):
         """
         if isinstance(outputs, tuple):
             raise ValueError("`outputs` is a tuple; call the model without `return_dict=False`.")
-        logits = outputs["logits"] if isinstance(outputs, dict) else outputs.logits
+        if not isinstance(outputs, Tensor):
+            outputs = outputs["logits"] if isinstance(outputs, dict) else outputs.logits
+        logits = outputs
         if logits.isnan().any():
             raise ValueError("The logits hold NaN: the weights or the image are broken, and there is no mask in them.")
         sizes = [tuple(logits.shape[-2:])] * len(logits) if target_sizes is None else _as_sizes(target_sizes)

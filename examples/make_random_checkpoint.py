@@ -14,7 +14,7 @@ from crossvlt_hf.tokenization import default_tokenizer
 
 
 def main(output_dir: str) -> None:
-    """Write config, weights and processor of a model with 12 million parameters."""
+    """Write config, weights and processor of a model with 19 million parameters."""
     torch.manual_seed(0)
     config = CrossVLTConfig(
         vision_config={"embed_dim": 32, "depths": [2, 2, 2, 2], "num_heads": [1, 2, 4, 8], "window_size": 12},

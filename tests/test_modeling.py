@@ -39,7 +39,7 @@ def logits(model, batch: dict) -> torch.Tensor:
 # ---- ablations
 
 
-@pytest.mark.parametrize(("direction", "alignment"), itertools.product(DIRECTIONS, ("all", "last", "none")))
+@pytest.mark.parametrize(("direction", "alignment"), list(itertools.product(DIRECTIONS, ("all", "last", "none"))))
 def test_every_parameter_gets_a_gradient(direction, alignment):
     """One training step, without unused parameters for DistributedDataParallel to trip over."""
     torch.manual_seed(0)
@@ -215,6 +215,14 @@ def test_sdpa_equals_eager(model):
 def test_wrong_shapes(model, changes, message):
     with pytest.raises(ValueError, match=message):
         model(**fake_batch(model.config) | changes)
+
+
+def test_misspelt_arguments_are_refused(model):
+    batch = fake_batch(model.config)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'lables'"):
+        model(**without_labels(batch), lables=batch["labels"])
+    sizes = torch.ones(2, 2)
+    assert model(**batch, original_sizes=sizes, inputs_embeds=None).loss is not None  # of the processor; of PEFT
 
 
 # ---- precision

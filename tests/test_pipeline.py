@@ -417,7 +417,7 @@ def test_text_as_image(pipe, tmp_path):
 
 @pytest.mark.parametrize("image", [5, b"bytes", {"image": ONE}, np.zeros((2, 5, 6, 2)), np.full((5, 6, 3), np.nan)])
 def test_bad_image(pipe, image):
-    with pytest.raises(ValueError, match=r"An image|2 images"):
+    with pytest.raises(ValueError, match=r"An image|2 images|given twice"):
         pipe(image, text=WORDS)
 
 
