@@ -98,10 +98,9 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
     def preprocess(self, inputs: dict[str, Any], timeout: float | None = 60.0) -> Iterator[dict[str, Any]]:
         """One chunk for each expression; the image is prepared once."""
         if not isinstance(inputs, dict) or "image" not in inputs or inputs.get("text") is None:
-            raise ValueError(
-                f"An input is {f'a dict of {sorted(inputs)}' if isinstance(inputs, dict) else type(inputs).__name__}; give an image and `text`, or a dict "
-                '{"image": ..., "text": ...}.'
-            )
+            what = f"dict of {sorted(inputs)}" if isinstance(inputs, dict) else type(inputs).__name__
+            usage = 'give an image and `text`, or a dict {"image": ..., "text": ...}'
+            raise ValueError(f"An input is a {what}; {usage}.")
         (expressions,) = pair_expressions(1, inputs["text"])
         image: ImageLike = to_rgb(inputs["image"], timeout)
         prepared = self.processor(image, return_tensors="pt").to(self.dtype)
