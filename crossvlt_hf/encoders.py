@@ -13,13 +13,7 @@ from transformers import AutoConfig, BertModel, PreTrainedConfig, PreTrainedMode
 from transformers.utils import logging
 
 from .configuration_crossvlt import NUM_STAGES, CrossVLTConfig
-from .conversion import (
-    BERT_EMBEDDING_RULES,
-    BERT_LAYER_RULES,
-    LEAF,
-    SWIN_BLOCK_RULES,
-    infer_swin_config,
-)
+from .conversion import LEAF, convert_key, infer_swin_config
 from .modeling_crossvlt import CrossVLTModel
 from .weights import Rules, read_state_dict, rename
 
@@ -27,16 +21,10 @@ from .weights import Rules, read_state_dict, rename
 logger = logging.get_logger(__name__)
 
 # Architecture only: rates and sizes of training are CrossVLT's own
-SWIN_FIELDS: tuple[str, ...] = (
-    "embed_dim",
-    "depths",
-    "num_heads",
-    "window_size",
-    "mlp_ratio",
-    "qkv_bias",
-    "hidden_act",
+SWIN_FIELDS = (
+    *("embed_dim", "depths", "num_heads", "window_size", "mlp_ratio", "qkv_bias", "hidden_act"),
+    *("patch_size", "num_channels", "layer_norm_eps", "use_absolute_embeddings"),
 )
-SWIN_FIELDS += ("patch_size", "num_channels", "layer_norm_eps", "use_absolute_embeddings")
 
 # Transformers' Swin in Microsoft's names. On disk it has `attention.self.query` and so on; within 5.x the modules are
 # `attention.q_proj`. Query, key and value are joined afterwards.
@@ -130,27 +118,21 @@ def _swin_from_microsoft(source: Path) -> tuple[dict[str, Any], dict[str, Tensor
 
 
 def _our_swin_key(key: str) -> str | None:
-    if match := re.fullmatch(r"layers\.(\d)\.blocks\.(\d+)\.(.+)", key):
-        renamed = rename(match[3], SWIN_BLOCK_RULES)
-        return None if renamed is None else f"vision_model.stages.{match[1]}.blocks.{match[2]}.{renamed}"
-    rules = [
-        (rf"patch_embed\.proj\.{LEAF}", r"vision_model.patch_embeddings.projection.\1"),
-        (rf"patch_embed\.norm\.{LEAF}", r"vision_model.patch_embeddings.norm.\1"),
-        (rf"layers\.([0-2])\.downsample\.(norm|reduction)\.{LEAF}", r"vision_model.stages.\1.downsample.\2.\3"),
-    ]
-    return rename(key, rules)
+    """Our key for one of Microsoft's, which stand in the authors' checkpoints behind `backbone.`."""
+    if match := re.fullmatch(r"layers\.(\d)\.((?:blocks|downsample)\..+)", key):
+        return convert_key(f"backbone.{match[1]}.layers.{match[2]}")
+    return convert_key(f"backbone.0.{key}") if key.startswith("patch_embed.") else None
 
 
 def _our_bert_key(key: str, places: dict[int, tuple[int, int]]) -> str | None:
     """Our key for one of BERT's, given in which (stage, layer) each of its layers stands."""
-    if renamed := rename(key, BERT_EMBEDDING_RULES):
-        return f"text_model.{renamed}"
+    if key.startswith("embeddings."):
+        return convert_key(f"lang_stage1.{key}")
     match = re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)", key)
     if match is None or int(match[1]) not in places:
         return None
     stage, layer = places[int(match[1])]
-    renamed = rename(match[2], BERT_LAYER_RULES)
-    return None if renamed is None else f"text_model.stages.{stage}.layers.{layer}.{renamed}"
+    return convert_key(f"lang_stage{stage + 1}.{'encoder.' if stage == 0 else ''}layer.{layer}.{match[2]}")
 
 
 def interpolate_bias_table(table: Tensor, window: int) -> Tensor:

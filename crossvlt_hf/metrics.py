@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .modeling_crossvlt import IGNORE_INDEX
+
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
-IGNORE_INDEX = 255
 
 
 def mask_areas(predictions: Tensor, labels: Tensor) -> Tensor:

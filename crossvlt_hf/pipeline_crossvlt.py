@@ -8,7 +8,6 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers.modeling_outputs import ModelOutput
 from transformers.pipelines.base import ChunkPipeline
 
 from .processing_crossvlt import ImageLike, check_threshold, pair_expressions, to_rgb
@@ -118,8 +117,7 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
 
     def _result(self, output: dict[str, Any], threshold: float | None) -> dict[str, Any]:
         label = output["label"] if isinstance(output["label"], str) else output["label"][0]
-        outputs = ModelOutput(logits=output["logits"])
-        (result,) = self.processor.post_process_masks(outputs, output["original_sizes"], threshold)
+        (result,) = self.processor.post_process_masks(output["logits"], output["original_sizes"], threshold)
         box = result["box"] and dict(zip(("xmin", "ymin", "xmax", "ymax"), result["box"], strict=True))
         return {"label": label, "score": result["score"], "mask": _to_pil(result["mask"]), "box": box}
 
