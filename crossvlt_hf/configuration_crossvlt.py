@@ -290,6 +290,7 @@ class CrossVLTConfig(PreTrainedConfig):
     # What Trainer leaves out of its predictions: only the logits have a value there.
     keys_to_ignore_at_inference = [
         "mask_loss",
+        "dice_loss",
         "alignment_loss",
         "alignment_maps",
         "hidden_states",

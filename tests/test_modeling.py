@@ -18,6 +18,7 @@ from crossvlt_hf.modeling_crossvlt import (
     CrossVLTFusion,
     CrossVLTWindowAttention,
     alignment_loss,
+    dice_loss,
     instance_norm,
     mask_loss,
     shift_mask,
@@ -391,9 +392,12 @@ def test_dice_term(model):
     plain = model(**batch)
     model.config.dice_loss_weight = 0.5
     with_dice = model(**batch)
-    assert 0 < (with_dice.mask_loss - plain.mask_loss).item() < 0.5
+    assert plain.dice_loss is None
+    assert 0 < with_dice.dice_loss.item() < 1
+    assert with_dice.mask_loss.item() == plain.mask_loss.item()
+    assert with_dice.loss.item() == pytest.approx(plain.loss.item() + 2 * 0.5 * with_dice.dice_loss.item())
     perfect = torch.stack([-30 * (batch["labels"] * 2 - 1.0), 30 * (batch["labels"] * 2 - 1.0)], dim=1)
-    assert mask_loss(perfect, batch["labels"], dice_weight=1.0).item() == pytest.approx(0, abs=1e-3)
+    assert dice_loss(perfect, batch["labels"]).item() == pytest.approx(0, abs=1e-3)
 
 
 def test_loss_is_the_sum_of_its_parts(model):
