@@ -5,6 +5,8 @@ Of one expression, I and U are the areas of intersection and union of the predic
 overall IoU (oIoU, cIoU)   sum of all I over sum of all U
 mean IoU (mIoU, gIoU)      mean of I / U over the expressions
 P@X                        share of the expressions with I / U >= X
+right-object rate          share of the expressions whose prediction has a larger I / U with its target than with
+                           another object of the same image (beside it: the mean I / U with that other object)
 N-acc, T-acc               share of the expressions without a target whose prediction is empty, and of those with one
                            whose prediction is not (GRES: Liu et al., CVPR 2023)
 
@@ -52,13 +54,23 @@ def mask_areas(predictions: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Areas:
-    """What is kept of one sample: three areas in pixels, whether it has a target, and its group."""
+    """What is kept of one sample.
+
+    Args:
+        intersection: of prediction and target, in pixels.
+        union: of the two, in pixels.
+        predicted: area of the prediction, in pixels.
+        has_target: whether the expression refers to anything.
+        group: the kind of the expression.
+        distractor: intersection and union of the prediction with another object of the image, where one was compared.
+    """
 
     intersection: int
     union: int
     predicted: int
     has_target: bool = True
     group: str = ""
+    distractor: tuple[int, int] | None = None
 
     @property
     def iou(self) -> float:
@@ -79,7 +91,7 @@ def summarise(samples: Sequence[Areas]) -> dict[str, float | int | None]:
     union = sum(sample.union for sample in samples)
     targeted = [sample for sample in samples if sample.has_target]
     untargeted = [sample for sample in samples if not sample.has_target]
-    return {
+    metrics: dict[str, float | int | None] = {
         "overall_iou": sum(sample.intersection for sample in samples) / union if union else None,
         "mean_iou": math.fsum(ious) / len(ious) if ious else None,
         **{f"precision@{x}": _share([iou >= x for iou in ious]) for x in THRESHOLDS},
@@ -87,6 +99,12 @@ def summarise(samples: Sequence[Areas]) -> dict[str, float | int | None]:
         "target_accuracy": _share([sample.predicted > 0 for sample in targeted]),
         "samples": len(samples),
     }
+    if compared := [
+        (sample.iou, sample.distractor[0] / max(sample.distractor[1], 1)) for sample in samples if sample.distractor
+    ]:
+        metrics["distractor_iou"] = math.fsum(other for _, other in compared) / len(compared)
+        metrics["right_object_rate"] = _share([own > other for own, other in compared])
+    return metrics
 
 
 @dataclass

@@ -164,6 +164,11 @@ def to_label_map(mask: Image.Image | np.ndarray | Tensor) -> np.ndarray:
     return (values == 255).astype(np.uint8) if found <= {0, 255} else values.astype(np.uint8)
 
 
+def resize_label_map(label_map: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """A (height, width) uint8 label map in another (height, width), by the nearest pixel."""
+    return np.asarray(Image.fromarray(label_map).resize((shape[1], shape[0]), Image.Resampling.NEAREST))
+
+
 def _as_images(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
     if isinstance(images, np.ndarray | Tensor):
         return list(images) if images.ndim == 4 else [images]
@@ -387,8 +392,7 @@ class CrossVLTProcessor(ProcessorMixin):
         label_map = to_label_map(mask)
         if label_map.shape != size:
             raise ValueError(f"A mask has size {label_map.shape}, but its image {size} (height, width).")
-        resized = Image.fromarray(label_map).resize((shape[1], shape[0]), Image.Resampling.NEAREST)
-        return np.asarray(resized).astype(np.int64)
+        return resize_label_map(label_map, shape).astype(np.int64)
 
     def post_process_masks(
         self,

@@ -22,6 +22,9 @@ TEXTURES = ("plain", "striped", "dotted")
 
 MIN_VISIBLE = 0.6
 
+# Radius of an object among up to five; among more they are smaller, so that they find room
+RADIUS, ROOMY = (0.12, 0.21), 5
+
 
 @dataclass(frozen=True)
 class Thing:
@@ -78,16 +81,21 @@ def rasterise(thing: Thing, side: int) -> np.ndarray:
     return np.array(canvas, dtype=bool)
 
 
-def texture(thing: Thing, side: int) -> np.ndarray:
-    """(side, side) float32: how bright each pixel of a thing is; the pattern scales with the picture."""
+def pattern(thing: Thing, side: int) -> np.ndarray:
+    """(side, side) bool: the stripes or dots of a thing; the pattern scales with the picture."""
     rows, columns = np.mgrid[:side, :side] / side
     if thing.texture == "striped":
-        dark = np.sin((rows + columns) * 2 * math.pi * 16) > 0
-    elif thing.texture == "dotted":
-        dark = np.sin(rows * 2 * math.pi * 14) * np.sin(columns * 2 * math.pi * 14) > 0.35
-    else:
-        dark = np.zeros((side, side), dtype=bool)
-    return np.where(dark, 0.55, 1.0).astype(np.float32)
+        return np.asarray(np.sin((rows + columns) * 2 * math.pi * 16) > 0)
+    if thing.texture == "dotted":
+        return np.asarray(np.sin(rows * 2 * math.pi * 14) * np.sin(columns * 2 * math.pi * 14) > 0.35)
+    return np.zeros((side, side), dtype=bool)
+
+
+def shade(thing: Thing, side: int) -> np.ndarray:
+    """(side, side, 3) float32: the colour of a thing, its pattern darker, or lighter on what is dark itself."""
+    colour = np.asarray(COLOURS[thing.colour], dtype=np.float32)
+    other = colour * 0.55 if colour.max() > 100 else colour + 80
+    return np.where(pattern(thing, side)[..., None], other, colour)
 
 
 def background(rng: np.random.Generator, side: int) -> np.ndarray:
@@ -111,8 +119,7 @@ def draw(things: tuple[Thing, ...], rng: np.random.Generator, side: int) -> Scen
         mask = rasterise(thing, side)
         masks &= ~mask
         masks[index] = mask
-        shaded = np.asarray(COLOURS[thing.colour]) * texture(thing, side)[..., None]
-        picture = np.where(mask[..., None], shaded, picture)
+        picture = np.where(mask[..., None], shade(thing, side), picture)
     noisy = picture + rng.normal(0, 8, picture.shape)
     return Scene(noisy.clip(0, 255).astype(np.uint8), things, masks)
 
@@ -127,7 +134,7 @@ def _place(rng: np.random.Generator, things: list[Thing], radius: float) -> tupl
 
 
 def sample_things(rng: np.random.Generator, count: int, kinds: list[tuple[str, str]]) -> tuple[Thing, ...]:
-    """Place so many things of the allowed (colour, shape) kinds.
+    """Place so many things of the allowed (colour, shape) kinds; fewer where they find no room.
 
     A scene draws on few shapes and colours, so that most things share one with another: the noun alone does not do.
     """
@@ -135,13 +142,14 @@ def sample_things(rng: np.random.Generator, count: int, kinds: list[tuple[str, s
     colours = rng.choice(list(COLOURS), size=3, replace=False)
     allowed = [kind for kind in kinds if kind[0] in colours and kind[1] in shapes]
     things: list[Thing] = []
+    scale = min(1.0, math.sqrt(ROOMY / count))
     while len(things) < count and allowed:
-        radius = float(rng.uniform(0.08, 0.17))
+        radius = float(rng.uniform(*RADIUS)) * scale
         if (centre := _place(rng, things, radius)) is None:
             break
         colour, shape = allowed[rng.integers(len(allowed))]
-        pattern = str(rng.choice(TEXTURES, p=(0.5, 0.25, 0.25)))
-        things.append(Thing(shape, colour, pattern, *centre, radius, float(rng.uniform(-0.3, 0.3))))
+        texture = str(rng.choice(TEXTURES, p=(0.5, 0.25, 0.25)))
+        things.append(Thing(shape, colour, texture, *centre, radius, float(rng.uniform(-0.3, 0.3))))
     return tuple(things)
 
 

@@ -1,0 +1,222 @@
+"""From references to what a model reads: pairs of an image and one expression, their order, and batches of them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import Sampler
+
+from ..processing_crossvlt import CrossVLTProcessor
+
+
+def _rows(dataset: Dataset, indices: Sequence[int]) -> list[dict[str, Any]]:
+    batch = dataset[list(indices)]
+    return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+
+
+class TrainingPairs(TorchDataset):
+    """Every reference once in an epoch, with one of its expressions by chance.
+
+    Which one depends on seed, epoch and index alone, so not on processes, workers or an interruption.
+
+    Args:
+        datasets: of records (see `crossvlt_hf.data.records`), one after the other.
+        seed: of the choice.
+    """
+
+    def __init__(self, datasets: Sequence[Dataset], seed: int = 0) -> None:
+        self.datasets, self.seed, self.epoch = list(datasets), seed, 0
+        self.starts = np.cumsum([0, *map(len, self.datasets)])
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose anew."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Rows with `expression`; references of one data set that follow each other are decoded together."""
+        sources = np.searchsorted(self.starts, indices, side="right") - 1
+        rows: dict[int, dict[str, Any]] = {}
+        for source in np.unique(sources):
+            places = np.flatnonzero(sources == source)
+            found = _rows(self.datasets[source], [int(indices[i] - self.starts[source]) for i in places])
+            rows |= dict(zip(places.tolist(), found, strict=True))
+        return [self._choose(rows[place], index) for place, index in enumerate(indices)]
+
+    def _choose(self, row: dict[str, Any], index: int) -> dict[str, Any]:
+        rng = np.random.default_rng([self.seed, self.epoch, index])
+        expressions = row.pop("expressions")
+        return {**row, "expression": expressions[rng.integers(len(expressions))], "index": index}
+
+
+class EvaluationPairs(TorchDataset):
+    """Every expression of every reference, in order.
+
+    Args:
+        dataset: of records (see `crossvlt_hf.data.records`).
+        distractors: whether to give `distractor` too, the mask of another reference to the same image that stands
+            beside it in the data set, or None.
+    """
+
+    def __init__(self, dataset: Dataset, distractors: bool = False) -> None:
+        self.dataset = dataset
+        images = np.asarray(dataset.with_format(None)["image_id"][:]) if distractors else np.arange(len(dataset))
+        self.neighbour = _neighbours(images)
+        counts = np.asarray(dataset.with_format(None)["num_expressions"][:])
+        self.reference = np.repeat(np.arange(len(dataset)), counts)
+        self.number = np.arange(len(self.reference)) - np.repeat(np.cumsum(counts) - counts, counts)
+
+    def __len__(self) -> int:
+        return len(self.reference)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Rows with `expression`; a reference with several of them in `indices` is decoded once."""
+        references = self.reference[list(indices)]
+        wanted = np.unique(np.r_[references, self.neighbour[references]]).tolist()
+        rows = dict(zip(wanted, _rows(self.dataset, wanted), strict=True))
+        return [self._pair(rows, reference, index) for reference, index in zip(references, indices, strict=True)]
+
+    def _pair(self, rows: dict[int, dict[str, Any]], reference: int, index: int) -> dict[str, Any]:
+        row, neighbour = dict(rows[reference]), self.neighbour[reference]
+        expression = row.pop("expressions")[self.number[index]]
+        distractor = None if neighbour == reference else rows[neighbour]["mask"]
+        return {**row, "expression": expression, "index": int(index), "distractor": distractor}
+
+
+def _neighbours(images: np.ndarray) -> np.ndarray:
+    """For each row the next one if it is of the same image, else the one before if that is, else itself."""
+    own = np.arange(len(images))
+    follows = np.r_[False, images[1:] == images[:-1]]
+    precedes = np.r_[follows[1:], False]
+    return np.where(precedes, own + 1, np.where(follows, own - 1, own))
+
+
+class ReferenceSampler(Sampler[int]):
+    """The references in an order shuffled by seed and epoch, `group` of one image following each other.
+
+    Two expressions of one picture in a batch, of other targets, teach that the words decide.
+
+    Args:
+        datasets: those of `TrainingPairs`.
+        group: how many references of an image come together, where it has so many.
+        seed: of the order.
+    """
+
+    def __init__(self, datasets: Sequence[Dataset], group: int = 1, seed: int = 0) -> None:
+        self.group, self.seed, self.epoch = group, seed, 0
+        self.length = sum(map(len, datasets))
+        self.images = np.arange(self.length) if group == 1 else _image_numbers(datasets)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Shuffle anew."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        order = rng.permutation(self.length)
+        if self.group > 1:
+            # Bring the references of an image together, cut them into groups, and shuffle these
+            order = order[np.argsort(self.images[order], kind="stable")]
+            images = self.images[order]
+            first = np.flatnonzero(np.r_[True, images[1:] != images[:-1]])
+            place = np.arange(self.length) - np.repeat(first, np.diff(np.r_[first, self.length]))
+            group = np.cumsum(place % self.group == 0) - 1
+            order = order[np.argsort(rng.permutation(group[-1] + 1)[group], kind="stable")]
+        yield from order.tolist()
+
+
+class ShardedBatchSampler(Sampler[list[int]]):
+    """One process's share of the batches of an epoch, from any of them on.
+
+    Batch number b of process p of n holds the indices from (b * n + p) * batch_size on, so that the n processes
+    together read at each step what a single one with n times the batch would. Indices that make no whole batch for
+    every process are left for another epoch.
+
+    Args:
+        sampler: the order of all indices.
+        batch_size: of one process.
+        process: number of this process.
+        processes: how many there are.
+        start: the first batch, for going on within an epoch.
+    """
+
+    def __init__(
+        self, sampler: ReferenceSampler, batch_size: int, process: int = 0, processes: int = 1, start: int = 0
+    ) -> None:
+        self.sampler, self.batch_size, self.process, self.processes = sampler, batch_size, process, processes
+        self.start = start
+
+    def __len__(self) -> int:
+        return len(self.sampler) // (self.batch_size * self.processes) - self.start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = list(self.sampler)
+        for batch in range(self.start, self.start + len(self)):
+            first = (batch * self.processes + self.process) * self.batch_size
+            yield order[first : first + self.batch_size]
+
+
+def _image_numbers(datasets: Sequence[Dataset]) -> np.ndarray:
+    """A number for the image of every reference."""
+    names = [f"{n}/{name}" for n, data in enumerate(datasets) for name in data.with_format(None)["image_id"][:]]
+    return np.unique(names, return_inverse=True)[1]
+
+
+@dataclass
+class Collator:
+    """Make a batch of pairs.
+
+    Args:
+        processor: what turns images, expressions and masks into tensors.
+        masked_words: share of the words that are replaced by [MASK] (training only).
+        masked_patches: share of a grid of 8x8 cells of the image that are greyed (training only).
+        seed: of what is masked; with the pair's index and the epoch it decides.
+
+    The two are the masking augmentation of MaskRIS (Lee et al., 2024), as a lever.
+    """
+
+    processor: CrossVLTProcessor
+    masked_words: float = 0.0
+    masked_patches: float = 0.0
+    seed: int = 0
+    epoch: int = 0
+
+    def __call__(self, pairs: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Tensors of the model's forward: pixel_values, input_ids, attention_mask, labels, ..."""
+        batch = self.processor(
+            [pair["image"] for pair in pairs],
+            [pair["expression"] for pair in pairs],
+            segmentation_maps=[pair["mask"] for pair in pairs],
+            return_tensors="pt",
+        )
+        batch.pop("original_sizes", None)
+        if self.masked_words or self.masked_patches:
+            for row, pair in enumerate(pairs):
+                self._mask(batch, row, np.random.default_rng([self.seed, self.epoch, pair["index"]]))
+        return dict(batch)
+
+    def _mask(self, batch: dict[str, Tensor], row: int, rng: np.random.Generator) -> None:
+        tokenizer, ids = self.processor.tokenizer, batch["input_ids"]
+        special = torch.isin(ids[row], torch.tensor(tokenizer.all_special_ids))
+        words = torch.from_numpy(rng.random(ids.shape[1]) < self.masked_words)
+        ids[row, words & ~special] = tokenizer.mask_token_id
+        height, width = batch["pixel_values"].shape[-2:]
+        cells = torch.from_numpy(rng.random((8, 8)) < self.masked_patches)
+        rows, columns = torch.arange(height) * 8 // height, torch.arange(width) * 8 // width
+        batch["pixel_values"][row, :, cells[rows][:, columns]] = 0.0

@@ -1,0 +1,153 @@
+"""Evaluation of a model on references, in one process or several, by the paper's protocol or at original size."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object, tqdm
+from datasets import Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+from .data.pairs import EvaluationPairs
+from .metrics import Areas, ReferringSegmentationMetric, mask_areas
+from .modeling_crossvlt import CrossVLTModel
+from .processing_crossvlt import CrossVLTProcessor, resize_label_map
+
+
+Protocol = Literal["paper", "original"]
+Truncation = Literal["keep_sep", "reference"]
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """How to evaluate.
+
+    Args:
+        batch_size: pairs at a time.
+        protocol: "paper": masks are resized (nearest) to the size the model reads, 480x480 in the paper, and compared
+            there; "original": the logits are resized (bilinear) to the image's own size, and compared there.
+        truncation: "keep_sep": an over-long expression keeps its [SEP]; "reference": it loses it, as in the authors'
+            code.
+        shuffle: compare with what the expression of another image finds: the score of a model that does not read.
+        distractors: whether to compare with the mask of another reference to the same image as well.
+        workers: processes that prepare data.
+        progress: whether to show a bar.
+    """
+
+    batch_size: int = 8
+    protocol: Protocol = "paper"
+    truncation: Truncation = "keep_sep"
+    shuffle: bool = False
+    distractors: bool = False
+    workers: int = 0
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        for name, known in (("protocol", ("paper", "original")), ("truncation", ("keep_sep", "reference"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}; give one of {', '.join(known)}.")
+        if self.batch_size < 1 or self.workers < 0:
+            raise ValueError(f"`batch_size` is {self.batch_size}, `workers` {self.workers}; give 1 and 0 or more.")
+
+
+def tokenize(processor: CrossVLTProcessor, expressions: list[str], truncation: Truncation) -> dict[str, Tensor]:
+    """Token ids and masks of expressions, (B, T) int64."""
+    tokenizer = processor.tokenizer
+    length = tokenizer.init_kwargs.get("max_length", processor.text_kwargs["max_length"])
+    if truncation == "keep_sep":
+        return dict(
+            tokenizer(expressions, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        )
+    whole = tokenizer(expressions, padding="max_length", max_length=length, truncation=False)
+    return {name: torch.tensor([row[:length] for row in rows]) for name, rows in whole.items()}
+
+
+@dataclass
+class _Collator:
+    """Pairs to what the model reads, beside the pairs themselves."""
+
+    processor: CrossVLTProcessor
+    options: EvaluationOptions
+    expressions: dict[int, str] | None = None
+
+    def __call__(self, pairs: list[dict[str, Any]]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+        said = [pair["expression"] if self.expressions is None else self.expressions[pair["index"]] for pair in pairs]
+        images = self.processor.image_processor([pair.pop("image") for pair in pairs], return_tensors="pt")
+        inputs = {"pixel_values": images["pixel_values"], **tokenize(self.processor, said, self.options.truncation)}
+        return inputs, pairs
+
+
+def shuffled_expressions(pairs: EvaluationPairs) -> dict[int, str]:
+    """For every pair the expression of one of another image, half the data set away."""
+    count = len(pairs)
+    texts = [pairs[index]["expression"] for index in range(count)]
+    return {index: texts[(index + count // 2) % count] for index in range(count)}
+
+
+def _areas(margin: Tensor, mask: np.ndarray, protocol: Protocol) -> tuple[int, int, int]:
+    """Intersection, union and predicted area of one pair whose object exceeds the background by (H, W) `margin`."""
+    if protocol == "original" and margin.shape != mask.shape:
+        margin = torch.nn.functional.interpolate(margin[None, None], size=mask.shape, mode="bilinear")[0, 0]
+    labels = mask if protocol == "original" else resize_label_map(mask, tuple(margin.shape))
+    return tuple(mask_areas((margin > 0)[None], torch.from_numpy(labels.astype(np.int64))[None])[0].tolist())
+
+
+def _predict(model: CrossVLTModel, loader: DataLoader) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+    for inputs, pairs in loader:
+        logits = model(**{name: value.to(model.device) for name, value in inputs.items()}).logits
+        yield from zip((logits[:, 1] - logits[:, 0]).cpu(), pairs, strict=True)
+
+
+@torch.no_grad()
+def evaluate(
+    model: CrossVLTModel,
+    processor: CrossVLTProcessor,
+    dataset: Dataset,
+    options: EvaluationOptions = EvaluationOptions(),
+) -> ReferringSegmentationMetric:
+    """Evaluate on every expression of a data set of records; under `accelerate launch` the processes share the work.
+
+    Args:
+        model: on its device; it is put into eval mode, and back.
+        processor: the model's.
+        dataset: see `crossvlt_hf.data.load_data`.
+        options: see `EvaluationOptions`.
+
+    Returns:
+        The metric with all samples, in their order, the same in every process.
+
+    Raises:
+        ValueError: if the data set is broken; the message names file and row.
+    """
+    pairs, state = EvaluationPairs(dataset, distractors=options.distractors), PartialState()
+    expressions = shuffled_expressions(pairs) if options.shuffle else None
+    own = range(
+        state.process_index * len(pairs) // state.num_processes,
+        (state.process_index + 1) * len(pairs) // state.num_processes,
+    )
+    loader = DataLoader(
+        Subset(pairs, own),
+        batch_size=options.batch_size,
+        num_workers=options.workers,
+        collate_fn=_Collator(processor, options, expressions),
+    )
+    was_training = model.training
+    model.eval()
+    try:
+        found = [
+            _sample(margin, pair, options.protocol)
+            for margin, pair in tqdm(_predict(model, loader), total=len(own), disable=not options.progress)
+        ]
+    finally:
+        model.train(was_training)
+    return ReferringSegmentationMetric(gather_object(found) if state.num_processes > 1 else found)
+
+
+def _sample(margin: Tensor, pair: dict[str, Any], protocol: Protocol) -> Areas:
+    intersection, union, predicted = _areas(margin, pair["mask"], protocol)
+    other = None if pair["distractor"] is None else _areas(margin, pair["distractor"], protocol)[:2]
+    return Areas(intersection, union, predicted, pair["has_target"], pair["family"], other)

@@ -1,0 +1,34 @@
+"""Train a CrossVLT.
+
+accelerate launch -m crossvlt_hf.training refcoco model.image_size=448      # a configuration of the package
+accelerate launch -m crossvlt_hf.training my.yaml optimization.batch_size=24
+accelerate launch -m crossvlt_hf.training my.yaml --resume                  # after an interruption
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from .config import load_config
+from .run import TrainingRun
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train; wrong input is told in one line, with exit code 2."""
+    parser = argparse.ArgumentParser(
+        prog="crossvlt_hf.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="a YAML file, or the name of a configuration of the package")
+    parser.add_argument("settings", nargs="*", metavar="name=value", help="settings to override")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
+    arguments = parser.parse_args(argv)
+    try:
+        TrainingRun(load_config(arguments.config, arguments.settings), resume=arguments.resume).run()
+    except (OSError, ValueError, FloatingPointError) as error:
+        sys.stderr.write(f"crossvlt_hf.training: {' '.join(str(error).split())}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""Parameter groups, optimizer, schedule, averaged weights, and losses normalised over all processes."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from transformers import get_scheduler
+
+from ..modeling_crossvlt import CLASS_WEIGHTS, CrossVLTModel, CrossVLTOutput, total_loss
+from .config import OptimizationOptions
+
+
+LANGUAGE_STAGES = "text_model.stages."
+NORMS = (nn.LayerNorm, nn.BatchNorm2d)
+UNDECAYED = ("relative_position_bias_table", "temperature")
+
+
+def parameter_groups(model: CrossVLTModel, options: OptimizationOptions) -> list[dict[str, Any]]:
+    """Trained parameters, by whether they decay and by their learning rate (section IV-B, and the authors' code).
+
+    Norms, relative position biases and temperatures do not decay.
+    """
+    norms = {id(p) for module in model.modules() if isinstance(module, NORMS) for p in module.parameters()}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decays = id(parameter) not in norms and not name.endswith(UNDECAYED)
+        rate = options.learning_rate
+        if options.text_learning_rate is not None and name.startswith(LANGUAGE_STAGES):
+            rate = options.text_learning_rate
+        groups.setdefault((rate, options.weight_decay if decays else 0.0), []).append(parameter)
+    return [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
+
+
+def build_optimizer(model: CrossVLTModel, options: OptimizationOptions) -> torch.optim.Optimizer:
+    """AdamW, in one fused step."""
+    beta1, beta2 = options.betas
+    return torch.optim.AdamW(parameter_groups(model, options), betas=(beta1, beta2), fused=True)
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, options: OptimizationOptions, steps: int) -> Any:
+    """The learning rate of every step.
+
+    Raises:
+        ValueError: if there is no such schedule, or it does not take such options.
+    """
+    try:
+        return get_scheduler(
+            options.schedule,
+            optimizer,
+            num_warmup_steps=options.warmup_steps,
+            num_training_steps=steps,
+            scheduler_specific_kwargs=options.schedule_options,
+        )
+    except TypeError as error:
+        raise ValueError(f"`optimization.schedule_options` is {options.schedule_options}: {error}") from error
+
+
+def build_average(model: CrossVLTModel, decay: float | None) -> AveragedModel | None:
+    """The exponential moving average of weights and BatchNorm statistics, or None."""
+    if decay is None:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+def loss_counts(labels: Tensor) -> Tensor:
+    """By what the losses of a batch of labels are divided: (3,) float64, for `normalised_loss`."""
+    background, object_ = (labels == 0).sum().double(), (labels == 1).sum().double()
+    weighted = CLASS_WEIGHTS[0] * background + CLASS_WEIGHTS[1] * object_
+    return torch.stack([weighted, background + object_, weighted.new_tensor(len(labels))])
+
+
+def normalised_loss(model: CrossVLTModel, output: CrossVLTOutput, own: Tensor, total: Tensor) -> Tensor:
+    """The part of a batch in the loss of a step.
+
+    The parts of all processes and accumulated batches add up to the loss of one large batch. The mean of their means
+    would not: they differ in how much object they hold.
+
+    Args:
+        model: whose config weighs the losses.
+        output: of the batch.
+        own: `loss_counts` of the batch.
+        total: their sum over all batches of the step.
+    """
+    weighted, valid, samples = (own / total.clamp(min=1)).float().unbind()
+    dice = 0.0 if output.dice_loss is None else output.dice_loss * samples
+    return total_loss(model.config, output.mask_loss * weighted, output.alignment_loss * valid, dice)

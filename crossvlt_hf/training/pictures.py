@@ -1,0 +1,46 @@
+"""Predictions as pictures, to be looked at during training."""
+
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+from PIL import Image
+
+from ..data.pairs import EvaluationPairs
+from ..modeling_crossvlt import CrossVLTModel
+from ..pipeline_crossvlt import ReferringImageSegmentationPipeline
+from ..processing_crossvlt import CrossVLTProcessor
+from ..visualization import overlay
+
+
+SIDE, COLUMNS = 256, 4
+
+
+def draw_predictions(
+    model: CrossVLTModel, processor: CrossVLTProcessor, dataset: Dataset, count: int, path: Path
+) -> None:
+    """Write a PNG with the masks of pairs spread over a data set."""
+    pairs = EvaluationPairs(dataset)
+    indices = np.linspace(0, len(pairs) - 1, min(count, len(pairs))).astype(int).tolist()
+    was_training = model.training
+    pipeline = ReferringImageSegmentationPipeline(model=model.eval(), processor=processor, device=model.device)
+    tiles = []
+    for pair in pairs.__getitems__(indices):
+        (result,) = pipeline(pair["image"], text=pair["expression"])
+        scale = SIDE / max(pair["image"].size)
+        size = tuple(round(scale * side) for side in pair["image"].size)
+        tiles.append(
+            overlay(pair["image"].resize(size), [result["mask"].resize(size)], [pair["expression"]], [result["score"]])
+        )
+    model.train(was_training)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrange(tiles).save(path)
+
+
+def arrange(tiles: list[Image.Image], columns: int = COLUMNS) -> Image.Image:
+    """Pictures in rows on white, each at the top left of its cell."""
+    width, height = max(tile.width for tile in tiles) + 8, max(tile.height for tile in tiles) + 8
+    sheet = Image.new("RGB", (min(columns, len(tiles)) * width, -(-len(tiles) // columns) * height), "white")
+    for number, tile in enumerate(tiles):
+        sheet.paste(tile, (number % columns * width, number // columns * height))
+    return sheet

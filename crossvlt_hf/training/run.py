@@ -1,0 +1,310 @@
+"""A training run: its steps, checkpoints, evaluations, and how it goes on after an interruption."""
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, send_to_device, set_seed, tqdm
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ..data.pairs import Collator, ReferenceSampler, ShardedBatchSampler, TrainingPairs
+from ..evaluation import EvaluationOptions, evaluate
+from ..metrics import ReferringSegmentationMetric
+from ..modeling_crossvlt import CrossVLTModel
+from .checkpoints import list_checkpoints, prune, put_in_place, write_whole
+from .config import TrainingConfig
+from .optimization import build_average, build_optimizer, build_schedule, loss_counts, normalised_loss
+from .pictures import draw_predictions
+from .start import build_model, load_datasets, load_training_data
+
+
+class Progress:
+    """Where a run is; kept in its checkpoints."""
+
+    def __init__(self) -> None:
+        self.step, self.best = 0, -math.inf
+
+    def state_dict(self) -> dict[str, Any]:
+        """For Accelerate."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """For Accelerate."""
+        vars(self).update(state)
+
+
+class TrainingRun:
+    """Training as a configuration says, alone or as one of several processes under `accelerate launch`.
+
+    In its folder: `config.yaml`; `log.jsonl`, a line for every logged step and evaluation; `checkpoints/step-N`, all
+    that is needed to go on bit by bit; `best`, the weights with the best overall IoU on the validation data, and
+    `last`, both with their processor, for `from_pretrained`; `pictures`, predictions on validation data.
+
+    Args:
+        config: of the run.
+        resume: whether to go on from the last whole checkpoint in the folder.
+
+    Raises:
+        OSError: if data or weights are missing.
+        ValueError: if the folder holds another run, or settings do not fit each other.
+    """
+
+    def __init__(self, config: TrainingConfig, *, resume: bool = False) -> None:
+        self.config, self.folder = config, Path(config.output.folder)
+        self.accelerator = Accelerator(
+            mixed_precision=config.optimization.mixed_precision,
+            log_with=config.output.trackers or None,
+            project_dir=self.folder,
+            step_scheduler_with_optimizer=False,
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        )
+        self.checkpoints = list_checkpoints(self.folder / "checkpoints")
+        self._check_folder(resume)
+        set_seed(config.seed)
+        torch.set_flush_denormal(True)  # tiny gradients would otherwise slow the CPU down tenfold
+        self._build_model()
+        self._build_data()
+        self._build_optimization()
+        self.progress = Progress()
+        self.accelerator.register_for_checkpointing(self.schedule, self.progress)
+        if self.average is not None:
+            self.accelerator.register_for_checkpointing(self.average)
+        if resume and self.checkpoints:
+            self.accelerator.load_state(str(self.checkpoints[-1]))
+        if self.accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            config.save(self.folder / "config.yaml")
+
+    # ---- building
+
+    def _check_folder(self, resume: bool) -> None:
+        if self.checkpoints and not resume:
+            raise ValueError(f"{self.folder} holds checkpoints of a run; give --resume, or another output.folder.")
+        sharded = self.accelerator.distributed_type == DistributedType.FSDP
+        if sharded and self.config.optimization.ema_decay is not None:
+            raise ValueError("`optimization.ema_decay` needs whole weights, which FSDP has not; give null.")
+
+    def _build_model(self) -> None:
+        options = self.config.optimization
+        self.model, self.processor = build_model(self.config.model)
+        if options.sync_batch_norm and self.accelerator.distributed_type == DistributedType.MULTI_GPU:
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+
+    def _build_data(self) -> None:
+        data, options = self.config.data, self.config.optimization
+        datasets = load_training_data(data)
+        share = options.accumulation * self.accelerator.num_processes
+        if options.batch_size % share:
+            raise ValueError(
+                f"`optimization.batch_size` {options.batch_size} cannot be divided among {share} (processes times "
+                "accumulated batches)."
+            )
+        self.batch_size = options.batch_size // share
+        self.pairs = TrainingPairs(datasets, seed=self.config.seed)
+        self.sampler = ReferenceSampler(datasets, group=data.group, seed=self.config.seed)
+        self.steps_per_epoch = len(self.pairs) // options.batch_size
+        if not self.steps_per_epoch:
+            raise ValueError(
+                f"There are {len(self.pairs)} references to train on, less than `optimization.batch_size`."
+            )
+        self.steps = options.max_steps or options.epochs * self.steps_per_epoch
+        self.validation = load_datasets(data.validation)
+
+    def _build_optimization(self) -> None:
+        options = self.config.optimization
+        self.average = build_average(self.model, options.ema_decay)
+        if self.average is not None:
+            self.average.to(self.accelerator.device)
+        if self.accelerator.distributed_type == DistributedType.FSDP:
+            self.network = self.accelerator.prepare(self.model)
+            self.optimizer = self.accelerator.prepare(build_optimizer(self.network, options))
+        else:
+            optimizer = build_optimizer(self.model, options)
+            self.network, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        self.schedule = build_schedule(self.optimizer.optimizer, options, self.steps)
+
+    # ---- running
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end.
+
+        Returns:
+            The metrics of the last evaluation; empty without validation data.
+
+        Raises:
+            FloatingPointError: if the loss is not finite.
+        """
+        self.accelerator.init_trackers("crossvlt", config={"seed": self.config.seed, "steps": self.steps})
+        every = self.config.output.evaluation_steps or self.steps_per_epoch
+        metrics: dict[str, Any] = {}
+        bar = tqdm(total=self.steps, initial=self.progress.step, desc="training", mininterval=1.0)
+        clock = time.perf_counter()
+        self._train_mode()
+        for batches in self._batches():
+            losses = self._step(batches)
+            bar.update()
+            step = self.progress.step
+            if step % self.config.output.log_steps == 0 or step == self.steps:
+                seconds, clock = time.perf_counter() - clock, time.perf_counter()
+                self._log_step(losses, seconds)
+                bar.set_postfix(loss=f"{losses['loss'].item():.3f}", refresh=False)
+            if step % every == 0 or step == self.steps:
+                metrics = self._evaluate() if self.validation else {}
+                self.save_checkpoint()
+                clock = time.perf_counter()
+        bar.close()
+        self._finish()
+        return metrics
+
+    def _train_mode(self) -> None:
+        self.network.train()
+        if self.config.optimization.freeze_batch_norm:
+            for module in self.model.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+
+    def _batches(self) -> Iterator[list[dict[str, Tensor]]]:
+        """The batches of each step that is left, on the device; the same whether or not the run was interrupted."""
+        data, accumulation = self.config.data, self.config.optimization.accumulation
+        while self.progress.step < self.steps:
+            epoch, done = divmod(self.progress.step, self.steps_per_epoch)
+            self.pairs.set_epoch(epoch)
+            self.sampler.set_epoch(epoch)
+            order = ShardedBatchSampler(
+                self.sampler,
+                self.batch_size,
+                self.accelerator.process_index,
+                self.accelerator.num_processes,
+                start=done * accumulation,
+            )
+            collator = Collator(self.processor, data.masked_words, data.masked_patches, self.config.seed, epoch)
+            loader = iter(DataLoader(self.pairs, batch_sampler=order, collate_fn=collator, num_workers=data.workers))
+            for _ in range(min(self.steps_per_epoch - done, self.steps - self.progress.step)):
+                yield [send_to_device(next(loader), self.accelerator.device) for _ in range(accumulation)]
+
+    def _step(self, batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """One step of the optimizer over the accumulated batches of all processes; the losses of this process's."""
+        options, processes = self.config.optimization, self.accelerator.num_processes
+        counts = [loss_counts(batch["labels"]) for batch in batches]
+        total = self.accelerator.reduce(torch.stack(counts).sum(0), "sum")
+        losses: dict[str, Tensor] = {}
+        for number, (batch, own) in enumerate(zip(batches, counts, strict=True)):
+            last = number == len(batches) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.network):
+                output = self.network(**batch)
+                loss = normalised_loss(self.model, output, own, total)
+                self.accelerator.backward(loss * processes)  # of which DDP takes the mean
+            found = {
+                "mask_loss": output.mask_loss,
+                "alignment_loss": output.alignment_loss,
+                "dice_loss": output.dice_loss,
+            }
+            parts = {"loss": loss * processes * len(batches), **{k: v for k, v in found.items() if v is not None}}
+            losses = {name: losses.get(name, 0.0) + value.detach() / len(batches) for name, value in parts.items()}
+        if options.max_grad_norm is not None:
+            losses["grad_norm"] = self.accelerator.clip_grad_norm_(self.network.parameters(), options.max_grad_norm)
+        self.optimizer.step()
+        if not self.accelerator.optimizer_step_was_skipped:
+            self.schedule.step()
+            if self.average is not None:
+                self.average.update_parameters(self.accelerator.unwrap_model(self.network))
+        self.optimizer.zero_grad()
+        self.progress.step += 1
+        return losses
+
+    # ---- telling
+
+    def _log(self, entry: dict[str, Any]) -> None:
+        numbers = {name: value for name, value in entry.items() if isinstance(value, int | float) and name != "step"}
+        self.accelerator.log(numbers, step=self.progress.step)
+        if self.accelerator.is_main_process:
+            with (self.folder / "log.jsonl").open("a") as log:
+                log.write(json.dumps(entry) + "\n")
+
+    def _log_step(self, losses: dict[str, Tensor], seconds: float) -> None:
+        mean = {name: self.accelerator.reduce(value, "mean").item() for name, value in losses.items()}
+        if not math.isfinite(mean["loss"]):
+            raise FloatingPointError(
+                f"The loss is {mean['loss']} at step {self.progress.step}; lower `optimization.learning_rate`, or "
+                "give `optimization.max_grad_norm`."
+            )
+        since = self.progress.step % self.config.output.log_steps or self.config.output.log_steps
+        self._log(
+            {
+                "step": self.progress.step,
+                **mean,
+                "learning_rate": self.schedule.get_last_lr()[0],
+                "samples_per_second": since * self.config.optimization.batch_size / seconds,
+            }
+        )
+
+    def evaluated_model(self) -> CrossVLTModel:
+        """The weights that are evaluated and saved: the average, where there is one."""
+        return self.accelerator.unwrap_model(self.network) if self.average is None else self.average.module
+
+    def _evaluate(self) -> dict[str, Any]:
+        """Evaluate, log, draw, and keep the weights if they are the best."""
+        options = EvaluationOptions(
+            batch_size=self.config.output.evaluation_batch_size, distractors=True, workers=self.config.data.workers
+        )
+        model = self.evaluated_model()
+        with self.accelerator.autocast():
+            parts = [evaluate(model, self.processor, dataset, options) for dataset in self.validation]
+        metric = ReferringSegmentationMetric([sample for part in parts for sample in part.samples])
+        metrics = metric.compute()
+        families = {name: found["mean_iou"] for name, found in metric.compute_groups().items() if name}
+        named = {f"validation/{name}": value for name, value in metrics.items()}
+        self._log({"step": self.progress.step, **named, "validation/families": families})
+        self.accelerator.print(f"step {self.progress.step}: {json.dumps({**metrics, **families})}")
+        if (metrics["overall_iou"] or 0.0) > self.progress.best:
+            self.progress.best = metrics["overall_iou"] or 0.0
+            self._save_weights(self.folder / "best")
+        if self.config.output.pictures and self.accelerator.is_main_process:
+            path = self.folder / "pictures" / f"step-{self.progress.step}.png"
+            draw_predictions(model, self.processor, self.validation[0], self.config.output.pictures, path)
+        self.accelerator.wait_for_everyone()
+        self._train_mode()
+        return metrics
+
+    # ---- keeping
+
+    def _save_weights(self, target: Path) -> None:
+        """Weights and processor for `from_pretrained`."""
+        state = self.accelerator.get_state_dict(self.network) if self.average is None else None
+        if self.accelerator.is_main_process:
+            model = self.evaluated_model()
+
+            def write(folder: Path) -> None:
+                model.save_pretrained(folder, state_dict=state)
+                self.processor.save_pretrained(folder)
+
+            write_whole(target, write)
+        self.accelerator.wait_for_everyone()
+
+    def save_checkpoint(self) -> None:
+        """Write all that is needed to go on, whole, and drop the oldest checkpoints."""
+        folder = self.folder / "checkpoints"
+        target = folder / f"step-{self.progress.step}"
+        partial_folder = folder / f".{target.name}.partial"
+        self.accelerator.save_state(str(partial_folder))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            put_in_place(partial_folder, target)
+            prune(folder, self.config.output.keep)
+        self.accelerator.wait_for_everyone()
+
+    def _finish(self) -> None:
+        self._save_weights(self.folder / "last")
+        self.accelerator.end_training()
+        if self.config.output.push_to_hub and self.accelerator.is_main_process:
+            best = self.folder / ("best" if (self.folder / "best").is_dir() else "last")
+            name = self.config.output.push_to_hub
+            CrossVLTModel.from_pretrained(best).push_to_hub(name)
+            self.processor.push_to_hub(name)
