@@ -1,7 +1,8 @@
 """CrossVLT for Hugging Face Transformers: referring image segmentation.
 
 Importing the package registers its classes, so that `AutoConfig`, `AutoModel`, `AutoModelForSemanticSegmentation`,
-`AutoProcessor` and `pipeline("referring-image-segmentation")` know them.
+`AutoProcessor` and `pipeline("referring-image-segmentation")` know them. Without a model the pipeline takes a small one
+that comes with the package and knows drawn shapes, no photographs.
 """
 
 from importlib.metadata import version
@@ -11,6 +12,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_crossvlt import CrossVLTConfig, CrossVLTTextConfig, CrossVLTVisionConfig
 from .conversion import convert_checkpoint
+from .loading import DEFAULT_CHECKPOINT
 from .modeling_crossvlt import CrossVLTModel, CrossVLTOutput, CrossVLTTextModel, CrossVLTVisionModel
 from .pipeline_crossvlt import ReferringImageSegmentationPipeline
 from .processing_crossvlt import CrossVLTProcessor
@@ -36,6 +38,7 @@ def _register() -> None:
             TASK,
             pipeline_class=ReferringImageSegmentationPipeline,
             pt_model=AutoModelForSemanticSegmentation,
+            default={"model": (str(DEFAULT_CHECKPOINT), "main")},
             type="multimodal",
         )
 

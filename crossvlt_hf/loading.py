@@ -10,6 +10,10 @@ from .modeling_crossvlt import CrossVLTModel
 from .processing_crossvlt import CrossVLTProcessor
 
 
+# Trained on RefShapes; its card is beside it
+DEFAULT_CHECKPOINT = Path(__file__).parent / "assets" / "refshapes"
+
+
 def parse_device(name: str) -> torch.device:
     """The device of that name.
 

@@ -37,6 +37,7 @@ MIN_WIDTH = 320  # narrower pictures have no room for a legend
 MAX_UPSCALED_HEIGHT = 2048
 MAX_LINES = 3  # of one expression in the legend
 TILE = 256
+GAP = 8  # between pictures that are arranged
 
 
 def overlay(
@@ -88,6 +89,21 @@ def overlay(
     notes = [_note(score, shown) for score, shown in zip(given, found, strict=True)]
     rows = [_Row(*row) for row in zip(colours, found, map(_plain, labels), notes, strict=True)]
     return _stack(picture, _draw_legend(rows, picture.size) if rows else None)
+
+
+def arrange(tiles: Sequence[Image.Image], columns: int) -> Image.Image:
+    """Pictures in rows on white, each at the top left of its cell.
+
+    Args:
+        tiles: pictures of any sizes, at least one.
+        columns: how many stand in a row.
+    """
+    width, height = max(tile.width for tile in tiles) + GAP, max(tile.height for tile in tiles) + GAP
+    rows = -(-len(tiles) // columns)
+    sheet = Image.new("RGB", (min(columns, len(tiles)) * width, rows * height), "white")
+    for number, tile in enumerate(tiles):
+        sheet.paste(tile, (number % columns * width, number // columns * height))
+    return sheet
 
 
 def to_mask_image(mask: Mask) -> Image.Image:

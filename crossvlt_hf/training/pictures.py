@@ -4,13 +4,12 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
-from PIL import Image
 
 from ..data.pairs import EvaluationPairs
 from ..modeling_crossvlt import CrossVLTModel
 from ..pipeline_crossvlt import ReferringImageSegmentationPipeline
 from ..processing_crossvlt import CrossVLTProcessor
-from ..visualization import overlay
+from ..visualization import arrange, overlay
 
 
 SIDE, COLUMNS = 256, 4
@@ -34,13 +33,4 @@ def draw_predictions(
         )
     model.train(was_training)
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrange(tiles).save(path)
-
-
-def arrange(tiles: list[Image.Image], columns: int = COLUMNS) -> Image.Image:
-    """Pictures in rows on white, each at the top left of its cell."""
-    width, height = max(tile.width for tile in tiles) + 8, max(tile.height for tile in tiles) + 8
-    sheet = Image.new("RGB", (min(columns, len(tiles)) * width, -(-len(tiles) // columns) * height), "white")
-    for number, tile in enumerate(tiles):
-        sheet.paste(tile, (number % columns * width, number // columns * height))
-    return sheet
+    arrange(tiles, COLUMNS).save(path)

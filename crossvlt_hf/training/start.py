@@ -55,7 +55,7 @@ def build_model(options: ModelOptions) -> tuple[CrossVLTModel, CrossVLTProcessor
     ]:
         raise ValueError(f"`model.freeze` names {unused[0]!r}, but no parameter's name begins so.")
     if options.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     return model.train(), processor
 
 

@@ -27,7 +27,7 @@ from .expressions import vocabulary
 
 def load_refshapes(split: Split, **options: Any) -> Any:
     """RefShapes as a `datasets.Dataset`: see `crossvlt_hf.data.refshapes.dataset.load_refshapes`."""
-    from .dataset import load_refshapes  # noqa: PLC0415 -- scenes alone need numpy and Pillow only
+    from .dataset import load_refshapes
 
     return load_refshapes(split, **options)
 

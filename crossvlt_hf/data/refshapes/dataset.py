@@ -20,7 +20,7 @@ class SceneDecoder:
     expressions: int = 1
     family: str | None = None
     count: tuple[int, int] = (3, 6)
-    _drawn: tuple[int, list[Example]] | None = field(default=None, repr=False)
+    _drawn: tuple[int, list[Example]] | None = field(default=None, repr=False, compare=False)
 
     def scene(self, index: int) -> list[Example]:
         """The examples of a scene; the last one drawn is kept."""

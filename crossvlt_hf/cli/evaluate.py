@@ -1,0 +1,136 @@
+"""`crossvlt evaluate`: the metrics of the paper's tables on a data set."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..loading import DEFAULT_CHECKPOINT, load_checkpoint
+from ..metrics import ReferringSegmentationMetric
+from .extras import needs_extra
+
+
+COLUMNS = {
+    "oIoU": "overall_iou",
+    "mIoU": "mean_iou",
+    **{f"P@{x}": f"precision@{x}" for x in (0.5, 0.6, 0.7, 0.8, 0.9)},
+}
+NO_TARGET_COLUMNS = {"N-acc": "no_target_accuracy", "T-acc": "target_accuracy"}
+
+
+def table(rows: dict[str, dict[str, Any]], heading: str) -> str:
+    """Metrics in percent as a Markdown table, a row for each name; no-target columns where a row has them."""
+    columns = dict(COLUMNS)
+    if any(row["no_target_accuracy"] is not None for row in rows.values()):
+        columns |= NO_TARGET_COLUMNS
+    lines = [f"| {heading} | samples | {' | '.join(columns)} |", f"|---|{'---:|' * (len(columns) + 1)}"]
+    for name, row in rows.items():
+        cells = ["-" if row[key] is None else f"{100 * row[key]:.2f}" for key in columns.values()]
+        lines.append(f"| {name} | {row['samples']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _options(settings: list[str]) -> dict[str, Any]:
+    """`name=value` settings, the values read as YAML."""
+    options = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--option {setting!r} has no value; write name=value.")
+        options[name] = yaml.safe_load(value)
+    return options
+
+
+def _report(arguments: argparse.Namespace, metric: ReferringSegmentationMetric) -> None:
+    total, families = metric.compute(), metric.compute_groups()
+    name = f"{arguments.data} {arguments.split}"
+    print(table({name: total}, "data"))
+    if set(families) != {""}:
+        print(f"\n{table(families, 'family')}")
+    settings = ("data", "split", "protocol", "merge", "truncation", "shuffle", "option", "dtype")
+    report = {
+        "model": str(arguments.model or "built-in (RefShapes)"),
+        **{setting: getattr(arguments, setting) for setting in settings},
+        "metrics": total,
+        "families": {family or "(none)": row for family, row in families.items()},
+    }
+    path = Path(arguments.output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=2) + "\n")
+    print(f"The figures are in {path}", file=sys.stderr)
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Print the row of the table and that of every family, and write them as JSON."""
+    with needs_extra("train"):
+        from accelerate import PartialState
+
+        from ..data import load_data
+        from ..evaluation import EvaluationOptions
+        from ..evaluation import evaluate as evaluate_model
+
+    options = EvaluationOptions(
+        batch_size=arguments.batch_size,
+        protocol=arguments.protocol,
+        truncation=arguments.truncation,
+        shuffle=arguments.shuffle,
+        distractors=arguments.distractors,
+        workers=arguments.workers,
+        progress=sys.stderr.isatty(),
+    )
+    try:
+        dataset = load_data(
+            arguments.data, arguments.split, root=arguments.root, merge=arguments.merge, **_options(arguments.option)
+        )
+    except TypeError as error:
+        raise ValueError(f"{arguments.data} has no such --option: {error}") from error
+    if arguments.limit is not None:
+        dataset = dataset.select(range(min(arguments.limit, len(dataset))))
+    state = PartialState(cpu=arguments.device == "cpu")
+    device = arguments.device or str(state.device)
+    model, processor = load_checkpoint(arguments.model or DEFAULT_CHECKPOINT, device=device, dtype=arguments.dtype)
+    metric = evaluate_model(model, processor, dataset, options)
+    if state.is_main_process:
+        _report(arguments, metric)
+
+
+def add_command(commands: Any) -> None:
+    """Add the command to the parser."""
+    command = commands.add_parser("evaluate", help="measure a checkpoint on a data set")
+    command.add_argument("--model", help="checkpoint: a folder or a Hub id (default: the built-in one)")
+    command.add_argument("--data", required=True, help="refcoco, refcoco+, refcocog, ..., refshapes, or a folder")
+    command.add_argument("--split", required=True, help="val, testA, testB, test, ...")
+    command.add_argument("--root", help="folder in which the annotations and images lie")
+    command.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the data set")
+    command.add_argument("--limit", type=int, help="take the first references only")
+    command.add_argument(
+        "--protocol",
+        default="paper",
+        choices=["paper", "original"],
+        help="compare at the size that the model reads, as the paper does, or at the image's own (%(default)s)",
+    )
+    command.add_argument(
+        "--merge",
+        default="union",
+        choices=["union", "reference"],
+        help="of an object's polygons; reference: what two share is background, as in the authors' code (%(default)s)",
+    )
+    command.add_argument(
+        "--truncation",
+        default="keep_sep",
+        choices=["keep_sep", "reference"],
+        help="of long expressions; reference: they lose [SEP], as in the authors' code (%(default)s)",
+    )
+    command.add_argument("--shuffle", action="store_true", help="give every image the expression of another")
+    command.add_argument(
+        "--distractors", action="store_true", help="compare with another object of the same image as well"
+    )
+    command.add_argument("--batch-size", type=int, default=8)
+    command.add_argument("--workers", type=int, default=0, help="processes that prepare data (%(default)s)")
+    command.add_argument("--device", help="cpu, cuda, ... (default: what Accelerate finds)")
+    command.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    command.add_argument("--output", default="crossvlt-output/evaluation.json", help="JSON file (%(default)s)")
+    command.set_defaults(run=evaluate)

@@ -1,0 +1,44 @@
+"""`crossvlt refshapes`: scenes of RefShapes as a folder in the format of the user's own data."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..data.refshapes import EXTRAS, FAMILIES, SPLITS, contact_sheet
+from .extras import needs_extra
+
+
+def write_scenes(arguments: argparse.Namespace) -> None:
+    """Write the folder and, where asked for, the contact sheet."""
+    with needs_extra("train"):
+        from ..data import write_folder
+        from ..data.refshapes.dataset import SceneDecoder, load_refshapes
+
+    low, high = arguments.objects
+    options = {"side": arguments.side, "seed": arguments.seed, "family": arguments.family, "count": (low, high)}
+    dataset = load_refshapes(arguments.split, scenes=arguments.scenes, expressions=arguments.expressions, **options)
+    write_folder((dataset[index] for index in range(len(dataset))), arguments.output)
+    print(f"{arguments.scenes} scenes are in {arguments.output}", file=sys.stderr)
+    if arguments.sheet:
+        decoder = SceneDecoder(arguments.split, expressions=arguments.expressions, **options)
+        examples = [example for index in range(min(arguments.scenes, 36)) for example in decoder.scene(index)]
+        path = Path(arguments.sheet)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        contact_sheet(examples).save(path)
+        print(f"The contact sheet is in {path}", file=sys.stderr)
+
+
+def add_command(commands: Any) -> None:
+    """Add the command to the parser."""
+    command = commands.add_parser("refshapes", help="write drawn scenes with expressions and masks")
+    command.add_argument("output", metavar="OUT_DIR", help="a new folder")
+    command.add_argument("--scenes", type=int, default=100, help="how many (%(default)s)")
+    command.add_argument("--expressions", type=int, default=1, help="for each scene, of other objects (%(default)s)")
+    command.add_argument("--split", default="train", choices=SPLITS)
+    command.add_argument("--side", type=int, default=96, help="of a picture, in pixels (%(default)s)")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--family", choices=[*FAMILIES, *EXTRAS], help="of all expressions (default: six in turn)")
+    command.add_argument("--objects", type=int, nargs=2, default=(3, 6), metavar=("FEWEST", "MOST"))
+    command.add_argument("--sheet", metavar="PNG", help="a contact sheet of the first 36 scenes")
+    command.set_defaults(run=write_scenes)

@@ -1,0 +1,172 @@
+"""From references to batches: which pairs, in what order, the same however the work is divided."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crossvlt_hf import CrossVLTProcessor
+from crossvlt_hf.data.pairs import Collator, EvaluationPairs, ReferenceSampler, ShardedBatchSampler, TrainingPairs
+from crossvlt_hf.data.records import Record, build_dataset
+from crossvlt_hf.data.refshapes import load_refshapes
+from crossvlt_hf.training.start import refshapes_tokenizer
+
+
+SIDE = 32
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return load_refshapes("train", scenes=6, expressions=2, side=SIDE)
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """Five references with 1, 2, 3, 1 and 2 expressions on three images."""
+    from PIL import Image
+
+    from crossvlt_hf.data.masks import pack
+
+    folder = tmp_path_factory.mktemp("several")
+    records = []
+    for number, (image, count) in enumerate(zip("aabcc", (1, 2, 3, 1, 2), strict=True)):
+        path = folder / f"{image}.png"
+        Image.new("RGB", (20, 10), (10 * number, 0, 0)).save(path)
+        mask = pack([[[0, 0, 4 + number, 0, 4 + number, 4, 0, 4]]], 10, 20)
+        texts = [f"thing {number} said {n}" for n in range(count)]
+        records.append(Record(path, image, number, texts, mask, "train", "made", f"row {number}"))
+    return build_dataset(records)
+
+
+def test_refshapes_as_a_dataset(scenes):
+    assert len(scenes) == 12
+    first, second = scenes[0], scenes[1]
+    assert first["image_id"] == second["image_id"] != scenes[2]["image_id"]
+    assert np.array_equal(first["image"], second["image"])
+    assert first["expressions"] != second["expressions"]
+    assert not (first["mask"] & second["mask"]).any()
+    assert first["mask"].dtype == np.uint8
+    assert first["mask"].shape == (SIDE, SIDE)
+    again = load_refshapes("train", scenes=6, expressions=2, side=SIDE)
+    assert np.array_equal(again[5]["image"], scenes[5]["image"])
+    assert scenes.select_columns(["image_id"])[0] == {"image_id": first["image_id"]}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scenes": 0}, "`scenes` is 0"),
+        ({"expressions": 4}, "`expressions` 4"),
+        ({"family": "nonsense"}, "no family 'nonsense'"),
+        ({"count": (3, 9)}, "`count` is"),
+        ({"side": 8}, "the side 8"),
+    ],
+)
+def test_refshapes_refuses(options, message):
+    with pytest.raises(ValueError, match=message):
+        load_refshapes("train", **options)
+
+
+def test_training_takes_one_expression_of_each_by_chance(several):
+    pairs = TrainingPairs([several], seed=3)
+    assert len(pairs) == 5
+    said = set()
+    for epoch in range(20):
+        pairs.set_epoch(epoch)
+        chosen = [pair["expression"] for pair in pairs.__getitems__(range(5))]
+        assert [text.split()[1] for text in chosen] == list("01234")
+        assert chosen == [pairs[index]["expression"] for index in range(5)]  # alone or together
+        said.add(chosen[2])
+    assert said == {f"thing 2 said {n}" for n in range(3)}
+
+
+def test_training_joins_datasets(several, scenes):
+    pairs = TrainingPairs([several, scenes])
+    assert len(pairs) == 17
+    mixed = pairs.__getitems__([16, 0, 5, 4])
+    assert [pair["index"] for pair in mixed] == [16, 0, 5, 4]
+    assert mixed[1]["expression"] == "thing 0 said 0"
+    assert mixed[2]["expression"] == scenes[0]["expressions"][0]
+    assert mixed[0]["image"].size == (SIDE, SIDE)
+
+
+def test_evaluation_takes_every_expression_in_order(several):
+    pairs = EvaluationPairs(several)
+    assert len(pairs) == 9
+    expected = [f"thing {n} said {k}" for n, count in enumerate((1, 2, 3, 1, 2)) for k in range(count)]
+    assert [pair["expression"] for pair in pairs.__getitems__(range(9))] == expected
+    assert pairs[4]["expression"] == expected[4]
+    assert pairs[0]["distractor"] is None
+
+
+def test_distractors_are_of_the_same_image(several):
+    pairs = EvaluationPairs(several, distractors=True)
+    widths = [None if pair["distractor"] is None else int(pair["distractor"].any(0).sum()) for pair in pairs]
+    # references 0-1 and 3-4 share an image; 2 is alone
+    assert widths == [5, 4, 4, None, None, None, 8, 7, 7]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=40), st.integers(1, 4), st.integers(0, 3))
+def test_sampler_keeps_images_together(images, group, epoch):
+    class Fake:
+        def __init__(self, values):
+            self.values = values
+
+        def __len__(self):
+            return len(self.values)
+
+        def with_format(self, _):
+            return {"image_id": list(map(str, self.values))}
+
+    sampler = ReferenceSampler([Fake(images)], group=group, seed=1)
+    sampler.set_epoch(epoch)
+    order = list(sampler)
+    assert sorted(order) == list(range(len(images)))
+    assert order == list(sampler)
+    if group > 1:
+        runs = np.split(np.asarray(images)[order], np.flatnonzero(np.diff(np.asarray(images)[order])) + 1)
+        for image in set(images):
+            # no more pieces than whole groups and one rest
+            assert sum(run[0] == image for run in runs) <= -(-images.count(image) // group)
+
+
+def test_epochs_differ(scenes):
+    sampler = ReferenceSampler([scenes], group=2)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_processes_read_the_same_steps(scenes, processes):
+    sampler = ReferenceSampler([scenes], group=2)
+    single = list(ShardedBatchSampler(sampler, 6 // processes * processes))
+    shares = [list(ShardedBatchSampler(sampler, 6 // processes, p, processes)) for p in range(processes)]
+    joined = [[index for share in shares for index in share[step]] for step in range(len(shares[0]))]
+    assert joined == single
+    later = list(ShardedBatchSampler(sampler, 6 // processes, 0, processes, start=1))
+    assert later == shares[0][1:]
+
+
+def test_collator_masks_words_and_patches(scenes):
+    processor = CrossVLTProcessor.from_tokenizer(refshapes_tokenizer(), image_size=SIDE, max_length=16)
+    pairs = TrainingPairs([scenes]).__getitems__(range(8))
+    plain = Collator(processor)(pairs)
+    assert set(plain) == {"pixel_values", "input_ids", "attention_mask", "token_type_ids", "labels"}
+    assert plain["labels"].sum().item() == sum(int(pair["mask"].sum()) for pair in pairs)
+    collator = Collator(processor, masked_words=0.5, masked_patches=0.25, seed=1)
+    masked, again = collator(pairs), collator(pairs)
+    assert all(torch.equal(masked[name], again[name]) for name in masked)
+    changed = masked["input_ids"] != plain["input_ids"]
+    assert (masked["input_ids"][changed] == processor.tokenizer.mask_token_id).all()
+    assert not changed[:, 0].any()  # [CLS]
+    assert not changed[plain["attention_mask"] == 0].any()
+    words = (plain["attention_mask"].sum() - 2 * 8).item()
+    assert 0.25 * words < changed.sum().item() < 0.75 * words
+    grey = (masked["pixel_values"] == 0).all(1).float().mean().item()
+    assert 0.15 < grey < 0.35
+    assert torch.equal(masked["labels"], plain["labels"])
+    other = Collator(processor, masked_words=0.5, seed=1, epoch=1)(pairs)
+    assert not torch.equal(other["input_ids"], masked["input_ids"])

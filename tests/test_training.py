@@ -1,0 +1,420 @@
+"""Training: what a step does, and that runs are whole, exact and able to go on."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import fake_batch, tiny_config
+from torch import nn
+from transformers import AutoModel, AutoProcessor
+
+from crossvlt_hf import CrossVLTModel
+from crossvlt_hf.training import TrainingRun, load_config
+from crossvlt_hf.training.__main__ import main
+from crossvlt_hf.training.checkpoints import list_checkpoints, prune, write_whole
+from crossvlt_hf.training.config import OptimizationOptions
+from crossvlt_hf.training.optimization import (
+    build_average,
+    build_optimizer,
+    build_schedule,
+    loss_counts,
+    normalised_loss,
+    parameter_groups,
+)
+
+
+CONFIGS = sorted(
+    path.stem for path in Path(sys.modules["crossvlt_hf.training"].__file__).parent.glob("configs/*.yaml")
+)
+VISION = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 4, "drop_path_rate": 0.1}
+TEXT = {
+    "hidden_size": 16,
+    "depths": [1, 1, 1, 1],
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 32,
+    "hidden_dropout_prob": 0.1,
+}
+SMALL = {
+    "model": {
+        "tokenizer": "refshapes",
+        "image_size": 32,
+        "max_length": 16,
+        "config": {
+            "vision_config": VISION,
+            "text_config": TEXT,
+            "fusion_head_dim": 4,
+            "alignment_dim": 8,
+            "decoder_hidden_size": 8,
+            "dice_loss_weight": 0.5,
+        },
+    },
+    "data": {
+        "train": [{"name": "refshapes", "split": "train", "scenes": 14, "expressions": 2, "side": 32}],
+        "validation": [{"name": "refshapes", "split": "validation", "scenes": 4, "expressions": 2, "side": 32}],
+        "group": 2,
+        "workers": 0,
+    },
+    "optimization": {
+        "max_steps": 6,
+        "batch_size": 8,
+        "learning_rate": 1e-3,
+        "text_learning_rate": 5e-4,
+        "warmup_steps": 2,
+        "max_grad_norm": 1.0,
+        "ema_decay": 0.9,
+    },
+    "output": {"log_steps": 1, "evaluation_steps": 3, "pictures": 2},
+}
+
+
+def write_config(folder: Path, **overrides) -> Path:
+    """A small run in a folder; overrides such as optimization__max_steps=3."""
+    values = json.loads(json.dumps(SMALL))
+    values["output"]["folder"] = str(folder / "run")
+    for name, value in overrides.items():
+        section, _, field = name.partition("__")
+        values[section] = {**values[section], field: value} if field else value
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def small_run(folder: Path, *, resume: bool = False, **overrides) -> TrainingRun:
+    folder.mkdir(parents=True, exist_ok=True)
+    return TrainingRun(load_config(write_config(folder, **overrides)), resume=resume)
+
+
+def log_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
+
+
+def losses_of(folder: Path) -> list[float]:
+    return [entry["loss"] for entry in log_of(folder) if "loss" in entry]
+
+
+def weights(run: TrainingRun) -> dict[str, torch.Tensor]:
+    return run.accelerator.unwrap_model(run.network).state_dict()
+
+
+# ---- configuration
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_shipped_configurations_can_be_read(name, tmp_path):
+    config = load_config(name)
+    config.save(tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml") == config
+
+
+def test_defaults_are_the_authors_recipe():
+    options = OptimizationOptions()
+    assert (options.learning_rate, options.weight_decay, options.batch_size, options.epochs) == (3e-5, 0.01, 12, 40)
+    model = CrossVLTModel(tiny_config())
+    schedule = build_schedule(build_optimizer(model, options), options, steps=100)
+    rates = []
+    for _ in range(100):
+        rates.append(schedule.get_last_lr()[0])
+        schedule.optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([3e-5 * (1 - step / 100) ** 0.9 for step in range(100)])
+
+
+def test_overrides_and_numbers_as_yaml_reads_them(tmp_path):
+    path = write_config(tmp_path)
+    config = load_config(path, ["optimization.learning_rate=3e-5", "seed=7", "data.masked_words=1"])
+    assert (config.optimization.learning_rate, config.seed, config.data.masked_words) == (3e-5, 7, 1.0)
+    assert load_config(path, ["optimization.max_grad_norm=null"]).optimization.max_grad_norm is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimization.learning_rat=1", "There is no setting `optimization.learning_rat`; there are epochs"),
+        ("sed=1", "There is no setting `sed`; there are model, data"),
+        ("optimization.batch_size=many", "`optimization.batch_size` is 'many'; give int"),
+        ("optimization.batch_size=0", "`optimization.batch_size` is 0; give a number above 0"),
+        ("optimization.mixed_precision=int8", "`optimization.mixed_precision` is 'int8'"),
+        ("optimization.ema_decay=2", "`optimization.ema_decay` is 2.0"),
+        ("optimization=3", "`optimization.` is 3; give a table"),
+        ("seed.more=3", "There is no setting `seed.more`"),
+        ("data.train=[]", "`data.train` is empty"),
+        ("seed", "has no value; write name=value"),
+        ("seed=[", "cannot be read as YAML"),
+        ("output.keep=0", "`output.keep` is 0; give 1 or more"),
+    ],
+)
+def test_bad_settings_are_named(tmp_path, override, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_config(write_config(tmp_path, seed=1), [override])
+
+
+def test_command_line_tells_errors_in_one_line(tmp_path, capsys):
+    assert main(["no-such-config"]) == 2
+    assert "There is no configuration no-such-config" in capsys.readouterr().err
+    assert main([str(write_config(tmp_path)), "optimization.batch_size=1000"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "28 references to train on" in error
+
+
+# ---- the parts
+
+
+def test_parameter_groups_are_complete_and_spare_the_norms():
+    model = CrossVLTModel(tiny_config())
+    model.text_model.embeddings.word_embeddings.weight.requires_grad_(False)
+    groups = parameter_groups(model, OptimizationOptions(learning_rate=1e-3, text_learning_rate=5e-4))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    place = {names[id(p)]: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(place) == len(names) - 1
+    assert place["vision_model.stages.0.blocks.0.attention.relative_position_bias_table"] == (1e-3, 0.0)
+    assert place["stages.0.alignment.temperature"] == (1e-3, 0.0)
+    assert place["stages.0.norm.weight"] == (1e-3, 0.0)
+    assert place["decoder.blocks.0.norm1.bias"] == (1e-3, 0.0)
+    assert place["decoder.classifier.weight"] == (1e-3, 0.01)
+    assert place["text_model.embeddings.position_embeddings.weight"] == (1e-3, 0.01)
+    undecayed = {name for name, (_, decay) in place.items() if decay == 0}
+    assert all("norm" in name or name.endswith(("bias_table", "temperature")) for name in undecayed)
+    slower = {name for name, (rate, _) in place.items() if rate == 5e-4}
+    assert slower == {name for name in place if name.startswith("text_model.stages.")}
+
+
+def test_losses_of_parts_add_up_to_that_of_the_whole():
+    model = CrossVLTModel(tiny_config(dice_loss_weight=0.5)).train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    batch = fake_batch(model.config, batch=6)
+    batch["labels"][0, :10] = 255
+    batch["labels"][3:] *= 0
+    batch["labels"][3:, :4, :4] = 1
+    whole = model(**batch).loss
+    parts = [{name: value[rows] for name, value in batch.items()} for rows in (slice(0, 2), slice(2, 6))]
+    counts = [loss_counts(part["labels"]) for part in parts]
+    total = torch.stack(counts).sum(0)
+    losses = [normalised_loss(model, model(**part), own, total) for part, own in zip(parts, counts, strict=True)]
+    assert sum(losses).item() == pytest.approx(whole.item(), rel=1e-6)
+    mean_of_means = np.mean([model(**part).loss.item() for part in parts])
+    assert abs(mean_of_means - whole.item()) > 1e-3  # which is why
+
+
+def test_average_follows_weights_and_statistics():
+    model = CrossVLTModel(tiny_config())
+    average = build_average(model, 0.75)
+    average.update_parameters(model)
+    before = model.decoder.classifier.bias.detach().clone()
+    with torch.no_grad():
+        model.decoder.classifier.bias += 1.0
+        model.decoder.blocks[0].norm1.running_mean += 4.0
+    average.update_parameters(model)
+    assert torch.allclose(average.module.decoder.classifier.bias, before + 0.25)
+    assert torch.allclose(average.module.decoder.blocks[0].norm1.running_mean, torch.ones(16))
+    assert build_average(model, None) is None
+
+
+def test_checkpoints_are_there_whole_or_not_at_all(tmp_path):
+    def fail(folder: Path) -> None:
+        (folder / "half").write_text("")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(tmp_path / "step-1", fail)
+    assert list_checkpoints(tmp_path) == []
+    for step in (2, 10, 9):
+        write_whole(tmp_path / f"step-{step}", lambda folder: (folder / "a").write_text("new"))
+    write_whole(tmp_path / "step-2", lambda folder: (folder / "b").write_text("newer"))
+    assert [entry.name for entry in (tmp_path / "step-2").iterdir()] == ["b"]
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-2", "step-9", "step-10"]
+    prune(tmp_path, 2)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-9", "step-10"]
+
+
+# ---- whole runs
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """An uninterrupted run, its folder and final weights."""
+    folder = tmp_path_factory.mktemp("finished")
+    run = small_run(folder)
+    metrics = run.run()
+    return folder, weights(run), metrics
+
+
+def test_a_run_leaves_what_is_needed(finished):
+    folder, _, metrics = finished
+    run = folder / "run"
+    assert {path.name for path in run.iterdir()} == {
+        "best",
+        "last",
+        "checkpoints",
+        "config.yaml",
+        "log.jsonl",
+        "pictures",
+    }
+    assert [path.name for path in list_checkpoints(run / "checkpoints")] == ["step-3", "step-6"]
+    assert {path.name for path in (run / "pictures").iterdir()} == {"step-3.png", "step-6.png"}
+    model, processor = AutoModel.from_pretrained(run / "best"), AutoProcessor.from_pretrained(run / "best")
+    assert model(**processor(torch.zeros(3, 40, 40), "the red circle", return_tensors="pt")).logits.shape == (
+        1,
+        2,
+        32,
+        32,
+    )
+    assert metrics["samples"] == 8
+    entries = log_of(folder)
+    assert [entry["step"] for entry in entries if "loss" in entry] == [1, 2, 3, 4, 5, 6]
+    evaluated = [entry for entry in entries if "validation/mean_iou" in entry]
+    assert [entry["step"] for entry in evaluated] == [3, 6]
+    assert {"validation/right_object_rate", "validation/distractor_iou", "validation/families"} <= evaluated[0].keys()
+
+
+def test_last_weights_are_the_average(finished):
+    folder, final, _ = finished
+    saved = AutoModel.from_pretrained(folder / "run" / "last").state_dict()
+    assert any(not torch.equal(saved[name], final[name]) for name in final)
+
+
+def test_going_on_after_an_interruption_is_bit_exact(finished, tmp_path, monkeypatch):
+    """Interrupted in step 5, in the middle of an epoch, with dropout, stochastic depth and averaging on."""
+    folder, expected, _ = finished
+    first, step = small_run(tmp_path), TrainingRun._step
+
+    def interrupted(run, batches):
+        if run.progress.step == 4:
+            raise KeyboardInterrupt
+        return step(run, batches)
+
+    monkeypatch.setattr(TrainingRun, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    monkeypatch.undo()
+    assert main([str(tmp_path / "config.yaml")]) == 2  # not by accident
+    torch.manual_seed(12345)
+    second = small_run(tmp_path, resume=True)
+    assert second.progress.step == 3
+    second.run()
+    found = weights(second)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    averages = [AutoModel.from_pretrained(place / "run" / "last").state_dict() for place in (folder, tmp_path)]
+    assert all(torch.equal(averages[0][name], averages[1][name]) for name in averages[0])
+    assert losses_of(tmp_path)[-3:] == losses_of(folder)[-3:]
+
+
+def test_a_killed_process_loses_no_checkpoint(finished, tmp_path):
+    """SIGKILL while it runs; then the same command with --resume ends as if nothing had happened."""
+    folder, _, _ = finished
+    command = [sys.executable, "-m", "crossvlt_hf.training", str(write_config(tmp_path))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list_checkpoints(tmp_path / "run" / "checkpoints") and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert main([*command[3:], "--resume"]) == 0
+    assert losses_of(tmp_path)[-1] == losses_of(folder)[-1]
+
+
+def test_accumulation_equals_one_large_batch(tmp_path):
+    plain = {
+        **SMALL["model"]["config"],
+        "vision_config": {**VISION, "drop_path_rate": 0.0},
+        "text_config": {**TEXT, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    }
+    losses = []
+    for accumulation in (1, 4):
+        options = {**SMALL["optimization"], "accumulation": accumulation, "freeze_batch_norm": True, "max_steps": 5}
+        folder = tmp_path / str(accumulation)
+        run = small_run(folder, model={**SMALL["model"], "config": plain}, optimization=options, data__validation=[])
+        run.run()
+        losses.append(losses_of(folder))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_two_processes_follow_one(tmp_path):
+    """The same global batch on one process and on two real ones: the loss curve within 1e-4 over 20 steps.
+
+    Dropout is off, and BatchNorm uses its running statistics in both, since processes without GPUs cannot share
+    theirs.
+    """
+    plain = {
+        **SMALL["model"]["config"],
+        "vision_config": {**VISION, "drop_path_rate": 0.0},
+        "text_config": {**TEXT, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    }
+    settings = {**SMALL["optimization"], "freeze_batch_norm": True, "max_steps": 20, "ema_decay": None}
+    curves = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        path = write_config(folder, model={**SMALL["model"], "config": plain}, optimization=settings)
+        if processes == 1:
+            assert main([str(path)]) == 0
+        else:
+            options = ["--cpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"]
+            options += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+            launch = [sys.executable, "-m", "accelerate.commands.launch", *options]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            subprocess.run(
+                [*launch, "-m", "crossvlt_hf.training", str(path)], check=True, env=environment, timeout=240
+            )
+        curves.append(losses_of(folder))
+    assert len(curves[0]) == len(curves[1]) == 20
+    assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+    evaluations = [[e for e in log_of(tmp_path / name) if "validation/samples" in e] for name in ("1", "2")]
+    assert [e["validation/samples"] for e in evaluations[1]] == [8] * 7
+    assert evaluations[1][0]["validation/mean_iou"] == pytest.approx(
+        evaluations[0][0]["validation/mean_iou"], abs=1e-3
+    )
+
+
+def test_frozen_parts_stay(tmp_path):
+    run = small_run(
+        tmp_path, model={**SMALL["model"], "freeze": ["text_model.embeddings", "vision_model"]}, data__validation=[]
+    )
+    before = {name: value.clone() for name, value in weights(run).items()}
+    run.run()
+    changed = {name for name, value in weights(run).items() if not torch.equal(value, before[name])}
+    assert not any(name.startswith(("text_model.embeddings", "vision_model")) for name in changed)
+    assert any(name.startswith("decoder") for name in changed)
+    with pytest.raises(ValueError, match=r"`model\.freeze` names 'nothing'"):
+        small_run(tmp_path / "other", model={**SMALL["model"], "freeze": ["nothing"]})
+
+
+def test_a_checkpoint_goes_on_at_another_size(finished, tmp_path):
+    folder, _, _ = finished
+    run = small_run(
+        tmp_path,
+        model={"checkpoint": str(folder / "run" / "last"), "image_size": 64, "gradient_checkpointing": True},
+        optimization__max_steps=3,
+    )
+    assert run.processor.image_processor.size["height"] == 64
+    assert run.model.is_activation_checkpointing
+    run.run()
+    assert len(losses_of(tmp_path)) == 3
+
+
+def test_batches_that_cannot_be_divided(tmp_path):
+    with pytest.raises(ValueError, match=r"`optimization\.batch_size` 8 cannot be divided among 3"):
+        small_run(tmp_path, optimization__accumulation=3)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    run = small_run(tmp_path, data__validation=[])
+    with torch.no_grad():
+        run.model.decoder.classifier.weight.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match=r"The loss is nan at step 1; lower"):
+        run.run()
+    assert list_checkpoints(tmp_path / "run" / "checkpoints") == []
