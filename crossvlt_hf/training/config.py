@@ -41,6 +41,7 @@ class DataOptions:
     """What is learnt from. A data set is a dict of the arguments of `load_data`: name, split, root, ...
 
     Args:
+        root: of the data sets that name none.
         train: data sets, all of whose references an epoch takes.
         validation: data sets, on which together the best checkpoint is chosen.
         exclude: data sets whose images are left out of training (test splits of a mix).
@@ -50,6 +51,7 @@ class DataOptions:
         workers: processes that prepare data, for each process of training.
     """
 
+    root: str | None = None
     train: list[dict[str, Any]] = field(default_factory=list)
     validation: list[dict[str, Any]] = field(default_factory=list)
     exclude: list[dict[str, Any]] = field(default_factory=list)

@@ -1,9 +1,8 @@
 """Predictions as pictures, to be looked at during training."""
 
-from pathlib import Path
-
 import numpy as np
 from datasets import Dataset
+from PIL import Image
 
 from ..data.pairs import EvaluationPairs
 from ..modeling_crossvlt import CrossVLTModel
@@ -15,10 +14,8 @@ from ..visualization import arrange, overlay
 SIDE, COLUMNS = 256, 4
 
 
-def draw_predictions(
-    model: CrossVLTModel, processor: CrossVLTProcessor, dataset: Dataset, count: int, path: Path
-) -> None:
-    """Write a PNG with the masks of pairs spread over a data set."""
+def draw_predictions(model: CrossVLTModel, processor: CrossVLTProcessor, dataset: Dataset, count: int) -> Image.Image:
+    """The masks found for some pairs spread over a data set."""
     pairs = EvaluationPairs(dataset)
     indices = np.linspace(0, len(pairs) - 1, min(count, len(pairs))).astype(int).tolist()
     was_training = model.training
@@ -32,5 +29,4 @@ def draw_predictions(
             overlay(pair["image"].resize(size), [result["mask"].resize(size)], [pair["expression"]], [result["score"]])
         )
     model.train(was_training)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    arrange(tiles, COLUMNS).save(path)
+    return arrange(tiles, COLUMNS)

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, send_to_device, set_seed, tqdm
@@ -115,7 +116,7 @@ class TrainingRun:
                 f"There are {len(self.pairs)} references to train on, less than `optimization.batch_size`."
             )
         self.steps = options.max_steps or options.epochs * self.steps_per_epoch
-        self.validation = load_datasets(data.validation)
+        self.validation = load_datasets(data.validation, data.root)
 
     def _build_optimization(self) -> None:
         options = self.config.optimization
@@ -268,7 +269,12 @@ class TrainingRun:
             self._save_weights(self.folder / "best")
         if self.config.output.pictures and self.accelerator.is_main_process:
             path = self.folder / "pictures" / f"step-{self.progress.step}.png"
-            draw_predictions(model, self.processor, self.validation[0], self.config.output.pictures, path)
+            picture = draw_predictions(model, self.processor, self.validation[0], self.config.output.pictures)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(path)
+            for tracker in self.accelerator.trackers:
+                if hasattr(tracker, "log_images"):
+                    tracker.log_images({"predictions": np.asarray(picture)[None]}, step=self.progress.step)
         self.accelerator.wait_for_everyone()
         self._train_mode()
         return metrics

@@ -72,8 +72,8 @@ def _new_model(options: ModelOptions) -> tuple[CrossVLTModel, CrossVLTProcessor]
     return model, processor
 
 
-def load_datasets(entries: Sequence[dict[str, Any]]) -> list[Dataset]:
-    """The data sets that some dicts of arguments of `load_data` describe.
+def load_datasets(entries: Sequence[dict[str, Any]], root: str | None = None) -> list[Dataset]:
+    """The data sets that some dicts of arguments of `load_data` describe, in `root` where they name no other.
 
     Raises:
         ValueError: if one has no name or split, or takes no such argument.
@@ -83,7 +83,7 @@ def load_datasets(entries: Sequence[dict[str, Any]]) -> list[Dataset]:
         if not {"name", "split"} <= entry.keys():
             raise ValueError(f"The data set {entry} lacks `name` or `split`; give both.")
         try:
-            datasets.append(load_data(**entry))
+            datasets.append(load_data(**({"root": root} | entry)))
         except TypeError as error:
             raise ValueError(f"The data set {entry} has a setting that it does not take: {error}") from error
     return datasets
@@ -91,5 +91,5 @@ def load_datasets(entries: Sequence[dict[str, Any]]) -> list[Dataset]:
 
 def load_training_data(options: DataOptions) -> list[Dataset]:
     """The data sets to train on, without the images of those held out."""
-    held_out = load_datasets(options.exclude)
-    return [exclude_images(dataset, *held_out) if held_out else dataset for dataset in load_datasets(options.train)]
+    held_out, datasets = (load_datasets(entries, options.root) for entries in (options.exclude, options.train))
+    return [exclude_images(dataset, *held_out) if held_out else dataset for dataset in datasets]
