@@ -1,0 +1,115 @@
+"""What the readers share: JSON files, names of splits, folders and files of images."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+
+COCO_FOLDERS = ("images/mscoco/images/train2014", "images/train2014", "train2014")
+
+_ALIASES = {"validation": "val", "val": "validation"}
+
+
+def check_split(split: str, splits: Sequence[str], dataset: str) -> str:
+    """The split as the data call it; "val" and "validation" are the same.
+
+    Raises:
+        ValueError: if there is no such split.
+    """
+    name = split if split in splits else _ALIASES.get(split, split)
+    if name not in splits:
+        raise ValueError(f"unknown split {split!r} of {dataset}; it has {', '.join(splits)}")
+    return name
+
+
+def read_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        OSError: if there is no such file.
+        ValueError: if it is damaged.
+    """
+    try:
+        return json.loads(path.read_bytes(), object_hook=object_hook)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"There is no file {path}; get the annotations, or give another `root`.") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not a whole JSON file: {error}") from error
+
+
+def field(row: Any, name: str, source: str) -> Any:
+    """An entry of a row that must have it.
+
+    Raises:
+        ValueError: if it has not.
+    """
+    if not isinstance(row, dict) or name not in row:
+        raise ValueError(f"{source} has no `{name}`.")
+    return row[name]
+
+
+def entries(table: Any, name: str, source: str) -> list[Any]:
+    """The same for a list."""
+    found = field(table, name, source)
+    if not isinstance(found, list):
+        raise ValueError(f"{source} has {str(found)[:40]!r} as `{name}`, not a list.")
+    return found
+
+
+def image_size(image: Any, source: str) -> tuple[int, int]:
+    """(height, width) as the entry of an image says.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    height, width = field(image, "height", source), field(image, "width", source)
+    if not all(isinstance(side, int) and side > 0 for side in (height, width)):
+        raise ValueError(f"{source} has the height {height!r} and the width {width!r}; these are no pixels.")
+    return height, width
+
+
+def find_folder(root: Path, names: Sequence[str], given: str | Path | None) -> Path:
+    """The folder of images: the given one, or the first of the names below root that is there.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    tried = [Path(given)] if given is not None else [root / name for name in names]
+    for folder in tried:
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(
+        f"There is no folder of images; tried {', '.join(map(str, tried))}. Give its path as `images`."
+    )
+
+
+def require_files(needed: Iterable[tuple[str, str]], kind: str, mend: str) -> None:
+    """Check that files are there, with one look into each folder.
+
+    Args:
+        needed: path and what needs it.
+        kind: of file, for the message.
+        mend: what to do, for the message.
+
+    Raises:
+        FileNotFoundError: names the first that is missing, what needs it, and how many are missing.
+    """
+    listings: dict[str, set[str]] = {}
+    missing: dict[str, str] = {}
+    present: set[str] = set()
+    for path, source in needed:
+        folder, name = os.path.split(path)
+        if folder not in listings:
+            listings[folder] = set(os.listdir(folder or ".")) if os.path.isdir(folder or ".") else set()
+        if name in listings[folder]:
+            present.add(path)
+        else:
+            missing.setdefault(path, source)
+    if missing:
+        path, source = next(iter(missing.items()))
+        raise FileNotFoundError(
+            f"There is no {kind} file {path}, which {source} needs; {len(missing)} of "
+            f"{len(missing) + len(present)} {kind} files are missing. {mend}"
+        )

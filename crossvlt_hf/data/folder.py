@@ -1,0 +1,396 @@
+"""One's own data: a folder with a metadata.jsonl, or a data set with columns of images, expressions and masks.
+
+A line of metadata.jsonl is a reference, an object with these keys; paths are relative to the file:
+
+image (or file_name)      path of the image
+expression                the text; or `expressions`, several that mean the same
+mask                      path of a PNG: 0 and 1, 0 and 255 (the object), or 0, 1 and 255 (ignored)
+polygons                  instead: a list of polygons [x1, y1, ...] or [[x1, y1], ...], in pixels
+segmentation              instead: polygons or run lengths as in COCO
+no_target (has_target)    true (false) where nothing is meant; the mask may then be left out
+split                     "train" where it is left out
+family                    kind of expression
+image_id                  the same for all references to one image; its path below the folder where it is left out
+ref_id                    the number of the line where it is left out
+dataset                   the name of the folder where it is left out
+
+A split may also have a folder of its own, <folder>/<split>/metadata.jsonl. Images are turned upright as their EXIF
+data say; masks and polygons are those of the upright image.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from functools import cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from PIL import ExifTags, Image
+
+from .files import check_split, require_files
+from .masks import Merge, pack, pack_file, to_run_lengths
+from .records import Record, RecordDecoder, build_dataset, clean_expressions
+
+
+METADATA = "metadata.jsonl"
+_MASK_KEYS = ("mask", "polygons", "segmentation")
+
+
+def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, line
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not in UTF-8 ({error}); save it so.") from error
+
+
+def read_metadata(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The lines of a metadata.jsonl with their numbers, from 1; empty ones are left out.
+
+    Raises:
+        ValueError: if a line is not an object in JSON.
+    """
+    for number, line in _read_lines(path):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number} holds {str(row)[:40]!r}; give an object, {{...}}.")
+        yield number, row
+
+
+@cache
+def upright_size(path: str) -> tuple[int, int]:
+    """(height, width) of an image when it is turned as its EXIF data say; only its header is read.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            # Pillow's own reader for PNG would decode the picture first
+            turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            return image.size if turned else (image.height, image.width)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise OSError(f"{path} cannot be read as an image: {error}") from error
+
+
+def _text(row: dict[str, Any], name: str, default: str, source: str) -> str:
+    """An entry that is a name: text or a number."""
+    value = row.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, str | int):
+        raise ValueError(f"{source} has {str(value)[:40]!r} as `{name}`; give text or a number.")
+    return str(value)
+
+
+def _path(row: dict[str, Any], name: str, folder: Path, source: str) -> str:
+    path = row.get(name)
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise ValueError(f"{source} has {path!r} as `{name}`; give a path.")
+    return str(folder / path)
+
+
+def _expressions(row: dict[str, Any], source: str) -> list[str]:
+    if ("expression" in row) == ("expressions" in row):
+        raise ValueError(f"{source} has both or neither of `expression` and `expressions`; give one.")
+    if "expression" in row:
+        return clean_expressions([row["expression"]], source)
+    if not isinstance(row["expressions"], list):
+        raise ValueError(f"{source} has {str(row['expressions'])[:40]!r} as `expressions`; give a list of texts.")
+    return clean_expressions(row["expressions"], source)
+
+
+def _has_target(row: dict[str, Any], source: str) -> bool:
+    has_target, no_target = row.get("has_target"), row.get("no_target")
+    if not all(flag is None or isinstance(flag, bool) for flag in (has_target, no_target)):
+        raise ValueError(
+            f"{source} has `has_target` {has_target!r} and `no_target` {no_target!r}; give true or false."
+        )
+    if has_target is not None and has_target == no_target:
+        raise ValueError(f"{source} contradicts itself: `has_target` and `no_target` are both {has_target}.")
+    return not no_target if has_target is None else has_target
+
+
+def _flat(polygon: Any) -> Any:
+    """A polygon of [x, y] points as [x1, y1, ...]; anything else as it is."""
+    if isinstance(polygon, list) and polygon and all(isinstance(point, list) and len(point) == 2 for point in polygon):
+        return [x for point in polygon for x in point]
+    return polygon
+
+
+def _segmentation(row: dict[str, Any], name: str, size: tuple[int, int], source: str) -> Any:
+    """Polygons or run lengths, checked against the size of the image."""
+    segmentation = row[name]
+    if name == "polygons" and isinstance(segmentation, list):
+        segmentation = [_flat(polygon) for polygon in segmentation]
+    try:
+        to_run_lengths(segmentation, *size)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{source}, `{name}`: {error}") from error
+    if isinstance(segmentation, list) and all(
+        isinstance(polygon, list) and max(map(abs, polygon)) <= 1 < min(size) for polygon in segmentation
+    ):
+        raise ValueError(
+            f"{source} has `{name}` between 0 and 1; give pixels, x times {size[1]} and y times {size[0]}."
+        )
+    return segmentation
+
+
+def _mask(row: dict[str, Any], image: str, folder: Path, has_target: bool, source: str) -> str:
+    """The packed mask of a row."""
+    given = [name for name in _MASK_KEYS if row.get(name) is not None and row[name] != []]
+    if len(given) > 1:
+        raise ValueError(f"{source} has `{given[0]}` and `{given[1]}`; give one.")
+    if not given and has_target:
+        raise ValueError(f"{source} has none of `mask`, `polygons`, `segmentation`; give one, or `no_target`: true.")
+    if not given:
+        return pack([], *upright_size(image))
+    if given == ["mask"]:
+        return pack_file(_path(row, "mask", folder, source))
+    if not has_target:
+        raise ValueError(f"{source} has `{given[0]}`, but says that nothing is meant; leave one of them out.")
+    size = upright_size(image)
+    return pack([_segmentation(row, given[0], size, source)], *size)
+
+
+def _files(folder: Path, split: str | None) -> dict[Path, str | None]:
+    """The metadata files that can hold rows of a split, with the split that a file is of as a whole."""
+    parts = {path: path.parent.name for path in sorted(folder.glob(f"*/{METADATA}"))}
+    whole = folder / METADATA
+    if whole.is_file() and parts:
+        raise ValueError(f"{folder} has a {METADATA} and others in {', '.join(parts.values())}; leave one kind.")
+    if whole.is_file():
+        return {whole: None}
+    if not parts:
+        raise FileNotFoundError(f"There is no {METADATA} in {folder}; write one, a line for each reference.")
+    wanted = None if split is None else check_split(split, tuple(parts.values()), str(folder))
+    return {path: name for path, name in parts.items() if wanted in (None, name)}
+
+
+def _split_rows(folder: Path, split: str | None) -> Iterator[tuple[Path, int, dict[str, Any], str]]:
+    """The rows of a split, or all, with file, line and split."""
+    rows = []
+    for path, part in _files(folder, split).items():
+        for number, row in read_metadata(path):
+            named = _text(row, "split", part or "train", f"{path}, line {number}")
+            if part not in (None, named):
+                raise ValueError(f"{path}, line {number} has the split {named!r} in the folder of {part!r}.")
+            rows.append((path, number, row, named))
+    if not rows:
+        raise ValueError(f"{folder} has no rows in its {METADATA}.")
+    wanted = None if split is None else check_split(split, tuple(sorted({row[-1] for row in rows})), str(folder))
+    return (row for row in rows if wanted in (None, row[-1]))
+
+
+def _record(path: Path, number: int, row: dict[str, Any], split: str, image: str, folder: Path) -> Record:
+    source = f"{path}, line {number}"
+    has_target = _has_target(row, source)
+    return Record(
+        image=image,
+        image_id=_text(row, "image_id", os.path.relpath(image, folder), source),
+        ref_id=_text(row, "ref_id", str(number), source),
+        expressions=_expressions(row, source),
+        mask=_mask(row, image, path.parent, has_target, source),
+        split=split,
+        dataset=_text(row, "dataset", folder.resolve().name, source),
+        source=source,
+        has_target=has_target,
+        family=_text(row, "family", "", source),
+    )
+
+
+def load_folder(folder: str | Path, split: str | None = None, *, merge: Merge = "union") -> Dataset:
+    """One's own data from a folder with metadata.jsonl: see the module.
+
+    A row without `split` is of "train", so that nothing is by mistake both learnt from and tested on.
+
+    Args:
+        folder: path of the folder.
+        split: name of a split; None for all rows.
+        merge: how the parts of an object join: see `decode_segmentation`.
+
+    Returns:
+        A row for each reference: see `records`.
+
+    Raises:
+        OSError: if the folder, an image or a mask is missing.
+        ValueError: if there is no such split, or a row is broken; names file and line.
+    """
+    folder, decoder = Path(folder), RecordDecoder(merge=merge, upright=True)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder}.")
+    upright_size.cache_clear()  # files may have changed since the last time
+    rows = []
+    for path, number, row, named in _split_rows(folder, split):
+        key = "image" if "image" in row else "file_name"
+        rows.append((path, number, row, named, _path(row, key, path.parent, f"{path}, line {number}")))
+    # before the records, as these look into the images
+    mend = f"Paths are relative to the {METADATA}."
+    require_files(((image, f"{path}, line {number}") for path, number, _, _, image in rows), "image", mend)
+    records = [_record(*row, folder) for row in rows]
+    masks = ((json.loads(record.mask).get("file"), record.source) for record in records)
+    require_files(((mask, source) for mask, source in masks if mask is not None), "mask", mend)
+    return build_dataset(records, decoder)
+
+
+def _stored_mask(mask: Any, image: Image.Image, source: str) -> Image.Image:
+    """A mask as a PNG holds it: 255 on the object, or, where pixels are ignored, 1 on it and 255 on those."""
+    values = np.asarray(mask)
+    if values.shape != (image.height, image.width) or not set(np.unique(values).tolist()) <= {0, 1, 255}:
+        raise ValueError(
+            f"{source} has a mask of shape {values.shape} with values up to {values.max(initial=0)}; give "
+            f"({image.height}, {image.width}) of 0, 1 and 255."
+        )
+    if 255 in values and 1 not in values:
+        raise ValueError(f"{source} has a mask of ignored pixels only, which a PNG cannot tell from an object.")
+    return Image.fromarray(values.astype(np.uint8) * (1 if 255 in values else 255))
+
+
+class _FolderWriter:
+    """Writes rows into a folder, an image once for all of its references."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.images: dict[str, tuple[str, bytes]] = {}
+        for name in ("images", "masks"):
+            (folder / name).mkdir(parents=True)
+
+    def image(self, row: dict[str, Any], image_id: str, source: str) -> str:
+        """The path of the image, written when it is new."""
+        image = row["image"].convert("RGB")
+        digest = blake2b(image.tobytes() + repr(image.size).encode(), digest_size=16).digest()
+        if image_id not in self.images:
+            path = f"images/{len(self.images):08d}.png"
+            image.save(self.folder / path)
+            self.images[image_id] = path, digest
+        path, known = self.images[image_id]
+        if known != digest:
+            raise ValueError(f"{source} has the image_id {image_id!r} of another image; give every image its own.")
+        return path
+
+    def line(self, number: int, row: dict[str, Any]) -> dict[str, Any]:
+        """What metadata.jsonl says of a row, whose files are written."""
+        source = f"Row {number}"
+        if missing := [name for name in ("image", "expressions", "mask") if row.get(name) is None]:
+            raise ValueError(f"{source} has no `{missing[0]}`; give decoded rows as `load_data` does.")
+        image_id = str(row.get("image_id") if row.get("image_id") is not None else f"row {number}")
+        mask = f"masks/{number:08d}.png"
+        _stored_mask(row["mask"], row["image"], source).save(self.folder / mask)
+        kept = {name: row[name] for name in ("family", "split", "dataset") if row.get(name)}
+        return {
+            "image": self.image(row, image_id, source),
+            "expressions": clean_expressions(row["expressions"], source),
+            "mask": mask,
+            "image_id": image_id,
+            "ref_id": str(row.get("ref_id", number)),
+            "has_target": bool(row.get("has_target", True)),
+            **kept,
+        }
+
+
+def write_folder(rows: Iterable[dict[str, Any]], folder: str | Path) -> Path:
+    """Write decoded rows as a folder that `load_folder` reads; it appears when it is whole.
+
+    Args:
+        rows: such as a data set of `load_data` gives: `image` (PIL), `expressions`, `mask` (height, width) uint8, and,
+            where known, `image_id`, `ref_id`, `family`, `has_target`, `split`, `dataset`.
+        folder: a new or empty folder.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: if the folder is not empty.
+        ValueError: if there are no rows, or one is broken; names its number.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is not an empty folder; give a new one.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        writer, number = _FolderWriter(Path(temporary) / "whole"), 0
+        with (writer.folder / METADATA).open("w", encoding="utf-8") as file:
+            for number, row in enumerate(rows, start=1):
+                file.write(json.dumps(writer.line(number, row), ensure_ascii=False) + "\n")
+        if not number:
+            raise ValueError("There are no rows to write.")
+        writer.folder.replace(folder)
+    return folder
+
+
+def from_dataset(
+    dataset: Dataset,
+    *,
+    image: str = "image",
+    expression: str = "expression",
+    mask: str = "mask",
+    split: str = "train",
+    image_id: str | None = None,
+    ref_id: str | None = None,
+    family: str | None = None,
+    has_target: str | None = None,
+    name: str = "dataset",
+    merge: Merge = "union",
+) -> Dataset:
+    """A data set with any columns as one of references; images and masks are decoded when a row is read.
+
+    Args:
+        dataset: the rows.
+        image: column of images.
+        expression: column of texts, or of lists of texts.
+        mask: column of images, (height, width) arrays, polygons, or run lengths: see `decode_mask`.
+        split: what the rows' `split` shall be.
+        image_id: column of ids, the same for one image; without it every row has an image of its own.
+        ref_id: column of ids; without it, the number of the row.
+        family: column of kinds of expression.
+        has_target: column of bool, false where nothing is meant.
+        name: what the rows' `dataset` shall be.
+        merge: how the parts of an object join: see `decode_segmentation`.
+
+    Returns:
+        See `records`. The mask of an image that EXIF data turn is that of the upright image.
+
+    Raises:
+        ValueError: if there is no such column, or an expression is empty; names the row.
+    """
+    light = {
+        "expression": expression,
+        "image_id": image_id,
+        "ref_id": ref_id,
+        "family": family,
+        "has_target": has_target,
+    }
+    columns = {key: column for key, column in light.items() if column is not None}
+    if missing := [column for column in (image, mask, *columns.values()) if column not in dataset.column_names]:
+        raise ValueError(f"The data set has no column {missing[0]!r}; it has {', '.join(dataset.column_names)}.")
+    plain = dataset.with_format(None)
+
+    def record(number: int, row: dict[str, Any]) -> Record:
+        source = f"{name}, row {number}"
+        values = {key: row[column] for key, column in columns.items()}
+        expressions = values["expression"]
+        return Record(
+            image=number,
+            image_id=values.get("image_id", number),
+            ref_id=values.get("ref_id", number),
+            expressions=clean_expressions(expressions if isinstance(expressions, list) else [expressions], source),
+            mask=str(number),
+            split=split,
+            dataset=name,
+            source=source,
+            has_target=bool(values.get("has_target", True)),
+            family=str(values.get("family") or ""),
+        )
+
+    rows = plain.select_columns(sorted(set(columns.values())))
+    decoder = RecordDecoder(plain.select_columns([image, mask]), image, mask, merge, upright=True)
+    return build_dataset((record(number, row) for number, row in enumerate(rows)), decoder)

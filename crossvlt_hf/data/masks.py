@@ -1,0 +1,194 @@
+"""Masks as data sets store them: polygons and run lengths in COCO's form, decoded by pycocotools."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image, ImageDraw
+from pycocotools import mask as coco_mask
+
+from ..processing_crossvlt import to_label_map
+
+
+Merge = Literal["union", "reference"]
+MERGES: tuple[Merge, ...] = ("union", "reference")
+
+
+# The rasteriser works in 32 bits and trusts what it is given
+FARTHEST = 100_000
+
+
+def _check_polygon(polygon: Any) -> list[float]:
+    flat = isinstance(polygon, list | tuple) and all(isinstance(x, int | float) for x in polygon)
+    if not flat or len(polygon) < 6 or len(polygon) % 2:
+        raise ValueError(f"A polygon is {str(polygon)[:60]}; give x1, y1, x2, y2, ... of at least three points.")
+    if not all(math.isfinite(x) and abs(x) <= FARTHEST for x in polygon):
+        raise ValueError(f"The polygon {str(polygon)[:60]} lies far outside any image; give pixels.")
+    return [float(x) for x in polygon]
+
+
+def _run_lengths(counts: str | bytes) -> list[int]:
+    """Undo COCO's compression: five bits a character, the low ones first; differences from the fourth run on."""
+    runs: list[int] = []
+    value = shift = 0
+    for character in counts.encode() if isinstance(counts, str) else counts:
+        bits = character - 48
+        value |= (bits & 0x1F) << shift
+        shift += 5
+        if not bits & 0x20:
+            value -= (bits & 0x10) << (shift - 4)  # the sign
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return runs
+
+
+def _as_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
+    """Run lengths in the compressed form; `counts` may be a string, bytes, or a list of numbers (not compressed)."""
+    size, counts = list(rle.get("size") or ()), rle.get("counts")
+    if size != [height, width] or not isinstance(counts, str | bytes | list):
+        raise ValueError(
+            f"Run lengths have size {size} and counts {str(counts)[:40]!r}; the image is {height}x{width}."
+        )
+    runs = counts if isinstance(counts, list) else _run_lengths(counts)
+    if not all(isinstance(run, int) and run >= 0 for run in runs):
+        raise ValueError(f"Run lengths {str(counts)[:40]!r} are damaged: one is no number of pixels.")
+    if sum(runs) != height * width:  # what is not covered, pycocotools would leave to chance
+        raise ValueError(f"Run lengths add up to {sum(runs)}, but the image has {height * width} pixels.")
+    if isinstance(counts, list):
+        return dict(coco_mask.frPyObjects({"size": size, "counts": counts}, height, width))
+    return {"size": size, "counts": counts.encode() if isinstance(counts, str) else counts}
+
+
+def to_run_lengths(segmentation: Any, height: int, width: int) -> list[dict[str, Any]]:
+    """The parts of a segmentation in COCO's compressed form: see `decode_segmentation` for arguments and errors."""
+    parts = [segmentation] if isinstance(segmentation, dict) else segmentation
+    if not isinstance(parts, list | tuple) or not parts:
+        raise ValueError(f"A segmentation is {str(segmentation)[:60]!r}; give polygons or run lengths.")
+    if all(isinstance(part, dict) for part in parts):
+        return [_as_rle(part, height, width) for part in parts]
+    return list(coco_mask.frPyObjects([_check_polygon(part) for part in parts], height, width))
+
+
+def decode_segmentation(segmentation: Any, height: int, width: int, merge: Merge = "union") -> np.ndarray:
+    """The mask of one annotation.
+
+    Args:
+        segmentation: a list of polygons [x1, y1, x2, y2, ...] in pixels, run lengths {"size", "counts"}, or a list of
+            these.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        merge: "union" of the parts, or "reference": what two parts share is background, as in the authors' evaluation.
+
+    Returns:
+        (height, width) uint8 of 0 and 1.
+
+    Raises:
+        ValueError: if a polygon or the run lengths are broken.
+    """
+    layers = coco_mask.decode(to_run_lengths(segmentation, height, width))
+    return (layers.sum(axis=2) == 1 if merge == "reference" else layers.any(axis=2)).astype(np.uint8)
+
+
+def draw_outlines(outlines: Sequence[Sequence[Sequence[float]]], height: int, width: int) -> np.ndarray:
+    """The mask of polygons as Pillow draws them, as PhraseCut is evaluated: whole numbers, the border included.
+
+    Args:
+        outlines: of [x, y] points in pixels; those of one point are nothing.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+
+    Returns:
+        (height, width) uint8 of 0 and 1.
+    """
+    canvas = Image.new("L", (width, height))
+    for outline in outlines:
+        if len(outline) > 1:
+            ImageDraw.Draw(canvas).polygon([(int(x), int(y)) for x, y in outline], fill=1, outline=1)
+    return np.array(canvas)
+
+
+def _picture_to_mask(picture: Image.Image) -> np.ndarray:
+    return to_label_map(picture.convert("L") if picture.mode in ("1", "P") else picture)
+
+
+def read_mask(path: str | Path) -> np.ndarray:
+    """(height, width) uint8 of 0, 1 and (ignored) 255 from an image file: see `to_label_map`."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"There is no mask file {path}.") from error
+    except (OSError, SyntaxError) as error:
+        raise OSError(f"{path} cannot be read as a mask: {error}") from error
+    try:
+        return _picture_to_mask(image)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def decode_mask(mask: Any, height: int, width: int, merge: Merge = "union") -> np.ndarray:
+    """A mask in any form in which a column of a data set holds one.
+
+    Args:
+        mask: a PIL image; a (height, width) array or nested list; polygons or run lengths; or None, for nothing.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        merge: how parts join: see `decode_segmentation`.
+
+    Returns:
+        (height, width) uint8 of 0, 1 and (ignored) 255.
+
+    Raises:
+        ValueError: if it is of no such form.
+    """
+    if mask is None:
+        return np.zeros((height, width), dtype=np.uint8)
+    if isinstance(mask, Image.Image):
+        return _picture_to_mask(mask)
+    rows: Any = mask if isinstance(mask, list | np.ndarray) else ()
+    # polygons are lists of numbers too, but as many and as long as the image they are not
+    if len(rows) == height and all(isinstance(row, list | np.ndarray) and len(row) == width for row in rows):
+        return to_label_map(np.asarray(mask))
+    one_polygon = len(rows) > 0 and not isinstance(rows[0], list | dict)
+    return decode_segmentation([mask] if one_polygon else mask, height, width, merge)
+
+
+def encode_mask(mask: np.ndarray) -> dict[str, Any]:
+    """COCO's compressed run lengths of a (height, width) mask, `counts` a string, so that JSON takes it."""
+    rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": [int(x) for x in rle["size"]], "counts": rle["counts"].decode()}
+
+
+def pack(annotations: Sequence[Any], height: int, width: int) -> str:
+    """The segmentations of all annotations of a reference as the string that a record keeps."""
+    return json.dumps({"size": [height, width], "annotations": list(annotations)}, separators=(",", ":"))
+
+
+def pack_outlines(outlines: Sequence[Any], height: int, width: int) -> str:
+    """The same for polygons that `draw_outlines` draws."""
+    return json.dumps({"size": [height, width], "outlines": list(outlines)}, separators=(",", ":"))
+
+
+def pack_file(path: str | Path) -> str:
+    """The same for a mask in an image file."""
+    return json.dumps({"file": str(path)})
+
+
+def unpack(packed: str, merge: Merge = "union") -> np.ndarray:
+    """The mask that was packed: (height, width) uint8; all 0 without annotations.
+
+    Several annotations (several targets) are always united; `merge` concerns the parts of one.
+    """
+    description = json.loads(packed)
+    if "file" in description:
+        return read_mask(description["file"])
+    height, width = description["size"]
+    if "outlines" in description:
+        return draw_outlines(description["outlines"], height, width)
+    mask = np.zeros((height, width), dtype=np.uint8)
+    for segmentation in description["annotations"]:
+        mask |= decode_segmentation(segmentation, height, width, merge)
+    return mask

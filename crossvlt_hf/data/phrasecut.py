@@ -1,0 +1,92 @@
+"""PhraseCut: phrases about regions of the images of Visual Genome, often of several objects.
+
+```
+<root>/image_data_split3000.json
+<root>/refer_{train,val,test,miniv}.json
+<root>/images/<image_id>.jpg
+```
+"""
+
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from .files import check_split, entries, field, find_folder, image_size, read_json, require_files
+from .masks import pack_outlines
+from .records import Record, build_dataset, clean_expressions
+
+
+SPLITS = ("train", "val", "test", "miniv")
+
+
+def _outlines(task: Any, source: str) -> list[list[list[float]]]:
+    """The polygons of all instances of a task."""
+    outlines = []
+    for instance in entries(task, "Polygons", source):
+        for outline in instance if isinstance(instance, list) else [None]:
+            if not isinstance(outline, list) or not all(_is_point(point) for point in outline):
+                raise ValueError(f"{source} has the polygon {str(outline)[:60]!r}; it must be a list of [x, y].")
+            outlines.append(outline)
+    if not outlines:
+        raise ValueError(f"{source} has no polygon.")
+    return outlines
+
+
+def _is_point(point: Any) -> bool:
+    return isinstance(point, list) and len(point) == 2 and all(isinstance(x, int | float) for x in point)
+
+
+def _image_id(image: dict[str, Any], image_id: Any) -> str:
+    """The id that an image has in COCO, where it is from there; many are, also of the test splits of RefCOCO."""
+    return f"coco {image['coco_id']}" if image.get("coco_id") is not None else f"visual genome {image_id}"
+
+
+def load_phrasecut(split: str, *, root: str | Path, images: str | Path | None = None) -> Dataset:
+    """A split of PhraseCut, a row for each phrase.
+
+    The masks are drawn as the authors' evaluation draws them: see `draw_outlines`.
+
+    Args:
+        split: "train", "val", "test" or "miniv", 100 images of the validation that "val" does not have.
+        root: the folder that holds the annotations.
+        images: the folder of the images, if it is not `images` below the root.
+
+    Returns:
+        See `records`. `ref_id` is the task's; `image_id` is "coco 123" where the image comes from COCO, so that
+        `exclude_images` finds it, and otherwise "visual genome 123".
+
+    Raises:
+        OSError: if a file or images are missing.
+        ValueError: if there is no such split, or the file is broken; names file and task.
+    """
+    split = check_split(split, SPLITS, "phrasecut")
+    folder = find_folder(Path(root), ("images",), images)
+    table, path = Path(root) / "image_data_split3000.json", Path(root) / f"refer_{split}.json"
+    known = {field(image, "image_id", f"{table}, an image"): image for image in read_json(table)}
+
+    def record(row: int, task: Any) -> Record:
+        source = f"{path}, task {field(task, 'task_id', f'{path}, row {row}')}"
+        image_id = field(task, "image_id", source)
+        if image_id not in known:
+            raise ValueError(f"{source} has the image_id {image_id!r}, which {table} does not have.")
+        image = known[image_id]
+        return Record(
+            image=f"{folder}/{image_id}.jpg",
+            image_id=_image_id(image, image_id),
+            ref_id=task["task_id"],
+            expressions=clean_expressions([field(task, "phrase", source)], source),
+            mask=pack_outlines(_outlines(task, source), *image_size(image, f"{table}, image {image_id!r},")),
+            split=split,
+            dataset="phrasecut",
+            source=source,
+            ann_ids=tuple(entries(task, "ann_ids", source)),
+        )
+
+    records = [record(row, task) for row, task in enumerate(read_json(path))]
+    require_files(
+        ((str(record.image), record.source) for record in records),
+        "image",
+        f"Put them into {folder}, or give another folder as `images`.",
+    )
+    return build_dataset(records)

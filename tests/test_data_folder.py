@@ -1,0 +1,429 @@
+"""One's own data: folders with metadata.jsonl, read and written, and data sets with any columns."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+from datasets import Array2D, Dataset, Features, List, Value
+from datasets import Image as ImageFeature
+from fabricate import box, photo, write_refer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from crossvlt_hf import data
+from crossvlt_hf.data import exclude_images, from_dataset, load_data, load_folder, load_refer, write_folder
+from crossvlt_hf.data.folder import read_metadata
+from crossvlt_hf.data.masks import decode_segmentation, encode_mask
+
+
+HEIGHT, WIDTH = 24, 32
+
+
+def blob(seed: int = 0) -> np.ndarray:
+    return (np.random.default_rng(seed).random((HEIGHT, WIDTH)) > 0.5).astype(np.uint8)
+
+
+def write(folder, *rows, name="metadata.jsonl"):
+    """A folder with two images, a mask, and a metadata file of these rows."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for seed in (0, 1):
+        Image.fromarray(photo(seed=seed)).save(path.parent / f"{seed}.png")
+    Image.fromarray(blob() * 255).save(path.parent / "mask.png")
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return folder
+
+
+def row(**changes) -> dict:
+    entry = {"image": "0.png", "expression": "red cup", "mask": "mask.png", **changes}
+    return {name: value for name, value in entry.items() if value is not ...}
+
+
+def test_rows(tmp_path):
+    folder = write(
+        tmp_path / "cups",
+        row(),
+        "",
+        row(image=..., file_name="1.png", expression=..., expressions=[" left cup ", "the cup"], family="absolute"),
+        row(image_id=7, ref_id="r", split="test", dataset="other"),
+    )
+    dataset = load_data(str(folder), "train")
+    first, second = dataset
+    np.testing.assert_array_equal(np.asarray(first["image"]), photo(seed=0))
+    np.testing.assert_array_equal(first["mask"], blob())
+    assert {name: first[name] for name in first if name not in ("image", "mask")} == {
+        "image_id": "0.png",
+        "ref_id": "1",
+        "ann_ids": [],
+        "expressions": ["red cup"],
+        "has_target": True,
+        "family": "",
+        "split": "train",
+        "dataset": "cups",
+        "num_expressions": 1,
+    }
+    assert (second["image_id"], second["ref_id"], second["family"]) == ("1.png", "3", "absolute")
+    assert second["expressions"] == ["left cup", "the cup"]
+    test = load_folder(folder, "test")[0]
+    assert (test["image_id"], test["ref_id"], test["dataset"]) == ("7", "r", "other")
+    assert len(load_folder(folder)) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "segmentation"),
+    [
+        ({"polygons": [box(2, 3, 8, 5)]}, [box(2, 3, 8, 5)]),
+        ({"polygons": [[[2, 3], [10, 3], [10, 8], [2, 8]], box(15, 3, 5, 5)]}, [box(2, 3, 8, 5), box(15, 3, 5, 5)]),
+        ({"segmentation": [box(2, 3, 8, 5)]}, [box(2, 3, 8, 5)]),
+        ({"segmentation": encode_mask(blob(4))}, encode_mask(blob(4))),
+        ({"segmentation": [encode_mask(blob(4))]}, encode_mask(blob(4))),
+        ({"segmentation": {"size": [24, 32], "counts": [5, 7, 756]}}, {"size": [24, 32], "counts": [5, 7, 756]}),
+    ],
+)
+def test_polygons_and_run_lengths(tmp_path, given, segmentation):
+    folder = write(tmp_path, row(mask=..., **given))
+    np.testing.assert_array_equal(
+        load_folder(folder, "train")[0]["mask"], decode_segmentation(segmentation, HEIGHT, WIDTH)
+    )
+
+
+def test_rows_without_target(tmp_path):
+    folder = write(
+        tmp_path,
+        row(mask=..., no_target=True),
+        row(mask=..., has_target=False, polygons=[]),
+        row(mask=None, no_target=True, has_target=False),
+        row(no_target=False),
+    )
+    dataset = load_folder(folder)
+    assert [each["has_target"] for each in dataset] == [False, False, False, True]
+    assert all(each["mask"].shape == (HEIGHT, WIDTH) for each in dataset)
+    assert [bool(each["mask"].any()) for each in dataset] == [False, False, False, True]
+
+
+def test_a_folder_for_each_split(tmp_path):
+    write(tmp_path, row(), name="train/metadata.jsonl")
+    write(tmp_path, row(expression="bus"), row(split="validation"), name="validation/metadata.jsonl")
+    assert load_folder(tmp_path, "train")[0]["image_id"] == "train/0.png"
+    validation = load_folder(tmp_path, "val")
+    assert [each["split"] for each in validation] == ["validation", "validation"]
+    assert [each["image_id"] for each in validation] == ["validation/0.png"] * 2
+    assert len(load_folder(tmp_path)) == 3
+    with pytest.raises(ValueError, match=r"unknown split 'test' of .*; it has train, validation"):
+        load_folder(tmp_path, "test")
+    write(tmp_path, row(split="train"), name="test/metadata.jsonl")
+    with pytest.raises(ValueError, match=r"metadata.jsonl, line 1 has the split 'train' in the folder of 'test'"):
+        load_folder(tmp_path, "test")
+    write(tmp_path, row())
+    with pytest.raises(ValueError, match=r"has a metadata.jsonl and others in test, train, validation"):
+        load_folder(tmp_path, "train")
+
+
+def test_rows_without_split_are_not_for_testing(tmp_path):
+    folder = write(tmp_path, row())
+    with pytest.raises(ValueError, match=r"unknown split 'test' of .*; it has train"):
+        load_folder(folder, "test")
+
+
+def save_turned(path, orientation):
+    image = Image.fromarray(photo())
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    image.save(path, exif=exif)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_images_are_upright(tmp_path, suffix):
+    name = f"turned.{suffix}"
+    folder = write(
+        tmp_path,
+        row(image=name, mask=..., polygons=[box(2, 3, 8, 20)]),
+        row(image=name),
+        row(image=name, mask="t.png"),
+    )
+    save_turned(folder / name, 6)
+    Image.fromarray(blob().T).save(folder / "t.png")
+    dataset = load_folder(folder)
+    assert dataset[0]["image"].size == (HEIGHT, WIDTH)
+    assert dataset[0]["mask"].shape == (WIDTH, HEIGHT)
+    np.testing.assert_array_equal(dataset[2]["mask"], blob().T)
+    with pytest.raises(ValueError, match=r"metadata.jsonl, line 2: the mask is 24x32 pixels, the image 32x24"):
+        dataset[1]
+
+
+def test_sizes_come_from_the_header(tmp_path, monkeypatch):
+    folder = write(tmp_path, row(mask=..., polygons=[box(2, 3, 8, 5)]), row(), row(mask=..., no_target=True))
+
+    def no_decoding(self):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(Image.Image, "load", no_decoding)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", no_decoding)
+    assert len(load_folder(folder)) == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("[1]", r"holds '\[1\]'; give an object"),
+        (row(image=...), "has None as `file_name`; give a path"),
+        (row(image=5), "has 5 as `image`; give a path"),
+        (row(image=""), "has '' as `image`; give a path"),
+        (row(expression=...), "has both or neither of `expression` and `expressions`"),
+        (row(expressions=["cup"]), "has both or neither of `expression` and `expressions`"),
+        (row(expression=""), "has the expression ''"),
+        (row(expression="\ud800"), "has the expression"),
+        (row(expression=5), "has the expression 5"),
+        (row(expression=..., expressions="cup"), "has 'cup' as `expressions`; give a list"),
+        (row(expression=..., expressions=[]), "has no expression"),
+        (row(expression=..., expressions=["cup", " "]), "has the expression ' '"),
+        (row(mask=...), "has none of `mask`, `polygons`, `segmentation`"),
+        (row(mask=5), "has 5 as `mask`; give a path"),
+        (row(polygons=[box(1, 1, 2, 2)]), "has `mask` and `polygons`; give one"),
+        (row(mask=..., polygons=[box(1, 1, 2, 2)], no_target=True), "has `polygons`, but says that nothing is meant"),
+        (row(mask=..., polygons=[]), "has none of `mask`"),
+        (row(mask=..., polygons=5), ", `polygons`: A segmentation is '5'"),
+        (row(mask=..., polygons=[[1, 2]]), r", `polygons`: A polygon is \[1, 2\]"),
+        (row(mask=..., polygons=[[0.1, 0.1, 0.9, 0.1, 0.5, 0.9]]), "between 0 and 1; give pixels, x times 32"),
+        (row(mask=..., segmentation={"size": [32, 24], "counts": "04"}), "`segmentation`: Run lengths have size"),
+        (row(no_target="yes"), "`no_target` 'yes'; give true or false"),
+        (row(no_target=True, has_target=True), "contradicts itself"),
+        (row(split=["train"]), r"has .\['train'\]. as `split`; give text"),
+        (row(family={}), "has '{}' as `family`; give text"),
+    ],
+)
+def test_broken_rows(tmp_path, line, words):
+    folder = write(tmp_path, row(), line)
+    with pytest.raises(ValueError, match=rf"metadata.jsonl, line 2.*{words}"):
+        load_folder(folder)
+
+
+def test_missing_files(tmp_path):
+    folder = write(tmp_path, row(), row(image="2.png"), row(mask="other/mask.png"))
+    with pytest.raises(
+        FileNotFoundError, match=r"no image file .*2.png, which .*metadata.jsonl, line 2 needs; 1 of 2"
+    ):
+        load_folder(folder)
+    (folder / "metadata.jsonl").write_text(json.dumps(row(mask="other/mask.png")))
+    with pytest.raises(FileNotFoundError, match=r"no mask file .*other/mask.png, which .*line 1 needs"):
+        load_folder(folder)
+    (folder / "metadata.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match="has no rows"):
+        load_folder(folder)
+    (folder / "metadata.jsonl").write_bytes(b'{"image": "\xff"}')
+    with pytest.raises(ValueError, match=r"metadata.jsonl is not in UTF-8"):
+        load_folder(folder)
+    (folder / "metadata.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no metadata.jsonl in .*; write one"):
+        load_folder(folder)
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        load_folder(folder / "none")
+
+
+def test_broken_images(tmp_path):
+    folder = write(tmp_path, row(image="text.png", mask=..., polygons=[box(1, 1, 3, 3)]))
+    (folder / "text.png").write_text("no picture")
+    with pytest.raises(OSError, match=r"text.png cannot be read as an image"):
+        load_folder(folder)
+
+
+def test_masks_of_another_size(tmp_path):
+    folder = write(tmp_path, row(mask="1.png"))
+    Image.fromarray(np.zeros((5, 6), np.uint8)).save(folder / "1.png")
+    with pytest.raises(ValueError, match=r"metadata.jsonl, line 1: the mask is 5x6 pixels, the image 24x32"):
+        load_folder(folder)[0]
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 40) | st.floats(allow_nan=True) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=7) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=12,
+)
+KEYS = ("image", "file_name", "expression", "expressions", "mask", "polygons", "segmentation", "split", "family")
+KEYS = (*KEYS, "ref_id", "image_id", "no_target", "has_target", "dataset")
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.dictionaries(st.sampled_from(KEYS), json_values | st.just(...), max_size=4))
+def test_any_row_is_read_or_named(tmp_path, changes):
+    folder = write(tmp_path, row(**changes))
+    try:
+        each = load_folder(folder)[0]
+    except (ValueError, OSError) as error:
+        message = str(error)
+    else:
+        message = str(folder)
+        assert each["mask"].shape == (each["image"].height, each["image"].width)
+        assert all(each["expressions"])
+    assert str(folder) in message
+
+
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.lists(st.dictionaries(st.text(max_size=5), json_values, max_size=3), max_size=4), ascii_only=st.booleans()
+)
+def test_metadata_is_read_as_written(tmp_path, rows, ascii_only):
+    rows = json.loads(json.dumps(rows).replace("NaN", "0"))
+    path = tmp_path / "metadata.jsonl"
+    lines = (json.dumps(each, ensure_ascii=ascii_only).encode("utf-8", "replace") + b"\n" for each in rows)
+    path.write_bytes(b"".join(lines))
+    assert [number for number, _ in read_metadata(path)] == list(range(1, len(rows) + 1))
+    if ascii_only:
+        assert [each for _, each in read_metadata(path)] == rows
+
+
+def decoded_rows(tmp_path):
+    """Rows of a data set of REFER, two on one image."""
+    two = [box(2, 2, 6, 4), box(5, 3, 6, 6)]
+    things = [(two, ["red cup", "Tasse, grün"]), ([box(20, 5, 8, 8)], ["bus"])]
+    root = write_refer(tmp_path / "refer", {"val": [(photo(), things), (photo(seed=1), things[:1])]})
+    return load_refer("refcoco", "val", root=root)
+
+
+def test_writing_and_reading(tmp_path):
+    rows = decoded_rows(tmp_path)
+    folder = write_folder(rows, tmp_path / "new" / "export")
+    assert sorted(path.name for path in folder.iterdir()) == ["images", "masks", "metadata.jsonl"]
+    assert len(list((folder / "images").iterdir())) == 2
+    assert len(list((folder / "masks").iterdir())) == 3
+    assert list(folder.parent.iterdir()) == [folder]
+    assert "grün" in (folder / "metadata.jsonl").read_text()
+    read = load_folder(folder, "val")
+    assert len(read) == len(rows)
+    for before, after in zip(rows, read, strict=True):
+        np.testing.assert_array_equal(np.asarray(before["image"]), np.asarray(after["image"]))
+        np.testing.assert_array_equal(before["mask"], after["mask"])
+        for name in ("expressions", "image_id", "ref_id", "family", "has_target", "split", "dataset"):
+            assert before[name] == after[name]
+    with pytest.raises(ValueError, match="nothing is left"):
+        exclude_images(read, rows)  # still known as COCO's
+
+
+def test_writing_other_rows(tmp_path):
+    ignored = blob()
+    ignored[:3] = 255
+    rows = [
+        {"image": Image.fromarray(photo()), "expressions": ["cup"], "mask": ignored},
+        {"image": Image.fromarray(photo()), "expressions": ["bus"], "mask": blob() * 0, "has_target": False},
+        {"image": Image.fromarray(photo()), "expressions": ["all"], "mask": np.ones((HEIGHT, WIDTH), np.uint8)},
+    ]
+    (tmp_path / "empty").mkdir()
+    read = load_folder(write_folder(iter(rows), tmp_path / "empty"))
+    for before, after in zip(rows, read, strict=True):
+        np.testing.assert_array_equal(before["mask"], after["mask"])
+    assert [each["has_target"] for each in read] == [True, False, True]
+    assert len({each["image_id"] for each in read}) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"mask": None}, "Row 2 has no `mask`"),
+        ({"expressions": [""]}, "Row 2 has the expression ''"),
+        ({"mask": np.zeros((5, 5), np.uint8)}, r"Row 2 has a mask of shape \(5, 5\)"),
+        ({"mask": np.full((HEIGHT, WIDTH), 7)}, "with values up to 7"),
+        ({"mask": np.full((HEIGHT, WIDTH), 255)}, "Row 2 has a mask of ignored pixels only"),
+        ({"image": Image.fromarray(photo(seed=5))}, "Row 2 has the image_id 'a' of another image"),
+    ],
+)
+def test_broken_rows_leave_nothing_behind(tmp_path, changes, words):
+    good = {"image": Image.fromarray(photo()), "expressions": ["cup"], "mask": blob(), "image_id": "a"}
+    with pytest.raises(ValueError, match=words):
+        write_folder([good, {**good, **changes}], tmp_path / "export")
+    assert not list(tmp_path.iterdir())
+
+
+def test_writing_into_a_full_folder(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path, tmp_path / "file"):
+        with pytest.raises(FileExistsError, match="is not an empty folder; give a new one"):
+            write_folder([], folder)
+    with pytest.raises(ValueError, match="no rows"):
+        write_folder([], tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+POLYGONS = [box(2, 3, 8, 5), box(15, 3, 5, 5)]
+COLUMNS = {
+    "pictures": (ImageFeature(), Image.fromarray(blob() * 255), blob()),
+    "arrays": (Array2D((HEIGHT, WIDTH), "uint8"), blob(), blob()),
+    "lists": (List(List(Value("uint8"))), blob().tolist(), blob()),
+    "polygons": (List(List(Value("float32"))), POLYGONS, decode_segmentation(POLYGONS, HEIGHT, WIDTH)),
+    "run lengths": ({"size": List(Value("int32")), "counts": Value("string")}, encode_mask(blob()), blob()),
+    "several": ([{"size": List(Value("int32")), "counts": Value("string")}], [encode_mask(blob())], blob()),
+}
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+@pytest.mark.parametrize("decode", [True, False])
+def test_data_sets_with_any_columns(kind, decode):
+    feature, value, expected = COLUMNS[kind]
+    features = Features(
+        {"photo": ImageFeature(), "said": Value("string"), "truth": feature, "photo_id": Value("int64")}
+    )
+    columns = {
+        "photo": [Image.fromarray(photo(seed=seed)) for seed in (0, 1)],
+        "said": ["cup", "bus"],
+        "truth": [value] * 2,
+        "photo_id": [7, 8],
+    }
+    source = Dataset.from_dict(columns, features=features).cast_column("photo", ImageFeature(decode=decode))
+    dataset = from_dataset(
+        source, image="photo", expression="said", mask="truth", image_id="photo_id", split="test", name="mine"
+    )
+    second = dataset[1]
+    np.testing.assert_array_equal(np.asarray(second["image"]), photo(seed=1))
+    np.testing.assert_array_equal(second["mask"], expected)
+    np.testing.assert_array_equal(dataset.select_columns(["mask"])[1]["mask"], expected)
+    assert second["expressions"] == ["bus"]
+    assert (second["image_id"], second["ref_id"], second["split"], second["dataset"]) == ("8", "1", "test", "mine")
+    assert len(exclude_images(dataset, dataset.select([0]))) == 1
+
+
+def test_other_columns_of_a_data_set():
+    columns = {
+        "image": [Image.fromarray(photo())] * 2,
+        "expression": [["cup", "red cup"], ["bus"]],
+        "mask": [[box(2, 3, 8, 5)], None],
+        "there": [True, False],
+        "kind": ["attribute", None],
+    }
+    dataset = from_dataset(Dataset.from_dict(columns), has_target="there", family="kind")
+    assert [each["expressions"] for each in dataset] == [["cup", "red cup"], ["bus"]]
+    assert [each["has_target"] for each in dataset] == [True, False]
+    assert [each["family"] for each in dataset] == ["attribute", ""]
+    assert not dataset[1]["mask"].any()
+
+
+def test_broken_data_sets():
+    source = Dataset.from_dict(
+        {
+            "image": [Image.fromarray(photo())] * 2,
+            "expression": ["cup", " "],
+            "mask": [[box(2, 3, 8, 5)], [[1.0, 2.0]]],
+        }
+    )
+    with pytest.raises(ValueError, match="no column 'text'; it has image, expression, mask"):
+        from_dataset(source, expression="text")
+    with pytest.raises(ValueError, match="mine, row 1 has the expression ' '"):
+        from_dataset(source, name="mine")
+    source = source.remove_columns("expression").add_column("expression", ["cup", "bus"])
+    with pytest.raises(ValueError, match=r"mine, row 1: A polygon is \[1.0, 2.0\]"):
+        from_dataset(source, name="mine")[1]
+
+
+def test_public_names():
+    for name in data.__all__:
+        assert getattr(data, name) is not None
+        assert name in dir(data)
+    with pytest.raises(AttributeError, match="no attribute 'load_refcoco'"):
+        data.load_refcoco  # noqa: B018
+
+
+def test_rows_travel_to_other_processes(tmp_path):
+    dataset = pickle.loads(pickle.dumps(load_folder(write(tmp_path, row()))))
+    np.testing.assert_array_equal(dataset[0]["mask"], blob())

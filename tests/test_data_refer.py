@@ -1,0 +1,479 @@
+"""Readers of REFER's layout and of PhraseCut, on data sets written in their formats."""
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+
+import fabricate
+import numpy as np
+import pytest
+from fabricate import ReferWriter, box, photo, write_refer
+from PIL import Image
+
+from crossvlt_hf.data import FEATURES, exclude_images, load_data, load_phrasecut, load_refer
+from crossvlt_hf.data.masks import decode_segmentation
+from crossvlt_hf.data.refer import LAYOUTS, read_plain_pickle
+
+
+HEIGHT, WIDTH = 24, 32
+CROWD = {"size": [HEIGHT, WIDTH], "counts": [10, 5, HEIGHT * WIDTH - 15]}
+
+
+def scenes(*splits: str) -> dict:
+    """A scene for each split, with an object of two polygons that overlap, and a crowd."""
+    two = [box(2, 2, 6, 4), box(5, 3, 6, 6)]
+    return {
+        split: [(photo(seed=seed), [(two, ["The red Cup!", "cup, left"]), (CROWD, ["people"])])]
+        for seed, split in enumerate(splits)
+    }
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_refer(tmp_path, scenes("train", "val", "testA", "testB"))
+
+
+def refs_of(root, folder="refcoco", name="refs(unc).p"):
+    return pickle.loads((root / folder / name).read_bytes())
+
+
+def change(root, edit, folder="refcoco", name="refs(unc).p"):
+    """Edit the references in place."""
+    refs = refs_of(root, folder, name)
+    edit(refs)
+    (root / folder / name).write_bytes(pickle.dumps(refs, protocol=2))
+
+
+def change_instances(root, edit):
+    path = root / "refcoco" / "instances.json"
+    instances = json.loads(path.read_text())
+    edit(instances)
+    path.write_text(json.dumps(instances))
+
+
+def test_rows(root):
+    dataset = load_refer("refcoco", "train", root=root)
+    assert len(dataset) == 2
+    assert dataset.features == FEATURES
+    cup, people = dataset
+    path = root / fabricate.COCO_IMAGES / "COCO_train2014_000000000009.jpg"
+    np.testing.assert_array_equal(np.asarray(cup["image"]), np.asarray(Image.open(path)))
+    np.testing.assert_array_equal(cup["mask"], decode_segmentation([box(2, 2, 6, 4), box(5, 3, 6, 6)], HEIGHT, WIDTH))
+    np.testing.assert_array_equal(people["mask"], decode_segmentation(CROWD, HEIGHT, WIDTH))
+    kept = {name: cup[name] for name in cup if name not in ("image", "mask")}
+    assert kept == {
+        "image_id": "9",
+        "ref_id": "0",
+        "ann_ids": ["100"],
+        "expressions": ["The red Cup!", "cup, left"],
+        "has_target": True,
+        "family": "",
+        "split": "train",
+        "dataset": "refcoco",
+        "num_expressions": 2,
+    }
+
+
+def test_text_and_merge(root):
+    dataset = load_refer("refcoco", "val", root=root, text="sent", merge="reference")
+    assert dataset[0]["expressions"] == ["the red cup", "cup left"]
+    assert dataset[0]["mask"].sum() == load_refer("refcoco", "val", root=root)[0]["mask"].sum() - 9
+    with pytest.raises(ValueError, match="`text` is 'tokens'; give one of raw, sent"):
+        load_refer("refcoco", "val", root=root, text="tokens")
+    with pytest.raises(ValueError, match="`merge` is 'sum'"):
+        load_refer("refcoco", "val", root=root, merge="sum")
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_split_of_every_data_set(tmp_path, name):
+    layout = LAYOUTS[name]
+    root = write_refer(
+        tmp_path,
+        scenes(*layout.splits),
+        folder=layout.folder,
+        refs=f"{layout.refs}({layout.split_by}).p",
+        images=layout.images[0],
+    )
+    for number, split in enumerate(layout.splits):
+        dataset = load_data(name, split, root=root)
+        assert [row["image_id"] for row in dataset] == [str(9 + number)] * 2
+        assert {row["dataset"] for row in dataset} == {name}
+        assert {row["split"] for row in dataset} == {split}
+    with pytest.raises(ValueError, match=r"unknown split 'x' of .*; it has train, val"):
+        load_data(name, "x", root=root)
+
+
+def test_split_names(root):
+    with pytest.raises(
+        ValueError, match=r"^unknown split .test. of refcoco \(unc\); it has train, val, testA, testB$"
+    ):
+        load_refer("refcoco", "test", root=root)
+    assert load_refer("refcoco", "validation", root=root)[0]["split"] == "val"
+    with pytest.raises(ValueError, match="`name` is 'refcoco#'; give one of refcoco, refcoco-google"):
+        load_refer("refcoco#", "val", root=root)
+
+
+def test_a_reference_in_two_test_splits(tmp_path):
+    root = write_refer(tmp_path, scenes("testAB", "testC"), folder="refclef", images="saiapr_tc-12")
+    assert [len(load_refer("refclef", split, root=root)) for split in ("testA", "testB", "testC")] == [2, 2, 2]
+    with pytest.raises(ValueError, match=r"refs\(unc\).p has no references of split 'train'"):
+        load_refer("refclef", "train", root=root)
+
+
+@pytest.mark.parametrize("folder", ["images/mscoco/images/train2014", "images/train2014", "train2014"])
+def test_places_of_images(tmp_path, folder):
+    root = write_refer(tmp_path, scenes("train"), images=folder)
+    assert load_refer("refcoco", "train", root=root)[0]["image"].size == (WIDTH, HEIGHT)
+
+
+def test_images_elsewhere(root, tmp_path):
+    shutil.move(root / fabricate.COCO_IMAGES, tmp_path / "pictures")
+    shutil.rmtree(root / "images")
+    dataset = load_refer("refcoco", "train", root=root, images=tmp_path / "pictures")
+    assert dataset[0]["image"].size == (WIDTH, HEIGHT)
+    with pytest.raises(FileNotFoundError, match=r"no folder of images; tried .*mscoco.*, .*train2014. Give its path"):
+        load_refer("refcoco", "train", root=root)
+
+
+def test_images_are_not_turned(root):
+    """The annotations of COCO belong to the pixels as they are stored."""
+    path = root / fabricate.COCO_IMAGES / "COCO_train2014_000000000009.jpg"
+    image = Image.open(path)
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(path, exif=exif)
+    assert load_refer("refcoco", "train", root=root)[0]["image"].size == (WIDTH, HEIGHT)
+
+
+def test_missing_images(root):
+    (root / fabricate.COCO_IMAGES / "COCO_train2014_000000000009.jpg").unlink()
+    with pytest.raises(FileNotFoundError) as raised:
+        load_refer("refcoco", "train", root=root)
+    message = str(raised.value)
+    assert "COCO_train2014_000000000009.jpg" in message
+    assert "refs(unc).p, ref 0 needs" in message
+    assert "1 of 1 image files are missing" in message
+    assert load_refer("refcoco", "val", root=root)[0]["image_id"] == "10"
+
+
+def test_image_files_are_looked_up_by_listing(root, monkeypatch):
+    def no_stat(path):
+        raise AssertionError(path)
+
+    monkeypatch.setattr(os.path, "exists", no_stat)
+    monkeypatch.setattr(os.path, "isfile", no_stat)
+    assert len(load_refer("refcoco", "train", root=root)) == 2
+
+
+def test_images_that_do_not_fit_their_entry(root):
+    path = root / fabricate.COCO_IMAGES / "COCO_train2014_000000000009.jpg"
+    Image.new("RGB", (8, 8)).save(path)
+    dataset = load_refer("refcoco", "train", root=root)
+    with pytest.raises(ValueError, match=r"refs\(unc\).p, ref 0: the mask is 24x32 pixels, the image 8x8"):
+        dataset[0]
+    path.write_text("no picture")
+    with pytest.raises(OSError, match=r"COCO_train2014_000000000009.jpg cannot be read as an image"):
+        dataset[0]
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda ref: ref.update(ann_id=7), r"ann_id 7, which .*instances.json does not have"),
+        (lambda ref: ref.update(ann_id=-1), r"ann_id -1, which .*instances.json does not have"),
+        (lambda ref: ref.update(image_id=7), r"image_id 7, which .*instances.json does not have"),
+        (lambda ref: ref.update(image_id=10), r"ann_id 100 of the image 9, not of its own 10"),
+        (lambda ref: ref.pop("ann_id"), "has no `ann_id`"),
+        (lambda ref: ref.pop("image_id"), "has no `image_id`"),
+        (lambda ref: ref.pop("split"), "has no `split`"),
+        (lambda ref: ref.pop("sentences"), "has no `sentences`"),
+        (lambda ref: ref.update(sentences="cup"), "has 'cup' as `sentences`, not a list"),
+        (lambda ref: ref.update(sentences=[]), "has no expression"),
+        (lambda ref: ref["sentences"][0].pop("raw"), "has no `raw`"),
+        (lambda ref: ref["sentences"][1].update(raw="  "), "has the expression '  '"),
+        (lambda ref: ref["sentences"][1].update(raw=None), "has the expression None"),
+    ],
+)
+def test_broken_references(root, edit, words):
+    change(root, lambda refs: edit(refs[0]))
+    with pytest.raises(ValueError, match=rf"refs\(unc\).p, ref 0 .*{words}"):
+        load_refer("refcoco", "train", root=root)
+
+
+def test_broken_lists_of_references(root):
+    change(root, lambda refs: refs[1].pop("ref_id"))
+    with pytest.raises(ValueError, match=r"refs\(unc\).p, row 1 has no `ref_id`"):
+        load_refer("refcoco", "train", root=root)
+    (root / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps({"refs": []}))
+    with pytest.raises(ValueError, match=r"refs\(unc\).p holds a dict, not a list of references"):
+        load_refer("refcoco", "train", root=root)
+    (root / "refcoco" / "refs(unc).p").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no file .*refs\(unc\).p"):
+        load_refer("refcoco", "train", root=root)
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda file: file.pop("images"), "instances.json has no `images`"),
+        (lambda file: file.update(annotations={}), "instances.json has '{}' as `annotations`, not a list"),
+        (lambda file: file["images"][0].pop("file_name"), "instances.json, image 9, has no `file_name`"),
+        (lambda file: file["images"][0].update(height=None), "instances.json, image 9, has the height None"),
+        (lambda file: file["images"][0].pop("width"), "instances.json, image 9, has no `width`"),
+        (lambda file: file["annotations"][0].update(segmentation=[]), "ref 0 has the ann_id 100, whose segmentation"),
+        (lambda file: file["annotations"][0].pop("segmentation"), "ref 0 has the ann_id 100, whose segmentation"),
+    ],
+)
+def test_broken_instances(root, edit, words):
+    change_instances(root, edit)
+    with pytest.raises(ValueError, match=words):
+        load_refer("refcoco", "train", root=root)
+
+
+def test_damaged_instances(root):
+    path = root / "refcoco" / "instances.json"
+    path.write_text(path.read_text()[:-40])
+    with pytest.raises(ValueError, match=r"instances.json is not a whole JSON file"):
+        load_refer("refcoco", "train", root=root)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"no file .*instances.json"):
+        load_refer("refcoco", "train", root=root)
+
+
+def test_a_broken_polygon_is_named_when_it_is_read(root):
+    change_instances(root, lambda file: file["annotations"][0].update(segmentation=[[1, 2, 3]]))
+    dataset = load_refer("refcoco", "train", root=root)
+    with pytest.raises(ValueError, match=r"refs\(unc\).p, ref 0: A polygon is \[1, 2, 3\]"):
+        dataset[0]
+    assert dataset[1]["mask"].any()
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch '{self.path}'",)
+
+
+def test_malicious_pickles_are_not_run(root, tmp_path):
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        change(root, lambda refs: None)
+        payload = [*refs_of(root), {"ref_id": Malicious(tmp_path / "run")}]
+        (root / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps(payload, protocol=protocol))
+        with pytest.raises(ValueError, match=r"refs\(unc\).p is refused: it asks for `(posix|nt).system`"):
+            load_refer("refcoco", "train", root=root)
+        (root / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps(payload[:-1], protocol=protocol))
+    assert not (tmp_path / "run").exists()
+    assert len(load_refer("refcoco", "train", root=root)) == 2
+
+
+def test_pickles_of_plain_data(tmp_path):
+    plain = {"a": [1, 2.5, "ü", b"b", None, True, (1, 2), 10**30], "b": {1, 2}, "c": frozenset([3])}
+    path = tmp_path / "plain.p"
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        if protocol > 2:  # before, bytes are made by a function
+            path.write_bytes(pickle.dumps(plain, protocol=protocol))
+            assert read_plain_pickle(path) == plain
+    path.write_bytes(b"\x80\x02U\x03\xc3\xbcx.")  # a string of Python 2 in UTF-8
+    assert read_plain_pickle(path) == "üx"
+    path.write_bytes(pickle.dumps(np.float64(1)))
+    with pytest.raises(ValueError, match=r"asks for `numpy\._?core"):
+        read_plain_pickle(path)
+    for damaged in (b"", b"no pickle", pickle.dumps(plain)[:-9], b"\x80\x04\x95\xff"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"plain.p is not a whole pickle of references"):
+            read_plain_pickle(path)
+
+
+@pytest.mark.parametrize("refs", ["grefs(unc).json", "grefs(unc).p"])
+def test_grefcoco(tmp_path, refs):
+    writer = ReferWriter(tmp_path)
+    image_id = writer.add_image(photo())
+    # their parts overlap, and so do the objects
+    first = writer.add_object(image_id, [box(2, 2, 6, 4), box(5, 3, 6, 6)])
+    second = writer.add_object(image_id, [box(7, 5, 10, 10)])
+    writer.add_ref(image_id, [first, second], ["both cups"], "val")
+    writer.add_ref(image_id, [-1], ["the spoon"], "val")
+    writer.add_ref(image_id, [second], ["the right cup"], "val")
+    dataset = load_refer("grefcoco", "val", root=writer.write("grefcoco", refs), merge="reference")
+    both, none, one = dataset
+    masks = [
+        decode_segmentation(writer.annotations[index]["segmentation"], HEIGHT, WIDTH, "reference") for index in (0, 1)
+    ]
+    np.testing.assert_array_equal(both["mask"], masks[0] | masks[1])
+    np.testing.assert_array_equal(one["mask"], masks[1])
+    assert none["mask"].shape == (HEIGHT, WIDTH)
+    assert not none["mask"].any()
+    assert [row["has_target"] for row in dataset] == [True, False, True]
+    assert [row["ann_ids"] for row in dataset] == [["100", "101"], [], ["101"]]
+
+
+def test_grefcoco_with_an_unknown_object(tmp_path):
+    writer = ReferWriter(tmp_path)
+    image_id = writer.add_image(photo())
+    writer.add_ref(image_id, [writer.add_object(image_id, [box(2, 2, 6, 4)]), 5], ["both"], "train")
+    with pytest.raises(ValueError, match=r"grefs\(unc\).json, ref 0 has the ann_id 5"):
+        load_refer("grefcoco", "train", root=writer.write("grefcoco", "grefs(unc).json"))
+
+
+def write_phrasecut(root):
+    """Three tasks on two images, one of which is COCO's."""
+    (root / "images").mkdir(parents=True)
+    for image_id in (61, 62):
+        Image.fromarray(photo(seed=image_id)).save(root / "images" / f"{image_id}.jpg")
+    table = [
+        {"image_id": 61, "coco_id": 9, "flickr_id": 1, "width": WIDTH, "height": HEIGHT, "url": "", "split": "miniv"},
+        {
+            "image_id": 62,
+            "coco_id": None,
+            "flickr_id": 2,
+            "width": WIDTH,
+            "height": HEIGHT,
+            "url": "",
+            "split": "miniv",
+        },
+    ]
+    structure = {"name": "cup", "attributes": [], "relation_ids": [], "relation_descriptions": [], "type": "name"}
+    two = [[[[2, 2], [8, 2], [8, 6]], [[12, 12], [14, 12], [14, 14]]], [[[20, 4], [26.7, 4], [26, 9.2], [20, 9]]]]
+    tasks = [
+        {
+            "task_id": f"{image_id}__{number}",
+            "image_id": image_id,
+            "ann_ids": [number, number + 1],
+            "instance_boxes": [[2, 2, 6, 4], [20, 4, 6, 5]],
+            "Polygons": two,
+            "phrase": f"white cups {number}",
+            "phrase_structure": structure,
+        }
+        for number, image_id in enumerate((61, 61, 62))
+    ]
+    (root / "image_data_split3000.json").write_text(json.dumps(table))
+    (root / "refer_miniv.json").write_text(json.dumps(tasks))
+    return root
+
+
+def test_phrasecut(tmp_path):
+    dataset = load_data("phrasecut", "miniv", root=write_phrasecut(tmp_path))
+    assert [row["ref_id"] for row in dataset] == ["61__0", "61__1", "62__2"]
+    assert [row["image_id"] for row in dataset] == ["coco 9", "coco 9", "visual genome 62"]
+    assert [row["expressions"] for row in dataset] == [[f"white cups {number}"] for number in range(3)]
+    first = dataset[0]
+    assert first["image"].size == (WIDTH, HEIGHT)
+    assert first["ann_ids"] == ["0", "1"]
+    assert first["mask"][4:10, 20:27].all()  # the border belongs to it
+    assert first["mask"][12, 12:15].all()
+    assert first["mask"][3, 7]
+    assert first["mask"].sum() < 100
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda task: task.pop("Polygons"), "task 61__0 has no `Polygons`"),
+        (lambda task: task.update(Polygons=[]), "task 61__0 has no polygon"),
+        (lambda task: task.update(Polygons=[[[1, 2, 3]]]), r"task 61__0 has the polygon '\[1, 2, 3\]'"),
+        (lambda task: task.update(Polygons=[5]), "task 61__0 has the polygon 'None'"),
+        (lambda task: task.update(image_id=1), r"task 61__0 has the image_id 1, which .*image_data_split3000.json"),
+        (lambda task: task.update(phrase=" "), "task 61__0 has the expression ' '"),
+        (lambda task: task.pop("task_id"), "row 0 has no `task_id`"),
+    ],
+)
+def test_broken_phrasecut(tmp_path, edit, words):
+    path = write_phrasecut(tmp_path) / "refer_miniv.json"
+    tasks = json.loads(path.read_text())
+    edit(tasks[0])
+    path.write_text(json.dumps(tasks))
+    with pytest.raises(ValueError, match=rf"refer_miniv.json, {words}"):
+        load_phrasecut("miniv", root=tmp_path)
+
+
+def test_phrasecut_files(tmp_path):
+    write_phrasecut(tmp_path)
+    with pytest.raises(ValueError, match="unknown split 'testA' of phrasecut; it has train, val, test, miniv"):
+        load_phrasecut("testA", root=tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"refer_train.json"):
+        load_phrasecut("train", root=tmp_path)
+    (tmp_path / "images" / "62.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"62.jpg, which .*task 62__2 needs; 1 of 2 image files"):
+        load_phrasecut("miniv", root=tmp_path)
+
+
+def test_names():
+    with pytest.raises(
+        ValueError, match=r"no data set or folder 'refcoc'; give one of refcoco, .*refshapes, or a folder"
+    ):
+        load_data("refcoc", "train")
+    for name in ("refcoco+", "phrasecut", "jxu124/refcoco"):
+        with pytest.raises(ValueError, match=r"needs `root`"):
+            load_data(name, "train")
+
+
+def test_refshapes():
+    dataset = load_data("refshapes", "val", scenes=2)
+    assert dataset[0]["split"] == "validation"
+    with pytest.raises(ValueError, match="unknown split 'testA' of refshapes"):
+        load_data("refshapes", "testA")
+    assert exclude_images(dataset, load_data("refshapes", "train", scenes=2)).num_rows == 2
+
+
+def test_excluding_images(tmp_path):
+    """Google's train split of RefCOCOg has images of its val split; other sets share images of COCO."""
+    writer = ReferWriter(tmp_path)
+    ids = [writer.add_image(photo(seed=seed)) for seed in range(3)]
+    for image_id, split in zip([*ids, ids[1]], ["train", "train", "train", "val"], strict=True):
+        writer.add_ref(image_id, writer.add_object(image_id, [box(2, 2, 6, 4)]), ["cup"], split)
+    root = writer.write("refcocog", "refs(google).p")
+    write_refer(tmp_path, {"testA": [(photo(), [([box(1, 1, 4, 4)], ["bus"])])]})
+    train = load_data("refcocog-google", "train", root=root)
+    kept = exclude_images(train, load_data("refcocog-google", "val", root=root))
+    assert [row["image_id"] for row in kept] == ["9", "11"]
+    assert kept[0]["mask"].shape == (HEIGHT, WIDTH)  # decoded as before
+    test = load_data("refcoco", "testA", root=root)
+    assert [row["image_id"] for row in exclude_images(kept, test)] == ["11"]
+    miniv = load_data("phrasecut", "miniv", root=write_phrasecut(tmp_path / "phrasecut"))
+    assert [row["image_id"] for row in exclude_images(miniv, test)] == ["visual genome 62"]
+    assert len(exclude_images(train)) == 3
+    with pytest.raises(ValueError, match="All 3 rows show images of what is held out"):
+        exclude_images(train, train)
+
+
+def test_images_of_other_sources_are_not_confused(tmp_path):
+    root = write_refer(tmp_path, scenes("train"))
+    write_refer(tmp_path, scenes("train"), folder="refclef", images="saiapr_tc-12")
+    refclef = load_data("refclef", "train", root=root)
+    assert len(exclude_images(refclef, load_data("refcoco", "train", root=root))) == 2  # other images of the same ids
+
+
+@pytest.mark.slow
+def test_full_size(tmp_path):
+    root = fabricate.write_full_size(tmp_path)
+    script = (
+        "import sys, resource\n"
+        "from crossvlt_hf.data import load_refer\n"
+        "sets = [load_refer('refcoco', split, root=sys.argv[1]) for split in ('train', 'val', 'testA', 'testB')]\n"
+        "expressions = sum(sum(each.with_format(None)['num_expressions']) for each in sets)\n"
+        "images = len({row for each in sets for row in each.with_format(None)['image_id']})\n"
+        "print(*map(len, sets), expressions, images, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, root], capture_output=True, text=True, check=True)
+    *counts, expressions, images, kibibytes = map(int, done.stdout.split())
+    assert counts == [42404, 3811, 1975, 1810]
+    assert expressions == 142_209
+    assert images == 19_994
+    assert kibibytes < 1.5 * 2**20  # on Linux
+
+
+def test_scenes_of_refshapes_as_a_refer_data_set(tmp_path):
+    """As a dry run of training on RefCOCO needs it."""
+    drawn = load_data("refshapes", "train", scenes=3, expressions=2)
+    of_split = [(np.asarray(row["image"]), [(row["mask"], row["expressions"])]) for row in drawn]
+    read = load_data("refcoco", "train", root=write_refer(tmp_path, {"train": of_split}))
+    assert len(read) == len(drawn) == 6
+    for before, after in zip(drawn, read, strict=True):
+        np.testing.assert_array_equal(before["mask"], after["mask"])
+        assert before["expressions"] == after["expressions"]
+        assert before["image"].size == after["image"].size
