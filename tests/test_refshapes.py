@@ -10,17 +10,19 @@ from crossvlt_hf.data.refshapes import (
     UNSEEN_PAIRS,
     UNSEEN_RELATIONS,
     contact_sheet,
+    families_at,
     make_example,
+    make_scene,
 )
 from crossvlt_hf.data.refshapes.expressions import MARGIN, PARAPHRASES, QUERIES, Phrase, paraphrase, vocabulary
-from crossvlt_hf.data.refshapes.scenes import MIN_VISIBLE, Thing, rasterise
+from crossvlt_hf.data.refshapes.scenes import COLOURS, MIN_VISIBLE, Thing, rasterise, shade
 
 
 SIDE = 48
 
 
-def examples(split, count=36, **kwargs):
-    return [make_example(split, index, side=SIDE, **kwargs) for index in range(count)]
+def examples(split, number=36, **kwargs):
+    return [make_example(split, index, side=SIDE, **kwargs) for index in range(number)]
 
 
 def thing(shape="circle", colour="red", x=0.5, y=0.5, radius=0.1, texture="plain") -> Thing:
@@ -192,6 +194,41 @@ def test_wrong_arguments(arguments, message):
         make_example("train", 0, family="riddle")
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_two_expressions_of_a_scene_mean_different_things(split):
+    found = []
+    for index in range(30):
+        pair = make_scene(split, index, families=families_at(split, index, 2), side=SIDE)
+        assert pair[0].scene is pair[1].scene
+        assert not set(pair[0].targets) & set(pair[1].targets)
+        found += [example.family for example in pair]
+        for example in pair:
+            (query,) = [q for q in QUERIES[example.family](example.scene.things) if q.words == example.expression][:1]
+            assert query.select(example.scene.things) == set(example.targets)
+    assert {family: found.count(family) for family in FAMILIES} == dict.fromkeys(FAMILIES, 10)
+
+
+def test_as_many_objects_as_asked_for():
+    assert {len(example.scene.things) for example in examples("test", 12, count=(8, 8))} == {8}
+    assert {len(example.scene.things) for example in examples("train", 40, count=(3, 6))} == {3, 4, 5, 6}
+
+
+def test_patterns_are_seen_on_every_colour():
+    for colour in COLOURS:
+        for texture in ("striped", "dotted"):
+            shades = shade(thing(colour=colour, texture=texture), SIDE).reshape(-1, 3)
+            assert np.ptp(shades, axis=0).max() >= 60, (colour, texture)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"families": []}, "`families` is empty"), ({"families": ["relation"], "count": (3, 9)}, "`count` is")],
+)
+def test_scenes_that_cannot_be(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_scene("train", 0, **options)
+
+
 def test_contact_sheet():
     sheet = contact_sheet(examples("test", 5), columns=3)
-    assert sheet.size == (3 * (SIDE + 8), 2 * (SIDE + 26 + 8))
+    assert sheet.size == (3 * (SIDE + 8), 2 * (SIDE + 38 + 8))

@@ -72,6 +72,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
         from ..evaluation import EvaluationOptions
         from ..evaluation import evaluate as evaluate_model
 
+    if arguments.limit is not None and arguments.limit < 1:
+        raise ValueError(f"`--limit` is {arguments.limit}; give 1 or more.")
     options = EvaluationOptions(
         batch_size=arguments.batch_size,
         protocol=arguments.protocol,

@@ -1,0 +1,123 @@
+"""The commands around RefShapes, evaluation and the built-in checkpoint."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModel, pipeline
+
+from crossvlt_hf.cli import main
+from crossvlt_hf.data import load_data
+from crossvlt_hf.data.refshapes import FAMILIES, make_example
+from crossvlt_hf.loading import DEFAULT_CHECKPOINT, load_checkpoint
+
+
+def test_refshapes_writes_what_can_be_read_again(tmp_path, capsys):
+    folder, sheet = tmp_path / "scenes", tmp_path / "sheet.png"
+    options = ["--scenes", "4", "--expressions", "2", "--side", "48", "--seed", "3", "--split", "test"]
+    assert main(["refshapes", str(folder), *options, "--sheet", str(sheet)]) == 0
+    assert "4 scenes" in capsys.readouterr().err
+    written = load_data(str(folder), "test")
+    drawn = load_data("refshapes", "test", scenes=4, expressions=2, side=48, seed=3)
+    assert len(written) == len(drawn) == 8
+    for one, other in zip(written, drawn, strict=True):
+        assert one["expressions"] == other["expressions"]
+        assert one["family"] == other["family"]
+        assert np.array_equal(one["image"], other["image"])
+        assert np.array_equal(one["mask"], other["mask"])
+    assert len(list((folder / "images").iterdir())) == 4
+    assert Image.open(sheet).size[0] > 48
+    assert main(["refshapes", str(folder), *options]) == 2  # nothing is overwritten
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "options", [["--scenes", "0"], ["--side", "8"], ["--objects", "2", "9"], ["--expressions", "9"]]
+)
+def test_refshapes_refuses_in_one_line(tmp_path, capsys, options):
+    assert main(["refshapes", str(tmp_path / "scenes"), *options]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "scenes").exists()
+
+
+def test_evaluate_prints_the_row_and_the_families(checkpoint, tmp_path, capsys):
+    path = tmp_path / "figures" / "test.json"
+    options = ["--option", "scenes=12", "--option", "side=48", "--output", str(path), "--device", "cpu"]
+    command = ["evaluate", "--model", str(checkpoint), "--data", "refshapes", "--split", "test", *options]
+    assert main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("| data | samples | oIoU | mIoU | P@0.5 |")
+    assert lines[2].startswith("| refshapes test | 12 |")
+    assert [line.split("|")[1].strip() for line in lines[6:]] == sorted(FAMILIES)
+    report = json.loads(path.read_text())
+    assert report["metrics"]["samples"] == 12
+    assert report["families"]["ordinal"]["samples"] == 2
+    assert main([*command, "--limit", "5", "--protocol", "original", "--shuffle"]) == 0
+    assert json.loads(path.read_text())["metrics"]["samples"] == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data", "refcocoo", "--split", "val"], "There is no data set or folder 'refcocoo'"),
+        (["--data", "refcoco", "--split", "val"], "needs `root`"),
+        (["--data", "refshapes", "--split", "val2"], "val2"),
+        (["--data", "refshapes", "--split", "test", "--option", "scnes=3"], "scnes"),
+        (["--data", "refshapes", "--split", "test", "--option", "scenes"], "write name=value"),
+        (["--data", "refshapes", "--split", "test", "--batch-size", "0"], "`batch_size` is 0"),
+        (["--data", "refshapes", "--split", "test", "--limit", "0"], "`--limit` is 0"),
+        (["--data", "refshapes", "--split", "test", "--device", "cuda:7"], "'cuda:7' cannot be used"),
+    ],
+)
+def test_evaluate_refuses_in_one_line(capsys, options, message):
+    assert main(["evaluate", *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+# ---- the built-in checkpoint
+
+
+def test_the_built_in_checkpoint_is_small_and_exact():
+    assert (DEFAULT_CHECKPOINT / "model.safetensors").stat().st_size <= 12e6
+    model, processor = load_checkpoint(DEFAULT_CHECKPOINT)
+    assert model.dtype == torch.float32
+    assert processor.image_processor.size == {"height": 96, "width": 96}
+    assert AutoModel.from_pretrained(DEFAULT_CHECKPOINT).dtype == torch.float32
+    assert "photograph" in (DEFAULT_CHECKPOINT / "README.md").read_text()
+
+
+def test_the_built_in_checkpoint_follows_language():
+    """On 60 scenes that it never saw; the full figures are in its card."""
+    segmenter = pipeline("referring-image-segmentation")
+    ious = []
+    for index in range(60):
+        example = make_example("test", index, seed=77)
+        (result,) = segmenter(Image.fromarray(example.scene.image), text=example.expression)
+        found = np.asarray(result["mask"]) > 0
+        ious.append((found & example.mask).sum() / (found | example.mask).sum())
+    assert np.mean(ious) > 0.85
+
+
+def test_segment_uses_it_and_says_what_it_knows(tmp_path, capsys):
+    example = make_example("test", 4)
+    Image.fromarray(example.scene.image).save(tmp_path / "scene.png")
+    output = tmp_path / "out"
+    assert main(["segment", str(tmp_path / "scene.png"), example.expression, "--output", str(output)]) == 0
+    told = capsys.readouterr()
+    assert "knows nothing of photographs" in told.err
+    assert json.loads(told.out)["expression"] == example.expression
+    assert (output / "scene-overlay.png").is_file()
+
+
+def test_demo_writes_a_panel(tmp_path, capsys):
+    panel = tmp_path / "demo" / "panel.png"
+    assert main(["demo", "--output", str(panel)]) == 0
+    told = capsys.readouterr()
+    lines = [json.loads(line) for line in told.out.splitlines()]
+    assert {line["family"] for line in lines} == set(FAMILIES)
+    assert "knows nothing of photographs" in told.err
+    assert Image.open(panel).size[0] > 1000
