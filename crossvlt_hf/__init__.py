@@ -1,8 +1,8 @@
 """CrossVLT for Hugging Face Transformers: referring image segmentation.
 
 Importing the package registers its classes, so that `AutoConfig`, `AutoModel`, `AutoModelForSemanticSegmentation`,
-`AutoProcessor` and `pipeline("referring-image-segmentation")` know them. Without a model the pipeline takes a small one
-that comes with the package and knows drawn shapes, no photographs.
+`AutoProcessor` and `pipeline("referring-image-segmentation")` know them. Without a model the pipeline takes a small
+one that comes with the package and knows drawn shapes, no photographs.
 """
 
 from importlib.metadata import version

@@ -156,7 +156,7 @@ def convert_state_dict(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
             f"{', ...' if len(unknown) > 20 else ''}."
         )
     converted = {str(new): _as_linear_float32(key, state_dict[key]) for key, new in renamed.items()}
-    for stage, temperature in enumerate(temperatures.unbind()):
+    for stage, temperature in enumerate(temperatures.split(1)):
         converted[f"stages.{stage}.alignment.temperature"] = temperature.clone()
     for key in [key for key in converted if key.endswith(".running_var")]:
         converted.setdefault(key.replace("running_var", "num_batches_tracked"), torch.tensor(0))

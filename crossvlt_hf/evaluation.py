@@ -82,10 +82,17 @@ class _Collator:
 
 
 def shuffled_expressions(pairs: EvaluationPairs) -> dict[int, str]:
-    """For every pair the expression of one of another image, half the data set away."""
-    count = len(pairs)
-    texts = [pairs[index]["expression"] for index in range(count)]
-    return {index: texts[(index + count // 2) % count] for index in range(count)}
+    """For every pair the expression of one half the data set away, or the next one behind that of another image."""
+    texts, images = pairs.texts(), pairs.images()
+    count = len(texts)
+    found = {}
+    for index in range(count):
+        others = ((index + count // 2 + step) % count for step in range(count))
+        other = next((other for other in others if images[other] != images[index]), None)
+        if other is None:
+            raise ValueError("All expressions are of one image; there is no other image to shuffle with.")
+        found[index] = texts[other]
+    return found
 
 
 def _areas(margin: Tensor, mask: np.ndarray, protocol: Protocol) -> tuple[int, int, int]:
@@ -129,8 +136,10 @@ def evaluate(
         state.process_index * len(pairs) // state.num_processes,
         (state.process_index + 1) * len(pairs) // state.num_processes,
     )
+    # Sharded weights are gathered in every forward pass, so all processes need the same number of them
+    longest = -(-len(pairs) // state.num_processes)
     loader = DataLoader(
-        Subset(pairs, own),
+        Subset(pairs, [*own, *[0] * (longest - len(own))]),
         batch_size=options.batch_size,
         num_workers=options.workers,
         collate_fn=_Collator(processor, options, expressions),
@@ -140,8 +149,8 @@ def evaluate(
     try:
         found = [
             _sample(margin, pair, options.protocol)
-            for margin, pair in tqdm(_predict(model, loader), total=len(own), disable=not options.progress)
-        ]
+            for margin, pair in tqdm(_predict(model, loader), total=longest, disable=not options.progress)
+        ][: len(own)]
     finally:
         model.train(was_training)
     return ReferringSegmentationMetric(gather_object(found) if state.num_processes > 1 else found)
@@ -149,5 +158,6 @@ def evaluate(
 
 def _sample(margin: Tensor, pair: dict[str, Any], protocol: Protocol) -> Areas:
     intersection, union, predicted = _areas(margin, pair["mask"], protocol)
-    other = None if pair["distractor"] is None else _areas(margin, pair["distractor"], protocol)[:2]
+    comparable = pair["has_target"] and pair["distractor"] is not None and (pair["distractor"] == 1).any()
+    other = _areas(margin, pair["distractor"], protocol)[:2] if comparable else None
     return Areas(intersection, union, predicted, pair["has_target"], pair["family"], other)

@@ -562,7 +562,7 @@ class CrossVLTAlignment(nn.Module):
         super().__init__()
         self.pixel_projection = nn.Linear(width, config.alignment_dim)
         self.sentence_projection = nn.Linear(config.text_config.hidden_size, config.alignment_dim)
-        self.temperature = nn.Parameter(torch.tensor(float(config.alignment_temperature)))
+        self.temperature = nn.Parameter(torch.tensor([float(config.alignment_temperature)]))  # FSDP takes no scalars
 
     def forward(self, pixels: Tensor, sentence: Tensor) -> Tensor:
         sentence = F.normalize(at_least_float32(self.sentence_projection(sentence.to(pixels.dtype))), dim=-1)

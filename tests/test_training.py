@@ -363,10 +363,9 @@ def test_two_processes_follow_one(tmp_path):
         if processes == 1:
             assert main([str(path)]) == 0
         else:
-            options = ["--cpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"]
-            options += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-            launch = [sys.executable, "-m", "accelerate.commands.launch", *options]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            # Accelerate's own launcher starts a single process on the CPU
+            launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
             subprocess.run(
                 [*launch, "-m", "crossvlt_hf.training", str(path)], check=True, env=environment, timeout=240
             )

@@ -79,7 +79,21 @@ class EvaluationPairs(TorchDataset):
     def __len__(self) -> int:
         return len(self.reference)
 
+    def texts(self) -> list[str]:
+        """The expression of every pair, decoded alone where the data set stores it."""
+        stored = self.dataset.with_format(None)
+        if "expressions" in stored.column_names:
+            return [text for texts in stored["expressions"][:] for text in texts]
+        return [pair["expression"] for pair in self]
+
+    def images(self) -> list[str]:
+        """The image of every pair."""
+        images = self.dataset.with_format(None)["image_id"][:]
+        return [images[reference] for reference in self.reference]
+
     def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"There is no pair {index}; there are {len(self)}.")
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -11,8 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, send_to_device, set_seed, tqdm
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    broadcast,
+    send_to_device,
+    set_seed,
+    tqdm,
+)
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from ..data.pairs import Collator, ReferenceSampler, ShardedBatchSampler, TrainingPairs
@@ -66,6 +75,7 @@ class TrainingRun:
             step_scheduler_with_optimizer=False,
             kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         )
+        self._check_processes()
         self.checkpoints = list_checkpoints(self.folder / "checkpoints")
         self._check_folder(resume)
         set_seed(config.seed)
@@ -85,6 +95,15 @@ class TrainingRun:
 
     # ---- building
 
+    def _check_processes(self) -> None:
+        """Whether Accelerate knows of all the processes that were launched."""
+        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        if launched != self.accelerator.num_processes:
+            raise ValueError(
+                f"{launched} processes were launched, but Accelerate joins {self.accelerator.num_processes}; on the "
+                "CPU set ACCELERATE_USE_CPU=true and use examples/accelerate/cpu.yaml. FSDP needs GPUs."
+            )
+
     def _check_folder(self, resume: bool) -> None:
         if self.checkpoints and not resume:
             raise ValueError(f"{self.folder} holds checkpoints of a run; give --resume, or another output.folder.")
@@ -95,7 +114,7 @@ class TrainingRun:
     def _build_model(self) -> None:
         options = self.config.optimization
         self.model, self.processor = build_model(self.config.model)
-        if options.sync_batch_norm and self.accelerator.distributed_type == DistributedType.MULTI_GPU:
+        if options.sync_batch_norm and self.accelerator.num_processes > 1 and self.accelerator.device.type == "cuda":
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
 
     def _build_data(self) -> None:
@@ -123,12 +142,8 @@ class TrainingRun:
         self.average = build_average(self.model, options.ema_decay)
         if self.average is not None:
             self.average.to(self.accelerator.device)
-        if self.accelerator.distributed_type == DistributedType.FSDP:
-            self.network = self.accelerator.prepare(self.model)
-            self.optimizer = self.accelerator.prepare(build_optimizer(self.network, options))
-        else:
-            optimizer = build_optimizer(self.model, options)
-            self.network, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        optimizer = build_optimizer(self.model, options)
+        self.network, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         self.schedule = build_schedule(self.optimizer.optimizer, options, self.steps)
 
     # ---- running
@@ -210,7 +225,8 @@ class TrainingRun:
             parts = {"loss": loss * processes * len(batches), **{k: v for k, v in found.items() if v is not None}}
             losses = {name: losses.get(name, 0.0) + value.detach() / len(batches) for name, value in parts.items()}
         if options.max_grad_norm is not None:
-            losses["grad_norm"] = self.accelerator.clip_grad_norm_(self.network.parameters(), options.max_grad_norm)
+            norm = self.accelerator.clip_grad_norm_(self.network.parameters(), options.max_grad_norm)
+            losses["grad_norm"] = norm.full_tensor() if isinstance(norm, DTensor) else norm
         self.optimizer.step()
         if not self.accelerator.optimizer_step_was_skipped:
             self.schedule.step()
@@ -256,6 +272,8 @@ class TrainingRun:
             batch_size=self.config.output.evaluation_batch_size, distractors=True, workers=self.config.data.workers
         )
         model = self.evaluated_model()
+        if self.accelerator.num_processes > 1:
+            broadcast(list(model.buffers()))  # BatchNorm's statistics, where each process has its own: those saved
         with self.accelerator.autocast():
             parts = [evaluate(model, self.processor, dataset, options) for dataset in self.validation]
         metric = ReferringSegmentationMetric([sample for part in parts for sample in part.samples])
@@ -267,9 +285,11 @@ class TrainingRun:
         if (metrics["overall_iou"] or 0.0) > self.progress.best:
             self.progress.best = metrics["overall_iou"] or 0.0
             self._save_weights(self.folder / "best")
+        sharded = self.accelerator.distributed_type == DistributedType.FSDP  # then no process predicts alone
+        if self.config.output.pictures and (sharded or self.accelerator.is_main_process):
+            picture = draw_predictions(model, self.processor, self.validation[0], self.config.output.pictures)
         if self.config.output.pictures and self.accelerator.is_main_process:
             path = self.folder / "pictures" / f"step-{self.progress.step}.png"
-            picture = draw_predictions(model, self.processor, self.validation[0], self.config.output.pictures)
             path.parent.mkdir(parents=True, exist_ok=True)
             picture.save(path)
             for tracker in self.accelerator.trackers:
