@@ -143,6 +143,7 @@ def evaluate(
         batch_size=options.batch_size,
         num_workers=options.workers,
         collate_fn=_Collator(processor, options, expressions),
+        generator=torch.Generator(),  # the start of a loader draws from it, else from that of a training's dropout
     )
     was_training = model.training
     model.eval()

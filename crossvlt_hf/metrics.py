@@ -99,6 +99,9 @@ def _share(flags: Sequence[bool]) -> float | None:
 def summarise(samples: Sequence[Areas]) -> dict[str, float | int | None]:
     """All metrics of some samples, as shares of 1; None where there is nothing to divide by.
 
+    P@X is of the samples that have a target, as GRES counts it. The right-object rate is two-way: it compares with one
+    other object, so chance alone gives 50 %.
+
     The sums are exact (of integers, or by `math.fsum`), so the order of the samples does not matter.
     """
     ious = [sample.iou for sample in samples]
@@ -108,7 +111,7 @@ def summarise(samples: Sequence[Areas]) -> dict[str, float | int | None]:
     metrics: dict[str, float | int | None] = {
         "overall_iou": sum(sample.intersection for sample in samples) / union if union else None,
         "mean_iou": math.fsum(ious) / len(ious) if ious else None,
-        **{f"precision@{x}": _share([iou >= x for iou in ious]) for x in THRESHOLDS},
+        **{f"precision@{x}": _share([sample.iou >= x for sample in targeted]) for x in THRESHOLDS},
         "no_target_accuracy": _share([sample.predicted == 0 for sample in untargeted]),
         "target_accuracy": _share([sample.predicted > 0 for sample in targeted]),
         "samples": len(samples),
@@ -169,8 +172,10 @@ class ReferringSegmentationMetric:
 
     def compute_groups(self) -> dict[str, dict[str, float | int | None]]:
         """The metrics of each group, by its name."""
-        names = sorted({sample.group for sample in self.samples})
-        return {name: summarise([s for s in self.samples if s.group == name]) for name in names}
+        groups: dict[str, list[Areas]] = {}
+        for sample in self.samples:
+            groups.setdefault(sample.group, []).append(sample)
+        return {name: summarise(groups[name]) for name in sorted(groups)}
 
 
 def preprocess_logits_for_metrics(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:

@@ -5,8 +5,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from crossvlt_hf import CrossVLTProcessor
+from crossvlt_hf.data.masks import pack
 from crossvlt_hf.data.pairs import Collator, EvaluationPairs, ReferenceSampler, ShardedBatchSampler, TrainingPairs
 from crossvlt_hf.data.records import Record, build_dataset
 from crossvlt_hf.data.refshapes import load_refshapes
@@ -24,10 +26,6 @@ def scenes():
 @pytest.fixture(scope="module")
 def several(tmp_path_factory):
     """Five references with 1, 2, 3, 1 and 2 expressions on three images."""
-    from PIL import Image
-
-    from crossvlt_hf.data.masks import pack
-
     folder = tmp_path_factory.mktemp("several")
     records = []
     for number, (image, count) in enumerate(zip("aabcc", (1, 2, 3, 1, 2), strict=True)):
@@ -148,6 +146,19 @@ def test_processes_read_the_same_steps(scenes, processes):
     assert joined == single
     later = list(ShardedBatchSampler(sampler, 6 // processes, 0, processes, start=1))
     assert later == shares[0][1:]
+
+
+def test_pictures_with_an_orientation_stay_as_their_masks_are(tmp_path):
+    """As some of COCO's are: the annotations are of the pixels as they are stored."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    Image.new("RGB", (20, 10), "red").save(tmp_path / "turned.jpg", exif=exif)
+    mask = pack([[[0, 0, 8, 0, 8, 8, 0, 8]]], 10, 20)
+    record = Record(tmp_path / "turned.jpg", 1, 1, ["the red circle"], mask, "train", "made", "row 1")
+    (pair,) = TrainingPairs([build_dataset([record])]).__getitems__([0])
+    assert pair["image"].size == (20, 10)
+    processor = CrossVLTProcessor.from_tokenizer(refshapes_tokenizer(), image_size=(10, 20), max_length=16)
+    assert Collator(processor)([pair])["labels"].sum().item() == pair["mask"].sum()
 
 
 def test_collator_masks_words_and_patches(scenes):

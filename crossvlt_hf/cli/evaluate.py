@@ -40,7 +40,10 @@ def _options(settings: list[str]) -> dict[str, Any]:
         name, equals, value = setting.partition("=")
         if not equals:
             raise ValueError(f"--option {setting!r} has no value; write name=value.")
-        options[name] = yaml.safe_load(value)
+        try:
+            options[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--option {setting!r} cannot be read as YAML: {error}") from error
     return options
 
 
@@ -50,7 +53,7 @@ def _report(arguments: argparse.Namespace, metric: ReferringSegmentationMetric) 
     print(table({name: total}, "data"))
     if set(families) != {""}:
         print(f"\n{table(families, 'family')}")
-    settings = ("data", "split", "protocol", "merge", "truncation", "shuffle", "option", "dtype")
+    settings = ("data", "split", "protocol", "merge", "truncation", "shuffle", "option", "limit", "dtype")
     report = {
         "model": str(arguments.model or "built-in (RefShapes)"),
         **{setting: getattr(arguments, setting) for setting in settings},
@@ -92,7 +95,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if arguments.limit is not None:
         dataset = dataset.select(range(min(arguments.limit, len(dataset))))
     state = PartialState(cpu=arguments.device == "cpu")
-    device = arguments.device or str(state.device)
+    alone = state.num_processes == 1 and arguments.device is not None
+    device = arguments.device if alone else str(state.device)  # several processes have a GPU each
     model, processor = load_checkpoint(arguments.model or DEFAULT_CHECKPOINT, device=device, dtype=arguments.dtype)
     metric = evaluate_model(model, processor, dataset, options)
     if state.is_main_process:

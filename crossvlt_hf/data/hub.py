@@ -10,7 +10,7 @@ from datasets import Dataset, load_dataset
 from datasets import Image as ImageFeature
 
 from .files import COCO_FOLDERS, check_split, field, image_size, require_files
-from .masks import Merge, pack
+from .masks import Merge, check_polygons, pack
 from .records import Record, RecordDecoder, build_dataset, clean_expressions
 from .refer import Text, check_text, expressions_of
 
@@ -73,7 +73,7 @@ def jxu124_records(base: Dataset, name: str, root: Path, images: Path | None, te
             image_id=row["image_id"],
             ref_id=row["ref_id"],
             expressions=expressions_of(row, text, source),
-            mask=pack([field(annotation, "segmentation", source)], *image_size(image, source)),
+            mask=pack([check_polygons(field(annotation, "segmentation", source), source)], *image_size(image, source)),
             split=row["split"],
             dataset=name,
             source=source,

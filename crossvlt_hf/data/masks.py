@@ -30,6 +30,21 @@ def _check_polygon(polygon: Any) -> list[float]:
     return [float(x) for x in polygon]
 
 
+def check_polygons(segmentation: Any, source: str) -> Any:
+    """The segmentation, whose polygons are checked; run lengths are when they are decoded.
+
+    Raises:
+        ValueError: if a polygon is broken; the message begins with `source`.
+    """
+    try:
+        for part in segmentation if isinstance(segmentation, list) else ():
+            if not isinstance(part, dict):
+                _check_polygon(part)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    return segmentation
+
+
 def _run_lengths(counts: str | bytes) -> list[int]:
     """Undo COCO's compression: five bits a character, the low ones first; differences from the fourth run on."""
     runs: list[int] = []

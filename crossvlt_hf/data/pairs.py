@@ -106,7 +106,8 @@ class EvaluationPairs(TorchDataset):
     def _pair(self, rows: dict[int, dict[str, Any]], reference: int, index: int) -> dict[str, Any]:
         row, neighbour = dict(rows[reference]), self.neighbour[reference]
         expression = row.pop("expressions")[self.number[index]]
-        distractor = None if neighbour == reference else rows[neighbour]["mask"]
+        other = rows[neighbour]
+        distractor = None if neighbour == reference or other["ann_ids"] == row["ann_ids"] else other["mask"]
         return {**row, "expression": expression, "index": int(index), "distractor": distractor}
 
 
@@ -222,7 +223,8 @@ class Collator:
         batch.pop("original_sizes", None)
         if self.masked_words or self.masked_patches:
             for row, pair in enumerate(pairs):
-                self._mask(batch, row, np.random.default_rng([self.seed, self.epoch, pair["index"]]))
+                # The last number keeps it apart from the choice of the expression
+                self._mask(batch, row, np.random.default_rng([self.seed, self.epoch, pair["index"], 1]))
         return dict(batch)
 
     def _mask(self, batch: dict[str, Tensor], row: int, rng: np.random.Generator) -> None:

@@ -136,7 +136,11 @@ class RecordDecoder:
         try:
             with Image.open(image) as opened:
                 opened.load()
-                return to_rgb(opened) if self.upright else opened.convert("RGB")
+                if self.upright:
+                    return to_rgb(opened)
+                picture = opened.convert("RGB")
+                picture.info.clear()  # else whoever is given it would turn it after all
+                return picture
         except FileNotFoundError as error:
             raise FileNotFoundError(f"There is no image file {image}.") from error
         except (OSError, SyntaxError, ValueError) as error:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from datasets import Dataset
 
 from .files import COCO_FOLDERS, check_split, entries, field, find_folder, image_size, read_json, require_files
-from .masks import Merge, pack
+from .masks import Merge, check_polygons, pack
 from .records import Record, RecordDecoder, build_dataset, clean_expressions
 
 
@@ -249,7 +249,10 @@ def load_refer(
         image_id, ann_ids = field(ref, "image_id", source), _ann_ids(ref, layout, source)
         image = instances.image(image_id, source)
         named = f"{instances.path}, image {image_id!r},"
-        segmentations = [instances.segmentation(ann_id, image_id, source) for ann_id in ann_ids]
+        segmentations = [
+            check_polygons(instances.segmentation(ann_id, image_id, source), f"{source}, annotation {ann_id}")
+            for ann_id in ann_ids
+        ]
         return Record(
             image=f"{folder}/{field(image, 'file_name', named)}",
             image_id=image_id,

@@ -9,6 +9,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from huggingface_hub.errors import StrictDataclassError
+
 from .config import load_config
 from .run import TrainingRun
 
@@ -24,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         TrainingRun(load_config(arguments.config, arguments.settings), resume=arguments.resume).run()
-    except (OSError, ValueError, FloatingPointError) as error:
+    except (OSError, ValueError, StrictDataclassError, FloatingPointError) as error:
         sys.stderr.write(f"crossvlt_hf.training: {' '.join(str(error).split())}\n")
         return 2
     return 0

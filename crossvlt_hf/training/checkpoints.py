@@ -21,7 +21,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def write_whole(target: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a folder beside the target, then put it in its place.
 
-    An interruption leaves the old target, or for the blink of the exchange none, but never half a one.
+    An interruption leaves the old target or, from within the exchange, what `recover` makes the old target of.
     """
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -38,6 +38,13 @@ def put_in_place(partial: Path, target: Path) -> None:
         target.rename(old)
     partial.rename(target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(target: Path) -> None:
+    """Put back what an interruption in the midst of `put_in_place` left beside the target."""
+    old = target.with_name(f".{target.name}.old")
+    if old.exists() and not target.exists():
+        old.rename(target)
 
 
 def prune(folder: Path, keep: int) -> None:

@@ -1,5 +1,6 @@
 """What a training run is made of, read from YAML; the defaults are the authors' recipe (`docs/reproduce.md`)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ class ModelOptions:
     """Where the weights start.
 
     Args:
-        checkpoint: a CrossVLT checkpoint to go on from (folder or Hub id); then the other fields say nothing.
+        checkpoint: a CrossVLT checkpoint to go on from (folder or Hub id), in place of encoders, config and tokenizer.
         vision_encoder: pretrained Swin (folder, file or Hub id); None starts from noise.
         text_encoder: pretrained BERT (folder or Hub id); None starts from noise.
         config: fields of `CrossVLTConfig` to override.
@@ -148,23 +149,71 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if not self.data.train:
             raise ValueError("`data.train` is empty; give at least one data set.")
-        optimization = self.optimization
-        for name in ("epochs", "batch_size", "accumulation", "learning_rate"):
-            if not getattr(optimization, name) > 0:
-                raise ValueError(f"`optimization.{name}` is {getattr(optimization, name)}; give a number above 0.")
-        for name, least in (("log_steps", 1), ("evaluation_batch_size", 1), ("keep", 1), ("pictures", 0)):
-            if getattr(self.output, name) < least:
-                raise ValueError(f"`output.{name}` is {getattr(self.output, name)}; give {least} or more.")
-        if optimization.mixed_precision not in (None, "no", "bf16", "fp16"):
+        for section in (self.model, self.data, self.optimization, self.output):
+            name = next(entry.name for entry in fields(self) if getattr(self, entry.name) is section)
+            for setting, (low, high) in RANGES.items():
+                value = getattr(section, setting, None)
+                if value is not None and not low <= value <= high:
+                    raise ValueError(f"`{name}.{setting}` is {value}; give {_range(low, high)}.")
+        if self.optimization.mixed_precision not in (None, "no", "bf16", "fp16"):
             raise ValueError(
-                f"`optimization.mixed_precision` is {optimization.mixed_precision!r}; give no, bf16 or fp16."
+                f"`optimization.mixed_precision` is {self.optimization.mixed_precision!r}; give no, bf16 or fp16."
             )
-        if optimization.ema_decay is not None and not 0 < optimization.ema_decay < 1:
-            raise ValueError(f"`optimization.ema_decay` is {optimization.ema_decay}; give a number between 0 and 1.")
+        if len(self.optimization.betas) != 2:
+            raise ValueError(f"`optimization.betas` is {self.optimization.betas}; give two numbers.")
+        self._check_model()
+
+    def _check_model(self) -> None:
+        """A checkpoint brings what it is made of."""
+        if self.model.checkpoint is None:
+            return
+        for name in ("vision_encoder", "text_encoder", "config", "tokenizer"):
+            if getattr(self.model, name):
+                raise ValueError(f"`model.{name}` says nothing beside `model.checkpoint`; give one of the two.")
 
     def save(self, path: Path) -> None:
         """Write the whole configuration, defaults included, as YAML."""
         path.write_text(yaml.safe_dump(asdict(self), sort_keys=False))
+
+
+# Settings that have a least and a greatest value, in whatever section
+TINY = 1e-30
+RANGES = {
+    **dict.fromkeys(("epochs", "max_steps", "batch_size", "accumulation", "group", "image_size"), (1, math.inf)),
+    **dict.fromkeys(("log_steps", "evaluation_steps", "evaluation_batch_size", "keep"), (1, math.inf)),
+    **dict.fromkeys(("workers", "warmup_steps", "pictures", "weight_decay"), (0, math.inf)),
+    **dict.fromkeys(("learning_rate", "text_learning_rate", "max_grad_norm"), (TINY, math.inf)),
+    **dict.fromkeys(("masked_words", "masked_patches"), (0, 1)),
+    "ema_decay": (TINY, 1 - 1e-9),
+}
+
+
+def _range(low: float, high: float) -> str:
+    if math.isinf(high):
+        return "a number above 0" if low == TINY else f"{low} or more"
+    return "a number between 0 and 1"
+
+
+# What may be another when a run goes on: it changes where and how fast, not what is computed
+MAY_CHANGE = ("data.root", "data.workers", "model.gradient_checkpointing", "optimization.accumulation")
+
+
+def check_same_run(config: TrainingConfig, before: TrainingConfig) -> None:
+    """Check that a run goes on with the settings it began with.
+
+    Raises:
+        ValueError: if one differs that would make it another run.
+    """
+    now, then = asdict(config), asdict(before)
+    for section in ("model", "data", "optimization"):
+        for name, value in now[section].items():
+            if value != then[section][name] and f"{section}.{name}" not in MAY_CHANGE:
+                raise ValueError(
+                    f"`{section}.{name}` was {then[section][name]!r} when the run began and is {value!r}; give the "
+                    "same, or another output.folder."
+                )
+    if config.seed != before.seed:
+        raise ValueError(f"`seed` was {before.seed} when the run began and is {config.seed}; give the same.")
 
 
 def _fill(kind: type, values: Any, name: str) -> Any:
@@ -193,12 +242,14 @@ def _converted(value: Any, kind: str, default: Any, name: str) -> Any:
             return None
         if kind == "float" and isinstance(value, int | float | str) and not isinstance(value, bool):
             return float(value)
-        if kind.startswith("list[float]") and isinstance(value, list):
+        if kind == "list[float]" and isinstance(value, list):
             return [float(entry) for entry in value]
-    except ValueError:
+    except (ValueError, TypeError):
         pass
     plain = {"int": int, "bool": bool, "str": str}.get(kind, list if kind.startswith("list") else dict)
-    if kind == "float" or type(value) is not plain:
+    entries = {"list[str]": str, "list[dict[str, Any]]": dict}.get(kind)
+    wrong = entries is not None and isinstance(value, list) and any(type(entry) is not entries for entry in value)
+    if kind == "float" or type(value) is not plain or wrong:
         raise ValueError(f"`{name}` is {value!r}; give {kind}{' or null' if optional else ''}.")
     return value
 

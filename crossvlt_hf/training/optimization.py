@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import get_scheduler
 
@@ -12,7 +13,7 @@ from .config import OptimizationOptions
 
 
 LANGUAGE_STAGES = "text_model.stages."
-NORMS = (nn.LayerNorm, nn.BatchNorm2d)
+NORMS = (nn.LayerNorm, _BatchNorm)  # the latter is what SyncBatchNorm is, too
 UNDECAYED = ("relative_position_bias_table", "temperature")
 
 
@@ -62,14 +63,21 @@ def build_average(model: CrossVLTModel, decay: float | None) -> AveragedModel | 
     """The exponential moving average of weights and BatchNorm statistics, or None."""
     if decay is None:
         return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    average = get_ema_multi_avg_fn(decay)
+
+    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+        if averaged[0].is_floating_point():
+            average(averaged, current, count)
+        else:  # torch would average indices, too, and cut off the fractions
+            torch._foreach_copy_(averaged, current)
+
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
 
 
 def loss_counts(labels: Tensor) -> Tensor:
-    """By what the losses of a batch of labels are divided: (3,) float64, for `normalised_loss`."""
-    background, object_ = (labels == 0).sum().double(), (labels == 1).sum().double()
-    weighted = CLASS_WEIGHTS[0] * background + CLASS_WEIGHTS[1] * object_
-    return torch.stack([weighted, background + object_, weighted.new_tensor(len(labels))])
+    """Pixels of background and of object, and samples, in a batch of labels: (3,) int64, for `normalised_loss`."""
+    background, object_ = (labels == 0).sum(), (labels == 1).sum()
+    return torch.stack([background, object_, background.new_tensor(len(labels))])
 
 
 def normalised_loss(model: CrossVLTModel, output: CrossVLTOutput, own: Tensor, total: Tensor) -> Tensor:
@@ -84,6 +92,7 @@ def normalised_loss(model: CrossVLTModel, output: CrossVLTOutput, own: Tensor, t
         own: `loss_counts` of the batch.
         total: their sum over all batches of the step.
     """
-    weighted, valid, samples = (own / total.clamp(min=1)).float().unbind()
+    weigh = own.new_tensor([[*CLASS_WEIGHTS, 0], [1, 1, 0], [0, 0, 1]], dtype=torch.float32)
+    weighted, valid, samples = ((weigh @ own.float()) / (weigh @ total.float()).clamp(min=1)).unbind()
     dice = 0.0 if output.dice_loss is None else output.dice_loss * samples
     return total_loss(model.config, output.mask_loss * weighted, output.alignment_loss * valid, dice)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -16,20 +17,24 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
     broadcast,
+    broadcast_object_list,
     send_to_device,
     set_seed,
     tqdm,
 )
+from huggingface_hub import create_repo
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from ..data.pairs import Collator, ReferenceSampler, ShardedBatchSampler, TrainingPairs
 from ..evaluation import EvaluationOptions, evaluate
 from ..metrics import ReferringSegmentationMetric
 from ..modeling_crossvlt import CrossVLTModel
-from .checkpoints import list_checkpoints, prune, put_in_place, write_whole
-from .config import TrainingConfig
+from .checkpoints import list_checkpoints, prune, put_in_place, recover, write_whole
+from .config import TrainingConfig, check_same_run, load_config
+from .log import append, best_score, is_evaluated, rewind
 from .optimization import build_average, build_optimizer, build_schedule, loss_counts, normalised_loss
 from .pictures import draw_predictions
 from .start import build_model, load_datasets, load_training_data
@@ -39,7 +44,7 @@ class Progress:
     """Where a run is; kept in its checkpoints."""
 
     def __init__(self) -> None:
-        self.step, self.best = 0, -math.inf
+        self.step = 0
 
     def state_dict(self) -> dict[str, Any]:
         """For Accelerate."""
@@ -68,6 +73,7 @@ class TrainingRun:
 
     def __init__(self, config: TrainingConfig, *, resume: bool = False) -> None:
         self.config, self.folder = config, Path(config.output.folder)
+        self.log_path = self.folder / "log.jsonl"
         self.accelerator = Accelerator(
             mixed_precision=config.optimization.mixed_precision,
             log_with=config.output.trackers or None,
@@ -83,15 +89,14 @@ class TrainingRun:
         self._build_model()
         self._build_data()
         self._build_optimization()
+        set_seed(config.seed, device_specific=True)  # dropout of its own in every process
         self.progress = Progress()
         self.accelerator.register_for_checkpointing(self.schedule, self.progress)
         if self.average is not None:
             self.accelerator.register_for_checkpointing(self.average)
-        if resume and self.checkpoints:
-            self.accelerator.load_state(str(self.checkpoints[-1]))
-        if self.accelerator.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            config.save(self.folder / "config.yaml")
+        if self.checkpoints:
+            self._load_checkpoint(self.checkpoints[-1])
+        self._prepare_folder()
 
     # ---- building
 
@@ -107,6 +112,8 @@ class TrainingRun:
     def _check_folder(self, resume: bool) -> None:
         if self.checkpoints and not resume:
             raise ValueError(f"{self.folder} holds checkpoints of a run; give --resume, or another output.folder.")
+        if self.checkpoints:
+            check_same_run(self.config, load_config(self.folder / "config.yaml"))
         sharded = self.accelerator.distributed_type == DistributedType.FSDP
         if sharded and self.config.optimization.ema_decay is not None:
             raise ValueError("`optimization.ema_decay` needs whole weights, which FSDP has not; give null.")
@@ -135,6 +142,7 @@ class TrainingRun:
                 f"There are {len(self.pairs)} references to train on, less than `optimization.batch_size`."
             )
         self.steps = options.max_steps or options.epochs * self.steps_per_epoch
+        self.every = self.config.output.evaluation_steps or self.steps_per_epoch
         self.validation = load_datasets(data.validation, data.root)
 
     def _build_optimization(self) -> None:
@@ -145,6 +153,27 @@ class TrainingRun:
         optimizer = build_optimizer(self.model, options)
         self.network, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         self.schedule = build_schedule(self.optimizer.optimizer, options, self.steps)
+
+    def _load_checkpoint(self, checkpoint: Path) -> None:
+        """Weights, optimizer, schedule, averages, and the random state of every process."""
+        written = len(list(checkpoint.glob("random_states_*.pkl")))
+        if written != self.accelerator.num_processes:
+            raise ValueError(
+                f"{checkpoint} was written by {written} processes, and there are {self.accelerator.num_processes}; go "
+                "on with as many, or start anew from its weights."
+            )
+        self.accelerator.load_state(str(checkpoint))
+
+    def _prepare_folder(self) -> None:
+        """Undo what an interruption left behind, and note the configuration."""
+        if self.accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for name in ("best", "last"):
+                recover(self.folder / name)
+            rewind(self.log_path, self.progress.step)
+            self.config.save(self.folder / "config.yaml")
+            if self.config.output.push_to_hub:
+                create_repo(self.config.output.push_to_hub, exist_ok=True)  # rather fail now than at the end
 
     # ---- running
 
@@ -158,32 +187,35 @@ class TrainingRun:
             FloatingPointError: if the loss is not finite.
         """
         self.accelerator.init_trackers("crossvlt", config={"seed": self.config.seed, "steps": self.steps})
-        every = self.config.output.evaluation_steps or self.steps_per_epoch
-        metrics: dict[str, Any] = {}
+        metrics = self._evaluate_if_due()  # not if that of the checkpoint was interrupted
         bar = tqdm(total=self.steps, initial=self.progress.step, desc="training", mininterval=1.0)
-        clock = time.perf_counter()
+        self._start_clock()
         self._train_mode()
         for batches in self._batches():
             losses = self._step(batches)
             bar.update()
-            step = self.progress.step
-            if step % self.config.output.log_steps == 0 or step == self.steps:
-                seconds, clock = time.perf_counter() - clock, time.perf_counter()
-                self._log_step(losses, seconds)
-                bar.set_postfix(loss=f"{losses['loss'].item():.3f}", refresh=False)
-            if step % every == 0 or step == self.steps:
-                metrics = self._evaluate() if self.validation else {}
+            if self._is_due(self.config.output.log_steps) or self._is_due(self.every):
+                bar.set_postfix(loss=f"{self._log_step(losses):.3f}", refresh=False)
+            if self._is_due(self.every):
                 self.save_checkpoint()
-                clock = time.perf_counter()
+                metrics = self._evaluate_if_due()
+                self._start_clock()
         bar.close()
         self._finish()
         return metrics
+
+    def _is_due(self, every: int) -> bool:
+        """Whether something is done after this step that is done every so many, and after the last."""
+        return self.progress.step % every == 0 or self.progress.step == self.steps
+
+    def _start_clock(self) -> None:
+        self.clock, self.clocked_step = time.perf_counter(), self.progress.step
 
     def _train_mode(self) -> None:
         self.network.train()
         if self.config.optimization.freeze_batch_norm:
             for module in self.model.modules():
-                if isinstance(module, nn.BatchNorm2d):
+                if isinstance(module, _BatchNorm):
                     module.eval()
 
     def _batches(self) -> Iterator[list[dict[str, Tensor]]]:
@@ -201,7 +233,15 @@ class TrainingRun:
                 start=done * accumulation,
             )
             collator = Collator(self.processor, data.masked_words, data.masked_patches, self.config.seed, epoch)
-            loader = iter(DataLoader(self.pairs, batch_sampler=order, collate_fn=collator, num_workers=data.workers))
+            loader = iter(
+                DataLoader(
+                    self.pairs,
+                    batch_sampler=order,
+                    collate_fn=collator,
+                    num_workers=data.workers,
+                    generator=torch.Generator(),  # else the start of a loader would draw from that of dropout
+                )
+            )
             for _ in range(min(self.steps_per_epoch - done, self.steps - self.progress.step)):
                 yield [send_to_device(next(loader), self.accelerator.device) for _ in range(accumulation)]
 
@@ -228,10 +268,9 @@ class TrainingRun:
             norm = self.accelerator.clip_grad_norm_(self.network.parameters(), options.max_grad_norm)
             losses["grad_norm"] = norm.full_tensor() if isinstance(norm, DTensor) else norm
         self.optimizer.step()
-        if not self.accelerator.optimizer_step_was_skipped:
-            self.schedule.step()
-            if self.average is not None:
-                self.average.update_parameters(self.accelerator.unwrap_model(self.network))
+        self.schedule.step()
+        if self.average is not None:
+            self.average.update_parameters(self.accelerator.unwrap_model(self.network))
         self.optimizer.zero_grad()
         self.progress.step += 1
         return losses
@@ -242,32 +281,42 @@ class TrainingRun:
         numbers = {name: value for name, value in entry.items() if isinstance(value, int | float) and name != "step"}
         self.accelerator.log(numbers, step=self.progress.step)
         if self.accelerator.is_main_process:
-            with (self.folder / "log.jsonl").open("a") as log:
-                log.write(json.dumps(entry) + "\n")
+            append(self.log_path, entry)
 
-    def _log_step(self, losses: dict[str, Tensor], seconds: float) -> None:
+    def _log_step(self, losses: dict[str, Tensor]) -> float:
+        """Log the means over the processes, and return the loss."""
         mean = {name: self.accelerator.reduce(value, "mean").item() for name, value in losses.items()}
         if not math.isfinite(mean["loss"]):
             raise FloatingPointError(
                 f"The loss is {mean['loss']} at step {self.progress.step}; lower `optimization.learning_rate`, or "
                 "give `optimization.max_grad_norm`."
             )
-        since = self.progress.step % self.config.output.log_steps or self.config.output.log_steps
+        samples = (self.progress.step - self.clocked_step) * self.config.optimization.batch_size
+        seconds = time.perf_counter() - self.clock
+        self._start_clock()
         self._log(
             {
                 "step": self.progress.step,
                 **mean,
                 "learning_rate": self.schedule.get_last_lr()[0],
-                "samples_per_second": since * self.config.optimization.batch_size / seconds,
+                "samples_per_second": samples / seconds,
             }
         )
+        return mean["loss"]
 
     def evaluated_model(self) -> CrossVLTModel:
         """The weights that are evaluated and saved: the average, where there is one."""
         return self.accelerator.unwrap_model(self.network) if self.average is None else self.average.module
 
+    def _evaluate_if_due(self) -> dict[str, Any]:
+        """Evaluate unless this step has been, or there is nothing to evaluate on."""
+        done = is_evaluated(self.log_path, self.progress.step) if self.accelerator.is_main_process else None
+        (done,) = broadcast_object_list([done])
+        due = self.progress.step > 0 and self._is_due(self.every) and not done
+        return self._evaluate() if due and self.validation else {}
+
     def _evaluate(self) -> dict[str, Any]:
-        """Evaluate, log, draw, and keep the weights if they are the best."""
+        """Evaluate, keep the weights if they are the best, log, and draw."""
         options = EvaluationOptions(
             batch_size=self.config.output.evaluation_batch_size, distractors=True, workers=self.config.data.workers
         )
@@ -279,25 +328,31 @@ class TrainingRun:
         metric = ReferringSegmentationMetric([sample for part in parts for sample in part.samples])
         metrics = metric.compute()
         families = {name: found["mean_iou"] for name, found in metric.compute_groups().items() if name}
+        (best,) = broadcast_object_list([best_score(self.log_path) if self.accelerator.is_main_process else None])
+        if (metrics["overall_iou"] or 0.0) > best:
+            self._save_weights(self.folder / "best")  # and then the line, after which this is not done again
         named = {f"validation/{name}": value for name, value in metrics.items()}
         self._log({"step": self.progress.step, **named, "validation/families": families})
         self.accelerator.print(f"step {self.progress.step}: {json.dumps({**metrics, **families})}")
-        if (metrics["overall_iou"] or 0.0) > self.progress.best:
-            self.progress.best = metrics["overall_iou"] or 0.0
-            self._save_weights(self.folder / "best")
+        if self.config.output.pictures:
+            self._draw(model)
+        self._train_mode()
+        return metrics
+
+    def _draw(self, model: CrossVLTModel) -> None:
+        """Write predictions as a picture, and show it to the trackers."""
         sharded = self.accelerator.distributed_type == DistributedType.FSDP  # then no process predicts alone
-        if self.config.output.pictures and (sharded or self.accelerator.is_main_process):
+        if sharded or self.accelerator.is_main_process:
             picture = draw_predictions(model, self.processor, self.validation[0], self.config.output.pictures)
-        if self.config.output.pictures and self.accelerator.is_main_process:
+        if self.accelerator.is_main_process:
             path = self.folder / "pictures" / f"step-{self.progress.step}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             picture.save(path)
             for tracker in self.accelerator.trackers:
-                if hasattr(tracker, "log_images"):
-                    tracker.log_images({"predictions": np.asarray(picture)[None]}, step=self.progress.step)
+                if tracker.name == "tensorboard":  # others take pictures in ways of their own
+                    values = {"predictions": np.asarray(picture)[None]}
+                    tracker.log_images(values, step=self.progress.step, dataformats="NHWC")
         self.accelerator.wait_for_everyone()
-        self._train_mode()
-        return metrics
 
     # ---- keeping
 
@@ -319,6 +374,9 @@ class TrainingRun:
         folder = self.folder / "checkpoints"
         target = folder / f"step-{self.progress.step}"
         partial_folder = folder / f".{target.name}.partial"
+        if self.accelerator.is_main_process:
+            shutil.rmtree(partial_folder, ignore_errors=True)  # of an interruption
+        self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(partial_folder))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:

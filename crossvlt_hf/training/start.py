@@ -85,6 +85,8 @@ def load_datasets(entries: Sequence[dict[str, Any]], root: str | None = None) ->
         try:
             datasets.append(load_data(**({"root": root} | entry)))
         except TypeError as error:
+            if "argument" not in str(error):
+                raise
             raise ValueError(f"The data set {entry} has a setting that it does not take: {error}") from error
     return datasets
 

@@ -1,0 +1,45 @@
+"""The log of a run: a line of JSON for every logged step and evaluation."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+
+SCORE = "validation/overall_iou"
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The entries of a log; a line that an interruption cut off is left out."""
+    entries = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return entries
+
+
+def rewind(path: Path, step: int) -> None:
+    """Leave out what was logged after a step, to which the run goes back."""
+    if path.is_file():
+        kept = [json.dumps(entry) + "\n" for entry in read_log(path) if entry["step"] <= step]
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text("".join(kept))
+        partial.replace(path)
+
+
+def append(path: Path, entry: dict[str, Any]) -> None:
+    """Add an entry."""
+    with path.open("a") as log:
+        log.write(json.dumps(entry) + "\n")
+
+
+def best_score(path: Path) -> float:
+    """The best overall IoU so far; minus infinity without any."""
+    return max((entry[SCORE] or 0.0 for entry in read_log(path) if SCORE in entry), default=-math.inf)
+
+
+def is_evaluated(path: Path, step: int) -> bool:
+    """Whether an evaluation of that step was logged."""
+    return any(SCORE in entry and entry["step"] == step for entry in read_log(path))
