@@ -97,7 +97,8 @@ def training_facts(runs: Path) -> dict[str, str]:
     for name in ("refshapes-64", "refshapes"):
         entries = [json.loads(line) for line in (runs / name / "log.jsonl").read_text().splitlines()]
         steps = [entry for entry in entries if "samples_per_second" in entry]
-        hours = sum(3200 / entry["samples_per_second"] for entry in steps) / 3600
+        before = [0, *(entry["step"] for entry in steps)]
+        hours = sum(32 * (e["step"] - b) / e["samples_per_second"] for b, e in zip(before, steps, strict=False)) / 3600
         facts[f"samples {name}"] = f"{32 * steps[-1]['step']:,}"
         facts[f"hours {name}"] = f"{hours:.1f}"
         curve = [(e["step"], e["validation/mean_iou"]) for e in entries if "validation/mean_iou" in e]

@@ -66,7 +66,6 @@ def test_from_the_pickle_to_the_table(world, name, tmp_path, capsys):
         f"data.root={root}",
         "data.workers=0",
         f"model.vision_encoder={world / 'swin'}",
-        "output.trackers=[]",
         f"model.text_encoder={world / 'bert'}",
         "model.image_size=32",
         "optimization.epochs=1",

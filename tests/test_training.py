@@ -18,6 +18,7 @@ from torch import nn
 from transformers import AutoModel, AutoProcessor
 
 from crossvlt_hf import CrossVLTModel
+from crossvlt_hf.data import load_data, write_folder
 from crossvlt_hf.training import TrainingRun, load_config
 from crossvlt_hf.training.__main__ import main
 from crossvlt_hf.training.checkpoints import list_checkpoints, prune, write_whole
@@ -73,7 +74,7 @@ SMALL = {
         "max_grad_norm": 1.0,
         "ema_decay": 0.9,
     },
-    "output": {"log_steps": 1, "evaluation_steps": 3, "pictures": 2},
+    "output": {"log_steps": 1, "evaluation_steps": 2, "pictures": 2, "keep": 3, "trackers": ["tensorboard"]},
 }
 
 
@@ -142,7 +143,14 @@ def test_overrides_and_numbers_as_yaml_reads_them(tmp_path):
         ("optimization.learning_rat=1", "There is no setting `optimization.learning_rat`; there are epochs"),
         ("sed=1", "There is no setting `sed`; there are model, data"),
         ("optimization.batch_size=many", "`optimization.batch_size` is 'many'; give int"),
-        ("optimization.batch_size=0", "`optimization.batch_size` is 0; give a number above 0"),
+        ("optimization.batch_size=0", "`optimization.batch_size` is 0; give 1 or more"),
+        ("optimization.max_steps=-1", "`optimization.max_steps` is -1; give 1 or more"),
+        ("optimization.max_grad_norm=-1", "`optimization.max_grad_norm` is -1.0; give a number above 0"),
+        ("data.masked_words=5", "`data.masked_words` is 5.0; give a number between 0 and 1"),
+        ("data.train=[refcoco]", "`data.train` is ['refcoco']; give list[dict[str, Any]]"),
+        ("model.freeze=[3]", "`model.freeze` is [3]; give list[str]"),
+        ("model.checkpoint=somewhere", "`model.config` says nothing beside `model.checkpoint`"),
+        ("output.evaluation_steps=0", "`output.evaluation_steps` is 0; give 1 or more"),
         ("optimization.mixed_precision=int8", "`optimization.mixed_precision` is 'int8'"),
         ("optimization.ema_decay=2", "`optimization.ema_decay` is 2.0"),
         ("optimization=3", "`optimization.` is 3; give a table"),
@@ -208,6 +216,25 @@ def test_losses_of_parts_add_up_to_that_of_the_whole():
     assert abs(mean_of_means - whole.item()) > 1e-3  # which is why
 
 
+@pytest.mark.parametrize("decay", [0.9, 0.999, 0.9999])
+def test_average_leaves_indices_alone(decay):
+    model = CrossVLTModel(tiny_config(vision_config={"window_size": 12}))
+    average = build_average(model, decay)
+    for _ in range(3):
+        average.update_parameters(model)
+    averaged = dict(average.module.named_buffers())
+    indices = {name: value for name, value in model.named_buffers() if not value.is_floating_point()}
+    assert len(indices) >= 5
+    assert all(torch.equal(averaged[name], value) for name, value in indices.items())
+
+
+def test_synchronised_norms_are_norms():
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(CrossVLTModel(tiny_config()))
+    plain = parameter_groups(CrossVLTModel(tiny_config()), OptimizationOptions())
+    found = parameter_groups(model, OptimizationOptions())
+    assert [len(group["params"]) for group in found] == [len(group["params"]) for group in plain]
+
+
 def test_average_follows_weights_and_statistics():
     model = CrossVLTModel(tiny_config())
     average = build_average(model, 0.75)
@@ -261,9 +288,10 @@ def test_a_run_leaves_what_is_needed(finished):
         "config.yaml",
         "log.jsonl",
         "pictures",
+        "crossvlt",  # of tensorboard
     }
-    assert [path.name for path in list_checkpoints(run / "checkpoints")] == ["step-3", "step-6"]
-    assert {path.name for path in (run / "pictures").iterdir()} == {"step-3.png", "step-6.png"}
+    assert [path.name for path in list_checkpoints(run / "checkpoints")] == ["step-2", "step-4", "step-6"]
+    assert {path.name for path in (run / "pictures").iterdir()} == {"step-2.png", "step-4.png", "step-6.png"}
     model, processor = AutoModel.from_pretrained(run / "best"), AutoProcessor.from_pretrained(run / "best")
     assert model(**processor(torch.zeros(3, 40, 40), "the red circle", return_tensors="pt")).logits.shape == (
         1,
@@ -275,7 +303,7 @@ def test_a_run_leaves_what_is_needed(finished):
     entries = log_of(folder)
     assert [entry["step"] for entry in entries if "loss" in entry] == [1, 2, 3, 4, 5, 6]
     evaluated = [entry for entry in entries if "validation/mean_iou" in entry]
-    assert [entry["step"] for entry in evaluated] == [3, 6]
+    assert [entry["step"] for entry in evaluated] == [2, 4, 6]
     assert {"validation/right_object_rate", "validation/distractor_iou", "validation/families"} <= evaluated[0].keys()
 
 
@@ -286,12 +314,12 @@ def test_last_weights_are_the_average(finished):
 
 
 def test_going_on_after_an_interruption_is_bit_exact(finished, tmp_path, monkeypatch):
-    """Interrupted in step 5, in the middle of an epoch, with dropout, stochastic depth and averaging on."""
+    """From step 4 on, in the middle of an epoch of three, with dropout, stochastic depth, averaging and a worker."""
     folder, expected, _ = finished
-    first, step = small_run(tmp_path), TrainingRun._step
+    first, step = small_run(tmp_path, data__workers=1), TrainingRun._step
 
     def interrupted(run, batches):
-        if run.progress.step == 4:
+        if run.progress.step == 5:
             raise KeyboardInterrupt
         return step(run, batches)
 
@@ -301,14 +329,54 @@ def test_going_on_after_an_interruption_is_bit_exact(finished, tmp_path, monkeyp
     monkeypatch.undo()
     assert main([str(tmp_path / "config.yaml")]) == 2  # not by accident
     torch.manual_seed(12345)
+    with (tmp_path / "run" / "log.jsonl").open("a") as log:
+        log.write('{"step": 5, "lo')  # cut off
     second = small_run(tmp_path, resume=True)
-    assert second.progress.step == 3
+    assert second.progress.step == 4
     second.run()
     found = weights(second)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     averages = [AutoModel.from_pretrained(place / "run" / "last").state_dict() for place in (folder, tmp_path)]
     assert all(torch.equal(averages[0][name], averages[1][name]) for name in averages[0])
-    assert losses_of(tmp_path)[-3:] == losses_of(folder)[-3:]
+    assert losses_of(tmp_path) == losses_of(folder)
+    assert [entry["step"] for entry in log_of(tmp_path)] == [entry["step"] for entry in log_of(folder)]
+
+
+def test_an_evaluation_that_was_interrupted_is_made_up_for(finished, tmp_path, monkeypatch):
+    folder, _, _ = finished
+    monkeypatch.setattr(TrainingRun, "_evaluate", lambda run: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        small_run(tmp_path).run()
+    monkeypatch.undo()
+    assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["step-2"]
+    small_run(tmp_path, resume=True).run()
+    scores = [[e["validation/mean_iou"] for e in log_of(f) if "validation/mean_iou" in e] for f in (folder, tmp_path)]
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"optimization__batch_size": 4}, "`optimization.batch_size` was 8 when the run began and is 4"),
+        ({"seed": 3}, "`seed` was 42 when the run began and is 3"),
+        ({"data__group": 1}, "`data.group` was 2 when the run began and is 1"),
+    ],
+)
+def test_another_run_cannot_go_on(finished, overrides, message):
+    folder, _, _ = finished
+    config = load_config(write_config(folder, **overrides))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        TrainingRun(config, resume=True)
+    assert main([str(write_config(folder)), "output.log_steps=5", "--resume"]) == 0  # that may change
+
+
+def test_as_many_processes_must_go_on(finished):
+    folder, _, _ = finished
+    checkpoint = list_checkpoints(folder / "run" / "checkpoints")[-1]
+    (checkpoint / "random_states_1.pkl").write_bytes((checkpoint / "random_states_0.pkl").read_bytes())
+    with pytest.raises(ValueError, match="was written by 2 processes, and there are 1"):
+        TrainingRun(load_config(write_config(folder)), resume=True)
+    (checkpoint / "random_states_1.pkl").unlink()
 
 
 def test_a_killed_process_loses_no_checkpoint(finished, tmp_path):
@@ -324,7 +392,7 @@ def test_a_killed_process_loses_no_checkpoint(finished, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert main([*command[3:], "--resume"]) == 0
-    assert losses_of(tmp_path)[-1] == losses_of(folder)[-1]
+    assert losses_of(tmp_path) == losses_of(folder)
 
 
 def test_accumulation_equals_one_large_batch(tmp_path):
@@ -373,10 +441,57 @@ def test_two_processes_follow_one(tmp_path):
     assert len(curves[0]) == len(curves[1]) == 20
     assert curves[1] == pytest.approx(curves[0], rel=1e-4)
     evaluations = [[e for e in log_of(tmp_path / name) if "validation/samples" in e] for name in ("1", "2")]
-    assert [e["validation/samples"] for e in evaluations[1]] == [8] * 7
+    assert [e["validation/samples"] for e in evaluations[1]] == [8] * 10
     assert evaluations[1][0]["validation/mean_iou"] == pytest.approx(
         evaluations[0][0]["validation/mean_iou"], abs=1e-3
     )
+
+
+def test_half_precision(tmp_path, finished):
+    folder, _, _ = finished
+    small_run(tmp_path, optimization__mixed_precision="bf16", data__validation=[]).run()
+    assert losses_of(tmp_path) == pytest.approx(losses_of(folder), rel=0.05)
+
+
+def test_images_of_test_splits_are_left_out(tmp_path):
+    """A folder whose test split shows an image of its train split."""
+    drawn = load_data("refshapes", "train", scenes=6, expressions=2, side=32)
+    splits = ["train"] * 11 + ["test"]  # the two of the last image
+    write_folder(({**row, "split": split} for row, split in zip(drawn, splits, strict=True)), tmp_path / "mine")
+    train, test = ({"name": str(tmp_path / "mine"), "split": split} for split in ("train", "test"))
+    assert len(small_run(tmp_path / "a", data__train=[train], data__validation=[]).pairs) == 11
+    kept = small_run(tmp_path / "b", data__train=[train], data__exclude=[test], data__validation=[]).pairs
+    assert len(kept) == 10
+    assert drawn[11]["image_id"] not in kept.datasets[0].with_format(None)["image_id"]
+
+
+@pytest.mark.slow
+def test_two_hundred_steps_on_eight_pairs(tmp_path):
+    """The whole loss falls below a twentieth of its start."""
+    vision = {"embed_dim": 16, "num_heads": [1, 2, 4, 8], "drop_path_rate": 0.0}
+    text = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128, "hidden_dropout_prob": 0.0}
+    text["attention_probs_dropout_prob"] = 0.0
+    config = {"vision_config": {**VISION, **vision}, "text_config": {**TEXT, **text}}
+    config |= {"fusion_head_dim": 16, "alignment_dim": 32, "alignment_temperature": 0.07, "decoder_hidden_size": 32}
+    optimization = {
+        "max_steps": 200,
+        "batch_size": 8,
+        "learning_rate": 2e-3,
+        "betas": [0.9, 0.98],
+        "weight_decay": 0.0,
+    }
+    run = small_run(
+        tmp_path,
+        model={**SMALL["model"], "image_size": 96, "config": config},
+        data__train=[{**SMALL["data"]["train"][0], "scenes": 4, "side": 96}],
+        data__validation=[],
+        optimization={**optimization, "warmup_steps": 10, "max_grad_norm": 1.0},
+        output__evaluation_steps=200,
+    )
+    run.run()
+    losses = losses_of(tmp_path)
+    assert len(losses) == 200
+    assert losses[-1] < 0.05 * losses[0]
 
 
 def test_frozen_parts_stay(tmp_path):
