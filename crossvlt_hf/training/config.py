@@ -236,7 +236,10 @@ def _fill(kind: type, values: Any, name: str) -> Any:
 
 def _converted(value: Any, kind: str, default: Any, name: str) -> Any:
     """A value of the kind that its field is annotated with."""
-    optional, kind = "None" in kind, kind.replace(" | None", "").removeprefix("<class '").removesuffix("'>")
+    optional, kind = (
+        "None" in kind,
+        kind.replace("typing.", "").replace(" | None", "").removeprefix("<class '").removesuffix("'>"),
+    )
     try:
         if value is None and optional:
             return None
