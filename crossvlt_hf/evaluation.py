@@ -99,7 +99,7 @@ def _areas(margin: Tensor, mask: np.ndarray, protocol: Protocol) -> tuple[int, i
     """Intersection, union and predicted area of one pair whose object exceeds the background by (H, W) `margin`."""
     if protocol == "original" and margin.shape != mask.shape:
         margin = torch.nn.functional.interpolate(margin[None, None], size=mask.shape, mode="bilinear")[0, 0]
-    labels = mask if protocol == "original" else resize_label_map(mask, tuple(margin.shape))
+    labels = mask if protocol == "original" else resize_label_map(mask, (margin.shape[0], margin.shape[1]))
     return tuple(mask_areas((margin > 0)[None], torch.from_numpy(labels.astype(np.int64))[None])[0].tolist())
 
 
@@ -143,7 +143,6 @@ def evaluate(
         batch_size=options.batch_size,
         num_workers=options.workers,
         collate_fn=_Collator(processor, options, expressions),
-        generator=torch.Generator(),  # the start of a loader draws from it, else from that of a training's dropout
     )
     was_training = model.training
     model.eval()

@@ -29,8 +29,8 @@ labels of the whole data set in memory: 1.8 MB for each of 480x480 pixels. `data
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import EvalPrediction
@@ -188,7 +188,7 @@ def preprocess_logits_for_metrics(logits: Tensor | tuple[Tensor, ...], labels: T
     return mask_areas(logits[0] if isinstance(logits, tuple) else logits, labels)
 
 
-def _samples(areas: Tensor | np.ndarray) -> list[Areas]:
+def _samples(areas: Any) -> list[Areas]:
     """Samples of (N, 3) areas. One without a pixel of object at the model's size counts as without a target."""
     return [
         Areas(intersection, union, predicted, has_target=union - predicted + intersection > 0)

@@ -570,7 +570,6 @@ def test_help_of_command(capsys, command):
         ["nope"],
         ["segment"],
         ["segment", "photo.png"],
-        ["segment", "photo.png", "the cup"],
         ["segment", "photo.png", "--model", "x"],
         ["segment", "photo.png", "the cup", "--model", "x", "--threshold", "much"],
         ["segment", "photo.png", "the cup", "--model", "x", "--dtype", "int8"],

@@ -35,7 +35,7 @@ def draw_examples(seed: int, side: int) -> list[Example]:
 
 def demo(arguments: argparse.Namespace) -> None:
     """Write the panel; print a JSON line for each expression."""
-    model, processor = load_checkpoint(arguments.model or DEFAULT_CHECKPOINT)
+    model, processor = load_checkpoint(DEFAULT_CHECKPOINT if arguments.model is None else arguments.model)
     if arguments.model is None:
         print(DEFAULT_NOTE, file=sys.stderr)
     pipeline = ReferringImageSegmentationPipeline(model=model, processor=processor)
@@ -65,5 +65,5 @@ def add_command(commands: Any) -> None:
     command = commands.add_parser("demo", help="draw scenes, segment expressions of every family in them")
     command.add_argument("--model", help="checkpoint: a folder or a Hub id (default: the built-in one)")
     command.add_argument("--output", default="crossvlt-output/demo.png", help="PNG (%(default)s)")
-    command.add_argument("--seed", type=int, default=0, help="of the scenes (%(default)s)")
+    command.add_argument("--seed", type=int, default=1, help="of the scenes (%(default)s)")
     command.set_defaults(run=demo)

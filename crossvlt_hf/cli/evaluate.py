@@ -97,7 +97,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
     state = PartialState(cpu=arguments.device == "cpu")
     alone = state.num_processes == 1 and arguments.device is not None
     device = arguments.device if alone else str(state.device)  # several processes have a GPU each
-    model, processor = load_checkpoint(arguments.model or DEFAULT_CHECKPOINT, device=device, dtype=arguments.dtype)
+    model, processor = load_checkpoint(
+        DEFAULT_CHECKPOINT if arguments.model is None else arguments.model, device=device, dtype=arguments.dtype
+    )
     metric = evaluate_model(model, processor, dataset, options)
     if state.is_main_process:
         _report(arguments, metric)

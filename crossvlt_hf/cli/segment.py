@@ -44,7 +44,9 @@ def segment(arguments: argparse.Namespace) -> None:
     if arguments.model is None:
         print(DEFAULT_NOTE, file=sys.stderr)
     model, processor = load_checkpoint(
-        arguments.model or DEFAULT_CHECKPOINT, device=arguments.device, dtype=arguments.dtype
+        DEFAULT_CHECKPOINT if arguments.model is None else arguments.model,
+        device=arguments.device,
+        dtype=arguments.dtype,
     )
     pipeline = ReferringImageSegmentationPipeline(model=model, processor=processor, device=model.device)
     folder.mkdir(parents=True, exist_ok=True)

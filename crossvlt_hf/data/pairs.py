@@ -49,7 +49,7 @@ class TrainingPairs(TorchDataset):
         rows: dict[int, dict[str, Any]] = {}
         for source in np.unique(sources):
             places = np.flatnonzero(sources == source)
-            found = _rows(self.datasets[source], [int(indices[i] - self.starts[source]) for i in places])
+            found = _rows(self.datasets[source], [int(indices[i] - self.starts[source]) for i in places.tolist()])
             rows |= dict(zip(places.tolist(), found, strict=True))
         return [self._choose(rows[place], index) for place, index in enumerate(indices)]
 
@@ -84,7 +84,7 @@ class EvaluationPairs(TorchDataset):
         stored = self.dataset.with_format(None)
         if "expressions" in stored.column_names:
             return [text for texts in stored["expressions"][:] for text in texts]
-        return [pair["expression"] for pair in self]
+        return [self[index]["expression"] for index in range(len(self))]
 
     def images(self) -> list[str]:
         """The image of every pair."""
@@ -107,7 +107,8 @@ class EvaluationPairs(TorchDataset):
         row, neighbour = dict(rows[reference]), self.neighbour[reference]
         expression = row.pop("expressions")[self.number[index]]
         other = rows[neighbour]
-        distractor = None if neighbour == reference or other["ann_ids"] == row["ann_ids"] else other["mask"]
+        same = neighbour == reference or (row["ann_ids"] and other["ann_ids"] == row["ann_ids"])
+        distractor = None if same else other["mask"]
         return {**row, "expression": expression, "index": int(index), "distractor": distractor}
 
 
@@ -214,11 +215,11 @@ class Collator:
 
     def __call__(self, pairs: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Tensors of the model's forward: pixel_values, input_ids, attention_mask, labels, ..."""
-        batch = self.processor(
+        batch: Any = self.processor(
             [pair["image"] for pair in pairs],
             [pair["expression"] for pair in pairs],
             segmentation_maps=[pair["mask"] for pair in pairs],
-            return_tensors="pt",
+            return_tensors="pt",  # type: ignore[call-arg]
         )
         batch.pop("original_sizes", None)
         if self.masked_words or self.masked_patches:

@@ -1,5 +1,6 @@
 """Parameter groups, optimizer, schedule, averaged weights, and losses normalised over all processes."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -65,11 +66,11 @@ def build_average(model: CrossVLTModel, decay: float | None) -> AveragedModel | 
         return None
     average = get_ema_multi_avg_fn(decay)
 
-    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+    def update(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
         if averaged[0].is_floating_point():
             average(averaged, current, count)
         else:  # torch would average indices, too, and cut off the fractions
-            torch._foreach_copy_(averaged, current)
+            torch._foreach_copy_(list(averaged), list(current))
 
     return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
 
@@ -94,5 +95,6 @@ def normalised_loss(model: CrossVLTModel, output: CrossVLTOutput, own: Tensor, t
     """
     weigh = own.new_tensor([[*CLASS_WEIGHTS, 0], [1, 1, 0], [0, 0, 1]], dtype=torch.float32)
     weighted, valid, samples = ((weigh @ own.float()) / (weigh @ total.float()).clamp(min=1)).unbind()
-    dice = 0.0 if output.dice_loss is None else output.dice_loss * samples
-    return total_loss(model.config, output.mask_loss * weighted, output.alignment_loss * valid, dice)
+    losses: Any = output
+    dice = 0.0 if losses.dice_loss is None else losses.dice_loss * samples
+    return total_loss(model.config, losses.mask_loss * weighted, losses.alignment_loss * valid, dice)

@@ -306,14 +306,19 @@ class TrainingRun:
 
     def evaluated_model(self) -> CrossVLTModel:
         """The weights that are evaluated and saved: the average, where there is one."""
-        return self.accelerator.unwrap_model(self.network) if self.average is None else self.average.module
+        network: Any = self.accelerator.unwrap_model(self.network) if self.average is None else self.average.module
+        return network
 
     def _evaluate_if_due(self) -> dict[str, Any]:
         """Evaluate unless this step has been, or there is nothing to evaluate on."""
         done = is_evaluated(self.log_path, self.progress.step) if self.accelerator.is_main_process else None
         (done,) = broadcast_object_list([done])
         due = self.progress.step > 0 and self._is_due(self.every) and not done
-        return self._evaluate() if due and self.validation else {}
+        if not (due and self.validation):
+            return {}
+        cuda = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+        with torch.random.fork_rng(cuda):  # dropout goes on as if there had been no evaluation
+            return self._evaluate()
 
     def _evaluate(self) -> dict[str, Any]:
         """Evaluate, keep the weights if they are the best, log, and draw."""
@@ -390,5 +395,6 @@ class TrainingRun:
         if self.config.output.push_to_hub and self.accelerator.is_main_process:
             best = self.folder / ("best" if (self.folder / "best").is_dir() else "last")
             name = self.config.output.push_to_hub
-            CrossVLTModel.from_pretrained(best).push_to_hub(name)
+            model: Any = CrossVLTModel.from_pretrained(best)
+            model.push_to_hub(name)
             self.processor.push_to_hub(name)

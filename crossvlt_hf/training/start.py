@@ -62,13 +62,13 @@ def build_model(options: ModelOptions) -> tuple[CrossVLTModel, CrossVLTProcessor
 def _new_model(options: ModelOptions) -> tuple[CrossVLTModel, CrossVLTProcessor]:
     tokenizer, size = build_tokenizer(options), options.image_size or 480
     processor = CrossVLTProcessor.from_tokenizer(tokenizer, size, options.max_length)
-    encoders = (options.vision_encoder, options.text_encoder)
-    if encoders == (None, None):
+    vision, text_encoder = options.vision_encoder, options.text_encoder
+    if vision is None and text_encoder is None:
         text = {"vocab_size": len(tokenizer), **options.config.get("text_config", {})}
         return CrossVLTModel(CrossVLTConfig(**{**options.config, "text_config": text})), processor
-    if None in encoders:
+    if vision is None or text_encoder is None:
         raise ValueError("Give both `model.vision_encoder` and `model.text_encoder`, or neither.")
-    model, _ = from_pretrained_encoders(*encoders, **options.config)
+    model, _ = from_pretrained_encoders(vision, text_encoder, **options.config)
     return model, processor
 
 

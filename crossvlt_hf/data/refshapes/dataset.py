@@ -77,7 +77,7 @@ def load_refshapes(
             f"`scenes` is {scenes}, `expressions` {expressions}, `family` {family!r}; give at least one scene, one to "
             "three expressions, and one for a family of its own."
         )
-    decoder = SceneDecoder(split, side, seed, expressions, family, tuple(count))
+    decoder = SceneDecoder(split, side, seed, expressions, family, (count[0], count[1]))
     decoder.scene(0)  # checks the rest
     index, number = np.divmod(np.arange(scenes * expressions), expressions)
     columns = {
