@@ -227,7 +227,7 @@ INTRODUCTION = """\
 # Ablations
 
 Written by `python examples/ablations.py report`. **On RefShapes, drawn shapes of 64 pixels, not on RefCOCO**: a
-network of 4.5 million parameters, from noise, {steps} steps of 32 expressions ({samples:,} in all), on 2 CPU
+network of about 4.4 million parameters, from noise, {steps} steps of 32 expressions ({samples:,} in all), on 2 CPU
 cores. Every variant of a seed sees the same pictures in the same order. Measured on 1,000 expressions of 500
 test scenes; mean ± standard deviation over the seeds, in percent. The last column is the mean difference from
 the first row, seed by seed; it is bold where it stands out from its own spread (two-sided t-test, 95 %), and is
@@ -242,7 +242,7 @@ def main() -> None:
     parser.add_argument("run", nargs="?", type=Path, help="of `measure`: the folder of a finished run")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="(%(default)s)")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
     parser.add_argument("--folder", type=Path, default=Path("runs/ablations"))
     arguments = parser.parse_args()
