@@ -46,6 +46,7 @@ def _register() -> None:
 _register()
 
 __all__ = [
+    "DEFAULT_CHECKPOINT",
     "CrossVLTConfig",
     "CrossVLTModel",
     "CrossVLTOutput",

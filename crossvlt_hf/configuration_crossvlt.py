@@ -4,17 +4,54 @@ Two strict sub-configs whose field names are those of transformers' `SwinConfig`
 of any Swin v1 or BERT checkpoint fits, and one config that joins them. Lists hold one entry per stage.
 """
 
+import json
+import shutil
 from collections.abc import Iterable
 from dataclasses import fields
 from difflib import get_close_matches
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
+
+
+if TYPE_CHECKING:
+    # Never run. Transformers' loader of remote code fetches the files that a file names in such lines: so all four
+    # come along whichever is asked for, and a model loaded that way is saved whole again.
+    from .modeling_crossvlt import CrossVLTModel  # noqa: F401
+    from .pipeline_crossvlt import ReferringImageSegmentationPipeline  # noqa: F401
+    from .processing_crossvlt import CrossVLTProcessor  # noqa: F401
 
 
 NUM_STAGES = 4
+
+# What `trust_remote_code=True` finds in a checkpoint folder where this package is not installed
+AUTO_MAP = {
+    "AutoConfig": "configuration_crossvlt.CrossVLTConfig",
+    "AutoModel": "modeling_crossvlt.CrossVLTModel",
+    "AutoModelForSemanticSegmentation": "modeling_crossvlt.CrossVLTModel",
+    "AutoProcessor": "processing_crossvlt.CrossVLTProcessor",
+}
+CUSTOM_PIPELINES = {
+    "referring-image-segmentation": {
+        "impl": "pipeline_crossvlt.ReferringImageSegmentationPipeline",
+        "pt": ["AutoModelForSemanticSegmentation"],
+        "type": "multimodal",
+    }
+}
+IS_REMOTE_CODE = __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME)
+
+
+def copy_code(folder: str | Path) -> None:
+    """Put the files that `AUTO_MAP` and `CUSTOM_PIPELINES` name into a checkpoint folder."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for source in Path(__file__).parent.glob("*_crossvlt.py"):
+        target = Path(folder) / source.name
+        if not (target.exists() and target.samefile(source)):
+            shutil.copyfile(source, target)
 
 
 def _check_positive(config: PreTrainedConfig, *names: str) -> None:
@@ -315,6 +352,9 @@ class CrossVLTConfig(PreTrainedConfig):
     initializer_range: float | int = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if not IS_REMOTE_CODE:
+            for name in ("auto_map", "custom_pipelines"):  # else `pipeline` asks for the folder's code, not for ours
+                kwargs.pop(name, None)
         _reject_misspelt(self, kwargs)
         self.vision_config = _adopt(self.vision_config, "vision_config", CrossVLTVisionConfig, "swin")
         self.text_config = _adopt(self.text_config, "text_config", CrossVLTTextConfig, "bert")
@@ -339,6 +379,24 @@ class CrossVLTConfig(PreTrainedConfig):
                 f"`vision_config` is a {type(overrides).__name__}; give a dict of the fields to override."
             )
         return cls(vision_config={**SIZES[size], **overrides}, **kwargs)
+
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Save the config, and beside it the code of the model, so that the folder is loadable without this package.
+
+        Args:
+            save_directory: folder; it is made where there is none.
+            push_to_hub: whether to upload what was saved.
+            kwargs: see [`PreTrainedConfig.save_pretrained`].
+        """
+        if not Path(save_directory).is_file():  # of which Transformers tells
+            copy_code(save_directory)
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    def to_json_file(self, json_file_path: str | Path, use_diff: bool = True) -> None:
+        """Write what `to_json_string` gives, and where the code is."""
+        values = json.loads(self.to_json_string(use_diff=use_diff))
+        values |= {"auto_map": AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES}
+        Path(json_file_path).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     @property
     def num_stages(self) -> int:

@@ -1,6 +1,6 @@
 """Evaluation of a model on references, in one process or several, by the paper's protocol or at original size."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -103,7 +103,7 @@ def _areas(margin: Tensor, mask: np.ndarray, protocol: Protocol) -> tuple[int, i
     return tuple(mask_areas((margin > 0)[None], torch.from_numpy(labels.astype(np.int64))[None])[0].tolist())
 
 
-def _predict(model: CrossVLTModel, loader: DataLoader) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+def _predict(model: CrossVLTModel, loader: Iterable[Any]) -> Iterator[tuple[Tensor, dict[str, Any]]]:
     for inputs, pairs in loader:
         logits = model(**{name: value.to(model.device) for name, value in inputs.items()}).logits
         yield from zip((logits[:, 1] - logits[:, 0]).cpu(), pairs, strict=True)
@@ -154,6 +154,44 @@ def evaluate(
     finally:
         model.train(was_training)
     return ReferringSegmentationMetric(gather_object(found) if state.num_processes > 1 else found)
+
+
+@torch.no_grad()
+def find_masks(
+    model: CrossVLTModel,
+    processor: CrossVLTProcessor,
+    dataset: Dataset,
+    indices: Sequence[int],
+    options: EvaluationOptions = EvaluationOptions(),
+) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+    """Predict single expressions as `evaluate` does, to look at: one at a time, in this process alone.
+
+    Args:
+        model: on its device; it is put into eval mode, and back.
+        processor: the model's.
+        dataset: see `evaluate`.
+        indices: of expressions, as they are counted in the metric's samples.
+        options: see `EvaluationOptions`.
+
+    Yields:
+        The pair, with its image and what the model was told as "expression", and the (height, width) bool mask that
+        was found, of the image's own size.
+    """
+    pairs = EvaluationPairs(dataset)
+    expressions = shuffled_expressions(pairs) if options.shuffle else None
+    collate = _Collator(processor, options, expressions)
+    was_training = model.training
+    model.eval()
+    try:
+        for index in indices:
+            pair = pairs[index]
+            said = pair["expression"] if expressions is None else expressions[index]
+            ((margin, _),) = _predict(model, [collate([dict(pair)])])
+            size = pair["mask"].shape
+            margin = torch.nn.functional.interpolate(margin[None, None], size=size, mode="bilinear")[0, 0]
+            yield {**pair, "expression": said}, (margin > 0).numpy()
+    finally:
+        model.train(was_training)
 
 
 def _sample(margin: Tensor, pair: dict[str, Any], protocol: Protocol) -> Areas:

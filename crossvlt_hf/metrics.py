@@ -27,7 +27,7 @@ labels of the whole data set in memory: 1.8 MB for each of 480x480 pixels. `data
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -176,6 +176,41 @@ class ReferringSegmentationMetric:
         for sample in self.samples:
             groups.setdefault(sample.group, []).append(sample)
         return {name: summarise(groups[name]) for name in sorted(groups)}
+
+
+# Headings of the tables of this field
+COLUMNS = {
+    "oIoU": "overall_iou",
+    "mIoU": "mean_iou",
+    **{f"P@{x}": f"precision@{x}" for x in (0.5, 0.6, 0.7, 0.8, 0.9)},
+}
+NO_TARGET_COLUMNS = {"N-acc": "no_target_accuracy", "T-acc": "target_accuracy"}
+DISTRACTOR_COLUMNS = {"right object": "right_object_rate"}
+
+
+def markdown_table(rows: Mapping[str, Mapping[str, Any]], heading: str) -> str:
+    """Metrics in percent as a Markdown table.
+
+    Args:
+        rows: what `summarise` gives, or a part of it, by the name of the row.
+        heading: of the first column.
+
+    Returns:
+        The table; without a column that no row has a value for.
+    """
+    columns = dict(COLUMNS)
+    if any(row.get("no_target_accuracy") is not None for row in rows.values()):
+        columns |= NO_TARGET_COLUMNS
+    columns |= DISTRACTOR_COLUMNS
+    known = {title: key for title, key in columns.items() if any(row.get(key) is not None for row in rows.values())}
+    counted = any("samples" in row for row in rows.values())
+    titles = [heading, *(["samples"] if counted else []), *known]
+    lines = [f"| {' | '.join(titles)} |", f"|---|{'---:|' * (len(titles) - 1)}"]
+    for name, row in rows.items():
+        cells = [str(row.get("samples", "-"))] if counted else []
+        cells += ["-" if row.get(key) is None else f"{100 * row[key]:.2f}" for key in known.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def preprocess_logits_for_metrics(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:

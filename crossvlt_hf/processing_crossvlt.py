@@ -20,6 +20,8 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 
+from .configuration_crossvlt import AUTO_MAP, copy_code
+
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 OVERSHOOT = 0.01
@@ -317,6 +319,21 @@ class CrossVLTProcessor(ProcessorMixin):
         backend = kwargs.pop("backend", "pil")
         image_processor = AutoImageProcessor.from_pretrained(name, backend=backend, **kwargs)
         return [image_processor, AutoTokenizer.from_pretrained(name, **kwargs)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is saved, and where the code is."""
+        return {**super().to_dict(), "auto_map": {"AutoProcessor": AUTO_MAP["AutoProcessor"]}}
+
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
+        """Save the processor and, so that the folder is loadable without this package, its code.
+
+        Args:
+            save_directory: folder; it is made where there is none.
+            push_to_hub: whether to upload what was saved.
+            kwargs: see [`ProcessorMixin.save_pretrained`].
+        """
+        copy_code(save_directory)
+        return super().save_pretrained(str(save_directory), push_to_hub=push_to_hub, **kwargs)
 
     @property
     def model_input_names(self) -> list[str]:

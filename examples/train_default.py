@@ -2,13 +2,13 @@
 
 python examples/train_default.py                    # everything; may be interrupted and started again
 python examples/train_default.py --only measure     # figures and card of the packed checkpoint, again
+python examples/train_default.py --only card        # the card, from the figures beside the checkpoint
 
 It learns on small pictures of RefShapes first (`refshapes-64`), then goes on at 96 pixels (`refshapes`). Validation
 scenes chose the recipe; the figures are of test scenes with a seed that nothing else uses.
 """
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -16,19 +16,30 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 
 from crossvlt_hf import CrossVLTModel, CrossVLTProcessor, ReferringImageSegmentationPipeline
-from crossvlt_hf.cli.evaluate import table
+from crossvlt_hf.cards import About, Evidence, render_checkpoint_card
 from crossvlt_hf.data import load_data
-from crossvlt_hf.data.refshapes import SPLITS, make_example
+from crossvlt_hf.data.refshapes import make_example
 from crossvlt_hf.evaluation import EvaluationOptions, evaluate
 from crossvlt_hf.loading import DEFAULT_CHECKPOINT, load_checkpoint
+from crossvlt_hf.training.summary import describe_run
 
 
-CARD = Path(__file__).parents[1] / "model_cards" / "refshapes.template.md"
+ABOUT = Path(__file__).parents[1] / "model_cards" / "refshapes.yaml"
+MODEL_ID = "crossvlt-refshapes"
+HALVES = ("refshapes-64", "refshapes")
+GENERALISATION = {
+    "unseen_pairs": "unseen pairs of colour and shape",
+    "unseen_relations": "unseen relations",
+    "longer": "two relations",
+    "paraphrases": "paraphrases",
+}
+HARDWARE = f"{os.cpu_count()} CPU cores ({platform.machine()}), float32, torch {torch.__version__}"
 SEED = 2026
 MALLOC = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592"
 
@@ -56,81 +67,66 @@ def pack(checkpoint: Path, target: Path) -> None:
     config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
 
 
-def measure(target: Path, scenes: int) -> dict:
-    """Figures on test scenes, on the splits that test generalisation, and with the expressions of other scenes."""
+def measure(target: Path, scenes: int) -> list[dict[str, Any]]:
+    """Reports on test scenes, on the splits that test generalisation, and with the expressions of other scenes."""
     model, processor = load_checkpoint(target)
     side = processor.image_processor.size["height"]
-    options = EvaluationOptions(batch_size=32, distractors=True)
-    figures: dict = {}
-    for split in SPLITS[2:]:
-        count = scenes if split == "test" else scenes // 2
-        dataset = load_data("refshapes", split, scenes=count, side=side, seed=SEED)
-        metric = evaluate(model, processor, dataset, options)
-        figures[split] = metric.compute()
-        if split == "test":
-            figures["families"] = metric.compute_groups()
-            shuffled = evaluate(model, processor, dataset, EvaluationOptions(batch_size=32, shuffle=True))
-            figures["shuffled"] = shuffled.compute()
-    dataset = load_data("refshapes", "test", scenes=scenes // 2, expressions=2, side=side, seed=SEED + 1)
-    figures["right object"] = evaluate(model, processor, dataset, options).compute()
-    figures["seconds"] = seconds_per_scene(model, processor, side)
-    figures["bytes"] = (target / "model.safetensors").stat().st_size
-    figures["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-    return figures
+    test = {"scenes": scenes, "side": side, "seed": SEED}
+    pairs = {"scenes": scenes // 2, "expressions": 2, "side": side, "seed": SEED + 1}
+    half = {**test, "scenes": scenes // 2}
+    plan = [
+        ("RefShapes test", "test", test, False),
+        ("RefShapes test, two expressions of each scene", "test", pairs, False),
+        *((f"RefShapes {name}", split, half, False) for split, name in GENERALISATION.items()),
+        ("RefShapes test", "test", test, True),
+    ]
+    return [report(model, processor, *entry) for entry in plan]
 
 
-def seconds_per_scene(model: CrossVLTModel, processor: CrossVLTProcessor, side: int) -> float:
-    """Median time of the pipeline for one picture and one expression."""
+def report(
+    model: CrossVLTModel, processor: CrossVLTProcessor, name: str, split: str, option: dict[str, Any], shuffle: bool
+) -> dict[str, Any]:
+    """One evaluation, as `crossvlt evaluate` writes it."""
+    options = EvaluationOptions(batch_size=32, distractors=not shuffle, shuffle=shuffle)
+    metric = evaluate(model, processor, load_data("refshapes", split, **option), options)
+    families = metric.compute_groups() if split == "test" and "expressions" not in option else {}
+    found = {"name": name, "data": "refshapes", "split": split, "shuffle": shuffle, "option": option}
+    place = {"protocol": "paper", "image_size": [option["side"]] * 2, "hardware": HARDWARE}
+    return {**found, **place, "metrics": metric.compute(), "families": families}
+
+
+def time_it(target: Path) -> list[dict[str, Any]]:
+    """The size of the weights' file, and the median time of the pipeline for one picture and one expression."""
+    model, processor = load_checkpoint(target)
     pipeline = ReferringImageSegmentationPipeline(model=model, processor=processor)
     times = []
     for index in range(50):
-        example = make_example("test", index, side=side, seed=SEED)
+        example = make_example("test", index, side=processor.image_processor.size["height"], seed=SEED)
         start = time.perf_counter()
         pipeline(Image.fromarray(example.scene.image), text=example.expression)
         times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    size = (target / "model.safetensors").stat().st_size
+    return [
+        {"what": "weights file", "value": f"{size / 1e6:.2f} MB, float16"},
+        {
+            "what": "one picture and one sentence, whole pipeline, median of 50",
+            "value": f"{statistics.median(times):.3f} s",
+            "hardware": HARDWARE,
+        },
+    ]
 
 
-def training_facts(runs: Path) -> dict[str, str]:
-    """What the logs of both halves say of their length."""
-    facts = {}
-    for name in ("refshapes-64", "refshapes"):
-        entries = [json.loads(line) for line in (runs / name / "log.jsonl").read_text().splitlines()]
-        steps = [entry for entry in entries if "samples_per_second" in entry]
-        before = [0, *(entry["step"] for entry in steps)]
-        hours = sum(32 * (e["step"] - b) / e["samples_per_second"] for b, e in zip(before, steps, strict=False)) / 3600
-        facts[f"samples {name}"] = f"{32 * steps[-1]['step']:,}"
-        facts[f"hours {name}"] = f"{hours:.1f}"
-        curve = [(e["step"], e["validation/mean_iou"]) for e in entries if "validation/mean_iou" in e]
-        facts[f"curve {name}"] = ", ".join(f"{value:.3f} ({32 * step // 1000}k)" for step, value in curve)
-    return facts
+def training_facts(runs: Path) -> dict[str, Any]:
+    """What the logs of both halves say."""
+    halves = [describe_run(runs / name, f"{os.cpu_count()} CPU cores ({platform.machine()})") for name in HALVES]
+    return {"summary": "\n\n".join(half.pop("summary") for half in halves), "runs": halves}
 
 
-def write_card(figures: dict, facts: dict[str, str], target: Path) -> None:
-    """The card beside the weights, and the figures as JSON."""
-    generalisation = {split: figures[split] for split in SPLITS[3:]} | {
-        "expressions of other scenes": figures["shuffled"]
-    }
-    values = {
-        "{test}": table({"test": figures["test"]}, "split"),
-        "{families}": table(figures["families"], "family"),
-        "{generalisation}": table(generalisation, "split"),
-        "{right object}": f"{100 * figures['right object']['right_object_rate']:.1f}",
-        "{other object}": f"{100 * figures['right object']['distractor_iou']:.1f}",
-        "{seconds}": f"{figures['seconds']:.3f}",
-        "{megabytes}": f"{figures['bytes'] / 1e6:.1f}",
-        "{parameters}": f"{figures['parameters'] / 1e6:.2f}",
-        "{scenes}": f"{figures['test']['samples']:,}",
-        "{seed}": str(SEED),
-        "{torch}": torch.__version__,
-        "{machine}": f"{os.cpu_count()} CPU cores ({platform.machine()})",
-        **{f"{{{name}}}": value for name, value in facts.items()},
-    }
-    card = CARD.read_text()
-    for name, value in values.items():
-        card = card.replace(name, value)
-    (target / "README.md").write_text(card)
-    (target / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+def write_card(target: Path) -> None:
+    """The card beside the weights, from what is beside them."""
+    model, processor = load_checkpoint(target)
+    card = render_checkpoint_card(model, processor, MODEL_ID, Evidence.read(target, ABOUT), built_in=True)
+    card.save(target / "README.md")
 
 
 def main() -> None:
@@ -139,15 +135,20 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the two runs (%(default)s)")
     parser.add_argument("--target", type=Path, default=DEFAULT_CHECKPOINT)
     parser.add_argument("--scenes", type=int, default=2000, help="of the test (%(default)s)")
-    parser.add_argument("--only", choices=["train", "pack", "measure"])
+    parser.add_argument("--only", choices=["train", "pack", "measure", "card"])
     arguments = parser.parse_args()
     if arguments.only in (None, "train"):
         train(arguments.runs)
     if arguments.only in (None, "pack"):
         pack(arguments.runs / "refshapes" / "last", arguments.target)
+    target = arguments.target
     if arguments.only in (None, "measure"):
-        figures = measure(arguments.target, arguments.scenes)
-        write_card(figures, training_facts(arguments.runs), arguments.target)
+        evidence = Evidence(
+            About.read(ABOUT), measure(target, arguments.scenes), time_it(target), training_facts(arguments.runs)
+        )
+        evidence.save(target)
+    if arguments.only in (None, "measure", "card"):
+        write_card(target)
 
 
 if __name__ == "__main__":

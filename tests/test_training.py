@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -287,6 +288,7 @@ def test_a_run_leaves_what_is_needed(finished):
         "last",
         "checkpoints",
         "config.yaml",
+        *(["curves.png"] if find_spec("matplotlib") else []),
         "log.jsonl",
         "pictures",
         "crossvlt",  # of tensorboard

@@ -3,34 +3,16 @@
 import argparse
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ..loading import DEFAULT_CHECKPOINT, load_checkpoint
-from ..metrics import ReferringSegmentationMetric
+from ..metrics import ReferringSegmentationMetric, markdown_table
+from ..visualization import evaluation_gallery
 from .extras import needs_extra
-
-
-COLUMNS = {
-    "oIoU": "overall_iou",
-    "mIoU": "mean_iou",
-    **{f"P@{x}": f"precision@{x}" for x in (0.5, 0.6, 0.7, 0.8, 0.9)},
-}
-NO_TARGET_COLUMNS = {"N-acc": "no_target_accuracy", "T-acc": "target_accuracy"}
-
-
-def table(rows: dict[str, dict[str, Any]], heading: str) -> str:
-    """Metrics in percent as a Markdown table, a row for each name; no-target columns where a row has them."""
-    columns = dict(COLUMNS)
-    if any(row["no_target_accuracy"] is not None for row in rows.values()):
-        columns |= NO_TARGET_COLUMNS
-    lines = [f"| {heading} | samples | {' | '.join(columns)} |", f"|---|{'---:|' * (len(columns) + 1)}"]
-    for name, row in rows.items():
-        cells = ["-" if row[key] is None else f"{100 * row[key]:.2f}" for key in columns.values()]
-        lines.append(f"| {name} | {row['samples']} | {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 def _options(settings: list[str]) -> dict[str, Any]:
@@ -50,9 +32,9 @@ def _options(settings: list[str]) -> dict[str, Any]:
 def _report(arguments: argparse.Namespace, metric: ReferringSegmentationMetric) -> None:
     total, families = metric.compute(), metric.compute_groups()
     name = f"{arguments.data} {arguments.split}"
-    print(table({name: total}, "data"))
+    print(markdown_table({name: total}, "data"))
     if set(families) != {""}:
-        print(f"\n{table(families, 'family')}")
+        print(f"\n{markdown_table(families, 'family')}")
     settings = ("data", "split", "protocol", "merge", "truncation", "shuffle", "option", "limit", "dtype")
     report = {
         "model": str(arguments.model or "built-in (RefShapes)"),
@@ -66,6 +48,16 @@ def _report(arguments: argparse.Namespace, metric: ReferringSegmentationMetric) 
     print(f"The figures are in {path}", file=sys.stderr)
 
 
+def _check_gallery(path: str | None) -> None:
+    """Rather before the evaluation than after it."""
+    if path is None:
+        return
+    if Path(path).suffix.lower() != ".png":
+        raise ValueError(f"`--gallery` is {path!r}; give a file that ends in .png.")
+    with needs_extra("plot"):
+        import_module("matplotlib")
+
+
 def evaluate(arguments: argparse.Namespace) -> None:
     """Print the row of the table and that of every family, and write them as JSON."""
     with needs_extra("train"):
@@ -77,6 +69,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
     if arguments.limit is not None and arguments.limit < 1:
         raise ValueError(f"`--limit` is {arguments.limit}; give 1 or more.")
+    _check_gallery(arguments.gallery)
     options = EvaluationOptions(
         batch_size=arguments.batch_size,
         protocol=arguments.protocol,
@@ -103,6 +96,11 @@ def evaluate(arguments: argparse.Namespace) -> None:
     metric = evaluate_model(model, processor, dataset, options)
     if state.is_main_process:
         _report(arguments, metric)
+        if arguments.gallery is not None:
+            path = Path(arguments.gallery)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            evaluation_gallery(model, processor, dataset, metric.samples, options).save(path)
+            print(f"The gallery is in {path}", file=sys.stderr)
 
 
 def add_command(commands: Any) -> None:
@@ -141,4 +139,7 @@ def add_command(commands: Any) -> None:
     command.add_argument("--device", help="cpu, cuda, ... (default: what Accelerate finds)")
     command.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     command.add_argument("--output", default="crossvlt-output/evaluation.json", help="JSON file (%(default)s)")
+    command.add_argument(
+        "--gallery", metavar="PNG", help="draw the best, the worst, random samples, and some of each family"
+    )
     command.set_defaults(run=evaluate)

@@ -5,15 +5,20 @@ import json
 import re
 import sys
 import time
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from ..loading import DEFAULT_CHECKPOINT, load_checkpoint
+from ..modeling_crossvlt import CrossVLTModel
 from ..pipeline_crossvlt import ReferringImageSegmentationPipeline
-from ..processing_crossvlt import pair_expressions, to_rgb
-from ..visualization import overlay
+from ..processing_crossvlt import CrossVLTProcessor, pair_expressions, to_rgb
+from ..visualization import explain, explanation_figure, overlay
+from ..visualization.explanation import check_pixel, positions_of, tokens_of
+from .extras import needs_extra
 
 
 DEFAULT_NOTE = (
@@ -32,44 +37,89 @@ def _speaks_unicode() -> bool:
     return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
 
 
-def segment(arguments: argparse.Namespace) -> None:
-    """Write a mask for each expression and one overlay; print a JSON line for each expression."""
-    image = to_rgb(arguments.image)
-    pair_expressions(1, arguments.expressions)  # all of them, before the first is segmented
+def _parse_pixel(text: str | None, image: Image.Image) -> tuple[int, int] | None:
+    """The (x, y) that `X,Y` says, in the image."""
+    if text is None:
+        return None
+    if not re.fullmatch(r"\s*\d+\s*,\s*\d+\s*", text, re.ASCII):
+        raise ValueError(f"--explain-pixel is {text!r}; give X,Y in whole pixels from the top left, such as 120,80.")
+    x, y = map(int, text.split(","))
+    check_pixel((x, y), image.size)
+    return x, y
+
+
+@dataclass(frozen=True)
+class _Output:
+    """Where the files of an expression go."""
+
+    mask: Path
+    explanation: Path | None
+
+
+def _outputs(arguments: argparse.Namespace, explains: bool) -> tuple[list[_Output], Path]:
+    """The files of every expression, and the overlay; the image is none of them."""
     folder, stem = Path(arguments.output), _slug(Path(arguments.image).stem)
-    paths = [folder / f"{stem}-{n}-{_slug(text)}.png" for n, text in enumerate(arguments.expressions, start=1)]
+    names = [f"{stem}-{n}-{_slug(text)}" for n, text in enumerate(arguments.expressions, start=1)]
+    outputs = [
+        _Output(folder / f"{name}.png", folder / f"{name}-explanation.png" if explains else None) for name in names
+    ]
     picture = folder / f"{stem}-overlay.png"
+    paths = [path for output in outputs for path in (output.mask, output.explanation) if path is not None]
     if Path(arguments.image).absolute() in [path.absolute() for path in (*paths, picture)]:
         raise ValueError(f"The output would overwrite {arguments.image}; give another --output.")
+    return outputs, picture
+
+
+def _load(arguments: argparse.Namespace) -> tuple[CrossVLTModel, CrossVLTProcessor]:
     if arguments.model is None:
         print(DEFAULT_NOTE, file=sys.stderr)
-    model, processor = load_checkpoint(
-        DEFAULT_CHECKPOINT if arguments.model is None else arguments.model,
-        device=arguments.device,
-        dtype=arguments.dtype,
-    )
+    source = DEFAULT_CHECKPOINT if arguments.model is None else arguments.model
+    return load_checkpoint(source, device=arguments.device, dtype=arguments.dtype)
+
+
+def segment(arguments: argparse.Namespace) -> None:
+    """Write a mask for each expression and one overlay; print a JSON line for each expression."""
+    image, word = to_rgb(arguments.image), arguments.explain_word
+    pair_expressions(1, arguments.expressions)  # all of them, before the first is segmented
+    pixel = _parse_pixel(arguments.explain_pixel, image)
+    explains = arguments.explain or word is not None or pixel is not None
+    if explains:
+        with needs_extra("plot"):
+            import_module("matplotlib")
+    outputs, picture = _outputs(arguments, explains)
+    model, processor = _load(arguments)
+    for expression in arguments.expressions if word is not None else []:
+        positions_of(tokens_of(processor, expression), word)
     pipeline = ReferringImageSegmentationPipeline(model=model, processor=processor, device=model.device)
-    folder.mkdir(parents=True, exist_ok=True)
-    masks: list[Image.Image] = []
-    scores: list[float] = []
-    for expression, path in zip(arguments.expressions, paths, strict=True):
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    results = []
+    for expression, output in zip(arguments.expressions, outputs, strict=True):
         start = time.perf_counter()
         (result,) = pipeline(image, text=expression, threshold=arguments.threshold)
         seconds = time.perf_counter() - start
-        masks.append(result["mask"])
-        scores.append(result["score"])
-        result["mask"].save(path)
-        line = {
-            "expression": expression,
-            "score": round(result["score"], 4),
-            "box": result["box"],
-            "area": result["mask"].histogram()[255],
-            "seconds": round(seconds, 3),
-            "mask": str(path),
-        }
+        results.append(result)
+        result["mask"].save(output.mask)
+        line = _describe(result, seconds, output.mask)
+        if output.explanation is not None:
+            explanation = explain(model, processor, image, expression, threshold=arguments.threshold)
+            explanation_figure(explanation, word=word, pixel=pixel).save(output.explanation)
+            line["explanation"] = str(output.explanation)
         print(json.dumps(line, ensure_ascii=not _speaks_unicode()), flush=True)
+    masks, scores = [result["mask"] for result in results], [result["score"] for result in results]
     overlay(image, masks, arguments.expressions, scores).save(picture)
     print(f"The overlay is in {picture}", file=sys.stderr)
+
+
+def _describe(result: dict[str, Any], seconds: float, mask: Path) -> dict[str, Any]:
+    """What is printed of a result."""
+    return {
+        "expression": result["label"],
+        "score": round(result["score"], 4),
+        "box": result["box"],
+        "area": result["mask"].histogram()[255],
+        "seconds": round(seconds, 3),
+        "mask": str(mask),
+    }
 
 
 def add_command(commands: Any) -> None:
@@ -86,5 +136,16 @@ def add_command(commands: Any) -> None:
     command.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     command.add_argument(
         "--threshold", type=float, help="least probability of the object (default: the likelier class)"
+    )
+    command.add_argument(
+        "--explain", action="store_true", help="write beside each mask a figure of what was read in every stage"
+    )
+    command.add_argument(
+        "--explain-word",
+        metavar="WORD",
+        help="show where this word looked (default: the one that the object read most)",
+    )
+    command.add_argument(
+        "--explain-pixel", metavar="X,Y", help="show which words this pixel read (default: those that the object read)"
     )
     command.set_defaults(run=segment)

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,20 @@ from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
+from ..cards import Evidence
 from ..data.pairs import Collator, ReferenceSampler, ShardedBatchSampler, TrainingPairs
 from ..evaluation import EvaluationOptions, evaluate
+from ..hub import publish
 from ..metrics import ReferringSegmentationMetric
 from ..modeling_crossvlt import CrossVLTModel
+from ..visualization import training_curves
 from .checkpoints import list_checkpoints, prune, put_in_place, recover, write_whole
 from .config import TrainingConfig, check_same_run, load_config
 from .log import append, best_score, is_evaluated, rewind
 from .optimization import build_average, build_optimizer, build_schedule, loss_counts, normalised_loss
 from .pictures import draw_predictions
 from .start import build_model, load_datasets, load_training_data
+from .summary import describe_hardware, describe_run, validation_report
 
 
 class Progress:
@@ -60,7 +65,8 @@ class TrainingRun:
 
     In its folder: `config.yaml`; `log.jsonl`, a line for every logged step and evaluation; `checkpoints/step-N`, all
     that is needed to go on bit by bit; `best`, the weights with the best overall IoU on the validation data, and
-    `last`, both with their processor, for `from_pretrained`; `pictures`, predictions on validation data.
+    `last`, both with their processor, for `from_pretrained`; `pictures`, predictions on validation data; at the end
+    `curves.png`, where matplotlib is installed.
 
     Args:
         config: of the run.
@@ -392,9 +398,21 @@ class TrainingRun:
     def _finish(self) -> None:
         self._save_weights(self.folder / "last")
         self.accelerator.end_training()
-        if self.config.output.push_to_hub and self.accelerator.is_main_process:
-            best = self.folder / ("best" if (self.folder / "best").is_dir() else "last")
-            name = self.config.output.push_to_hub
-            model: Any = CrossVLTModel.from_pretrained(best)
-            model.push_to_hub(name)
-            self.processor.push_to_hub(name)
+        if self.accelerator.is_main_process and find_spec("matplotlib") and self.log_path.is_file():
+            training_curves(self.folder).save(self.folder / "curves.png")
+        if self.accelerator.is_main_process:
+            folders = [self.folder / name for name in ("best", "last") if (self.folder / name).is_dir()]
+            for folder in folders:
+                self._describe(folder)
+            if self.config.output.push_to_hub:
+                publish(folders[0], self.config.output.push_to_hub)
+
+    def _describe(self, folder: Path) -> None:
+        """Write beside weights what their card tells of the training."""
+        hardware = describe_hardware(self.accelerator.device, self.accelerator.num_processes)
+        size = self.processor.image_processor.size
+        report = validation_report(
+            self.folder, best=folder.name == "best", image_size=(size["height"], size["width"]), hardware=hardware
+        )
+        training = describe_run(self.folder, hardware)
+        Evidence(evaluations=[report] if report else [], training=training).save(folder)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .processing_crossvlt import to_rgb
+from ..processing_crossvlt import to_rgb
 
 
 Mask = np.ndarray | Tensor | Image.Image
@@ -82,7 +82,7 @@ def overlay(
     for region, colour in zip(regions, colours, strict=True):
         picture.paste(colour, mask=region.point([round(value * opacity) for value in range(256)]))
     for region, colour in zip(regions, colours, strict=True):
-        _draw_contour(picture, region, colour)
+        draw_contour(picture, region, colour)
 
     found = [region.getbbox() is not None for region in regions]
     given: Sequence[float | None] = [None] * len(found) if scores is None else scores
@@ -165,7 +165,7 @@ def _colour(index: int) -> Colour:
     return red, green, blue
 
 
-def _draw_contour(picture: Image.Image, region: Image.Image, colour: Colour) -> None:
+def draw_contour(picture: Image.Image, region: Image.Image, colour: Colour) -> None:
     """Draw the rim of `region` ("L", 0 or 255) on `picture`: a line in `colour`, outside it a white and a dark one."""
     unit = max(2.0, (picture.width * picture.height) ** 0.5 / 175)
     dark, white = 1.1 * unit, 0.9 * unit

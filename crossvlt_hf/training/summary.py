@@ -1,0 +1,104 @@
+"""What a finished run has to tell to a model card."""
+
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .config import TrainingConfig, load_config
+from .log import SCORE, read_log
+
+
+def describe_hardware(device: torch.device, processes: int = 1) -> str:
+    """The machine that a run is on, in words."""
+    if device.type == "cuda":
+        return f"{processes} x {torch.cuda.get_device_name(device)}"
+    cores = f"{torch.get_num_threads()} CPU threads ({platform.machine()})"
+    return cores if processes == 1 else f"{processes} processes of {cores}"
+
+
+def describe_run(folder: str | Path, hardware: str) -> dict[str, Any]:
+    """What `config.yaml` and `log.jsonl` of a run say, as numbers and in words; no path of this machine.
+
+    Args:
+        folder: of the run.
+        hardware: on which it ran.
+
+    Returns:
+        `steps`, `samples`, `hours` (of the logged steps, without evaluations), `optimization` (all its settings),
+        `seed`, `data` (names), `curve` (mean IoU on validation data by step), `hardware`, and `summary`, Markdown.
+    """
+    folder = Path(folder)
+    config, entries = load_config(folder / "config.yaml"), read_log(folder / "log.jsonl")
+    batch = config.optimization.batch_size
+    logged = [entry for entry in entries if "samples_per_second" in entry]
+    spans = zip([0, *(entry["step"] for entry in logged)], logged, strict=False)
+    facts = {
+        "steps": logged[-1]["step"] if logged else 0,
+        "samples": batch * logged[-1]["step"] if logged else 0,
+        "hours": sum(batch * (entry["step"] - before) / entry["samples_per_second"] for before, entry in spans) / 3600,
+        "seed": config.seed,
+        "data": [_name(dataset) for dataset in config.data.train],
+        "optimization": asdict(config.optimization),
+        "curve": {
+            str(entry["step"]): entry["validation/mean_iou"] for entry in entries if "validation/mean_iou" in entry
+        },
+        "hardware": hardware,
+    }
+    return {**facts, "summary": _summarise(config, facts)}
+
+
+def _name(dataset: dict[str, Any]) -> str:
+    """The name of a data set and its split; of a folder only its last part."""
+    return f"{Path(str(dataset.get('name'))).name} {dataset.get('split', '')}".strip()
+
+
+def _origin(config: TrainingConfig) -> str:
+    model = config.model
+    if model.checkpoint:
+        return "the weights of another checkpoint"
+    encoders = [Path(name).name for name in (model.vision_encoder, model.text_encoder) if name]
+    return " and ".join(encoders) or "noise"
+
+
+def _summarise(config: TrainingConfig, facts: dict[str, Any]) -> str:
+    options = config.optimization
+    curve = ", ".join(f"{value:.3f} (step {step})" for step, value in facts["curve"].items() if value is not None)
+    text_rate = f", {options.text_learning_rate:g} for the language stages" if options.text_learning_rate else ""
+    lines = [
+        f"{facts['samples']:,} pairs of an image and an expression of {', '.join(facts['data'])}, in "
+        f"{facts['steps']:,} steps of {options.batch_size}, from {_origin(config)}, seed {config.seed}; "
+        f"{facts['hours']:.1f} hours of logged steps on {facts['hardware']}.",
+        f"AdamW, learning rate {options.learning_rate:g}{text_rate}, schedule {options.schedule}, warm-up "
+        f"{options.warmup_steps} steps, weight decay {options.weight_decay:g}, "
+        f"mixed precision {options.mixed_precision or 'as launched'}"
+        f"{f', averaged weights ({options.ema_decay:g})' if options.ema_decay else ''}.",
+    ]
+    if curve:
+        lines.append(f"Mean IoU on validation data: {curve}.")
+    return "\n".join(lines)
+
+
+def validation_report(folder: str | Path, *, best: bool, image_size: tuple[int, int], hardware: str) -> dict[str, Any]:
+    """The best or the last evaluation of a run as a report such as `crossvlt evaluate` writes; {} without any."""
+    folder = Path(folder)
+    found = [entry for entry in read_log(folder / "log.jsonl") if SCORE in entry]
+    if not found:
+        return {}
+    chosen = max(found, key=lambda entry: entry[SCORE] or 0.0) if best else found[-1]
+    metrics = {
+        name.removeprefix("validation/"): value for name, value in chosen.items() if name.startswith("validation/")
+    }
+    metrics.pop("families", None)
+    names = [_name(dataset) for dataset in load_config(folder / "config.yaml").data.validation]
+    return {
+        "data": names[0].split()[0],
+        "split": "validation",
+        "name": f"{', '.join(names)} (validation in training)",
+        "protocol": "paper",
+        "image_size": list(image_size),
+        "hardware": hardware,
+        "metrics": metrics,
+    }

@@ -1,0 +1,375 @@
+"""What a model read on its way to a mask: which words the pixels read, and which pixels the words read.
+
+Shapes: stages count from 1 to 4, (H_i, W_i) is the grid of stage i, T the words (tokens) that are not padding. A cell
+of stage i covers a square of `patch_size * 2**(i - 1)` pixels of what the model reads, to which the image is squashed;
+cells at the right and bottom may reach beyond it.
+"""
+
+import threading
+import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from ..modeling_crossvlt import CrossVLTModel, CrossVLTOutput
+from ..processing_crossvlt import CrossVLTProcessor, ImageLike, to_rgb
+
+
+Map = NDArray[np.float32]
+Pixel = tuple[int, int]
+Region = NDArray[np.bool_] | Pixel
+
+SPECIAL = ("[CLS]", "[SEP]")
+# They say how the others belong together, and are read by habit
+FUNCTION_WORDS = frozenset(
+    [
+        *(
+            "a",
+            "an",
+            "and",
+            "are",
+            "as",
+            "at",
+            "be",
+            "by",
+            "for",
+            "from",
+            "has",
+            "her",
+            "his",
+            "in",
+            "is",
+            "it",
+            "its",
+        ),
+        *("of", "on", "one", "or", "that", "the", "their", "this", "to", "which", "who", "whose", "with"),
+    ]
+)
+# Explanations of one process take turns: each switches its model's attention, and back
+_TURNS = threading.Lock()
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """What a model found for an expression, and what it read on the way.
+
+    Attention is the mean over the heads. Entries of what a configuration does not have are absent: `pixels_read` where
+    no words read pixels ("words_to_pixels" and "late"), `alignment_maps` of the stages that do not align.
+
+    Args:
+        image: the photo, upright, of mode "RGB".
+        expression: what was looked for.
+        tokens: the T words that the model read, [CLS] and [SEP] among them; a piece inside a word begins with "##".
+        mask: (height, width) of the image: what was found.
+        score: mean probability of the object over the mask; 0.0 if that is empty.
+        box: [x_min, y_min, x_max, y_max] of the mask, the maxima exclusive; None if it is empty.
+        alignment_maps: stage to (H_i, W_i), cosine of every pixel with the sentence, in [-1, 1] (no temperature).
+        words_read: stage to (H_i, W_i, T), how much of its attention each pixel gives to each word; the last axis sums
+            to 1. Of the fusion at the stage's own resolution, whose result the decoder sees. What the merged pixels
+            of stages 1-3 read beside it is `fusion_attentions[1::2]` of the model's output.
+        pixels_read: stage, from 2 on, to (T, H_i, W_i), how much of its attention each word gives to each pixel; the
+            last two axes sum to 1. Of the cross-attention with which the language stage begins.
+        input_size: height and width to which the image was squashed.
+        patch_size: side in pixels of a cell of stage 1.
+    """
+
+    image: Image.Image
+    expression: str
+    tokens: list[str]
+    mask: NDArray[np.bool_]
+    score: float
+    box: list[int] | None
+    alignment_maps: dict[int, Map]
+    words_read: dict[int, Map]
+    pixels_read: dict[int, Map]
+    input_size: tuple[int, int]
+    patch_size: int
+
+    def words_of(self, stage: int, region: Region | None = None) -> Map:
+        """What a region read: the mean of its pixels' attention, (T,), which sums to 1.
+
+        Args:
+            stage: from 1 to 4.
+            region: a bool array of the image's size, or the (x, y) of one pixel; None takes the mask.
+
+        Raises:
+            ValueError: if there is no such stage, the region is empty or of another size, or the pixel outside.
+        """
+        read = _entry(self.words_read, stage, "words read by pixels")
+        return np.einsum("hw,hwt->t", self.shares(stage, region), read)
+
+    def pixels_of(self, stage: int, word: str) -> Map:
+        """Which pixels a word read: (H_i, W_i), which sums to 1; the mean where it has several tokens or places.
+
+        Raises:
+            ValueError: if no words read pixels in that stage, or the word is none of the expression's.
+        """
+        read = _entry(self.pixels_read, stage, "pixels read by words")
+        return read[positions_of(self.tokens, word)].mean(axis=0)
+
+    def shares(self, stage: int, region: Region | None = None) -> Map:
+        """The share of a region's area that lies in each cell of a stage: (H_i, W_i), which sums to 1.
+
+        Exact for every size: a cell that the region touches in part counts in part. Arguments and errors as in
+        `words_of`.
+        """
+        grid = _entry(self.words_read, stage, "words read by pixels").shape[:2]
+        area = self._area(region)
+        cell = self.patch_size * 2 ** (stage - 1)
+        rows, columns = (
+            _overlaps(pixels, cells, side / cell)
+            for pixels, cells, side in zip(area.shape, grid, self.input_size, strict=True)
+        )
+        inside = rows @ area.astype(np.float32) @ columns.T
+        return inside / inside.sum()
+
+    def extent(self, stage: int) -> tuple[float, float]:
+        """Width and height of a stage's grid, in pixels of the image: at least that of the image."""
+        rows, columns = _entry(self.words_read, stage, "words read by pixels").shape[:2]
+        cell, (height, width) = self.patch_size * 2 ** (stage - 1), self.input_size
+        return columns * cell * self.image.width / width, rows * cell * self.image.height / height
+
+    def salient_word(self) -> str:
+        """The content word that the object read most, by the mean over the stages.
+
+        Where nothing was found it is what the whole image read; where there are no content words, any word.
+        """
+        region = None if self.mask.any() else np.ones_like(self.mask)
+        read = np.mean([self.words_of(stage, region) for stage in self.words_read], axis=0)
+        words = _join_pieces(self.tokens)
+        content = [word for word in words if _is_content(word[0])]
+        candidates = content or [word for word in words if word[0] not in SPECIAL] or words
+        return max(candidates, key=lambda word: read[word[1]].sum())[0]
+
+    def _area(self, region: Region | None) -> NDArray[np.bool_]:
+        """The region as (height, width)."""
+        if isinstance(region, tuple):
+            check_pixel(region, self.image.size)
+            area = np.zeros_like(self.mask)
+            area[region[1], region[0]] = True
+            return area
+        area = self.mask if region is None else np.asarray(region)
+        if area.shape != self.mask.shape or area.dtype != bool:
+            raise ValueError(
+                f"The region is an array of {area.dtype} of shape {area.shape}; give one of bool of the image's "
+                f"(height, width), {self.mask.shape}, or the (x, y) of a pixel."
+            )
+        if not area.any():
+            raise ValueError(f"The {'mask' if region is None else 'region'} is empty; give a region with pixels.")
+        return area
+
+
+def _entry(maps: dict[int, Map], stage: int, what: str) -> Map:
+    if stage not in maps:
+        known = f"give one of {', '.join(map(str, maps))}" if maps else "this model's configuration has none"
+        raise ValueError(f"There are no {what} in stage {stage!r}; {known}.")
+    return maps[stage]
+
+
+def _overlaps(pixels: int, cells: int, used: float) -> Map:
+    """How much of each pixel lies in each cell along an axis, (cells, pixels); all pixels fill `used` cells."""
+    edges, starts = np.linspace(0, used, pixels + 1), np.arange(cells)[:, None]
+    inside = np.minimum(edges[1:], starts + 1) - np.maximum(edges[:-1], starts)
+    return np.clip(inside, 0, None).astype(np.float32)
+
+
+def check_pixel(pixel: Pixel, size: tuple[int, int]) -> None:
+    """Raise ValueError unless the (x, y) lies in an image of that (width, height)."""
+    whole = len(pixel) == 2 and all(isinstance(value, int | np.integer) for value in pixel)
+    if not whole or not (0 <= pixel[0] < size[0] and 0 <= pixel[1] < size[1]):
+        raise ValueError(
+            f"The pixel is {pixel}, but the image has {size[0]}x{size[1]} (width x height); give (x, y) from (0, 0) "
+            f"to ({size[0] - 1}, {size[1] - 1})."
+        )
+
+
+# ---- words
+
+
+def tokens_of(processor: CrossVLTProcessor, expression: str) -> list[str]:
+    """The words of an expression that a model reads: without padding, and cut where it is too long."""
+    inputs = processor(text=[expression], return_tensors="pt")  # type: ignore[call-arg]
+    return _read_tokens(processor, inputs["input_ids"][0], inputs["attention_mask"][0].bool())
+
+
+def positions_of(tokens: Sequence[str], word: str) -> list[int]:
+    """Where a word stands among the tokens; its pieces, and all its places.
+
+    Args:
+        tokens: of the expression, pieces inside a word with "##".
+        word: upper or lower case; may be several words that follow each other.
+
+    Raises:
+        ValueError: if it is none of them.
+    """
+    wanted = _plain(word)
+    found: set[int] = set()
+    for start in range(len(tokens)):
+        joined = ""
+        for end in range(start, len(tokens)):
+            joined += _plain(tokens[end].removeprefix("##"))
+            if not wanted.startswith(joined):
+                break
+            if joined == wanted and not _is_inside(tokens, start) and not _is_inside(tokens, end + 1):
+                found.update(range(start, end + 1))
+    if not found or not wanted:
+        words = " ".join(word for word, _ in _join_pieces(tokens))
+        raise ValueError(f"The word {word!r} is not among those that the model read: {words}. Give one of these.")
+    return sorted(found)
+
+
+def _plain(text: str) -> str:
+    """Without case, accents and white space, as uncased tokenizers read it."""
+    letters = unicodedata.normalize("NFKD", text.casefold())
+    return "".join(letter for letter in letters if unicodedata.category(letter) != "Mn" and not letter.isspace())
+
+
+def _is_inside(tokens: Sequence[str], position: int) -> bool:
+    """Whether a token goes on with the word before it."""
+    return position < len(tokens) and tokens[position].startswith("##") and len(tokens[position]) > 2
+
+
+def _join_pieces(tokens: Sequence[str]) -> list[tuple[str, list[int]]]:
+    """The whole words, and the positions of their pieces."""
+    words: list[tuple[str, list[int]]] = []
+    for position, token in enumerate(tokens):
+        if words and _is_inside(tokens, position):
+            word, positions = words[-1]
+            words[-1] = (word + token.removeprefix("##"), [*positions, position])
+        else:
+            words.append((token, [position]))
+    return words
+
+
+def _is_content(word: str) -> bool:
+    return any(map(str.isalnum, word)) and word not in SPECIAL and word.lower() not in FUNCTION_WORDS
+
+
+def _read_tokens(processor: CrossVLTProcessor, ids: Tensor, read: Tensor) -> list[str]:
+    return processor.tokenizer.convert_ids_to_tokens(ids[read].tolist())
+
+
+# ---- running the model
+
+
+@contextmanager
+def _recording(model: CrossVLTModel) -> Iterator[None]:
+    """Evaluate with eager attention, the only one that gives its weights; afterwards all is as it was."""
+    with _TURNS:
+        config = model.config
+        parts = {name: getattr(config, name)._attn_implementation for name in config.sub_configs}
+        before = {"": config._attn_implementation, **parts}
+        training = [module for module in model.modules() if module.training]
+        try:
+            model.set_attn_implementation("eager")
+            model.eval()
+            yield
+        finally:
+            model.set_attn_implementation(before)
+            for module in training:
+                module.training = True
+
+
+@torch.no_grad()
+def explain(
+    model: CrossVLTModel,
+    processor: CrossVLTProcessor,
+    image: ImageLike,
+    expression: str,
+    *,
+    threshold: float | None = None,
+) -> Explanation:
+    """Run a model once and keep what it read.
+
+    The model computes in eval mode with eager attention, and is then put back. Explanations of several threads take
+    turns; what else runs the same model meanwhile has its attention computed that way too, with the same result up to
+    rounding.
+
+    Args:
+        model: on any device, of any dtype.
+        processor: the model's.
+        image: a path, URL, PIL image, array or tensor.
+        expression: what to look for in it.
+        threshold: of the mask, as in `CrossVLTProcessor.post_process_masks`.
+
+    Raises:
+        OSError: if the image cannot be read.
+        ValueError: if image, expression or threshold is not one.
+    """
+    if not isinstance(expression, str):
+        raise ValueError(f"`expression` is {expression!r}; give one expression, as text.")
+    photo = to_rgb(image)
+    inputs = processor(photo, [expression], return_tensors="pt")  # type: ignore[call-arg]
+    target_sizes = inputs.pop("original_sizes")
+    with _recording(model):
+        outputs = model(**inputs.to(model.device), output_attentions=True, output_alignment_maps=True)
+    (found,) = processor.post_process_masks(outputs, target_sizes, threshold)
+    read = inputs["attention_mask"][0].bool().cpu()
+    height, width = inputs["pixel_values"].shape[-2:]
+    return Explanation(
+        image=photo,
+        expression=expression,
+        tokens=_read_tokens(processor, inputs["input_ids"][0].cpu(), read),
+        mask=found["mask"].cpu().numpy(),
+        score=found["score"],
+        box=found["box"],
+        alignment_maps=_cosines(model, outputs),
+        words_read=_words_read(model, outputs, read, (height, width)),
+        pixels_read=_pixels_read(model, outputs, read, (height, width)),
+        input_size=(height, width),
+        patch_size=model.config.vision_config.patch_size,
+    )
+
+
+def _cosines(model: CrossVLTModel, outputs: CrossVLTOutput) -> dict[int, Map]:
+    """The alignment maps before they were divided by their temperature."""
+    maps = {}
+    for stage, scaled in zip(model.config.aligned_stages, outputs.alignment_maps or (), strict=True):
+        alignment: Any = model.stages[stage].alignment
+        cosine = scaled * alignment.temperature.to(scaled)
+        maps[stage + 1] = cosine[0, 0].float().clamp(-1, 1).cpu().numpy()
+    return maps
+
+
+def _words_read(
+    model: CrossVLTModel, outputs: CrossVLTOutput, read: Tensor, input_size: tuple[int, int]
+) -> dict[int, Map]:
+    """Of the fusions at full resolution, between which stand those of the merged pixels, where there are any."""
+    weights = (outputs.fusion_attentions or ())[:: 2 if model.config.pixels_read_words else 1]
+    maps = {}
+    for stage, weight in enumerate(weights, start=1):
+        mean = _mean_of_heads(weight)[:, read]  # (N, T)
+        maps[stage] = _normalised(mean, -1).unflatten(0, _grid(model, input_size, stage)).numpy()
+    return maps
+
+
+def _pixels_read(
+    model: CrossVLTModel, outputs: CrossVLTOutput, read: Tensor, input_size: tuple[int, int]
+) -> dict[int, Map]:
+    maps = {}
+    for stage, weight in enumerate(outputs.cross_attentions or (), start=2):
+        mean = _mean_of_heads(weight)[read]  # (T, N)
+        maps[stage] = _normalised(mean, -1).unflatten(1, _grid(model, input_size, stage)).numpy()
+    return maps
+
+
+def _grid(model: CrossVLTModel, input_size: tuple[int, int], stage: int) -> tuple[int, int]:
+    cell = model.config.vision_config.patch_size * 2 ** (stage - 1)
+    return -(-input_size[0] // cell), -(-input_size[1] // cell)
+
+
+def _mean_of_heads(weights: Tensor) -> Tensor:
+    """(1, heads, L, S) -> (L, S) float32."""
+    return weights[0].float().mean(0).cpu()
+
+
+def _normalised(weights: Tensor, dim: int) -> Tensor:
+    """With a sum of 1, which half precision misses by a little."""
+    return weights / weights.sum(dim, keepdim=True)

@@ -1,0 +1,9 @@
+"""The page as a Space: with the built-in checkpoint, or the one that the Space's variable MODEL names."""
+
+import os
+
+from crossvlt_hf.loading import DEFAULT_CHECKPOINT
+from crossvlt_hf.page import serve
+
+
+serve(os.environ.get("MODEL") or DEFAULT_CHECKPOINT)

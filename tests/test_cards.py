@@ -1,0 +1,152 @@
+"""The model cards: rendered, valid for the Hub, and their code runs."""
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+from documents import code_blocks, run_python
+from hub_server import HubServer
+from huggingface_hub import ModelCard, constants
+from PIL import Image
+
+from crossvlt_hf import DEFAULT_CHECKPOINT, CrossVLTConfig
+from crossvlt_hf.cards import Evidence, render_card
+from crossvlt_hf.complexity import count_flops, count_parameters
+from crossvlt_hf.data.refshapes import make_example
+from crossvlt_hf.metrics import markdown_table
+
+
+ROOT = Path(__file__).parents[1]
+CARDS = sorted((ROOT / "model_cards").glob("crossvlt-*.md"))
+
+
+@pytest.fixture(scope="module")
+def rendered():
+    spec = importlib.util.spec_from_file_location("render_cards", ROOT / "examples" / "render_cards.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.cards()
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """Cards are validated by the Hub itself."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with HubServer(tmp_path / "hub") as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        yield server
+
+
+def test_the_cards_are_those_of_the_built_in_and_of_the_paper():
+    names = ["crossvlt-refcoco", "crossvlt-refcocog", "crossvlt-refcocoplus", "crossvlt-refshapes"]
+    assert [path.stem for path in CARDS] == names
+
+
+def test_the_cards_are_rendered_and_not_edited(rendered):
+    assert {path.name: path.read_text() for path in CARDS} == rendered
+    assert (DEFAULT_CHECKPOINT / "README.md").read_text() == rendered["crossvlt-refshapes.md"]
+
+
+@pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
+def test_a_card_is_valid(path, hub):
+    card = ModelCard.load(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        card.validate()
+    assert hub.requests[-1].path == "/api/validate-yaml"
+    assert card.data.eval_results  # so the `model-index` could be read
+    assert all(0 < result.metric_value <= 100 for result in card.data.eval_results)
+    for key in ("license", "language", "library_name", "pipeline_tag", "tags"):
+        assert card.data.to_dict()[key]
+    for heading in ("How to use it", "How well it does", "What it is not for", "How it was trained", "Citation"):
+        assert f"\n## {heading}\n" in card.text
+
+
+@pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
+def test_the_code_of_a_card_runs(path, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(make_example("test", 0).scene.image).save("scene.png")
+    shutil.copy(ROOT / "examples" / "images" / "coffee.jpg", "photo.jpg")
+    shutil.copytree(checkpoint, path.stem)  # what `crossvlt convert` leaves
+    blocks = [block for block in code_blocks(path.read_text()) if block.language == "python"]
+    assert len(blocks) == 2
+    for block in blocks:
+        run_python(block.code, path, block.line, {})
+    assert Image.open("mask.png").mode == "L"
+
+
+def test_figures_of_others_are_marked_as_theirs(rendered):
+    for name in ("refcoco", "refcocoplus", "refcocog"):
+        text = rendered[f"crossvlt-{name}.md"]
+        assert "**From the authors' table**" in text
+        assert "we have not run this checkpoint" in text
+        assert "Measured with" not in text
+        assert "71.54" not in text  # of the row that is another paper's
+        assert "62.09" not in text
+    assert "the authors' table" not in rendered["crossvlt-refshapes.md"]
+
+
+def test_a_card_without_figures_says_so():
+    card = render_card(CrossVLTConfig(), model_id="alice/new", image_size=(480, 480), max_length=21)
+    assert "Nothing has been measured" in card.text
+    assert "Not recorded." in card.text
+    assert card.data.eval_results is None
+
+
+def test_a_card_keeps_apart_what_was_measured_differently():
+    metrics = {"overall_iou": 0.5, "mean_iou": 0.25, "precision@0.5": 0.75}
+    reports = [
+        {"data": "refcoco", "split": "val", "protocol": "paper", "metrics": metrics},
+        {"data": "refcoco", "split": "val", "protocol": "original", "metrics": {**metrics, "mean_iou": 0.125}},
+        {"data": "refcoco", "split": "val", "protocol": "paper", "shuffle": True, "metrics": metrics},
+    ]
+    card = render_card(
+        CrossVLTConfig(), model_id="a/b", image_size=(480, 480), max_length=21, evidence=Evidence(evaluations=reports)
+    )
+    assert card.text.count("| data |") == 2
+    assert "| refcoco val | 50.00 | 25.00 | 75.00 |" in card.text
+    assert "| refcoco val | 50.00 | 12.50 | 75.00 |" in card.text
+    assert "| refcoco val, expressions of other images | 50.00 | 25.00 | 75.00 |" in card.text
+    assert "compared at the image's own size" in card.text
+    means = [result.metric_value for result in card.data.eval_results if result.metric_type == "mean_iou"]
+    assert means == [25.0, 12.5]  # without that of the shuffled expressions
+
+
+def test_the_template_comes_with_a_wheel(tmp_path):
+    """A wheel has no folder `model_cards` beside it."""
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet", ROOT]
+    done = subprocess.run([*command, "--wheel-dir", tmp_path], capture_output=True, text=True)
+    if "hatchling" in done.stderr and "No module" in done.stderr:
+        pytest.skip("hatchling, which builds the wheel, is not installed")
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    listing = subprocess.run([sys.executable, "-m", "zipfile", "-l", wheel], capture_output=True, text=True).stdout
+    assert "crossvlt_hf/assets/model_card.md.jinja" in listing
+    assert "crossvlt_hf/handler.py" in listing
+
+
+def test_the_base_model_is_as_large_as_the_paper_s():
+    config = CrossVLTConfig()
+    assert count_parameters(config) == 234_606_334
+    assert 385e9 < count_flops(config, (480, 480)) < 392e9
+
+
+def test_a_matrix_product_counts_twice():
+    """The patch embedding of a larger image costs so much more as the image has more patches."""
+    config = CrossVLTConfig.from_size("tiny")
+    small, wide = count_flops(config, (224, 224), 8), count_flops(config, (224, 448), 8)
+    assert 1.8 < wide / small < 2.0
+
+
+def test_a_table_has_the_columns_that_have_figures():
+    rows = {"a": {"overall_iou": 0.5, "mean_iou": None}, "b": {"overall_iou": 0.25, "samples": 3}}
+    assert markdown_table(rows, "data").splitlines() == [
+        "| data | samples | oIoU |",
+        "|---|---:|---:|",
+        "| a | - | 50.00 |",
+        "| b | 3 | 25.00 |",
+    ]

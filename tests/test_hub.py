@@ -1,0 +1,364 @@
+"""Publishing, and loading what was published where this package is not installed."""
+
+import base64
+import io
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hub_server import HubServer
+from huggingface_hub import HfApi, constants
+from PIL import Image
+
+from crossvlt_hf import DEFAULT_CHECKPOINT, CrossVLTModel, CrossVLTProcessor, ReferringImageSegmentationPipeline
+from crossvlt_hf.cards import About, Evidence
+from crossvlt_hf.data.refshapes import make_example
+from crossvlt_hf.hub import export, publish
+from crossvlt_hf.loading import load_checkpoint
+
+
+ROOT = Path(__file__).parents[1]
+NAME = "alice/crossvlt"
+TOKEN = "hf_alice"
+CODE = {f"{kind}_crossvlt.py" for kind in ("configuration", "modeling", "processing", "pipeline")}
+WHOLE = {
+    *CODE,
+    "README.md",
+    "config.json",
+    "handler.py",
+    "model.safetensors",
+    "processor_config.json",
+    "requirements.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+EXAMPLE = make_example("test", 3, seed=5)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    with HubServer(tmp_path / "hub", tokens={TOKEN: "alice", "hf_bob": "bob"}) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield server
+
+
+@pytest.fixture
+def run(hub, tmp_path):
+    """Run a command as a process that knows of no other Hub."""
+
+    def run(*command, token=TOKEN, check=True, **variables):
+        environment = {**hub.environment(tmp_path / "home", token), "OMP_NUM_THREADS": "1", **variables}
+        done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, cwd=tmp_path)
+        assert not check or done.returncode == 0, done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture
+def crossvlt(run):
+    return lambda *arguments, **options: run(sys.executable, "-m", "crossvlt_hf.cli", *arguments, **options)
+
+
+def names(hub, repository=NAME, revision="main"):
+    return set(HfApi(endpoint=hub.endpoint, token=TOKEN).list_repo_files(repository, revision=revision))
+
+
+@pytest.fixture(scope="session")
+def without_package(tmp_path_factory):
+    """Python of an environment with the libraries but not this package.
+
+    An editable installation is a `.pth` file, which counts in an environment's own site-packages only.
+    """
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=False)
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "libraries.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    python = folder / "bin" / "python"
+    here = subprocess.run([python, "-c", "import crossvlt_hf"], capture_output=True, cwd=folder)
+    if here.returncode == 0:
+        pytest.skip("this package is installed as a whole, not editable, so no environment beside it lacks it")
+    return python
+
+
+@pytest.fixture
+def with_torchvision():
+    """Python of an environment that somebody made, with torchvision and without this package."""
+    python = os.environ.get("CROSSVLT_TORCHVISION_PYTHON")
+    if not python:
+        pytest.skip("CROSSVLT_TORCHVISION_PYTHON names no Python with torchvision (which has no CPU build here)")
+    return python
+
+
+@pytest.fixture(scope="session")
+def scene(tmp_path_factory):
+    path = tmp_path_factory.mktemp("scene") / "scene.png"
+    Image.fromarray(EXAMPLE.scene.image).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def local_mask(scene):
+    model, processor = load_checkpoint(DEFAULT_CHECKPOINT)
+    pipeline = ReferringImageSegmentationPipeline(model=model, processor=processor)
+    (result,) = pipeline(str(scene), text=EXAMPLE.expression)
+    mask = np.asarray(result["mask"]) > 0
+    assert mask.any()
+    return mask
+
+
+def round_trip(run, python, model_id, revision, scene, out):
+    out.mkdir()
+    script = ROOT / "tests" / "remote_round_trip.py"
+    run(python, script, model_id, revision, scene, EXAMPLE.expression, out)
+    with np.load(out / "masks.npz") as found:
+        return [found[f"arr_{index}"] for index in range(4)], bool(found["torchvision"])
+
+
+def test_a_published_checkpoint_works_without_the_package(
+    hub, run, crossvlt, without_package, scene, local_mask, tmp_path
+):
+    """All five entry points by the Hub's id, then those of what was saved from there; the masks are the local ones."""
+    done = crossvlt("publish", DEFAULT_CHECKPOINT, NAME)
+    assert done.stdout.startswith(f"{hub.endpoint}/{NAME}/commit/")
+    assert names(hub) >= WHOLE
+    masks, torchvision = round_trip(run, without_package, NAME, "main", scene, tmp_path / "hub-out")
+    assert not torchvision
+    assert all((mask == local_mask).all() for mask in masks)
+    saved = tmp_path / "hub-out" / "saved"
+    assert {path.name for path in saved.iterdir()} >= CODE
+    masks, _ = round_trip(run, without_package, saved, "main", scene, tmp_path / "saved-out")
+    assert all((mask == local_mask).all() for mask in masks)
+
+
+def test_a_published_checkpoint_works_with_torchvision(
+    hub, run, crossvlt, with_torchvision, scene, local_mask, tmp_path
+):
+    crossvlt("publish", DEFAULT_CHECKPOINT, NAME)
+    masks, torchvision = round_trip(run, with_torchvision, NAME, "main", scene, tmp_path / "out")
+    assert torchvision
+    assert all((mask == local_mask).all() for mask in masks)
+
+
+def test_with_the_package_no_remote_code_is_needed(hub, run, crossvlt, scene, local_mask, tmp_path):
+    """Neither asked for nor run; a revision is that commit's."""
+    crossvlt("publish", DEFAULT_CHECKPOINT, NAME, "--revision", "first", "--message", "The first")
+    script = """
+import sys, crossvlt_hf, numpy as np
+from transformers import AutoConfig, AutoModel, AutoModelForSemanticSegmentation, AutoProcessor, pipeline
+name, image, expression, out = sys.argv[1:]
+for auto_class in (AutoConfig, AutoModel, AutoModelForSemanticSegmentation, AutoProcessor):
+    assert type(auto_class.from_pretrained(name, revision="first")).__module__.startswith("crossvlt_hf.")
+segmenter = pipeline("referring-image-segmentation", model=name, revision="first")
+assert type(segmenter).__module__.startswith("crossvlt_hf.")
+np.save(out, np.asarray(segmenter(image, text=expression)[0]["mask"]) > 0)
+"""
+    run(sys.executable, "-c", script, NAME, scene, EXAMPLE.expression, tmp_path / "mask.npy")
+    assert (np.load(tmp_path / "mask.npy") == local_mask).all()
+    assert names(hub, revision="first") >= WHOLE
+    assert not names(hub) & WHOLE
+    commits = HfApi(endpoint=hub.endpoint, token=TOKEN).list_repo_commits(NAME, revision="first")
+    assert commits[0].title == "The first"
+
+
+def test_what_was_downloaded_is_there_offline(hub, crossvlt, scene, tmp_path):
+    crossvlt("publish", DEFAULT_CHECKPOINT, NAME)
+    arguments = ("segment", scene, EXAMPLE.expression, "--model", NAME)
+    online = crossvlt(*arguments)
+    del hub.requests[:]
+    offline = crossvlt(*arguments, HF_HUB_OFFLINE="1")
+    assert json.loads(offline.stdout)["area"] == json.loads(online.stdout)["area"]
+    assert not hub.requests
+    refused = crossvlt("publish", DEFAULT_CHECKPOINT, NAME, HF_HUB_OFFLINE="1", check=False)
+    assert refused.returncode == 2
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_a_private_repository_is_for_its_owner(hub, crossvlt, scene):
+    crossvlt("publish", DEFAULT_CHECKPOINT, NAME, "--private")
+    assert hub.repos["models", NAME].private
+    refused = crossvlt("segment", scene, "the circle", "--model", NAME, token="hf_bob", check=False)
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
+    for token in ("hf_bob", "hf_wrong"):
+        with pytest.raises(OSError, match="401|403"):
+            publish(DEFAULT_CHECKPOINT, NAME, token=token)
+    refused = crossvlt("publish", DEFAULT_CHECKPOINT, NAME, token=None, check=False)
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
+
+
+def test_push_to_hub_of_model_and_processor_is_a_whole_repository(
+    hub, run, model, processor, checkpoint, without_package, photo, tmp_path
+):
+    script = """
+import sys
+from crossvlt_hf import CrossVLTModel, CrossVLTProcessor
+CrossVLTModel.from_pretrained(sys.argv[1]).push_to_hub(sys.argv[2])
+CrossVLTProcessor.from_pretrained(sys.argv[1]).push_to_hub(sys.argv[2])
+"""
+    run(sys.executable, "-c", script, checkpoint, NAME)
+    assert names(hub) >= WHOLE - {"handler.py", "requirements.txt"}
+    photo.save(tmp_path / "photo.png")
+    script = """
+import sys, numpy as np
+from transformers import pipeline
+segmenter = pipeline("referring-image-segmentation", model=sys.argv[1], trust_remote_code=True)
+np.save("mask.npy", np.asarray(segmenter("photo.png", text="the red bus")[0]["mask"]) > 0)
+"""
+    run(without_package, "-c", script, NAME)
+    (result,) = ReferringImageSegmentationPipeline(model=model, processor=processor)(photo, text="the red bus")
+    assert (np.load(tmp_path / "mask.npy") == (np.asarray(result["mask"]) > 0)).all()
+
+
+def test_trainer_pushes_a_whole_repository(hub, run):
+    script = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "tests")!r})
+import conftest, huggingface_hub
+huggingface_hub.constants.HF_HUB_OFFLINE = False  # conftest sets it
+from crossvlt_hf import CrossVLTModel, CrossVLTProcessor
+from transformers import Trainer, TrainingArguments
+config = conftest.tiny_config()
+row = {{name: value[0] for name, value in conftest.fake_batch(config).items()}}
+arguments = TrainingArguments("run", max_steps=1, push_to_hub=True, hub_model_id={NAME!r}, report_to=[], use_cpu=True)
+processor = CrossVLTProcessor.from_tokenizer(conftest.tiny_tokenizer(), image_size=64)
+trainer = Trainer(CrossVLTModel(config), arguments, train_dataset=[row] * 8, processing_class=processor)
+trainer.train()
+trainer.push_to_hub()
+"""
+    run(sys.executable, "-c", script)
+    assert names(hub) >= WHOLE - {"handler.py", "requirements.txt"}
+
+
+def test_the_training_script_pushes_a_whole_repository_with_its_card(hub, run, tmp_path):
+    settings = [
+        f"output.push_to_hub={NAME}",
+        "output.folder=run",
+        "output.pictures=0",
+        "output.evaluation_batch_size=2",
+        "optimization.max_steps=1",
+        "optimization.batch_size=2",
+        "data.workers=0",
+        "data.train=[{name: refshapes, split: train, scenes: 4, side: 64}]",
+        "data.validation=[{name: refshapes, split: validation, scenes: 2, side: 64}]",
+    ]
+    run(sys.executable, "-m", "crossvlt_hf.training", "refshapes-64", *settings)
+    assert names(hub) >= {*WHOLE, "training.json", "results.json", "about.yaml"}
+    api = HfApi(endpoint=hub.endpoint, token=TOKEN)
+    card = Path(api.hf_hub_download(NAME, "README.md", cache_dir=tmp_path / "cache")).read_text()
+    assert "2 pairs of an image and an expression of refshapes train, in 1 steps of 2, from noise" in card
+    assert str(tmp_path) not in card
+    metrics = json.loads((tmp_path / "run" / "best" / "results.json").read_text())["evaluations"][0]["metrics"]
+    assert f"| {100 * metrics['mean_iou']:.2f} |" in card
+
+
+def test_the_handler_answers_a_request(run, model, processor, without_package, photo, tmp_path):
+    """In an endpoint's way: from a folder, without the package, with an image in base64."""
+    export(model, processor, tmp_path / "repository")
+    buffer = io.BytesIO()
+    photo.save(buffer, format="PNG")
+    image = base64.b64encode(buffer.getvalue()).decode()
+    requests = [
+        {"inputs": {"image": image, "text": ["the red bus", "a cup"]}, "parameters": {"threshold": 0.4}},
+        {"inputs": {"image": "/etc/passwd", "text": "the red bus"}},
+        {"inputs": "the red bus"},
+    ]
+    (tmp_path / "requests.json").write_text(json.dumps(requests))
+    script = """
+import json, sys
+sys.path.insert(0, "repository")
+from handler import EndpointHandler
+answer = EndpointHandler("repository")
+first, *wrong = json.load(open("requests.json"))
+json.dump(answer(first), open("answer.json", "w"))
+for request in wrong:
+    try:
+        answer(request)
+        raise SystemExit(f"{request} was answered")
+    except ValueError as error:
+        print(error)
+"""
+    told = run(without_package, "-c", script).stdout
+    assert "not base64" in told
+    assert 'Give {"inputs"' in told
+    answer = json.loads((tmp_path / "answer.json").read_text())
+    segmenter = ReferringImageSegmentationPipeline(model=model, processor=processor)
+    expected = segmenter(photo, text=["the red bus", "a cup"], threshold=0.4)
+    for found, result in zip(answer, expected, strict=True):
+        assert (found["label"], found["box"]) == (result["label"], result["box"])
+        mask = Image.open(io.BytesIO(base64.b64decode(found["mask"])))
+        assert mask.tobytes() == result["mask"].tobytes()
+
+
+def test_an_exported_folder_is_complete_and_equal(model, processor, tmp_path):
+    folder = export(model.half(), processor, tmp_path / "new", model_id=NAME)
+    assert {path.name for path in folder.iterdir()} == {*WHOLE, "about.yaml"}
+    config = json.loads((folder / "config.json").read_text())
+    assert set(config["auto_map"]) == {"AutoConfig", "AutoModel", "AutoModelForSemanticSegmentation", "AutoProcessor"}
+    assert list(config["custom_pipelines"]) == ["referring-image-segmentation"]
+    loaded = CrossVLTModel.from_pretrained(folder)
+    assert loaded.dtype == torch.float16
+    assert all((loaded.state_dict()[name] == value).all() for name, value in model.state_dict().items())
+    assert not hasattr(loaded.config, "custom_pipelines")  # with the package the pipeline is ours
+    again = CrossVLTProcessor.from_pretrained(folder)
+    assert again.to_json_string() == processor.to_json_string()
+    export(loaded, again, folder, model_id=NAME)  # over itself
+
+
+def test_the_card_names_what_is_known(checkpoint, hub, tmp_path):
+    report = {"data": "refcoco", "split": "testA", "metrics": {"overall_iou": 0.5, "mean_iou": 0.25}}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    (tmp_path / "about.yaml").write_text("name: Mine\nlimits: Not for cats.\ndatasets: [alice/cats]\n")
+    publish(checkpoint, NAME, about=tmp_path / "about.yaml", reports=(tmp_path / "report.json",), token=TOKEN)
+    api = HfApi(endpoint=hub.endpoint, token=TOKEN)
+    card = Path(api.hf_hub_download(NAME, "README.md", cache_dir=tmp_path / "cache")).read_text()
+    assert "# Mine\n" in card
+    assert "Not for cats." in card
+    assert "| refcoco testA | 50.00 | 25.00 |" in card
+    assert f'model="{NAME}"' in card
+
+
+@pytest.mark.parametrize(
+    ("files", "arguments", "told"),
+    [
+        ({"report.json": "{"}, ["--results", "report.json"], "report.json cannot be read as JSON"),
+        ({"report.json": '{"data": "x"}'}, ["--results", "report.json"], "no 'metrics'"),
+        ({}, ["--results", "absent.json"], "absent.json"),
+        ({"about.yaml": "nmae: x"}, ["--about", "about.yaml"], "'nmae'"),
+        ({"about.yaml": "[1"}, ["--about", "about.yaml"], "cannot be read as YAML"),
+        ({"out/notes.txt": "mine"}, ["--folder", "out"], "not empty"),
+    ],
+)
+def test_publish_tells_what_is_wrong(checkpoint, tmp_path, monkeypatch, capsys, files, arguments, told):
+    from crossvlt_hf.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert main(["publish", str(checkpoint), NAME, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_name_that_is_none_is_refused(checkpoint, hub):
+    with pytest.raises(ValueError, match="repo"):
+        publish(checkpoint, "a/b/c", token=TOKEN)
+
+
+def test_evidence_is_what_was_saved(tmp_path):
+    report = {"data": "refcoco", "split": "val", "metrics": {"mean_iou": 0.5}}
+    evidence = Evidence(About(name="x", limits="ä\nb"), [report], [{"what": "w", "value": "1 s"}], {"summary": "s"})
+    evidence.save(tmp_path)
+    assert Evidence.read(tmp_path) == evidence

@@ -1,0 +1,297 @@
+"""The figures of `crossvlt_hf.visualization`: of an explanation, of an evaluation, of a run."""
+
+import json
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_config, tiny_tokenizer
+from PIL import Image
+from three_processes import balanced_model, records
+
+from crossvlt_hf import CrossVLTModel, CrossVLTProcessor
+from crossvlt_hf.evaluation import EvaluationOptions, evaluate, find_masks
+from crossvlt_hf.metrics import Areas, mask_areas
+from crossvlt_hf.visualization import (
+    PALETTE,
+    choose_samples,
+    evaluation_gallery,
+    explain,
+    explanation_figure,
+    training_curves,
+)
+from crossvlt_hf.visualization.canvas import one_line, wrap
+from crossvlt_hf.visualization.gallery import draw_tile
+
+
+needs_matplotlib = pytest.mark.skipif(not find_spec("matplotlib"), reason="needs the extra `plot`")
+SAID = "the red cup"
+
+
+@pytest.fixture(scope="module")
+def explained():
+    """An explanation of a random model, for figures alone."""
+    torch.manual_seed(0)
+    processor = CrossVLTProcessor.from_tokenizer(tiny_tokenizer(), image_size=(32, 48), max_length=9)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
+    explanation = explain(CrossVLTModel(tiny_config()), processor, image, SAID)
+    mask = np.zeros((40, 60), bool)
+    mask[10:30, 20:50] = True
+    return replace(explanation, mask=mask)
+
+
+# ---- explanation
+
+
+@needs_matplotlib
+def test_figure_depends_on_what_is_asked(explained):
+    figure = explanation_figure(explained)
+    assert figure.mode == "RGB"
+    assert min(figure.size) > 800
+    assert explanation_figure(explained) == figure
+    others = [explanation_figure(explained, word="the"), explanation_figure(explained, pixel=(59, 39))]
+    assert len({picture.tobytes() for picture in (figure, *others)}) == 3
+
+
+@needs_matplotlib
+@pytest.mark.parametrize("missing", ["alignment_maps", "pixels_read"])
+def test_columns_of_what_a_model_does_not_have(explained, missing):
+    left, right = {"alignment_maps": (0.34, 0.49), "pixels_read": (0.81, 0.97)}[missing]
+
+    def coloured(explanation):
+        values = np.asarray(explanation_figure(explanation)).astype(int)
+        part = values[200:, int(left * values.shape[1]) : int(right * values.shape[1])]
+        return (part.max(-1) - part.min(-1) > 40).sum()
+
+    assert coloured(explained) > 1000
+    assert coloured(replace(explained, **{missing: {}})) < 1000
+
+
+@needs_matplotlib
+@pytest.mark.parametrize(("shape", "found"), [((1, 1), True), ((1, 300), False), ((300, 1), True)], ids=str)
+def test_images_of_any_shape(explained, shape, found):
+    mask = np.full(shape, found)
+    explanation = replace(explained, image=Image.new("RGB", shape[::-1]), mask=mask, box=None, score=0.0)
+    assert max(explanation_figure(explanation, pixel=(0, 0)).size) < 3000
+
+
+@needs_matplotlib
+@pytest.mark.parametrize(
+    "expression", [r"$\frac{1}{0$ and $x_1$ \foo {0} %s", "红色的杯子 ☕ كوب\n\x00\x1b[31m", "x" * 500], ids=ascii
+)
+def test_expressions_are_drawn_as_they_are(explained, expression):
+    tokens = ["[CLS]", "$x$", "红", expression[:9], "[SEP]"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = explanation_figure(replace(explained, expression=expression, tokens=tokens))
+    assert figure.mode == "RGB"
+
+
+@needs_matplotlib
+def test_a_dollar_begins_no_formula(explained):
+    """As a formula, `$a$` would lose its dollars."""
+    one, other = (explanation_figure(replace(explained, expression=text)) for text in ("$a$", "a"))
+    heading = (slice(0, 50), slice(0, 400))
+    assert (np.asarray(one)[heading] < 128).sum() > 1.3 * (np.asarray(other)[heading] < 128).sum()
+
+
+@needs_matplotlib
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"word": "spoon"}, "'spoon' is not among"), ({"pixel": (60, 0)}, r"\(60, 0\), but the image has 60x40")],
+)
+def test_what_the_figure_refuses(explained, options, message):
+    with pytest.raises(ValueError, match=message):
+        explanation_figure(explained, **options)
+
+
+def test_text_on_one_line():
+    assert one_line(" a\n\tb\x00\u202e c\ud800 ") == "a b c"
+    assert wrap("the white cup left of the spoon", 12, 2) == "the white\ncup left …"
+
+
+# ---- gallery
+
+
+def areas(*ious, group=""):
+    return [Areas(round(100 * iou), 100, 100, True, group) for iou in ious]
+
+
+def test_best_and_worst_are_chosen():
+    samples = areas(0.5, 0.1, 0.9, 0.0, 0.7, 1.0, 0.3)
+    best, worst, chance = choose_samples(samples, columns=3)
+    assert [row.title for row in (best, worst, chance)] == ["Best", "Worst", "Random"]
+    assert best.indices == [5, 2, 4]
+    assert worst.indices == [3, 1, 6]
+    assert len(set(chance.indices)) == 3
+    assert choose_samples(samples, 3) == [best, worst, chance]
+    assert choose_samples(samples, 3, seed=1)[2] != chance
+
+
+def test_groups_are_shown_from_best_to_worst():
+    samples = [*areas(*np.linspace(0, 1, 11), group="left"), *areas(0.25, 0.75, group="right"), *areas(0.5)]
+    rows = choose_samples(samples, columns=5)
+    assert len(rows) == 5
+    ious = [[samples[index].iou for index in row.indices] for row in rows[3:]]
+    assert np.allclose(ious[0], [1.0, 0.8, 0.5, 0.2, 0.0])
+    assert ious[1] == [0.75, 0.25]
+    assert rows[3].title == "left: 11 expressions, mean IoU 0.500, from best to worst"
+
+
+def test_equals_are_chosen_by_chance():
+    """And not the first, which in a data set are of one image."""
+    rows = choose_samples(areas(*[0.0] * 1000), columns=4)
+    assert max(rows[0].indices) > 10
+    assert set(rows[0].indices).isdisjoint(rows[1].indices)
+
+
+def test_fewer_samples_than_columns():
+    assert [row.indices for row in choose_samples(areas(0.5), columns=9)] == [[0]] * 3
+
+
+@pytest.mark.parametrize(("samples", "columns"), [([], 5), (areas(0.5), 0)])
+def test_nothing_to_choose(samples, columns):
+    with pytest.raises(ValueError, match="give at least one of each"):
+        choose_samples(samples, columns)
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    dataset = records(tmp_path_factory.mktemp("images"))
+    model, processor = balanced_model(dataset)
+    return model.train(), processor, dataset
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_masks_found_again_are_those_of_the_evaluation(evaluated, shuffle):
+    model, processor, dataset = evaluated
+    options = EvaluationOptions(protocol="original", shuffle=shuffle, truncation="reference")
+    samples = evaluate(model, processor, dataset, options).samples
+    wanted = [9, 0, 4, 7]
+    found = list(find_masks(model, processor, dataset, wanted, options))
+    assert model.training
+    for index, (pair, mask) in zip(wanted, found, strict=True):
+        assert mask.shape == pair["mask"].shape == (pair["image"].height, pair["image"].width)
+        (again,) = mask_areas(torch.from_numpy(mask)[None], torch.from_numpy(pair["mask"].astype(np.int64))[None])
+        sample = samples[index]
+        assert np.abs(again.numpy() - (sample.intersection, sample.union, sample.predicted)).max() <= 2
+    said = [text for number in range(len(dataset)) for text in dataset[number]["expressions"]]
+    expected = [said[(index + 5) % 10] if shuffle else said[index] for index in wanted]
+    assert [pair["expression"] for pair, _ in found] == expected
+
+
+@needs_matplotlib
+def test_gallery_of_an_evaluation(monkeypatch, evaluated):
+    model, processor, dataset = evaluated
+    samples = evaluate(model, processor, dataset).samples
+    asked = []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda **inputs: asked.append(1) or forward(**inputs))
+    sheet = evaluation_gallery(model, processor, dataset, samples, columns=3)
+    assert sheet.mode == "RGB"
+    assert sheet.width == evaluation_gallery(model, processor, dataset, samples, columns=3, seed=1).width
+    assert sheet.height > 5 * 220  # best, worst, random, even, odd
+    assert 3 <= len(asked) <= 2 * 10, "a chosen sample is computed more than once"
+    with pytest.raises(ValueError, match="9 samples of 10 expressions"):
+        evaluation_gallery(model, processor, dataset, samples[:9])
+
+
+def test_tile_shows_prediction_and_truth():
+    found, truth = np.zeros((60, 80), bool), np.zeros((60, 80), bool)
+    found[10:50, 10:35] = True
+    truth[10:50, 45:70] = True
+    image = Image.new("RGB", (80, 60), (100, 110, 120))
+    tile = np.asarray(draw_tile(image, found, truth)).astype(int)
+    assert tile.shape == (270, 360, 3)  # enlarged by 4.5
+    assert np.abs(tile[135, 100] - (np.array([100, 110, 120]) * 0.6 + np.array(PALETTE[0]) * 0.4)).max() <= 2
+    assert (tile[135, 260] == [100, 110, 120]).all(), "the truth is tinted"
+    assert (tile[135, 40:50] == PALETTE[0]).all(-1).any()
+    assert (tile[135, 198:208] == PALETTE[1]).all(-1).any()
+    assert image.getpixel((20, 20)) == (100, 110, 120)
+
+
+# ---- curves
+
+
+def entry(step, **values):
+    return {"step": step, "loss": 1.0 / step, "mask_loss": 0.3 / step, "learning_rate": 1e-3, **values}
+
+
+def validation(step, overall, families=None):
+    scores = {"validation/overall_iou": overall, "validation/mean_iou": overall}
+    return {"step": step, **scores, "validation/families": families or {}}
+
+
+def write_log(folder, *lines):
+    text = "".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines)
+    (folder / "log.jsonl").write_text(text)
+    return folder
+
+
+LINES = [entry(10), entry(20), validation(20, 0.5, {"left": 0.4}), entry(30), validation(30, 0.6, {"left": 0.5})]
+
+
+@needs_matplotlib
+def test_broken_lines_are_left_out(tmp_path):
+    whole = training_curves(write_log(tmp_path, *LINES))
+    broken = ["\x00\x00\n", "null\n", "[1]\n", '"step"\n', '{"loss": 1}\n', '{"step": "x", "loss": 1}\n', "\n"]
+    assert training_curves(write_log(tmp_path, *broken, *LINES, '{"step": 40, "lo')) == whole
+    assert training_curves(write_log(tmp_path, *LINES, entry(40))) != whole
+
+
+@needs_matplotlib
+def test_numbers_that_are_not_finite_leave_gaps(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        strange = [entry(40, loss=float("nan"), mask_loss=float("inf")), entry(50, dice_loss=None, grad_norm="x")]
+        assert training_curves(write_log(tmp_path, *LINES, *strange)).mode == "RGB"
+        only = [{"step": 1, "loss": float("nan")}, validation(1, None, {"left": None})]
+        assert training_curves(write_log(tmp_path, *only)).mode == "RGB"
+
+
+@needs_matplotlib
+def test_a_run_without_evaluations_or_with_zeros(tmp_path):
+    assert training_curves(write_log(tmp_path, entry(1), entry(2))).mode == "RGB"
+    assert training_curves(write_log(tmp_path, entry(1, mask_loss=0.0))).mode == "RGB"
+
+
+@needs_matplotlib
+def test_later_lines_of_a_step_count(tmp_path):
+    """As after a run that went on from an earlier step."""
+    again = validation(30, 0.9, {"left": 0.8})
+    assert training_curves(write_log(tmp_path, *LINES, again)) == training_curves(
+        write_log(tmp_path, *LINES[:-1], again)
+    )
+
+
+def test_no_log(tmp_path):
+    with pytest.raises(FileNotFoundError, match="give the folder of a training run"):
+        training_curves(tmp_path)
+    (tmp_path / "log.jsonl").write_text("{")
+    with pytest.raises(ValueError, match="has no entries"):
+        training_curves(tmp_path)
+
+
+# ---- without matplotlib
+
+
+def test_figures_say_what_they_need(monkeypatch, explained):
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'crossvlt_hf\[plot\]'") as error:
+        explanation_figure(explained)
+    assert error.value.name == "matplotlib"
+
+
+def test_package_imports_no_matplotlib():
+    code = (
+        "import sys, crossvlt_hf.visualization, crossvlt_hf.cli;"
+        "assert not {'matplotlib', 'datasets'} & set(sys.modules), 'heavy'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
