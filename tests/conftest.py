@@ -1,7 +1,9 @@
 """Small models, tokenizers and images made on the spot; nothing is fetched."""
 
 import copy
+import json
 import os
+from pathlib import Path
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -9,6 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import numpy as np
 import pytest
 import torch
+from parity.fill import fill_state_dict
 from PIL import Image
 from transformers import BertTokenizer
 
@@ -110,3 +113,15 @@ def photo() -> Image.Image:
     rng = np.random.default_rng(0)
     small = rng.integers(0, 255, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(small).resize((80, 60), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def write_original():
+    """Writes a small checkpoint as the authors' code does, with the vocabulary of bert-base-uncased."""
+
+    def write(path: Path) -> None:
+        shapes = json.loads((Path(__file__).parent / "parity" / "tiny.json").read_text())["shapes"]
+        words = {"lang_stage1.embeddings.word_embeddings.weight": torch.zeros(30522, 64)}
+        torch.save({"model": fill_state_dict(shapes) | words}, path)
+
+    return write

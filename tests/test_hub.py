@@ -191,7 +191,7 @@ def test_a_private_repository_is_for_its_owner(hub, crossvlt, scene):
     refused = crossvlt("segment", scene, "the circle", "--model", NAME, token="hf_bob", check=False)
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
     for token in ("hf_bob", "hf_wrong"):
-        with pytest.raises(OSError, match="401|403"):
+        with pytest.raises(OSError, match=r"401|403"):
             publish(DEFAULT_CHECKPOINT, NAME, token=token)
     refused = crossvlt("publish", DEFAULT_CHECKPOINT, NAME, token=None, check=False)
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr

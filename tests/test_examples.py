@@ -1,0 +1,103 @@
+"""The short examples and the notebook, as one would run them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from PIL import Image
+
+from crossvlt_hf import DEFAULT_CHECKPOINT
+from crossvlt_hf.data.refshapes import make_example
+from crossvlt_hf.loading import load_checkpoint
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+OTHERWISE_TESTED = {
+    "ablations.py",  # test_reproduction runs the training; its hours are not for a test
+    "train.py",  # test_training
+    "train_default.py",  # hours; its parts are test_training's and test_cards'
+    "train_with_trainer.py",  # test_examples_training
+    "lora.py",  # test_examples_training
+    "render_cards.py",  # test_cards
+}
+
+
+def run(name, *arguments, folder):
+    """What an example prints, as a process in a folder."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_every_example_is_tested():
+    here = {"predict.py", "evaluate.py", "custom_data.py", "convert.py", "publish.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == here | OTHERWISE_TESTED
+
+
+def test_predict(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for number in range(3):
+        Image.fromarray(make_example("test", number).scene.image).save(tmp_path / "pictures" / f"{number}.png")
+    printed = run("predict.py", "pictures", "the largest object", "the leftmost object", folder=tmp_path)
+    rows = [json.loads(line) for line in printed.splitlines()]
+    assert [(row["image"], row["label"]) for row in rows] == [
+        (f"{number}.png", text) for number in range(3) for text in ("the largest object", "the leftmost object")
+    ]
+    assert all(Image.open(tmp_path / row["mask"]).size == (96, 96) for row in rows)
+
+
+def test_evaluate(tmp_path):
+    printed = run("evaluate.py", "--limit", 40, folder=tmp_path)
+    as_said, blind = (line for line in printed.splitlines() if line.startswith(("| as said", "| with the expr")))
+    figures = [float(line.split("|")[3]) for line in (as_said, blind)]
+    assert figures[0] > 70 > 40 > figures[1]
+    assert Image.open(tmp_path / "gallery.png").width > 400
+
+
+def test_from_custom_data_to_a_repository(tmp_path):
+    run("custom_data.py", "my-data", "--steps", 2, folder=tmp_path)
+    load_checkpoint(tmp_path / "runs" / "custom" / "best")
+    printed = run("publish.py", "runs/custom/best", "alice/mine", folder=tmp_path)
+    assert printed.strip() == "repository"
+    card = (tmp_path / "repository" / "README.md").read_text()
+    assert "8 pairs of an image and an expression of my-data train, in 2 steps of 4" in card
+    assert "my-data validation (validation in training)" in card
+    load_checkpoint(tmp_path / "repository")
+
+
+def test_convert(tmp_path, write_original):
+    write_original(tmp_path / "original.pth")
+    printed = run("convert.py", "original.pth", "my-crossvlt", folder=tmp_path)
+    assert "parameters" in printed
+    assert "'bus'" in printed
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_top_to_bottom(tmp_path):
+    check_notebook(tmp_path)
+
+
+def check_notebook(folder):
+    """Run all cells in a kernel of this Python; every one that shows something shows it."""
+    notebook = nbformat.read(EXAMPLES / "tour.ipynb", as_version=4)
+    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}})
+    client.execute()
+    kinds = [
+        {kind for output in cell.outputs for kind in output.get("data", {})}
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+    ]
+    assert sum("image/png" in found for found in kinds) == 4
+    assert any("text/markdown" in found for found in kinds)
+    return notebook
+
+
+def test_the_built_in_checkpoint_is_what_the_examples_take():
+    assert (DEFAULT_CHECKPOINT / "model.safetensors").is_file()
