@@ -46,12 +46,18 @@ IS_REMOTE_CODE = __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME)
 
 
 def copy_code(folder: str | Path) -> None:
-    """Put the files that `AUTO_MAP` and `CUSTOM_PIPELINES` name into a checkpoint folder."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    for source in Path(__file__).parent.glob("*_crossvlt.py"):
-        target = Path(folder) / source.name
-        if not (target.exists() and target.samefile(source)):
-            shutil.copyfile(source, target)
+    """Put the files that `AUTO_MAP` and `CUSTOM_PIPELINES` name into a checkpoint folder.
+
+    With them go, where they are at hand and the folder has none, what Inference Endpoints need.
+    """
+    here, target = Path(__file__).parent, Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    for source in here.glob("*_crossvlt.py"):
+        if not ((target / source.name).exists() and (target / source.name).samefile(source)):
+            shutil.copyfile(source, target / source.name)
+    for source in (here / "handler.py", here / "assets" / "requirements.txt"):
+        if source.is_file() and not (target / source.name).exists():
+            shutil.copyfile(source, target / source.name)
 
 
 def _check_positive(config: PreTrainedConfig, *names: str) -> None:

@@ -9,11 +9,18 @@ from PIL import Image
 from transformers import pipeline
 
 
+USAGE = 'Give {"inputs": {"image": base64 of an image file, "text": expression or list of expressions}}.'
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+MAX_PIXELS = 50_000_000
+MAX_EXPRESSIONS = 64
+
+
 class EndpointHandler:
     """Answers `{"inputs": {"image": ..., "text": ...}, "parameters": {"threshold": 0.5}}`.
 
-    `image` is base64 of an image file, or an http(s) URL; `text` an expression or a list of them. The answer is a list
-    with `label`, `score`, `box` and `mask` (base64 of a PNG of the image's size, 255 on the object) for each.
+    `image` is base64 of an image file, also as a `data:` URL; `text` an expression or a list of them. The answer is a
+    list with `label`, `score`, `box` and `mask` (base64 of a PNG of the image's size, 255 on the object) for each. It
+    opens no file and no address that a request names.
     """
 
     def __init__(self, path: str = "") -> None:
@@ -27,24 +34,39 @@ class EndpointHandler:
         Raises:
             ValueError: if the request is not as above, or the image cannot be read.
         """
-        inputs = data.get("inputs")
+        inputs = data.get("inputs") if isinstance(data, dict) else None
         if not isinstance(inputs, dict) or not inputs.keys() >= {"image", "text"}:
-            raise ValueError('Give {"inputs": {"image": base64 or URL, "text": expression or list of expressions}}.')
-        results = self.segmenter(_read(inputs["image"]), text=inputs["text"], **(data.get("parameters") or {}))
+            raise ValueError(USAGE)
+        text = inputs["text"]
+        if isinstance(text, list) and len(text) > MAX_EXPRESSIONS:
+            raise ValueError(f"There are {len(text)} expressions; {MAX_EXPRESSIONS} are the most.")
+        results = self.segmenter(_read(inputs["image"]), text=text, threshold=_threshold(data.get("parameters")))
         return [{**result, "mask": _to_base64(result["mask"])} for result in results]
 
 
-def _read(image: Any) -> Any:
-    """A URL as it is, anything else as base64: a path of the server is never opened."""
+def _threshold(parameters: Any) -> float | None:
+    parameters = parameters or {}
+    if not isinstance(parameters, dict) or parameters.keys() - {"threshold"}:
+        raise ValueError('The only parameter is {"threshold": a number between 0 and 1}.')
+    threshold = parameters.get("threshold")
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float | None):
+        raise ValueError(f"`threshold` is {threshold!r:.40}; give a number between 0 and 1.")
+    return threshold
+
+
+def _read(image: Any) -> Image.Image:
     if not isinstance(image, str):
-        raise ValueError(f"`image` is of type {type(image).__name__}; give base64 of an image file, or its URL.")
-    if image.startswith(("http://", "https://")):
-        return image
+        raise ValueError(f"`image` is of type {type(image).__name__}; give base64 of an image file.")
+    code = "".join((image.partition(",")[2] if image.startswith("data:") else image).split())
     try:
-        opened = Image.open(io.BytesIO(base64.b64decode(image, validate=True)))
+        opened = Image.open(io.BytesIO(base64.b64decode(code, validate=True)), formats=FORMATS)
+        if opened.width * opened.height > MAX_PIXELS:
+            raise ValueError(f"The image has {opened.width}x{opened.height} pixels; {MAX_PIXELS:,} are the most.")
         opened.load()
-    except (binascii.Error, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"`image` is not base64 of an image file: {error}") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"The image has more than {MAX_PIXELS:,} pixels.") from error
+    except (binascii.Error, OSError, SyntaxError) as error:
+        raise ValueError(f"`image` is not base64 of an image file ({', '.join(FORMATS)}).") from error
     return opened
 
 

@@ -1,25 +1,38 @@
 """Publishing: a folder that is a whole Hub repository, and its upload.
 
 Such a folder loads with `trust_remote_code=True` where this package is not installed, and without it where it is.
-`save_pretrained` of model and processor write all that this needs; here come the card, what is known of the
-checkpoint, and the handler of Inference Endpoints.
+`save_pretrained` of model and processor write all that this needs; here come the card and what is known of the
+checkpoint.
 """
 
-import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub import CommitInfo, HfApi, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.utils import httpx, validate_repo_id
 
-from . import handler
-from .cards import NO_EVIDENCE, Evidence, render_checkpoint_card
+from .cards import MARK, NO_EVIDENCE, render_checkpoint_card
+from .configuration_crossvlt import CrossVLTConfig
+from .evidence import FILES, Evidence
 from .loading import load_checkpoint
 from .modeling_crossvlt import CrossVLTModel
 from .processing_crossvlt import CrossVLTProcessor
 
 
-REQUIREMENTS = "transformers>=5.23,<6\npillow>=11\n"  # of the handler; an endpoint has torch
+CARD = "README.md"
+
+
+def read_evidence(
+    source: str | Path, about: str | Path | None = None, reports: tuple[str | Path, ...] = ()
+) -> Evidence:
+    """What is known of a checkpoint, from its folder or its repository on the Hub; see [`Evidence.read`]."""
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = Path(snapshot_download(str(source), allow_patterns=[*FILES]))
+    return Evidence.read(folder, about, reports)
 
 
 def export(
@@ -35,8 +48,8 @@ def export(
     Args:
         model: in the dtype in which its weights should be written.
         processor: the model's.
-        folder: a new or an empty one, or one that such a checkpoint is in.
-        model_id: the name under which the card's snippet loads the model; None means the folder.
+        folder: a new or an empty one, or that of a CrossVLT whose card nobody wrote by hand.
+        model_id: the name under which the card's snippet loads the model; None means that of the folder.
         evidence: what the card tells of results, training and purpose; it is written beside the card.
 
     Returns:
@@ -44,20 +57,43 @@ def export(
         pipeline, `handler.py` with `requirements.txt`, and the card, `README.md`.
 
     Raises:
-        ValueError: if the folder holds something else.
+        ValueError: if the folder holds something else, or `model_id` is no name.
     """
     folder = Path(folder)
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is no checkpoint folder, and not empty; give a new one.")
+    model_id = folder.resolve().name if model_id is None else model_id
+    validate_repo_id(model_id)
+    _check_folder(folder)
     model.save_pretrained(folder)
-    (folder / "model.safetensors").chmod(0o644)  # which safetensors leaves to its owner alone
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o644)  # safetensors leaves them to their owner alone
     processor.save_pretrained(folder)
-    shutil.copyfile(str(handler.__file__), folder / "handler.py")
-    (folder / "requirements.txt").write_text(REQUIREMENTS)
     evidence.save(folder)
-    card = render_checkpoint_card(model, processor, model_id or str(folder), evidence)
-    card.save(folder / "README.md")
+    render_checkpoint_card(model, processor, model_id, evidence).save(folder / CARD)
     return folder
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file; give a folder.")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    try:
+        model_type = CrossVLTConfig.get_config_dict(folder)[0].get("model_type")
+    except OSError:
+        model_type = None
+    if model_type != CrossVLTConfig.model_type:
+        raise ValueError(f"{folder} is not empty, and no folder of a CrossVLT; give a new one.")
+    card = folder / CARD
+    if card.is_file() and MARK not in card.read_text(encoding="utf-8", errors="replace"):
+        raise ValueError(f"{card} was not rendered here; put its words into about.yaml and remove it.")
+
+
+@contextmanager
+def _reaching_the_hub() -> Iterator[None]:
+    try:
+        yield
+    except httpx.TransportError as error:
+        raise OSError(f"The Hub cannot be reached: {error}") from error
 
 
 def publish(
@@ -70,6 +106,7 @@ def publish(
     revision: str | None = None,
     token: str | None = None,
     create_pr: bool = False,
+    overwrite_card: bool = False,
     commit_message: str = "Upload CrossVLT",
 ) -> CommitInfo:
     """Upload a checkpoint as a whole repository; the repository is made where there is none.
@@ -83,19 +120,51 @@ def publish(
         revision: branch; it is made where there is none.
         token: of the Hub; None means the one that `hf auth login` stored.
         create_pr: open a pull request instead.
+        overwrite_card: replace a card that was written by hand.
         commit_message: of the commit.
 
     Raises:
         OSError: if there is no checkpoint, the Hub cannot be reached, or refuses.
-        ValueError: if the checkpoint is broken, or `repo_id` is no such name.
+        ValueError: if the checkpoint is broken, `repo_id` is no such name, the repository has a card that somebody
+            wrote, or is public and should be private.
     """
+    validate_repo_id(repo_id)
     model, processor = load_checkpoint(source)
     api = HfApi(token=token)
-    with tempfile.TemporaryDirectory() as folder:
-        evidence = Evidence.read(source, about, reports)
-        export(model, processor, folder, model_id=repo_id, evidence=evidence)
+    with tempfile.TemporaryDirectory() as folder, _reaching_the_hub():
+        evidence = read_evidence(source, about, reports)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        _check_repository(api, repo_id, revision, private, overwrite_card or create_pr)
+        export(model, processor, Path(folder, "repository"), model_id=repo_id, evidence=evidence)
         if revision is not None and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        upload: dict[str, Any] = {"revision": revision, "create_pr": create_pr, "commit_message": commit_message}
-        return api.upload_folder(repo_id=repo_id, folder_path=folder, **upload)
+        return api.upload_folder(
+            repo_id=repo_id,
+            folder_path=Path(folder, "repository"),
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=commit_message,
+        )
+
+
+def _check_repository(api: HfApi, repo_id: str, revision: str | None, private: bool | None, card_may_go: bool) -> None:
+    """Refuse to show what should be private, and to replace what somebody wrote."""
+    if private and not api.repo_info(repo_id).private:
+        raise ValueError(f"{repo_id} is there already, and public; make it private on the Hub first.")
+    if card_may_go:
+        return
+    try:
+        card = api.hf_hub_download(repo_id, CARD, revision=revision)
+    except (EntryNotFoundError, RevisionNotFoundError, RepositoryNotFoundError):
+        return
+    text = Path(card).read_text(encoding="utf-8", errors="replace")
+    if MARK not in text and not _is_placeholder(text):
+        raise ValueError(
+            f"{repo_id} has a card that was not rendered here; put its words into about.yaml and give "
+            "--overwrite-card, or open a pull request by --create-pr."
+        )
+
+
+def _is_placeholder(card: str) -> bool:
+    """Whether it is the empty card that `push_to_hub` leaves."""
+    return "automatically generated" in card and "[More Information Needed]" in card

@@ -1,5 +1,6 @@
 """Loading a checkpoint strictly: what Transformers would silently re-initialise or leave out is an error here."""
 
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,14 @@ def parse_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"The device {name!r} cannot be used here: {reason}") from error
     return device
+
+
+def describe_hardware(device: torch.device, processes: int = 1) -> str:
+    """The machine that a run is on, in words."""
+    if device.type == "cuda":
+        return f"{processes} x {torch.cuda.get_device_name(device)}"
+    cores = f"{torch.get_num_threads()} CPU threads ({platform.machine()})"
+    return cores if processes == 1 else f"{processes} processes of {cores}"
 
 
 def _load(source: str | Path, dtype: str) -> tuple[CrossVLTModel, dict[str, Any], CrossVLTProcessor]:

@@ -6,8 +6,7 @@ python examples/publish.py runs/custom/best alice/crossvlt-mine --upload        
 
 import argparse
 
-from crossvlt_hf.cards import Evidence
-from crossvlt_hf.hub import export, publish
+from crossvlt_hf.hub import export, publish, read_evidence
 from crossvlt_hf.loading import load_checkpoint
 
 
@@ -23,7 +22,7 @@ def main() -> None:
         print(publish(arguments.checkpoint, arguments.repo_id, private=True).commit_url)
         return
     model, processor = load_checkpoint(arguments.checkpoint)
-    evidence = Evidence.read(arguments.checkpoint)  # what training and evaluation left beside the weights
+    evidence = read_evidence(arguments.checkpoint)  # what training and evaluation left beside the weights
     print(export(model, processor, arguments.folder, model_id=arguments.repo_id, evidence=evidence))
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from crossvlt_hf import DEFAULT_CHECKPOINT, CrossVLTConfig
-from crossvlt_hf.cards import About, Evidence, render_card, render_checkpoint_card
+from crossvlt_hf.cards import render_card, render_checkpoint_card
+from crossvlt_hf.evidence import About, Evidence
 from crossvlt_hf.loading import load_checkpoint
 
 

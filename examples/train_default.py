@@ -22,10 +22,11 @@ import torch
 from PIL import Image
 
 from crossvlt_hf import CrossVLTModel, CrossVLTProcessor, ReferringImageSegmentationPipeline
-from crossvlt_hf.cards import About, Evidence, render_checkpoint_card
+from crossvlt_hf.cards import render_checkpoint_card
 from crossvlt_hf.data import load_data
 from crossvlt_hf.data.refshapes import make_example
 from crossvlt_hf.evaluation import EvaluationOptions, evaluate
+from crossvlt_hf.evidence import About, Evidence
 from crossvlt_hf.loading import DEFAULT_CHECKPOINT, load_checkpoint
 from crossvlt_hf.training.summary import describe_run
 

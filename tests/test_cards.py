@@ -1,22 +1,27 @@
 """The model cards: rendered, valid for the Hub, and their code runs."""
 
+import ast
 import importlib.util
 import shutil
 import subprocess
 import sys
 import warnings
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from documents import code_blocks, run_python
 from hub_server import HubServer
 from huggingface_hub import ModelCard, constants
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from crossvlt_hf import DEFAULT_CHECKPOINT, CrossVLTConfig
-from crossvlt_hf.cards import Evidence, render_card
+from crossvlt_hf.cards import render_card
 from crossvlt_hf.complexity import count_flops, count_parameters
 from crossvlt_hf.data.refshapes import make_example
+from crossvlt_hf.evidence import About, Evidence
 from crossvlt_hf.metrics import markdown_table
 
 
@@ -114,6 +119,64 @@ def test_a_card_keeps_apart_what_was_measured_differently():
     assert "compared at the image's own size" in card.text
     means = [result.metric_value for result in card.data.eval_results if result.metric_type == "mean_iou"]
     assert means == [25.0, 12.5]  # without that of the shuffled expressions
+
+
+def test_a_part_of_the_data_is_called_that_and_not_indexed():
+    reports = [
+        {"data": "refcoco", "split": "val", "limit": 12, "metrics": {"mean_iou": 0.5}},
+        {"data": "refcoco", "split": "val", "metrics": {"mean_iou": 0.25}},
+        {"data": "refcoco", "split": "val", "merge": "reference", "metrics": {"mean_iou": 0.125}},
+    ]
+    card = card_of(Evidence(evaluations=reports))
+    assert "| refcoco val, the first 12 references | 50.00 |" in card.text
+    assert "merge reference" in card.text
+    assert [result.metric_value for result in card.data.eval_results] == [25.0, 12.5]
+    configs = {result.dataset_config for result in card.data.eval_results}
+    assert configs == {"refcoco val", "refcoco val, merge reference"}
+    with pytest.raises(ValueError, match="two reports on 'refcoco val'"):
+        card_of(Evidence(evaluations=[reports[1], reports[1]]))
+
+
+def card_of(evidence):
+    return render_card(CrossVLTConfig(), model_id="a/b", image_size=(480, 480), max_length=21, evidence=evidence)
+
+
+@given(
+    expression=st.text(min_size=1).filter(lambda text: len(text.splitlines()) == 1),
+    image=st.sampled_from(['a".jpg', "C:\\x.png", "{{ 7 * 7 }}"]),
+)
+@settings(max_examples=25, deadline=None)
+def test_what_somebody_wrote_never_becomes_code(expression, image):
+    evidence = Evidence(About(expression=expression, image=image))
+    with (
+        patch("crossvlt_hf.cards.count_flops", return_value=0),
+        patch("crossvlt_hf.cards.count_parameters", return_value=0),
+    ):
+        card = card_of(evidence)
+    texts = []
+    for block in code_blocks(card.text):
+        if block.language == "python":
+            tree = ast.parse(block.code)
+            texts += [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+            called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+            assert called <= CALLED
+    assert texts.count(expression) >= 2
+    assert texts.count(image) >= 2
+
+
+CALLED = {
+    "pipeline",
+    "segmenter",
+    "print",
+    "result['mask'].save",
+    "AutoModel.from_pretrained",
+    "AutoProcessor.from_pretrained",
+    "processor",
+    "Image.open",
+    "torch.no_grad",
+    "model",
+    "processor.post_process_masks",
+}
 
 
 def test_the_template_comes_with_a_wheel(tmp_path):

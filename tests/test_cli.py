@@ -269,6 +269,99 @@ def test_data_url(capsys, checkpoint, photo_file, photo):
     assert_line(line, "the cup", photo.size)
 
 
+# ---- segment --explain
+
+
+@pytest.fixture
+def _matplotlib():
+    pytest.importorskip("matplotlib")
+
+
+def explained(capsys, *arguments) -> list[dict]:
+    """The JSON lines of a run that writes figures."""
+    code, output, errors = run(capsys, "segment", *arguments)
+    assert (code, errors.count("\n")) == (0, 1), errors
+    lines = [json.loads(line) for line in output.rstrip("\n").split("\n")]
+    assert all(list(line) == [*KEYS, "explanation"] for line in lines)
+    return lines
+
+
+@pytest.mark.usefixtures("_matplotlib")
+def test_explain(capsys, checkpoint, photo_file, photo):
+    expressions = ["the red cup", "cost: $5"]
+    lines = explained(capsys, photo_file, *expressions, "--model", checkpoint, "--output", "made", "--explain")
+    names = ["photo-1-the-red-cup-explanation.png", "photo-2-cost-5-explanation.png"]
+    for line, expression, name in zip(lines, expressions, names, strict=True):
+        assert_line(line, expression, photo.size)
+        assert Path(line["explanation"]) == Path("made") / name
+        figure = Image.open(line["explanation"])
+        assert (figure.mode, figure.format) == ("RGB", "PNG")
+        assert min(figure.size) > 800
+    assert len(list(Path("made").iterdir())) == 5
+
+
+@pytest.mark.usefixtures("_matplotlib")
+def test_explain_a_word_and_a_pixel(capsys, checkpoint, photo_file):
+    """Each asks for the figure by itself, and changes it."""
+    options = [["--explain"], ["--explain-word", "the"], ["--explain-pixel", "79,59"]]
+    figures = []
+    for number, asked in enumerate(options):
+        (line,) = explained(capsys, photo_file, "the cup", "--model", checkpoint, "--output", f"{number}", *asked)
+        figures.append(Path(line["explanation"]).read_bytes())
+    assert len(set(figures)) == 3
+
+
+@pytest.mark.usefixtures("_matplotlib")
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--explain-word", "spoon", "'spoon' is not among those that the model read: [CLS] the cup [SEP]"),
+        ("--explain-word", "", "'' is not among"),
+        ("--explain-pixel", "80,0", "The pixel is (80, 0), but the image has 80x60 (width x height)"),
+        ("--explain-pixel", "0,60", "(0, 60)"),
+        ("--explain-pixel", "-1,0", "--explain-pixel is '-1,0'; give X,Y"),
+        ("--explain-pixel", "1.5,0", "such as 120,80"),
+        ("--explain-pixel", "7", "give X,Y"),
+    ],
+)
+def test_explain_refuses_in_one_line(capsys, checkpoint, photo_file, option, value, message):
+    """Before the first expression is segmented, also where it is the second that lacks the word."""
+    said = ["the spoon", "the cup"] if value else ["the cup"]
+    errors = refusal(capsys, "segment", photo_file, *said, "--model", checkpoint, f"{option}={value}", "--output", "x")
+    assert message in errors
+    assert not Path("x").exists()
+
+
+def test_explain_needs_matplotlib(monkeypatch, capsys, checkpoint, photo_file):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    errors = refusal(capsys, "segment", photo_file, "the cup", "--model", checkpoint, "--explain")
+    assert "pip install 'crossvlt_hf[plot]'" in errors
+
+
+@pytest.mark.usefixtures("_matplotlib")
+def test_explain_does_not_overwrite_the_image(capsys, checkpoint, photo):
+    path = Path("p" * 40 + "-1-the-cup-explanation.png")
+    photo.save(path)
+    command = ["segment", path, "the cup", "--model", checkpoint, "--output", "."]
+    assert "would overwrite" in refusal(capsys, *command, "--explain")
+    assert run(capsys, *command)[0] == 0  # without the figure nothing has that name
+
+
+# ---- evaluate --gallery
+
+
+@pytest.mark.usefixtures("_matplotlib")
+def test_gallery(capsys, checkpoint):
+    options = ["--data", "refshapes", "--split", "test", "--option", "scenes=6", "--option", "side=32"]
+    command = ["evaluate", "--model", checkpoint, *options, "--device", "cpu", "--gallery"]
+    code, output, errors = run(capsys, *command, "deep/sheet.png")
+    assert code == 0, errors
+    assert "The gallery is in deep/sheet.png" in errors
+    assert output.startswith("| data | samples |")
+    assert Image.open("deep/sheet.png").height > 1000
+    assert "give a file that ends in .png" in refusal(capsys, *command, "sheet.gif")
+
+
 # ---- wrong input
 
 
@@ -586,6 +679,18 @@ def test_usage(capsys, arguments):
     output, errors = capsys.readouterr()
     assert output == ""
     assert errors.startswith("usage: crossvlt")
+
+
+def test_demo_page_without_gradio(monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.split(".")[:2] == ["crossvlt_hf", "page"]]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    errors = refusal(capsys, "demo", "--serve", "--port", "0")
+    assert "This needs gradio: pip install 'crossvlt_hf[demo]'." in errors
+
+
+def test_demo_on_a_device_that_is_not_there(capsys):
+    assert "'nope'" in refusal(capsys, "demo", "--device", "nope")
 
 
 def command(*arguments) -> subprocess.CompletedProcess:

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 import os
 import subprocess
 import sys
@@ -16,10 +17,11 @@ import torch
 from hub_server import HubServer
 from huggingface_hub import HfApi, constants
 from PIL import Image
+from transformers import BertConfig
 
 from crossvlt_hf import DEFAULT_CHECKPOINT, CrossVLTModel, CrossVLTProcessor, ReferringImageSegmentationPipeline
-from crossvlt_hf.cards import About, Evidence
 from crossvlt_hf.data.refshapes import make_example
+from crossvlt_hf.evidence import About, Evidence, public_name
 from crossvlt_hf.hub import export, publish
 from crossvlt_hf.loading import load_checkpoint
 
@@ -207,7 +209,7 @@ CrossVLTModel.from_pretrained(sys.argv[1]).push_to_hub(sys.argv[2])
 CrossVLTProcessor.from_pretrained(sys.argv[1]).push_to_hub(sys.argv[2])
 """
     run(sys.executable, "-c", script, checkpoint, NAME)
-    assert names(hub) >= WHOLE - {"handler.py", "requirements.txt"}
+    assert names(hub) >= WHOLE
     photo.save(tmp_path / "photo.png")
     script = """
 import sys, numpy as np
@@ -237,7 +239,7 @@ trainer.train()
 trainer.push_to_hub()
 """
     run(sys.executable, "-c", script)
-    assert names(hub) >= WHOLE - {"handler.py", "requirements.txt"}
+    assert names(hub) >= WHOLE
 
 
 def test_the_training_script_pushes_a_whole_repository_with_its_card(hub, run, tmp_path):
@@ -268,11 +270,24 @@ def test_the_handler_answers_a_request(run, model, processor, without_package, p
     buffer = io.BytesIO()
     photo.save(buffer, format="PNG")
     image = base64.b64encode(buffer.getvalue()).decode()
-    requests = [
-        {"inputs": {"image": image, "text": ["the red bus", "a cup"]}, "parameters": {"threshold": 0.4}},
-        {"inputs": {"image": "/etc/passwd", "text": "the red bus"}},
+    bomb = io.BytesIO()
+    Image.new("1", (9000, 9000)).save(bomb, format="PNG")
+    text = {"text": "the red bus"}
+    wrong = [
+        {"inputs": {"image": "/etc/passwd", **text}},
+        {"inputs": {"image": "http://127.0.0.1:9/x.png", **text}},  # no address that a request names
+        {"inputs": {"image": "data:,", **text}},
+        {"inputs": {"image": base64.b64encode(bomb.getvalue()).decode(), **text}},
+        {"inputs": {"image": image, "text": ["a"] * 65}},
+        {"inputs": {"image": image, "text": " "}},
+        {"inputs": {"image": image, **text}, "parameters": {"threshold": "0.5"}},
+        {"inputs": {"image": image, **text}, "parameters": {"timeout": None}},
+        {"inputs": {"image": image, **text}, "parameters": [1]},
         {"inputs": "the red bus"},
+        ["the red bus"],
     ]
+    asked = {"image": f"data:image/png;base64,{image[:60]}\n{image[60:]}", "text": ["the red bus", "a cup"]}
+    requests = [{"inputs": asked, "parameters": {"threshold": 0.4}}, *wrong]
     (tmp_path / "requests.json").write_text(json.dumps(requests))
     script = """
 import json, sys
@@ -288,9 +303,11 @@ for request in wrong:
     except ValueError as error:
         print(error)
 """
-    told = run(without_package, "-c", script).stdout
-    assert "not base64" in told
-    assert 'Give {"inputs"' in told
+    told = run(without_package, "-c", script).stdout.splitlines()
+    assert len(told) == len(wrong)
+    assert [line for line in told if "not base64" in line] == told[:3]
+    assert "50,000,000 are the most" in told[3]
+    assert told[-1].startswith('Give {"inputs"')
     answer = json.loads((tmp_path / "answer.json").read_text())
     segmenter = ReferringImageSegmentationPipeline(model=model, processor=processor)
     expected = segmenter(photo, text=["the red bus", "a cup"], threshold=0.4)
@@ -332,7 +349,7 @@ def test_the_card_names_what_is_known(checkpoint, hub, tmp_path):
     ("files", "arguments", "told"),
     [
         ({"report.json": "{"}, ["--results", "report.json"], "report.json cannot be read as JSON"),
-        ({"report.json": '{"data": "x"}'}, ["--results", "report.json"], "no 'metrics'"),
+        ({"report.json": '{"data": "x", "split": "y"}'}, ["--results", "report.json"], "`metrics` in report.json"),
         ({}, ["--results", "absent.json"], "absent.json"),
         ({"about.yaml": "nmae: x"}, ["--about", "about.yaml"], "'nmae'"),
         ({"about.yaml": "[1"}, ["--about", "about.yaml"], "cannot be read as YAML"),
@@ -352,13 +369,142 @@ def test_publish_tells_what_is_wrong(checkpoint, tmp_path, monkeypatch, capsys, 
     assert len(error.splitlines()) == 1
 
 
-def test_a_name_that_is_none_is_refused(checkpoint, hub):
-    with pytest.raises(ValueError, match="repo"):
-        publish(checkpoint, "a/b/c", token=TOKEN)
+def test_a_name_that_is_none_is_refused(checkpoint, hub, tmp_path):
+    for name in ("a/b/c", 'a"b', "../x"):
+        with pytest.raises(ValueError, match="repo"):
+            publish(checkpoint, name, token=TOKEN)
+        with pytest.raises(ValueError, match="repo"):
+            export(*load_checkpoint(checkpoint), tmp_path / "new", model_id=name)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_hub_that_does_not_answer_is_one_line(crossvlt, checkpoint):
+    done = crossvlt("publish", checkpoint, NAME, HF_ENDPOINT="http://127.0.0.1:9", check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert "The Hub cannot be reached" in done.stderr
+
+
+def test_what_is_public_is_not_taken_for_private(checkpoint, hub):
+    HfApi(endpoint=hub.endpoint, token=TOKEN).create_repo(NAME)
+    with pytest.raises(ValueError, match="public"):
+        publish(checkpoint, NAME, private=True, token=TOKEN)
+    assert not names(hub) & WHOLE
+
+
+def test_a_card_that_somebody_wrote_is_kept(checkpoint, hub, tmp_path):
+    api = HfApi(endpoint=hub.endpoint, token=TOKEN)
+    api.create_repo(NAME)
+    api.upload_file(path_or_fileobj=b"# My own words\n", path_in_repo="README.md", repo_id=NAME)
+    with pytest.raises(ValueError, match="overwrite-card"):
+        publish(checkpoint, NAME, token=TOKEN)
+    assert names(hub) == {"README.md"} | (names(hub) & {".gitattributes"})
+    publish(checkpoint, NAME, token=TOKEN, overwrite_card=True)
+    publish(checkpoint, NAME, token=TOKEN)  # ours is no longer somebody's
+    folder = tmp_path / "folder"
+    export(*load_checkpoint(checkpoint), folder, model_id=NAME)
+    (folder / "README.md").write_text("# My own words\n")
+    with pytest.raises(ValueError, match="was not rendered here"):
+        export(*load_checkpoint(checkpoint), folder, model_id=NAME)
+
+
+def test_folders_of_others_are_left_alone(checkpoint, tmp_path):
+    other = tmp_path / "bert"
+    BertConfig().save_pretrained(other)
+    before = {path.name: path.read_bytes() for path in other.iterdir()}
+    with pytest.raises(ValueError, match="no folder of a CrossVLT"):
+        export(*load_checkpoint(checkpoint), other)
+    assert {path.name: path.read_bytes() for path in other.iterdir()} == before
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file"):
+        export(*load_checkpoint(checkpoint), tmp_path / "file")
+
+
+REPORT = {"data": "refcoco", "split": "val", "metrics": {"mean_iou": 0.5}}
 
 
 def test_evidence_is_what_was_saved(tmp_path):
-    report = {"data": "refcoco", "split": "val", "metrics": {"mean_iou": 0.5}}
-    evidence = Evidence(About(name="x", limits="ä\nb"), [report], [{"what": "w", "value": "1 s"}], {"summary": "s"})
+    evidence = Evidence(About(name="x", limits="ä\nb"), [REPORT], [{"what": "w", "value": "1 s"}], {"summary": "s"})
     evidence.save(tmp_path)
     assert Evidence.read(tmp_path) == evidence
+    Evidence().save(tmp_path)  # what is known no longer is not left behind
+    assert Evidence.read(tmp_path) == Evidence()
+
+
+def test_figures_of_other_weights_are_refused(checkpoint):
+    model, _ = load_checkpoint(checkpoint)
+    Evidence(evaluations=[REPORT]).save(checkpoint)
+    assert Evidence.read(checkpoint).evaluations == [REPORT]
+    torch.nn.init.zeros_(model.decoder.classifier.weight)
+    model.save_pretrained(checkpoint)
+    with pytest.raises(ValueError, match="other weights"):
+        Evidence.read(checkpoint)
+
+
+def test_what_is_known_comes_along_from_the_hub(hub, crossvlt, checkpoint, tmp_path):
+    about = About(name="Mine", license="cc-by-nc-4.0", datasets=["alice/cats"])
+    Evidence(about, [REPORT], training={"summary": "Long."}).save(checkpoint)
+    crossvlt("publish", checkpoint, NAME)
+    crossvlt("publish", NAME, "alice/again")
+    api = HfApi(endpoint=hub.endpoint, token=TOKEN)
+    cards = [
+        Path(api.hf_hub_download(name, "README.md", cache_dir=tmp_path / "cache")).read_text()
+        for name in (NAME, "alice/again")
+    ]
+    assert cards[1] == cards[0].replace(NAME, "alice/again").replace("name: crossvlt", "name: again")
+    assert "license: cc-by-nc-4.0" in cards[1]
+    assert "Long." in cards[1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"metrics": None},
+        {"metrics": {}},
+        {"data": 1},
+        {"image_size": 3},
+        {"families": [1]},
+        {"families": {"a": 1}},
+        {"source": "me"},
+        {"option": ["a=1"]},
+        {"split": ""},
+    ],
+    ids=str,
+)
+def test_a_report_that_is_none_is_refused(tmp_path, change):
+    (tmp_path / "report.json").write_text(json.dumps(REPORT | change))
+    with pytest.raises(ValueError, match=r"report\.json"):
+        Evidence.read(tmp_path, reports=[tmp_path / "report.json"])
+
+
+@pytest.mark.parametrize("results", [{"evaluations": 3}, {"evaluations": [1]}, {"timing": 3}], ids=str)
+def test_results_that_are_none_are_refused(tmp_path, results):
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    with pytest.raises(ValueError, match=r"results\.json"):
+        Evidence.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "words", [{"summary": None}, {"name": ["a"]}, {"datasets": 3}, {"name": "a\nb"}, {"expression": "a\nb"}], ids=str
+)
+def test_words_of_another_kind_are_refused(words):
+    with pytest.raises(ValueError, match=next(iter(words))):
+        About(**words)
+
+
+def test_no_path_of_this_machine_is_published(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my data").mkdir()
+    report = REPORT | {"data": str(tmp_path / "my data"), "model": str(checkpoint)}
+    report |= {"option": {"images": str(tmp_path), "seed": 3}, "metrics": {"mean_iou": 0.5, "overall_iou": math.nan}}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    evidence = Evidence.read(tmp_path, reports=[tmp_path / "report.json"])
+    assert evidence.evaluations == [REPORT | {"data": "my data", "option": {"seed": 3}}]
+    folder = export(*load_checkpoint(checkpoint), tmp_path / "out", evidence=evidence)
+    for file in folder.iterdir():
+        assert str(tmp_path).encode() not in file.read_bytes(), file
+    assert 'model="out"' in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["refcoco+", "jxu124/refcoco", "refshapes"])
+def test_names_of_data_sets_are_kept(name):
+    assert public_name(name) == name

@@ -1,4 +1,4 @@
-"""`crossvlt demo`: a drawn scene, expressions of every family, and what the built-in checkpoint makes of them."""
+"""`crossvlt demo`: drawn scenes, expressions of every family and what a checkpoint makes of them; or a page."""
 
 import argparse
 import json
@@ -13,6 +13,7 @@ from ..data.refshapes import FAMILIES, Example, make_scene
 from ..loading import DEFAULT_CHECKPOINT, load_checkpoint
 from ..pipeline_crossvlt import ReferringImageSegmentationPipeline
 from ..visualization import arrange, overlay
+from .extras import needs_extra
 from .segment import DEFAULT_NOTE
 
 
@@ -34,11 +35,21 @@ def draw_examples(seed: int, side: int) -> list[Example]:
 
 
 def demo(arguments: argparse.Namespace) -> None:
-    """Write the panel; print a JSON line for each expression."""
-    model, processor = load_checkpoint(DEFAULT_CHECKPOINT if arguments.model is None else arguments.model)
+    """Serve the page, or write the panel and print a JSON line for each expression."""
+    source = DEFAULT_CHECKPOINT if arguments.model is None else arguments.model
+    if not arguments.serve:
+        _write_panel(arguments, source)
+        return
+    with needs_extra("demo"):
+        from ..page import serve
+    serve(source, host=arguments.host, port=arguments.port, device=arguments.device)
+
+
+def _write_panel(arguments: argparse.Namespace, source: str | Path) -> None:
+    model, processor = load_checkpoint(source, device=arguments.device)
     if arguments.model is None:
         print(DEFAULT_NOTE, file=sys.stderr)
-    pipeline = ReferringImageSegmentationPipeline(model=model, processor=processor)
+    pipeline = ReferringImageSegmentationPipeline(model=model, processor=processor, device=model.device)
     side = processor.image_processor.size["height"]
     tiles = []
     for example in draw_examples(arguments.seed, side):
@@ -62,8 +73,12 @@ def demo(arguments: argparse.Namespace) -> None:
 
 def add_command(commands: Any) -> None:
     """Add the command to the parser."""
-    command = commands.add_parser("demo", help="draw scenes, segment expressions of every family in them")
+    command = commands.add_parser("demo", help="draw scenes and segment in them, or serve a page for the browser")
     command.add_argument("--model", help="checkpoint: a folder or a Hub id (default: the built-in one)")
-    command.add_argument("--output", default="crossvlt-output/demo.png", help="PNG (%(default)s)")
-    command.add_argument("--seed", type=int, default=1, help="of the scenes (%(default)s)")
+    command.add_argument("--output", default="crossvlt-output/demo.png", help="PNG of the panel (%(default)s)")
+    command.add_argument("--seed", type=int, default=1, help="of the scenes in the panel (%(default)s)")
+    command.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps, ... (%(default)s)")
+    command.add_argument("--serve", action="store_true", help="serve a page for the browser; needs the extra `demo`")
+    command.add_argument("--host", default="127.0.0.1", help="of the page; 0.0.0.0 is for all who reach this machine")
+    command.add_argument("--port", type=int, default=7860, help="of the page; 0 is any free one (%(default)s)")
     command.set_defaults(run=demo)

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from ..loading import DEFAULT_CHECKPOINT, load_checkpoint
+from ..loading import DEFAULT_CHECKPOINT, describe_hardware, load_checkpoint
 from ..metrics import ReferringSegmentationMetric, markdown_table
 from ..visualization import evaluation_gallery
 from .extras import needs_extra
@@ -29,23 +29,35 @@ def _options(settings: list[str]) -> dict[str, Any]:
     return options
 
 
-def _report(arguments: argparse.Namespace, metric: ReferringSegmentationMetric) -> None:
+def _report(
+    arguments: argparse.Namespace, metric: ReferringSegmentationMetric, image_size: dict[str, int], hardware: str
+) -> None:
     total, families = metric.compute(), metric.compute_groups()
     name = f"{arguments.data} {arguments.split}"
     print(markdown_table({name: total}, "data"))
     if set(families) != {""}:
         print(f"\n{markdown_table(families, 'family')}")
-    settings = ("data", "split", "protocol", "merge", "truncation", "shuffle", "option", "limit", "dtype")
+    settings = ("data", "split", "protocol", "merge", "truncation", "shuffle", "limit", "dtype")
     report = {
         "model": str(arguments.model or "built-in (RefShapes)"),
         **{setting: getattr(arguments, setting) for setting in settings},
+        "option": _options(arguments.option),
+        "image_size": [image_size["height"], image_size["width"]],
+        "hardware": hardware,
         "metrics": total,
         "families": {family or "(none)": row for family, row in families.items()},
     }
     path = Path(arguments.output)
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=2) + "\n")
     print(f"The figures are in {path}", file=sys.stderr)
+
+
+def _make_room(path: str | None) -> None:
+    """Make the folder of a file, rather before the evaluation than after it."""
+    if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        if Path(path).is_dir():
+            raise ValueError(f"{path} is a folder; give the name of a file.")
 
 
 def _check_gallery(path: str | None) -> None:
@@ -70,6 +82,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if arguments.limit is not None and arguments.limit < 1:
         raise ValueError(f"`--limit` is {arguments.limit}; give 1 or more.")
     _check_gallery(arguments.gallery)
+    for path in (arguments.output, arguments.gallery):
+        _make_room(path)
     options = EvaluationOptions(
         batch_size=arguments.batch_size,
         protocol=arguments.protocol,
@@ -95,12 +109,11 @@ def evaluate(arguments: argparse.Namespace) -> None:
     )
     metric = evaluate_model(model, processor, dataset, options)
     if state.is_main_process:
-        _report(arguments, metric)
+        hardware = describe_hardware(model.device, state.num_processes)
+        _report(arguments, metric, processor.image_processor.size, hardware)
         if arguments.gallery is not None:
-            path = Path(arguments.gallery)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            evaluation_gallery(model, processor, dataset, metric.samples, options).save(path)
-            print(f"The gallery is in {path}", file=sys.stderr)
+            evaluation_gallery(model, processor, dataset, metric.samples, options).save(arguments.gallery)
+            print(f"The gallery is in {arguments.gallery}", file=sys.stderr)
 
 
 def add_command(commands: Any) -> None:

@@ -3,8 +3,7 @@
 import argparse
 from typing import Any
 
-from ..cards import Evidence
-from ..hub import export, publish
+from ..hub import export, publish, read_evidence
 from ..loading import load_checkpoint
 
 
@@ -12,7 +11,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Upload, and print the address; or write the folder."""
     if arguments.folder is not None:
         model, processor = load_checkpoint(arguments.checkpoint)
-        evidence = Evidence.read(arguments.checkpoint, arguments.about, arguments.results)
+        evidence = read_evidence(arguments.checkpoint, arguments.about, tuple(arguments.results))
         print(export(model, processor, arguments.folder, model_id=arguments.repo_id, evidence=evidence))
         return
     info = publish(
@@ -24,6 +23,7 @@ def run(arguments: argparse.Namespace) -> None:
         revision=arguments.revision,
         token=arguments.token,
         create_pr=arguments.create_pr,
+        overwrite_card=arguments.overwrite_card,
         commit_message=arguments.message,
     )
     print(info.pr_url or info.commit_url)
@@ -39,11 +39,12 @@ def add_command(commands: Any) -> None:
         "--results", action="append", default=[], metavar="JSON", help="report of `crossvlt evaluate`, for the card"
     )
     command.add_argument(
-        "--about", metavar="YAML", help="what the card says of the checkpoint (crossvlt_hf.cards.About)"
+        "--about", metavar="YAML", help="what the card says of the checkpoint (crossvlt_hf.evidence.About)"
     )
     command.add_argument("--private", action="store_true", help="make a new repository private")
     command.add_argument("--revision", help="branch; made where there is none")
     command.add_argument("--create-pr", action="store_true", help="open a pull request instead")
+    command.add_argument("--overwrite-card", action="store_true", help="replace a card that was written by hand")
     command.add_argument("--token", help="of the Hub (default: that of `hf auth login`, or HF_TOKEN)")
     command.add_argument("--message", default="Upload CrossVLT", help="of the commit (%(default)s)")
     command.set_defaults(run=run)

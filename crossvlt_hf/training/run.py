@@ -29,20 +29,21 @@ from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
-from ..cards import Evidence
 from ..data.pairs import Collator, ReferenceSampler, ShardedBatchSampler, TrainingPairs
 from ..evaluation import EvaluationOptions, evaluate
+from ..evidence import Evidence
 from ..hub import publish
+from ..loading import describe_hardware
 from ..metrics import ReferringSegmentationMetric
 from ..modeling_crossvlt import CrossVLTModel
 from ..visualization import training_curves
 from .checkpoints import list_checkpoints, prune, put_in_place, recover, write_whole
 from .config import TrainingConfig, check_same_run, load_config
-from .log import append, best_score, is_evaluated, rewind
+from .log import append, best_score, is_evaluated, read_log, rewind
 from .optimization import build_average, build_optimizer, build_schedule, loss_counts, normalised_loss
 from .pictures import draw_predictions
 from .start import build_model, load_datasets, load_training_data
-from .summary import describe_hardware, describe_run, validation_report
+from .summary import describe_run, validation_report
 
 
 class Progress:
@@ -398,14 +399,18 @@ class TrainingRun:
     def _finish(self) -> None:
         self._save_weights(self.folder / "last")
         self.accelerator.end_training()
-        if self.accelerator.is_main_process and find_spec("matplotlib") and self.log_path.is_file():
-            training_curves(self.folder).save(self.folder / "curves.png")
         if self.accelerator.is_main_process:
+            self._draw_curves()
             folders = [self.folder / name for name in ("best", "last") if (self.folder / name).is_dir()]
             for folder in folders:
                 self._describe(folder)
             if self.config.output.push_to_hub:
                 publish(folders[0], self.config.output.push_to_hub)
+
+    def _draw_curves(self) -> None:
+        """A picture of the log, where there is anything to draw and to draw with."""
+        if find_spec("matplotlib") and any("loss" in entry for entry in read_log(self.log_path)):
+            training_curves(self.folder).save(self.folder / "curves.png")
 
     def _describe(self, folder: Path) -> None:
         """Write beside weights what their card tells of the training."""

@@ -1,22 +1,12 @@
 """What a finished run has to tell to a model card."""
 
-import platform
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from ..evidence import public_name
 from .config import TrainingConfig, load_config
 from .log import SCORE, read_log
-
-
-def describe_hardware(device: torch.device, processes: int = 1) -> str:
-    """The machine that a run is on, in words."""
-    if device.type == "cuda":
-        return f"{processes} x {torch.cuda.get_device_name(device)}"
-    cores = f"{torch.get_num_threads()} CPU threads ({platform.machine()})"
-    return cores if processes == 1 else f"{processes} processes of {cores}"
 
 
 def describe_run(folder: str | Path, hardware: str) -> dict[str, Any]:
@@ -40,7 +30,7 @@ def describe_run(folder: str | Path, hardware: str) -> dict[str, Any]:
         "samples": batch * logged[-1]["step"] if logged else 0,
         "hours": sum(batch * (entry["step"] - before) / entry["samples_per_second"] for before, entry in spans) / 3600,
         "seed": config.seed,
-        "data": [_name(dataset) for dataset in config.data.train],
+        "data": [" ".join(_name(dataset)) for dataset in config.data.train],
         "optimization": asdict(config.optimization),
         "curve": {
             str(entry["step"]): entry["validation/mean_iou"] for entry in entries if "validation/mean_iou" in entry
@@ -50,9 +40,9 @@ def describe_run(folder: str | Path, hardware: str) -> dict[str, Any]:
     return {**facts, "summary": _summarise(config, facts)}
 
 
-def _name(dataset: dict[str, Any]) -> str:
-    """The name of a data set and its split; of a folder only its last part."""
-    return f"{Path(str(dataset.get('name'))).name} {dataset.get('split', '')}".strip()
+def _name(dataset: dict[str, Any]) -> tuple[str, str]:
+    """The name of a data set, of a folder only its last part, and the split."""
+    return public_name(str(dataset["name"])), str(dataset["split"])
 
 
 def _origin(config: TrainingConfig) -> str:
@@ -94,9 +84,9 @@ def validation_report(folder: str | Path, *, best: bool, image_size: tuple[int, 
     metrics.pop("families", None)
     names = [_name(dataset) for dataset in load_config(folder / "config.yaml").data.validation]
     return {
-        "data": names[0].split()[0],
-        "split": "validation",
-        "name": f"{', '.join(names)} (validation in training)",
+        "data": names[0][0],
+        "split": names[0][1],
+        "name": f"{', '.join(map(' '.join, names))} (validation in training)",
         "protocol": "paper",
         "image_size": list(image_size),
         "hardware": hardware,

@@ -108,6 +108,7 @@ def evaluation_gallery(
     expressions = len(EvaluationPairs(dataset))
     if len(samples) != expressions:
         raise ValueError(f"There are {len(samples)} samples of {expressions} expressions; give those of this data.")
+    columns = min(columns, len(samples))
     rows = choose_samples(samples, columns, seed)
     wanted = sorted({index for row in rows for index in row.indices})
     pairs = find_masks(model, processor, dataset, wanted, options or EvaluationOptions())

@@ -76,7 +76,7 @@ def explanation_figure(
         ModuleNotFoundError: without matplotlib, the extra `plot`.
         ValueError: if the word is not in the expression, or the pixel not in the image.
     """
-    subject = _choose_subject(explanation, word, pixel)
+    subject = _choose_subject(explanation, word, pixel if pixel is None else (int(pixel[0]), int(pixel[1])))
     panel_height = _panel_height(explanation)
     height = TITLE + HEADINGS + len(STAGES) * (panel_height + BETWEEN) + FOOT
     figure = new_figure(LEFT[2] + PANEL + MARGIN, max(height, TITLE + HEADINGS + 5.5))
