@@ -113,8 +113,8 @@ class Evidence:
     """
 
     about: About = field(default_factory=About)
-    evaluations: Sequence[dict[str, Any]] = ()
-    timing: Sequence[dict[str, Any]] = ()
+    evaluations: Sequence[dict[str, Any]] = field(default_factory=list)
+    timing: Sequence[dict[str, Any]] = field(default_factory=list)
     training: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
