@@ -155,7 +155,7 @@ def test_a_published_checkpoint_works_with_torchvision(
 
 def test_with_the_package_no_remote_code_is_needed(hub, run, crossvlt, scene, local_mask, tmp_path):
     """Neither asked for nor run; a revision is that commit's."""
-    crossvlt("publish", DEFAULT_CHECKPOINT, NAME, "--revision", "first", "--message", "The first")
+    publish(DEFAULT_CHECKPOINT, NAME, revision="first", commit_message="The first", token=TOKEN)
     script = """
 import sys, crossvlt_hf, numpy as np
 from transformers import AutoConfig, AutoModel, AutoModelForSemanticSegmentation, AutoProcessor, pipeline
@@ -175,7 +175,7 @@ np.save(out, np.asarray(segmenter(image, text=expression)[0]["mask"]) > 0)
 
 
 def test_what_was_downloaded_is_there_offline(hub, crossvlt, scene, tmp_path):
-    crossvlt("publish", DEFAULT_CHECKPOINT, NAME)
+    publish(DEFAULT_CHECKPOINT, NAME, token=TOKEN)
     arguments = ("segment", scene, EXAMPLE.expression, "--model", NAME)
     online = crossvlt(*arguments)
     del hub.requests[:]
@@ -188,7 +188,7 @@ def test_what_was_downloaded_is_there_offline(hub, crossvlt, scene, tmp_path):
 
 
 def test_a_private_repository_is_for_its_owner(hub, crossvlt, scene):
-    crossvlt("publish", DEFAULT_CHECKPOINT, NAME, "--private")
+    publish(DEFAULT_CHECKPOINT, NAME, private=True, token=TOKEN)
     assert hub.repos["models", NAME].private
     refused = crossvlt("segment", scene, "the circle", "--model", NAME, token="hf_bob", check=False)
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
@@ -371,9 +371,9 @@ def test_publish_tells_what_is_wrong(checkpoint, tmp_path, monkeypatch, capsys, 
 
 def test_a_name_that_is_none_is_refused(checkpoint, hub, tmp_path):
     for name in ("a/b/c", 'a"b', "../x"):
-        with pytest.raises(ValueError, match="repo"):
+        with pytest.raises(ValueError, match=r"(?i)repo"):
             publish(checkpoint, name, token=TOKEN)
-        with pytest.raises(ValueError, match="repo"):
+        with pytest.raises(ValueError, match=r"(?i)repo"):
             export(*load_checkpoint(checkpoint), tmp_path / "new", model_id=name)
     assert not (tmp_path / "new").exists()
 
@@ -443,7 +443,7 @@ def test_figures_of_other_weights_are_refused(checkpoint):
 def test_what_is_known_comes_along_from_the_hub(hub, crossvlt, checkpoint, tmp_path):
     about = About(name="Mine", license="cc-by-nc-4.0", datasets=["alice/cats"])
     Evidence(about, [REPORT], training={"summary": "Long."}).save(checkpoint)
-    crossvlt("publish", checkpoint, NAME)
+    publish(checkpoint, NAME, token=TOKEN)
     crossvlt("publish", NAME, "alice/again")
     api = HfApi(endpoint=hub.endpoint, token=TOKEN)
     cards = [
