@@ -34,7 +34,8 @@ def describe_hardware(device: torch.device, processes: int = 1) -> str:
     """The machine that a run is on, in words."""
     if device.type == "cuda":
         return f"{processes} x {torch.cuda.get_device_name(device)}"
-    cores = f"{torch.get_num_threads()} CPU threads ({platform.machine()})"
+    threads = torch.get_num_threads()
+    cores = f"{threads} CPU thread{'s' if threads > 1 else ''} ({platform.machine()})"
     return cores if processes == 1 else f"{processes} processes of {cores}"
 
 

@@ -166,7 +166,7 @@ def test_every_block_runs(workspace, tmp_path):
                 check_folder(block.code)
     assert isinstance(scope["model"], CrossVLTModel)
     assert scope["report"].unused
-    for name in ("mask.png", "explanation.png", "gallery.png", "sheet.png", "repository/README.md"):
+    for name in ("mask-1.png", "explanation.png", "gallery.png", "sheet.png", "repository/README.md"):
         assert (workspace / name).stat().st_size
     assert (workspace / "runs" / "first" / "best" / "model.safetensors").is_file()
     assert "the largest object" in printed.getvalue()

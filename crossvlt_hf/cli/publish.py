@@ -1,6 +1,7 @@
 """`crossvlt publish`: a checkpoint to the Hub, or to a folder that is ready for it."""
 
 import argparse
+import sys
 from typing import Any
 
 from ..hub import export, publish, read_evidence
@@ -13,6 +14,7 @@ def run(arguments: argparse.Namespace) -> None:
         model, processor = load_checkpoint(arguments.checkpoint)
         evidence = read_evidence(arguments.checkpoint, arguments.about, tuple(arguments.results))
         print(export(model, processor, arguments.folder, model_id=arguments.repo_id, evidence=evidence))
+        print("Its card is README.md; what only you can say goes into about.yaml.", file=sys.stderr)
         return
     info = publish(
         arguments.checkpoint,

@@ -98,7 +98,8 @@ def serve(
     """
     if port is not None:
         port = choose_port(host or "127.0.0.1", port)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGINT):  # a shell's background jobs ignore the second
+        signal.signal(number, signal.default_int_handler)
     with suppress(KeyboardInterrupt):
         model, processor = load_checkpoint(source, device=device)
         facts, drawn = describe(model, processor, source), knows_only_drawn_shapes(processor)

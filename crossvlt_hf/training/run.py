@@ -43,7 +43,7 @@ from .log import append, best_score, is_evaluated, read_log, rewind
 from .optimization import build_average, build_optimizer, build_schedule, loss_counts, normalised_loss
 from .pictures import draw_predictions
 from .start import build_model, load_datasets, load_training_data
-from .summary import describe_run, validation_report
+from .summary import describe_model, describe_run, validation_report
 
 
 class Progress:
@@ -404,6 +404,9 @@ class TrainingRun:
             folders = [self.folder / name for name in ("best", "last") if (self.folder / name).is_dir()]
             for folder in folders:
                 self._describe(folder)
+            self.accelerator.print(
+                f"The run is in {self.folder}: {', '.join(folder.name for folder in folders)}, log.jsonl"
+            )
             if self.config.output.push_to_hub:
                 publish(folders[0], self.config.output.push_to_hub)
 
@@ -420,4 +423,4 @@ class TrainingRun:
             self.folder, best=folder.name == "best", image_size=(size["height"], size["width"]), hardware=hardware
         )
         training = describe_run(self.folder, hardware)
-        Evidence(evaluations=[report] if report else [], training=training).save(folder)
+        Evidence(describe_model(self.config), [report] if report else [], training=training).save(folder)

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..evidence import public_name
+from ..evidence import About, public_name
 from .config import TrainingConfig, load_config
 from .log import SCORE, read_log
 
@@ -40,9 +40,29 @@ def describe_run(folder: str | Path, hardware: str) -> dict[str, Any]:
     return {**facts, "summary": _summarise(config, facts)}
 
 
+def describe_model(config: TrainingConfig) -> About:
+    """What is to be said of a model that knows drawn shapes only; of others only a person can say anything."""
+    if {dataset["name"] for dataset in config.data.train} != {"refshapes"}:
+        return About()
+    return About(
+        name="CrossVLT, RefShapes",
+        summary="A CrossVLT that finds in a drawn scene the one shape that a sentence means. **It was trained on "
+        "RefShapes, drawn shapes, and knows nothing of photographs.**",
+        language=["en"],
+        intended_use="Trying the package, and experiments on drawn scenes (`crossvlt refshapes FOLDER` writes some).",
+        limits="Photographs, other words than those of RefShapes, and sentences that mean several objects or none.",
+        image="scene.png",
+        expression="the largest object",
+    )
+
+
 def _name(dataset: dict[str, Any]) -> tuple[str, str]:
     """The name of a data set, of a folder only its last part, and the split."""
     return public_name(str(dataset["name"])), str(dataset["split"])
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:.1f} hours" if hours >= 0.1 else f"{60 * hours:.1f} minutes"
 
 
 def _origin(config: TrainingConfig) -> str:
@@ -57,13 +77,15 @@ def _summarise(config: TrainingConfig, facts: dict[str, Any]) -> str:
     options = config.optimization
     curve = ", ".join(f"{value:.3f} (step {step})" for step, value in facts["curve"].items() if value is not None)
     text_rate = f", {options.text_learning_rate:g} for the language stages" if options.text_learning_rate else ""
+    warm_up = f"warm-up of {options.warmup_steps} steps"
+    if facts["steps"] <= options.warmup_steps:
+        warm_up += ", in which the run ended, below its peak"
     lines = [
         f"{facts['samples']:,} pairs of an image and an expression of {', '.join(facts['data'])}, in "
         f"{facts['steps']:,} steps of {options.batch_size}, from {_origin(config)}, seed {config.seed}; "
-        f"{facts['hours']:.1f} hours of logged steps on {facts['hardware']}.",
-        f"AdamW, learning rate {options.learning_rate:g}{text_rate}, schedule {options.schedule}, warm-up "
-        f"{options.warmup_steps} steps, weight decay {options.weight_decay:g}, "
-        f"mixed precision {options.mixed_precision or 'as launched'}"
+        f"{_duration(facts['hours'])} of logged steps on {facts['hardware']}.",
+        f"AdamW, peak learning rate {options.learning_rate:g}{text_rate}, schedule {options.schedule}, {warm_up}, "
+        f"weight decay {options.weight_decay:g}, mixed precision {options.mixed_precision or 'as launched'}"
         f"{f', averaged weights ({options.ema_decay:g})' if options.ema_decay else ''}.",
     ]
     if curve:

@@ -143,10 +143,10 @@ def _draw_first_column(figure: "Figure", explanation: Explanation, subject: _Sub
     axes.set_anchor("NW")
     axes.set_axis_off()
     notes = (
-        "Left: cosine of every pixel with the sentence, red where they agree. The line is the rim of the mask.",
-        f"Middle: how {subject.name} spreads its attention over the words, in the fusion of each stage. Dashed: an "
+        "Alignment: cosine of every pixel with the sentence, red where they agree. The line is the rim of the mask.",
+        f"Words: how {subject.name} spreads its attention over the words, in the fusion of each stage. Dashed: an "
         "even spread.",
-        f"Right: how “{subject.word}” ({subject.reason}) spreads its attention over the pixels, where each language "
+        f"Pixels: how “{subject.word}” ({subject.reason}) spreads its attention over the pixels, where each language "
         "stage begins. Every map has a scale of its own.",
         "Attention is the mean over the heads.",
     )
