@@ -190,7 +190,8 @@ def plot(title: str, folder: Path, steps: int, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 4.2))
     for name in members(title):
         curves = []
-        for log in sorted(folder.glob(f"{name}-[0-9]*-{steps}/log.jsonl")):
+        for result in sorted(folder.glob(f"{name}-[0-9]*-{steps}/result.json")):  # of finished runs alone
+            log = result.with_name("log.jsonl")
             entries = {
                 e["step"]: e for e in map(json.loads, log.read_text().splitlines()) if "validation/mean_iou" in e
             }
