@@ -17,7 +17,7 @@ demo: $(INSTALLED)
 
 # Everything that CI checks.
 test: $(INSTALLED) check
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
