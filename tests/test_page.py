@@ -38,7 +38,10 @@ OPTIONS += ["--disable-background-networking", "--disable-component-update"]
 SPACE = Path(__file__).parents[1] / "examples" / "space"
 PATIENCE = 240_000  # milliseconds; the machine may be busy
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium"),
+    pytest.mark.xdist_group("page"),  # one server and one browser for all
+]
 
 
 # ---- the server and the browser
