@@ -144,6 +144,26 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
+class CrossVLTFoldable(nn.Module):
+    """What can work out from its weights once what inference needs in every call.
+
+    It lies beside the weights, is never saved, and goes when weights are loaded.
+    """
+
+    foldable: tuple[str, ...]  # names of the buffers
+
+    def keep_folded(self, **buffers: Tensor | None) -> None:
+        for name in self.foldable:
+            self.register_buffer(name, buffers.get(name), persistent=False)
+
+    def unfold(self) -> None:
+        self.keep_folded()
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.unfold()
+        super()._load_from_state_dict(*args, **kwargs)
+
+
 class CrossVLTMLP(nn.Module):
     """Two linear layers with an activation between and dropout behind."""
 
@@ -271,12 +291,14 @@ class CrossVLTWindows(NamedTuple):
         return cls(order, order.argsort()[: height * width], mask)
 
 
-class CrossVLTWindowAttention(nn.Module):
+class CrossVLTWindowAttention(CrossVLTFoldable):
     """Self-attention within windows of the grid, with a learned relative position bias (Swin, section 3.2).
 
     The grid is padded at the right and bottom to whole windows. What is padded takes part as ordinary positions whose
     input is zero. All of them have the same query, key and value, so one more position is projected for them.
     """
+
+    foldable = ("folded_position_bias",)
 
     def __init__(self, config: CrossVLTVisionConfig, stage: int) -> None:
         super().__init__()
@@ -291,6 +313,7 @@ class CrossVLTWindowAttention(nn.Module):
         self.proj = nn.Linear(width, width)
         self.proj_dropout = nn.Dropout(config.hidden_dropout_prob)
         self.relative_position_index: Tensor
+        self.unfold()
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * self.window - 1) ** 2, self.num_heads))
         self.register_buffer("relative_position_index", self.compute_relative_position_index(), persistent=False)
 
@@ -301,8 +324,15 @@ class CrossVLTWindowAttention(nn.Module):
         rows, columns = (axis[:, None] - axis[None, :] + self.window - 1 for axis in (row, column))
         return (rows * (2 * self.window - 1) + columns).flatten()
 
+    def fold(self) -> None:
+        """Pick the position bias once."""
+        self.unfold()
+        self.keep_folded(folded_position_bias=self.position_bias().detach())
+
     def position_bias(self) -> Tensor:
         """The relative position bias of a window: (1, heads, window**2, window**2)."""
+        if self.folded_position_bias is not None:
+            return self.folded_position_bias
         bias = self.relative_position_bias_table[self.relative_position_index].unflatten(0, (self.window**2, -1))
         return bias.permute(2, 0, 1)[None].contiguous()  # what is added to it and attention itself are faster so
 
@@ -594,11 +624,10 @@ def upsample(maps: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(maps, size=like.shape[-2:], mode="bilinear", align_corners=True)
 
 
-class CrossVLTDecoderConv(nn.Conv2d):
-    """3x3 convolution of the decoder, which can take the BatchNorm behind it over for inference.
+class CrossVLTDecoderConv(CrossVLTFoldable, nn.Conv2d):
+    """3x3 convolution of the decoder, which can take the BatchNorm behind it over for inference."""
 
-    What is folded lies beside the weights and is never saved; loading weights drops it.
-    """
+    foldable = ("folded_weight", "folded_bias")
 
     def __init__(self, in_width: int, width: int) -> None:
         super().__init__(in_width, width, 3, padding=1, bias=False)
@@ -606,26 +635,12 @@ class CrossVLTDecoderConv(nn.Conv2d):
 
     def fold(self, norm: nn.BatchNorm2d) -> None:
         """Take `norm` over, with its present statistics."""
-        weight, bias = fuse_conv_bn_weights(
-            at_least_float32(self.weight),
-            None,
-            *(at_least_float32(x) for x in (norm.running_mean, norm.running_var)),
-            norm.eps,
-            *(at_least_float32(x) for x in (norm.weight, norm.bias)),
-        )
+        statistics = (at_least_float32(x) for x in (norm.running_mean, norm.running_var))
+        affine = (at_least_float32(x) for x in (norm.weight, norm.bias))
+        weight, bias = fuse_conv_bn_weights(at_least_float32(self.weight), None, *statistics, norm.eps, *affine)
         # The maps are channels last, and to reorder the weights takes time in every call
         weight = weight.detach().to(self.weight.dtype, memory_format=torch.channels_last)
-        self.register_buffer("folded_weight", weight, persistent=False)
-        self.register_buffer("folded_bias", bias.detach().to(self.weight.dtype), persistent=False)
-
-    def unfold(self) -> None:
-        """Leave the norm to itself again."""
-        self.register_buffer("folded_weight", None, persistent=False)
-        self.register_buffer("folded_bias", None, persistent=False)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.unfold()
-        super()._load_from_state_dict(*args, **kwargs)
+        self.keep_folded(folded_weight=weight, folded_bias=bias.detach().to(self.weight.dtype))
 
     def forward(self, maps: Tensor) -> Tensor:
         if self.folded_weight is None:
@@ -924,27 +939,32 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
         self.text_model.set_input_embeddings(value)
 
     def fuse(self) -> "CrossVLTModel":
-        """Fold the decoder's BatchNorms into its convolutions, for inference.
+        """Work out once, for inference, what depends on the weights alone.
 
-        The results differ by rounding. Nothing of it is saved; `unfuse`, `train` and loading weights take it back. It
-        keeps a second copy of the decoder's weights, which does not follow a change of the weights by hand.
+        The decoder's BatchNorms are folded into its convolutions and the position biases of the windows picked. The
+        results differ by rounding. Nothing of it is saved; `unfuse`, `train` and loading weights take it back. It
+        needs memory (of the base model 115 MB in float32), and does not follow a change of the weights by hand.
 
         Raises:
             ValueError: in training mode, where BatchNorm takes its statistics from the batch.
         """
         if self.training:
             raise ValueError("The model is in training mode, whose BatchNorm cannot be folded; call `eval()` first.")
-        for block in self.decoder.blocks:
-            for conv, norm in ((block.conv1, block.norm1), (block.conv2, block.norm2)):
-                if "meta" not in (conv.weight.device.type, norm.weight.device.type):  # offloaded, by Accelerate
-                    conv.fold(norm)
+        for module in self.modules():
+            if any(tensor.is_meta for tensor in module.state_dict().values()):
+                continue  # offloaded by Accelerate, which brings the weights only for a call
+            if isinstance(module, CrossVLTWindowAttention):
+                module.fold()
+            elif isinstance(module, CrossVLTDecoderBlock):
+                module.conv1.fold(module.norm1)
+                module.conv2.fold(module.norm2)
         return self
 
     def unfuse(self) -> "CrossVLTModel":
         """Take `fuse` back."""
-        for block in self.decoder.blocks:
-            block.conv1.unfold()
-            block.conv2.unfold()
+        for module in self.modules():
+            if isinstance(module, CrossVLTFoldable):
+                module.unfold()
         return self
 
     def train(self, mode: bool = True) -> "CrossVLTModel":
