@@ -496,14 +496,16 @@ def test_offload_module_by_module(tmp_path, model):
 
 def test_compile_without_graph_breaks(model):
     batch = without_labels(fake_batch(model.config))
-    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="eager")
     assert (logits(compiled, batch) - logits(model, batch)).abs().max() <= 1e-5
     larger = without_labels(fake_batch(model.config, 2, 40, 48))
     assert (logits(compiled, larger) - logits(model, larger)).abs().max() <= 1e-5
 
 
-def test_compile_of_a_training_step(model):
-    model.train()
+def test_compile_of_a_training_step():
+    """With as few layers as have a shifted window, and cross-attention after every stage but the first."""
+    torch.manual_seed(0)
+    model = CrossVLTModel(tiny_config(text_config={"depths": [1, 1, 1, 1]})).train()
     batch = fake_batch(model.config)
     expected = model(**batch).loss
     loss = torch.compile(model, fullgraph=True, backend="aot_eager")(**batch).loss
