@@ -5,12 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers.pipelines.base import ChunkPipeline
 
 from .processing_crossvlt import ImageLike, check_threshold, pair_expressions, to_rgb
+
+
+EXPRESSIONS_TOGETHER = 8  # of one image, where no `batch_size` is given: their memory grows with their number
 
 
 class ReferringImageSegmentationPipeline(ChunkPipeline):
@@ -33,6 +37,11 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
     _load_tokenizer: Any = False
     processor: Any
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not self.model.training:
+            self.model.fuse()
+
     def __call__(
         self, image: Any, text: str | Sequence[str] | Sequence[Sequence[str]] | None = None, **kwargs: Any
     ) -> Any:
@@ -44,7 +53,8 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
                 `{"image": ..., "text": ...}`, or a list, generator or dataset of such dicts.
             text: the expressions, where they are not in `image`.
             kwargs: `threshold` (see `CrossVLTProcessor.post_process_masks`), `batch_size` (pairs of image and
-                expression that go through the model together), `timeout` in seconds for URLs.
+                expression that go through the model together, where consecutive ones share their image; 1, or 8 for
+                the expressions of a single image), `timeout` in seconds for URLs.
 
         Returns:
             For one image a list with one dict for each of its expressions, in their order: "label" (the expression),
@@ -67,7 +77,9 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
                 return []
             groups = pair_expressions(1 if single else len(image), text)
             pairs = [{"image": i, "text": g} for i, g in zip([image] if single else image, groups, strict=True)]
-            return super().__call__(pairs[0] if single else pairs, **kwargs)
+            return self._of_one_image(pairs[0], **kwargs) if single else super().__call__(pairs, **kwargs)
+        if isinstance(image, dict):
+            return self._of_one_image(image, **kwargs)
         if isinstance(image, list | tuple):
             return super().__call__(list(image), **kwargs) if len(image) else []
         rows = image
@@ -76,6 +88,10 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
         elif isinstance(image, Iterable) and not isinstance(image, dict | Dataset | str | np.ndarray | Tensor):
             rows = (row for row in image)  # a data set of another library
         return super().__call__(rows, **kwargs)
+
+    def _of_one_image(self, pair: dict[str, Any], **kwargs: Any) -> list[dict[str, Any]]:
+        kwargs.setdefault("batch_size", self._batch_size or EXPRESSIONS_TOGETHER)
+        return super().__call__([pair], **kwargs)[0]
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
         if unknown := kwargs.keys() - {"threshold", "timeout"}:
@@ -105,10 +121,17 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
         prepared = self.processor(image, return_tensors="pt").to(self.dtype)
         for index, expression in enumerate(expressions):
             words = self.processor(text=[expression], return_tensors="pt")
-            yield {"is_last": index == len(expressions) - 1, "label": expression, **prepared, **words}
+            place = {"is_first": index == 0, "is_last": index == len(expressions) - 1}
+            yield {**place, "label": expression, **prepared, **words}
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
         kept = {name: model_inputs.pop(name) for name in ("is_last", "label", "original_sizes")}
+        is_first = model_inputs.pop("is_first")
+        if isinstance(is_first, list):  # a batch, in which every image is needed once
+            first = [row for row, starts in enumerate(is_first) if starts or row == 0]
+            counts = torch.tensor([*first[1:], len(is_first)]) - torch.tensor(first)
+            model_inputs["pixel_values"] = model_inputs["pixel_values"][first]
+            model_inputs["expressions_per_image"] = counts.to(self.device)
         return {**kept, "logits": self.model(**model_inputs).logits}
 
     def postprocess(self, model_outputs: list[dict[str, Any]], threshold: float | None = None) -> list[dict[str, Any]]:

@@ -337,7 +337,7 @@ class CrossVLTProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        """What a call returns, labels aside."""
+        """What a call returns, labels aside, and `expressions_per_image` where an image has several."""
         return [*super().model_input_names, "original_sizes"]
 
     def __call__(
@@ -352,16 +352,16 @@ class CrossVLTProcessor(ProcessorMixin):
         Args:
             images: an image (see `to_rgb` for what may be one), a list of them, or a batch (B, C, H, W).
             text: for one image, an expression or a list of them; for a list of images, a list with an expression, or a
-                list of expressions, for each (or one expression for all). An image is repeated for each of its
-                expressions.
+                list of expressions, for each (or one expression for all).
             segmentation_maps: a mask (see `to_label_map`) for each expression, nested as `text` or in one flat list,
                 each of its image's size.
             kwargs: of the image processor and tokenizer, such as `size`, `max_length`, `padding`, `return_tensors`.
 
         Returns:
-            pixel_values (B, 3, 480, 480) float32, input_ids, token_type_ids and attention_mask (B, 21) int64,
-            original_sizes (B, 2) int64: height and width of each (upright) image, labels (B, 480, 480) int64: 1 on the
-            object, 0 off it, 255 ignored.
+            pixel_values (images, 3, 480, 480) float32, each image once; input_ids, token_type_ids and attention_mask
+            (B, 21) int64; original_sizes (B, 2) int64: height and width of the (upright) image of each expression;
+            labels (B, 480, 480) int64: 1 on the object, 0 off it, 255 ignored; where an image has several expressions,
+            expressions_per_image (images,) int64: how many, which the model needs to know.
 
         Raises:
             OSError: if an image file is missing or is not an image.
@@ -396,10 +396,11 @@ class CrossVLTProcessor(ProcessorMixin):
         processed = self.image_processor(upright, **images_kwargs)["pixel_values"]
         owner = [index for index, count in enumerate(counts) for _ in range(count)]
         sizes = [(upright[index].height, upright[index].width) for index in owner]
-        pixel_values = [processed[index] for index in owner]
-        data = {"pixel_values": pixel_values, "original_sizes": sizes}
+        data: dict[str, Any] = {"pixel_values": processed, "original_sizes": sizes}
+        if len(owner) > len(counts):
+            data["expressions_per_image"] = counts
         if masks is not None:
-            shapes = [values.shape[-2:] for values in pixel_values]
+            shapes = [processed[index].shape[-2:] for index in owner]
             pairs = zip(_as_masks(masks, counts), sizes, shapes, strict=True)
             data["labels"] = [self._prepare_mask(mask, size, shape) for mask, size, shape in pairs]
         return data

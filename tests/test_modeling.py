@@ -587,3 +587,81 @@ def test_modules_that_must_not_be_split_exist(model):
     names = {type(module).__name__ for module in model.modules()}
     assert set(model._no_split_modules) <= names
     assert CrossVLTFusion.__name__ in model._no_split_modules
+
+
+# ---- faster inference
+
+
+def stir_statistics(model):
+    """BatchNorms as after training."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            module.weight.data.uniform_(0.5, 2)
+            module.bias.data.normal_()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_fuse_changes_rounding_only_and_is_reversible(model, dtype):
+    stir_statistics(model)
+    model, batch = model.to(dtype), fake_batch(model.config)
+    before, keys = logits(model, batch), set(model.state_dict())
+    assert model.fuse() is model
+    assert all(block.conv1.folded_weight is not None for block in model.decoder.blocks)
+    assert 0 < relative_error(logits(model, batch), before) < {torch.float32: 1e-5, torch.float64: 1e-6, torch.bfloat16: 0.1}[dtype]
+    assert set(model.state_dict()) == keys
+    assert torch.equal(logits(model.unfuse(), batch), before)
+    assert not any("folded" in name for name, _ in model.named_buffers())
+
+
+def test_what_is_fused_is_not_saved_and_does_not_outlive_its_weights(model, tmp_path):
+    stir_statistics(model)
+    model.fuse().save_pretrained(tmp_path)
+    batch = fake_batch(model.config)
+    assert torch.equal(logits(CrossVLTModel.from_pretrained(tmp_path), batch), logits(model.unfuse(), batch))
+    other = CrossVLTModel(model.config).eval()
+    stir_statistics(other)
+    model.fuse().load_state_dict(other.state_dict())
+    assert torch.equal(logits(model, batch), logits(other, batch))
+    assert model.fuse().train().decoder.blocks[0].conv1.folded_weight is None
+    with pytest.raises(ValueError, match="training mode"):
+        model.fuse()
+
+
+def test_fuse_follows_to_another_dtype(model):
+    stir_statistics(model)
+    batch = fake_batch(model.config)
+    expected = logits(model.fuse(), batch)
+    assert relative_error(logits(model.to(torch.float64), batch), expected) < 1e-5
+
+
+@pytest.mark.parametrize("counts", [[3], [1, 3, 2], [1, 1]])
+@pytest.mark.parametrize("labelled", [False, True])
+def test_expressions_share_their_image(model, counts, labelled):
+    total = sum(counts)
+    batch = fake_batch(model.config, batch=total)
+    counts = torch.tensor(counts)
+    once = batch["pixel_values"][: len(counts)]
+    if not labelled:
+        del batch["labels"]
+    with torch.no_grad():
+        expected = model(**batch | {"pixel_values": once.repeat_interleave(counts, 0)})
+        actual = model(**batch | {"pixel_values": once}, expressions_per_image=counts, output_hidden_states=True)
+    assert torch.allclose(actual.logits, expected.logits, atol=1e-6)
+    assert len(actual.hidden_states[0]) == len(counts)
+    assert len(actual.hidden_states[-1]) == total
+    if labelled:
+        assert actual.loss.item() == pytest.approx(expected.loss.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("counts", [[1, 2], [0, 2], [2, 0, 0], [1.0, 1.0], [[1, 1]], [-1, 3], [2]])
+def test_expressions_that_do_not_add_up(model, counts):
+    batch = fake_batch(model.config)
+    with pytest.raises(ValueError, match="`expressions_per_image` is"):
+        model(**batch, expressions_per_image=torch.tensor(counts))
+
+
+def test_expressions_per_image_is_a_tensor(model):
+    with pytest.raises(ValueError, match=r"give a tensor of 2 integers"):
+        model(**fake_batch(model.config), expressions_per_image=[1, 1])

@@ -266,10 +266,32 @@ def test_batches_reach_the_model_together(folder):
     pipe = pipeline(TASK, model=folder, device="cpu", batch_size=4)
     sizes = []
     pipe.model.register_forward_pre_hook(
-        lambda module, args, kwargs: sizes.append(len(kwargs["pixel_values"])), with_kwargs=True
+        lambda module, args, kwargs: sizes.append((len(kwargs["input_ids"]), len(kwargs["pixel_values"]))),
+        with_kwargs=True,
     )
     pipe(ROWS)
-    assert sizes == [4, 2]
+    assert sizes == [(4, 2), (2, 1)]  # expressions, and images: those of 3, 1 and 2 expressions
+
+
+def test_the_expressions_of_one_image_share_it(folder, expected):
+    pipe = pipeline(TASK, model=folder, device="cpu")
+    sizes = []
+    pipe.model.register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append((len(kwargs["input_ids"]), len(kwargs["pixel_values"]))),
+        with_kwargs=True,
+    )
+    assert_same(pipe(ONE, text=WORDS), expected[0])
+    assert sizes == [(3, 1)]
+    pipe(ONE, text=WORDS * 4)
+    assert sizes[1:] == [(8, 1), (4, 1)]
+
+
+def test_the_pipeline_fuses_and_training_takes_it_back(folder):
+    pipe = pipeline(TASK, model=folder, device="cpu")
+    conv = pipe.model.decoder.blocks[0].conv1
+    assert conv.folded_weight is not None
+    pipe.model.train()
+    assert conv.folded_weight is None
 
 
 @pytest.mark.parametrize(

@@ -272,7 +272,7 @@ def test_data_url(side):
 def test_any_size_and_mode_gives_the_right_shapes(height, width, mode, count):
     image = Image.new(mode, (width, height))
     inputs = SMALL(image, ["a cup"] * count, np.zeros((count, height, width)), return_tensors="pt")
-    assert inputs["pixel_values"].shape == (count, 3, 8, 8)
+    assert inputs["pixel_values"].shape == (1, 3, 8, 8)
     assert inputs["pixel_values"].dtype == torch.float32
     assert inputs["original_sizes"].tolist() == [[height, width]] * count
     assert inputs["labels"].shape == (count, 8, 8)
@@ -415,7 +415,9 @@ def test_nesting(images, text, owners, expressions):
     inputs = SMALL(replaced(images, pictures), replaced(text, words), return_tensors="pt")
     shown = [list(pictures.values())[owner] for owner in owners]
     assert inputs["original_sizes"].tolist() == [[image.height, image.width] for image in shown]
-    for values, image in zip(inputs["pixel_values"], shown, strict=True):
+    counts = inputs.get("expressions_per_image", torch.ones(len(owners), dtype=torch.long))
+    pixel_values = inputs["pixel_values"].repeat_interleave(counts, dim=0)
+    for values, image in zip(pixel_values, shown, strict=True):
         np.testing.assert_allclose(values, squashed(image, 8, 8), atol=1e-6)
     decoded = [SMALL.tokenizer.decode(ids, skip_special_tokens=True) for ids in inputs["input_ids"]]
     assert decoded == [words[expression] for expression in expressions]
@@ -430,15 +432,19 @@ def test_any_nesting_gives_a_row_for_each_expression(counts, words):
     owners = [index for index, count in enumerate(counts) for _ in range(count)]
     assert inputs["original_sizes"].tolist() == [[2, owner + 1] for owner in owners]
     singles = SMALL(images, return_tensors="pt")["pixel_values"]
-    assert inputs["pixel_values"].equal(singles[owners])
+    assert inputs["pixel_values"].equal(singles)
+    assert inputs.get("expressions_per_image", torch.ones(len(counts))).tolist() == counts
+    assert ("expressions_per_image" in inputs) == (max(counts) > 1)
     decoded = [SMALL.tokenizer.decode(ids, skip_special_tokens=True) for ids in inputs["input_ids"]]
     assert decoded == [expression for group in text for expression in group]
 
 
-def test_repeated_image_gives_identical_pixels():
-    values = SMALL([IMAGE, IMAGE.copy()], [["a cup", "the man"], ["a cup"]], return_tensors="pt")["pixel_values"]
-    assert values[0].equal(values[1])
-    assert values[0].equal(values[2])
+def test_an_image_is_given_once_whatever_the_number_of_its_expressions():
+    inputs = SMALL([IMAGE, IMAGE.copy()], [["a cup", "the man"], ["a cup"]], return_tensors="pt")
+    assert inputs["pixel_values"].shape == (2, 3, 8, 8)
+    assert inputs["pixel_values"][0].equal(inputs["pixel_values"][1])
+    assert inputs["expressions_per_image"].tolist() == [2, 1]
+    assert len(inputs["original_sizes"]) == len(inputs["input_ids"]) == 3
 
 
 def test_text_only():
@@ -462,9 +468,13 @@ def test_images_only():
 @pytest.mark.parametrize("kind", ["np", "pt", None])
 def test_kinds_of_tensors(kind):
     inputs = SMALL(IMAGE, ["a cup", "man"], SPOT[None].repeat(2, 0), return_tensors=kind)
-    assert set(inputs) == {*SMALL.model_input_names, "labels"}
+    assert set(inputs) == {*SMALL.model_input_names, "labels", "expressions_per_image"}
     expected = {"np": np.ndarray, "pt": torch.Tensor, None: list}[kind]
-    assert all(isinstance(value, expected) and len(value) == 2 for value in inputs.values())
+    of_the_image = ("pixel_values", "expressions_per_image")
+    assert all(
+        isinstance(value, expected) and len(value) == (1 if name in of_the_image else 2)
+        for name, value in inputs.items()
+    )
 
 
 # Masks
