@@ -215,7 +215,7 @@ class CrossVLTPatchEmbeddings(nn.Module):
         return self.dropout(self.norm(self.projection(pixel_values).permute(0, 2, 3, 1)))
 
 
-class CrossVLTPatchMerging(nn.Module):
+class CrossVLTPatchMerging(GradientCheckpointingLayer):
     """Join every 2x2 neighbourhood into one position of twice the width; odd grids are filled up with zeros."""
 
     def __init__(self, width: int, eps: float) -> None:
@@ -573,7 +573,7 @@ class CrossVLTFusion(GradientCheckpointingLayer):
         return fused.view(pixels.shape).to(pixels.dtype)
 
 
-class CrossVLTGatedResidual(nn.Module):
+class CrossVLTGatedResidual(GradientCheckpointingLayer):
     """`pixels + g(fused)` with the language gate `g(f) = tanh(W2 relu(W1 f)) * f` (LAVT, section 3.2)."""
 
     def __init__(self, width: int) -> None:
@@ -585,7 +585,7 @@ class CrossVLTGatedResidual(nn.Module):
         return pixels + torch.tanh(self.fc2(F.relu(self.fc1(fused)))) * fused
 
 
-class CrossVLTAlignment(nn.Module):
+class CrossVLTAlignment(GradientCheckpointingLayer):
     """Cosine similarity of every pixel with the sentence, over a learnable temperature (section III-C)."""
 
     def __init__(self, config: CrossVLTConfig, width: int) -> None:
