@@ -35,7 +35,17 @@ def count_flops(
         images: in the batch.
         expressions: of each image; what precedes the first fusion is computed once for all of an image.
     """
-    parts = count_flops_by_part(config, size, tokens)
+    return add_up(count_flops_by_part(config, size, tokens), images=images, expressions=expressions)
+
+
+def add_up(parts: dict[str, int], *, images: int = 1, expressions: int = 1) -> int:
+    """Operations of a batch from those of the parts, which `count_flops_by_part` gives.
+
+    Args:
+        parts: operations of one image with one expression.
+        images: in the batch.
+        expressions: of each image.
+    """
     return images * sum(flops * (1 if part in SHARED else expressions) for part, flops in parts.items())
 
 

@@ -63,7 +63,7 @@ class Case:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self)
+        return {**asdict(self), "size": None if self.size is None else list(self.size)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Case":

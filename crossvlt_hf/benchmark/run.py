@@ -4,12 +4,13 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
 import torch
 
-from ..complexity import count_flops, count_flops_by_part, count_parameters, count_training_flops
+from ..complexity import add_up, count_flops_by_part, count_parameters, count_training_flops
 from ..loading import parse_device
 from .cases import Case, Grid, check_positive
 from .machine import KINDS, Probe, describe_machine
@@ -193,17 +194,24 @@ def _conditions(options: Options) -> dict[str, Any]:
 
 
 def _count(cases: Sequence[Case], sources: Mapping[str, Source], found: Findings) -> None:
-    """Operations and parameters of our models, without running them."""
+    """Operations of our models, without running them; counted once for each size."""
+
+    @cache
+    def inference(model: str, size: tuple[int, int], tokens: int) -> dict[str, int]:
+        return count_flops_by_part(sources[model].config, size, tokens)
+
+    @cache
+    def training(model: str, size: tuple[int, int], tokens: int) -> int:
+        return count_training_flops(sources[model].config, size, tokens)
+
     for case in cases:
         if case.peer or case.size is None:
             continue
-        config = sources[case.model].config
+        what = case.model, case.size, case.tokens
         if case.task == "training":
-            found.flops[case] = count_training_flops(config, case.size, case.tokens, images=case.batch)
+            found.flops[case] = case.batch * training(*what)
         else:
-            found.flops[case] = count_flops(
-                config, case.size, case.tokens, images=case.batch, expressions=case.expressions
-            )
+            found.flops[case] = add_up(inference(*what), images=case.batch, expressions=case.expressions)
 
 
 def _measure_times(

@@ -67,7 +67,7 @@ class Workshop:
         if training:
             model.train()
         if case.checkpointing:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
         if case.fused:
             model.fuse()
         return model
