@@ -17,7 +17,7 @@ demo: $(INSTALLED)
 
 # Everything that CI checks.
 test: $(INSTALLED) check
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -m "not slow" -n 2
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow

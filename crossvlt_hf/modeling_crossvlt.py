@@ -11,11 +11,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -143,6 +144,26 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
+class CrossVLTFoldable(nn.Module):
+    """What can work out from its weights once what inference needs in every call.
+
+    It lies beside the weights, is never saved, and goes when weights are loaded.
+    """
+
+    foldable: tuple[str, ...]  # names of the buffers
+
+    def keep_folded(self, **buffers: Tensor | None) -> None:
+        for name in self.foldable:
+            self.register_buffer(name, buffers.get(name), persistent=False)
+
+    def unfold(self) -> None:
+        self.keep_folded()
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.unfold()
+        super()._load_from_state_dict(*args, **kwargs)
+
+
 class CrossVLTMLP(nn.Module):
     """Two linear layers with an activation between and dropout behind."""
 
@@ -205,26 +226,20 @@ class CrossVLTPatchMerging(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         height, width = pixels.shape[1:3]
         pixels = F.pad(pixels, (0, 0, 0, width % 2, 0, height % 2))
-        corners = [pixels[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
-        return self.reduction(self.norm(torch.cat(corners, dim=-1)))
-
-
-def window_partition(grid: Tensor, window: int) -> Tensor:
-    """(B, H, W, C) -> (B * windows, window**2, C); H and W are multiples of the window."""
-    batch, height, width, channels = grid.shape
-    grid = grid.view(batch, height // window, window, width // window, window, channels)
-    return grid.transpose(2, 3).reshape(-1, window * window, channels)
-
-
-def window_reverse(windows: Tensor, window: int, height: int, width: int) -> Tensor:
-    """(B * windows, window**2, C) -> (B, H, W, C), the inverse of `window_partition`."""
-    grid = windows.view(-1, height // window, width // window, window, window, windows.shape[-1])
-    return grid.transpose(2, 3).reshape(-1, height, width, windows.shape[-1])
+        corners = pixels.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 4, 2, 5)
+        return self.reduction(self.norm(corners.flatten(3)))  # top left, bottom left, top right, bottom right
 
 
 def padded(size: int, window: int) -> int:
     """The smallest multiple of the window that holds `size` positions."""
     return size + -size % window
+
+
+def window_partition(grid: Tensor, window: int) -> Tensor:
+    """(H, W) -> (windows, window**2); H and W are multiples of the window."""
+    height, width = grid.shape
+    windows = grid.view(height // window, window, width // window, window).transpose(1, 2)
+    return windows.reshape(-1, window * window)
 
 
 def shift_regions(size: int, window: int, shift: int, device: torch.device) -> Tensor:
@@ -243,24 +258,54 @@ def shift_mask(height: int, width: int, window: int, shift: int, like: Tensor) -
     """
     rows = shift_regions(height, window, shift, like.device)
     columns = shift_regions(width, window, shift, like.device)
-    regions = window_partition((3 * rows[:, None] + columns)[None, :, :, None], window).squeeze(-1)
+    regions = window_partition(3 * rows[:, None] + columns, window)
     apart = regions[:, None, :, None] != regions[:, None, None, :]
     return apart.to(like.dtype) * SHIFT_MASKED
 
 
-class CrossVLTWindowAttention(nn.Module):
+class CrossVLTWindows(NamedTuple):
+    """How a grid of H * W = N positions is cut into windows; the blocks of a stage that shift alike share it.
+
+    To pad, shift and cut a grid is to pick its positions in another order, at the cost of one copy instead of four.
+
+    Args:
+        order: (windows * window**2,) int64, the position of the grid at every place of the windows; N where there is
+            none.
+        inverse: (N,) int64, the place of every position.
+        mask: (windows, 1, window**2, window**2), what is added to the scores; None without a shift.
+    """
+
+    order: Tensor
+    inverse: Tensor
+    mask: Tensor | None
+
+    @classmethod
+    def of(cls, pixels: Tensor, window: int, shift: int) -> "CrossVLTWindows":
+        """The windows of (B, H, W, C) pixels, padded at the right and bottom and shifted cyclically."""
+        height, width = pixels.shape[1:3]
+        grid = torch.arange(height * width, device=pixels.device).view(height, width)
+        margin = (0, padded(width, window) - width, 0, padded(height, window) - height)
+        grid = F.pad(grid, margin, value=height * width).roll((-shift, -shift), dims=(0, 1))
+        order = window_partition(grid, window).flatten()
+        mask = shift_mask(height, width, window, shift, like=pixels) if shift else None
+        return cls(order, order.argsort()[: height * width], mask)
+
+
+class CrossVLTWindowAttention(CrossVLTFoldable):
     """Self-attention within windows of the grid, with a learned relative position bias (Swin, section 3.2).
 
     The grid is padded at the right and bottom to whole windows. What is padded takes part as ordinary positions whose
-    input is zero; their query, key and value are the projection's bias, so they are padded only after the projection.
+    input is zero. All of them have the same query, key and value, so one more position is projected for them.
     """
 
-    def __init__(self, config: CrossVLTVisionConfig, stage: int, shift: int) -> None:
+    foldable = ("folded_position_bias",)
+
+    def __init__(self, config: CrossVLTVisionConfig, stage: int) -> None:
         super().__init__()
         width = config.hidden_sizes[stage]
         self.config = config
         self.num_heads = config.num_heads[stage]
-        self.window, self.shift = config.window_size, shift
+        self.window = config.window_size
         self.scaling = (width // self.num_heads) ** -0.5
         self.attention_dropout = config.attention_probs_dropout_prob
         self.is_causal = False
@@ -268,6 +313,7 @@ class CrossVLTWindowAttention(nn.Module):
         self.proj = nn.Linear(width, width)
         self.proj_dropout = nn.Dropout(config.hidden_dropout_prob)
         self.relative_position_index: Tensor
+        self.unfold()
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * self.window - 1) ** 2, self.num_heads))
         self.register_buffer("relative_position_index", self.compute_relative_position_index(), persistent=False)
 
@@ -278,63 +324,49 @@ class CrossVLTWindowAttention(nn.Module):
         rows, columns = (axis[:, None] - axis[None, :] + self.window - 1 for axis in (row, column))
         return (rows * (2 * self.window - 1) + columns).flatten()
 
+    def fold(self) -> None:
+        """Pick the position bias once."""
+        self.unfold()
+        self.keep_folded(folded_position_bias=self.position_bias().detach())
+
     def position_bias(self) -> Tensor:
         """The relative position bias of a window: (1, heads, window**2, window**2)."""
-        area = self.window**2
-        bias = self.relative_position_bias_table[self.relative_position_index]
-        return bias.view(area, area, self.num_heads).permute(2, 0, 1)[None]
+        if self.folded_position_bias is not None:
+            return self.folded_position_bias
+        bias = self.relative_position_bias_table[self.relative_position_index].unflatten(0, (self.window**2, -1))
+        return bias.permute(2, 0, 1)[None].contiguous()  # what is added to it and attention itself are faster so
 
-    def project_and_pad(self, pixels: Tensor) -> Tensor:
-        """Query, key and value of every position, (B, H, W, 3 C), padded to whole windows with those of zeros."""
-        batch, height, width, channels = pixels.shape
-        full_height, full_width = padded(height, self.window), padded(width, self.window)
-        qkv = self.qkv(pixels)
-        if (full_height, full_width) == (height, width):
-            return qkv
-        filling = self.qkv(pixels.new_zeros(1, 1, 1, channels))  # its bias, wherever and in whatever form that is kept
-        right = filling.expand(batch, height, full_width - width, -1)
-        bottom = filling.expand(batch, full_height - height, full_width, -1)
-        return torch.cat([torch.cat([qkv, right], dim=2), bottom], dim=1)
-
-    def forward(self, pixels: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, pixels: Tensor, windows: CrossVLTWindows) -> tuple[Tensor, Tensor | None]:
         batch, height, width, _ = pixels.shape
-        qkv = self.project_and_pad(pixels)
-        full_height, full_width = qkv.shape[1:3]
-        if mask is not None:
-            qkv = qkv.roll((-self.shift, -self.shift), dims=(1, 2))
-        query, key, value = window_partition(qkv, self.window).chunk(3, dim=-1)
+        qkv = self.qkv(F.pad(pixels.flatten(1, 2), (0, 0, 0, 1)))
+        qkv = qkv.index_select(1, windows.order).unflatten(1, (-1, self.window**2)).flatten(0, 1)
+        query, key, value = (split_heads(x, self.num_heads) for x in qkv.chunk(3, dim=-1))
 
         bias = self.position_bias().to(query.dtype)
-        if mask is not None:
-            bias = (bias + mask)[None].expand(batch, -1, -1, -1, -1).flatten(0, 1)
+        if windows.mask is not None:
+            bias = (bias + windows.mask)[None].expand(batch, -1, -1, -1, -1).flatten(0, 1)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        attended, weights = attend(
-            self,
-            *(split_heads(x, self.num_heads) for x in (query, key, value)),
-            bias,
-            dropout=self.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-        )
-        pixels = window_reverse(attended.flatten(2), self.window, full_height, full_width)
-        if mask is not None:
-            pixels = pixels.roll((self.shift, self.shift), dims=(1, 2))
-        return self.proj_dropout(self.proj(pixels[:, :height, :width])), weights
+        dropout = self.attention_dropout if self.training else 0.0
+        attended, weights = attend(self, query, key, value, bias, dropout=dropout, scaling=self.scaling)
+
+        pixels = attended.flatten(2).unflatten(0, (batch, -1)).flatten(1, 2).index_select(1, windows.inverse)
+        return self.proj_dropout(self.proj(pixels)).unflatten(1, (height, width)), weights
 
 
 class CrossVLTVisionBlock(GradientCheckpointingLayer):
     """Swin block: pre-norm window attention, then a pre-norm MLP, with stochastic depth on both branches."""
 
-    def __init__(self, config: CrossVLTVisionConfig, stage: int, shift: int, drop_path_rate: float) -> None:
+    def __init__(self, config: CrossVLTVisionConfig, stage: int, drop_path_rate: float) -> None:
         super().__init__()
         width = config.hidden_sizes[stage]
         self.norm1 = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.attention = CrossVLTWindowAttention(config, stage, shift)
+        self.attention = CrossVLTWindowAttention(config, stage)
         self.norm2 = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.mlp = CrossVLTMLP(width, int(config.mlp_ratio * width), config.hidden_act, config.hidden_dropout_prob)
         self.drop_path = CrossVLTDropPath(drop_path_rate)
 
-    def forward(self, pixels: Tensor, mask: Tensor | None) -> Tensor:
-        attended, _ = self.attention(self.norm1(pixels), mask)
+    def forward(self, pixels: Tensor, windows: CrossVLTWindows) -> Tensor:
+        attended, _ = self.attention(self.norm1(pixels), windows)
         pixels = pixels + self.drop_path(attended)
         return pixels + self.drop_path(self.mlp(self.norm2(pixels)))
 
@@ -345,14 +377,11 @@ class CrossVLTVisionStage(nn.Module):
     def __init__(self, config: CrossVLTVisionConfig, stage: int) -> None:
         super().__init__()
         width, blocks_before = config.hidden_sizes[stage], sum(config.depths[:stage])
-        self.window, self.shift = config.window_size, config.window_size // 2
+        self.window = config.window_size
         last_block = max(config.num_hidden_layers - 1, 1)
         self.blocks = nn.ModuleList(
             CrossVLTVisionBlock(
-                config,
-                stage,
-                shift=self.shift if block % 2 else 0,
-                drop_path_rate=config.drop_path_rate * (blocks_before + block) / last_block,
+                config, stage, drop_path_rate=config.drop_path_rate * (blocks_before + block) / last_block
             )
             for block in range(config.depths[stage])
         )
@@ -360,11 +389,10 @@ class CrossVLTVisionStage(nn.Module):
         self.downsample = None if last else CrossVLTPatchMerging(width, config.layer_norm_eps)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        height, width = pixels.shape[1:3]
-        shifts = self.shift > 0 and len(self.blocks) > 1
-        mask = shift_mask(height, width, self.window, self.shift, like=pixels) if shifts else None
-        for block in self.blocks:
-            pixels = block(pixels, mask if block.attention.shift else None)
+        windows = CrossVLTWindows.of(pixels, self.window, shift=0)
+        shifted = CrossVLTWindows.of(pixels, self.window, shift=self.window // 2)
+        for index, block in enumerate(self.blocks):
+            pixels = block(pixels, shifted if index % 2 else windows)
         return pixels
 
 
@@ -487,8 +515,10 @@ class CrossVLTPointwise(CrossVLTFloat32Linear):
 
 def instance_norm(pixels: Tensor, eps: float = 1e-5) -> Tensor:
     """InstanceNorm over the positions, (B, N, C), without affine. torch's own refuses a grid of one position."""
-    variance, mean = torch.var_mean(pixels, dim=1, correction=0, keepdim=True)
-    return (pixels - mean) * torch.rsqrt(variance + eps)
+    centred = pixels - pixels.mean(dim=1, keepdim=True)
+    centred = centred - centred.mean(dim=1, keepdim=True)  # rounding of the mean, which a small variance magnifies
+    variance = (centred * centred).mean(dim=1, keepdim=True)  # `var_mean` takes three times as long over this axis
+    return centred * torch.rsqrt(variance + eps)
 
 
 class CrossVLTFusionAttention(nn.Module):
@@ -590,11 +620,32 @@ class CrossVLTStage(nn.Module):
 
 
 def upsample(maps: Tensor, like: Tensor) -> Tensor:
-    """Bilinear with aligned corners, to the height and width of `like`; nothing where they agree."""
-    size = like.shape[-2:]
-    if maps.shape[-2:] == size:
-        return maps
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=True)
+    """Bilinear with aligned corners, to the height and width of `like`."""
+    return F.interpolate(maps, size=like.shape[-2:], mode="bilinear", align_corners=True)
+
+
+class CrossVLTDecoderConv(CrossVLTFoldable, nn.Conv2d):
+    """3x3 convolution of the decoder, which can take the BatchNorm behind it over for inference."""
+
+    foldable = ("folded_weight", "folded_bias")
+
+    def __init__(self, in_width: int, width: int) -> None:
+        super().__init__(in_width, width, 3, padding=1, bias=False)
+        self.unfold()
+
+    def fold(self, norm: nn.BatchNorm2d) -> None:
+        """Take `norm` over, with its present statistics."""
+        statistics = (at_least_float32(x) for x in (norm.running_mean, norm.running_var))
+        affine = (at_least_float32(x) for x in (norm.weight, norm.bias))
+        weight, bias = fuse_conv_bn_weights(at_least_float32(self.weight), None, *statistics, norm.eps, *affine)
+        # The maps are channels last, and to reorder the weights takes time in every call
+        weight = weight.detach().to(self.weight.dtype, memory_format=torch.channels_last)
+        self.keep_folded(folded_weight=weight, folded_bias=bias.detach().to(self.weight.dtype))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        if self.folded_weight is None:
+            return super().forward(maps)
+        return F.conv2d(maps, self.folded_weight, self.folded_bias, padding=self.padding)
 
 
 class CrossVLTDecoderBlock(nn.Module):
@@ -602,15 +653,20 @@ class CrossVLTDecoderBlock(nn.Module):
 
     def __init__(self, in_width: int, width: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_width, width, 3, padding=1, bias=False)
+        self.conv1 = CrossVLTDecoderConv(in_width, width)
         self.norm1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.conv2 = CrossVLTDecoderConv(width, width)
         self.norm2 = nn.BatchNorm2d(width)
 
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
         joined = torch.cat([upsample(coarse, like=fine), fine], dim=1)
-        joined = F.relu(self.norm1(self.conv1(joined)))
-        return F.relu(self.norm2(self.conv2(joined)))
+        joined = self.convolve(joined, self.conv1, self.norm1)
+        return self.convolve(joined, self.conv2, self.norm2)
+
+    @staticmethod
+    def convolve(maps: Tensor, conv: CrossVLTDecoderConv, norm: nn.BatchNorm2d) -> Tensor:
+        maps = conv(maps) if conv.folded_weight is not None else norm(conv(maps))
+        return F.relu(maps, inplace=True)
 
 
 class CrossVLTDecoder(nn.Module):
@@ -882,6 +938,41 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
         """Replace the word embedding of the language encoder."""
         self.text_model.set_input_embeddings(value)
 
+    def fuse(self) -> "CrossVLTModel":
+        """Work out once, for inference, what depends on the weights alone.
+
+        The decoder's BatchNorms are folded into its convolutions and the position biases of the windows picked. The
+        results differ by rounding. Nothing of it is saved; `unfuse`, `train` and loading weights take it back. It
+        needs memory (of the base model 115 MB in float32), and does not follow a change of the weights by hand.
+
+        Raises:
+            ValueError: in training mode, where BatchNorm takes its statistics from the batch.
+        """
+        if self.training:
+            raise ValueError("The model is in training mode, whose BatchNorm cannot be folded; call `eval()` first.")
+        for module in self.modules():
+            if any(tensor.is_meta for tensor in module.state_dict().values()):
+                continue  # offloaded by Accelerate, which brings the weights only for a call
+            if isinstance(module, CrossVLTWindowAttention):
+                module.fold()
+            elif isinstance(module, CrossVLTDecoderBlock):
+                module.conv1.fold(module.norm1)
+                module.conv2.fold(module.norm2)
+        return self
+
+    def unfuse(self) -> "CrossVLTModel":
+        """Take `fuse` back."""
+        for module in self.modules():
+            if isinstance(module, CrossVLTFoldable):
+                module.unfold()
+        return self
+
+    def train(self, mode: bool = True) -> "CrossVLTModel":
+        """Switch to training mode, where nothing is fused, or to inference."""
+        if mode:
+            self.unfuse()
+        return super().train(mode)
+
     @record_both_encoders
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -893,6 +984,7 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
         output_alignment_maps: bool = False,
+        expressions_per_image: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CrossVLTOutput:
         """Segment in each image the object that its expression refers to.
@@ -900,11 +992,15 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
         Args:
             pixel_values: (B, channels, height, width) normalised images of any size, floats of any dtype. In training,
                 one pair alone must be larger than 16 pixels a side (4 patches), else BatchNorm has a single value.
+                With `expressions_per_image` (images, channels, height, width), each image once.
             input_ids: (B, T) token ids of the expressions, [CLS] first, padding last.
             attention_mask: (B, T), 1 on words and 0 on padding; None means no padding.
             token_type_ids: (B, T) token types; None means 0.
             labels: (B, height, width) integers: 1 on the object, 0 off it, 255 ignored.
             output_alignment_maps: whether to compute the alignment maps where no labels call for them.
+            expressions_per_image: (images,) integers that sum up to B: how many consecutive expressions belong to
+                each image. They share what comes before the first fusion: the patch embedding and the blocks of vision
+                stage 1, whose hidden states and attentions are then of the images. None means one each.
             kwargs: `output_hidden_states`, `output_attentions` (of both encoders and the fusion), `return_dict`;
                 `original_sizes`, which the processor gives for the way back, is not used.
 
@@ -913,7 +1009,7 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
             IndexError: from torch, for token ids outside the vocabulary and for other labels.
         """
         reject_unknown(kwargs)
-        self._check_inputs(pixel_values, input_ids, attention_mask, token_type_ids, labels)
+        self._check_inputs(pixel_values, input_ids, attention_mask, token_type_ids, labels, expressions_per_image)
         words = self.text_model.embeddings(input_ids, token_type_ids)
         pixels = self.vision_model.patch_embeddings(pixel_values)
         mask = word_mask(attention_mask, like=words)
@@ -924,6 +1020,8 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
         for language, vision, stage in zip(self.text_model.stages, self.vision_model.stages, self.stages, strict=True):
             words = language(words, mask, context)  # words attend to context, then BERT layers
             pixels = vision(pixels)  # Swin blocks
+            if expressions_per_image is not None and not feature_maps:  # no expression has been read so far
+                pixels = pixels.repeat_interleave(expressions_per_image, dim=0, output_size=len(words))
             if align and stage.alignment is not None:
                 alignment_maps.append(stage.alignment(pixels, words[:, 0]))  # every pixel against [CLS]
             fused = stage.fusion(pixels, words, mask)  # every pixel attends to the words
@@ -945,6 +1043,25 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
             losses["dice_loss"] = dice_loss(logits, labels)
         return {"loss": total_loss(self.config, **losses), **losses}
 
+    @staticmethod
+    def _count_expressions(images: int, input_ids: Tensor, expressions_per_image: Tensor | None) -> int:
+        """How many expressions there must be."""
+        if expressions_per_image is None:
+            return images
+        counts = expressions_per_image
+        if not isinstance(counts, Tensor) or counts.shape != (images,) or counts.is_floating_point():
+            raise ValueError(
+                f"`expressions_per_image` is {counts!r}; give a tensor of {images} integers, one for each image."
+            )
+        if torch.compiler.is_compiling():  # values are not known then
+            return input_ids.shape[0]
+        if counts.min() < 1 or counts.sum() != input_ids.shape[0]:
+            raise ValueError(
+                f"`expressions_per_image` is {counts.tolist()}; give numbers of at least 1 that sum up to the "
+                f"{input_ids.shape[0]} expressions in `input_ids`."
+            )
+        return input_ids.shape[0]
+
     def _check_inputs(
         self,
         pixel_values: Tensor,
@@ -952,6 +1069,7 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
         attention_mask: Tensor | None,
         token_type_ids: Tensor | None,
         labels: Tensor | None,
+        expressions_per_image: Tensor | None,
     ) -> None:
         channels, longest = self.config.vision_config.num_channels, self.config.text_config.max_position_embeddings
         if pixel_values.ndim != 4 or pixel_values.shape[1] != channels or 0 in pixel_values.shape:
@@ -960,7 +1078,8 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
             )
         if not pixel_values.is_floating_point():
             raise ValueError(f"`pixel_values` has dtype {pixel_values.dtype}; give normalised floats.")
-        batch, _, height, width = pixel_values.shape
+        images, _, height, width = pixel_values.shape
+        batch = self._count_expressions(images, input_ids, expressions_per_image)
         if self.training and batch == 1 and max(height, width) <= 4 * self.config.vision_config.patch_size:
             raise ValueError(
                 f"One image of {height}x{width} pixels leaves BatchNorm a single value in training; give a larger "
@@ -969,7 +1088,7 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
         if input_ids.ndim != 2 or input_ids.shape[0] != batch or not 1 <= input_ids.shape[1] <= longest:
             raise ValueError(
                 f"`input_ids` has shape {tuple(input_ids.shape)}; give one expression of 1 to {longest} tokens for "
-                f"each of the {batch} images. Several expressions for an image need the image repeated."
+                f"each of the {batch} images. For several of one image give `expressions_per_image`."
             )
         for name, value in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids)):
             if value is not None and value.shape != input_ids.shape:

@@ -18,6 +18,11 @@ from transformers import BertTokenizer
 from crossvlt_hf import CrossVLTConfig, CrossVLTModel, CrossVLTProcessor
 
 
+try:
+    from xdist.scheduler import LoadScopeScheduling
+except ModuleNotFoundError:
+    LoadScopeScheduling = object
+
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 
 WORDS = [
@@ -125,3 +130,22 @@ def write_original():
         torch.save({"model": fill_state_dict(shapes) | words}, path)
 
     return write
+
+
+# ---- several processes of pytest-xdist
+
+# Their fixtures of a module cost seconds; all other tests go one by one to the process that is free
+TOGETHER = {"cards", "evaluation", "page", "parity", "pipeline", "reproduction", "training", "visualization_figures"}
+
+
+class Scheduling(LoadScopeScheduling):
+    """xdist's own mark for this, `xdist_group`, has no effect with pytest 9.2."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        return file if Path(file).stem.removeprefix("test_") in TOGETHER else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    return Scheduling(config, log)

@@ -1,9 +1,12 @@
 """Run by `test_hub.py` in an environment without this package: every entry point of a published checkpoint.
 
-python remote_round_trip.py MODEL_ID REVISION IMAGE EXPRESSION OUT_DIR
+python remote_round_trip.py IMAGE EXPRESSION MODEL_ID OUT_DIR [MODEL_ID OUT_DIR ...]
+
+Each pair is a fork of this process, so that what one has loaded helps no other.
 """
 
 import importlib.util
+import multiprocessing
 import sys
 from pathlib import Path
 
@@ -14,9 +17,10 @@ from transformers import AutoConfig, AutoModel, AutoModelForSemanticSegmentation
 from transformers.utils import is_torchvision_available
 
 
-def main(model_id: str, revision: str, image: str, expression: str, folder: str) -> None:
+def round_trip(image: str, expression: str, model_id: str, folder: str) -> None:
+    Path(folder).mkdir()
     assert importlib.util.find_spec("crossvlt_hf") is None, "the package is importable"
-    options = {"trust_remote_code": True, "revision": revision}
+    options = {"trust_remote_code": True, "revision": "main"}
     config = AutoConfig.from_pretrained(model_id, **options)
     assert type(config).__name__ == "CrossVLTConfig"
     assert type(config).__module__.startswith("transformers_modules")
@@ -39,4 +43,12 @@ def main(model_id: str, revision: str, image: str, expression: str, folder: str)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    image, expression, *trips = sys.argv[1:]
+    for model_id, folder in zip(trips[::2], trips[1::2], strict=True):
+        process = multiprocessing.get_context("fork").Process(
+            target=round_trip, args=(image, expression, model_id, folder)
+        )
+        process.start()
+        process.join()
+        if process.exitcode:
+            sys.exit(process.exitcode)

@@ -1,9 +1,6 @@
 """Evaluation against a plain loop, by hand, and in three processes."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +9,7 @@ import pytest
 import torch
 from conftest import tiny_tokenizer
 from PIL import Image
+from processes import run_python
 from three_processes import CASES, SIDE, balanced_model, evaluate_by_trainer, evaluate_cases, records
 
 from crossvlt_hf import CrossVLTProcessor
@@ -201,11 +199,7 @@ def alone(dataset, tmp_path_factory):
 def together(tmp_path_factory):
     """What three find, each of them."""
     folder = tmp_path_factory.mktemp("three")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [*command, str(HERE / "three_processes.py"), str(folder)], env=environment, capture_output=True, text=True
-    )
+    done = run_python(HERE / "three_processes.py", folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(3)]
 

@@ -4,13 +4,13 @@ import json
 import os
 import re
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
+from processes import run_python
 from safetensors.torch import load_file
 
 from crossvlt_hf import CrossVLTModel
@@ -24,8 +24,7 @@ METRICS = ("overall_iou", "mean_iou", "precision@0.5")
 def run(name: str, *arguments: object) -> str:
     """What an example prints, as a process of its own."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
-    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = run_python(EXAMPLES / name, *arguments, environment=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

@@ -12,6 +12,7 @@ import sys
 import time
 import tomllib
 import zlib
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import urlopen
@@ -27,20 +28,16 @@ from crossvlt_hf.loading import DEFAULT_CHECKPOINT, load_checkpoint
 from crossvlt_hf.pipeline_crossvlt import ReferringImageSegmentationPipeline
 
 
-gradio = pytest.importorskip("gradio", reason="the page needs Gradio, the extra `demo`")
-playwright = pytest.importorskip("playwright.sync_api", reason="a browser is driven by playwright")
-from crossvlt_hf.page import about, answers, build_page, inputs  # noqa: E402
-
-
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 OPTIONS += ["--disable-background-networking", "--disable-component-update"]
 SPACE = Path(__file__).parents[1] / "examples" / "space"
 PATIENCE = 240_000  # milliseconds; the machine may be busy
 
-pytestmark = [
+pytestmark = [  # Gradio takes seconds to import, which only the process that runs these tests should spend
+    pytest.mark.skipif(find_spec("gradio") is None, reason="the page needs Gradio, the extra `demo`"),
+    pytest.mark.skipif(find_spec("playwright") is None, reason="a browser is driven by playwright"),
     pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium"),
-    pytest.mark.xdist_group("page"),  # one server and one browser for all
 ]
 
 
@@ -90,7 +87,9 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    with playwright.sync_playwright() as tool:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as tool:
         program = tool.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
         yield program
         program.close()
@@ -196,6 +195,8 @@ def test_two_expressions(visit, scene, tmp_path):
 
 
 def test_explanation_on_and_off(visit, scene):
+    from playwright.sync_api import expect
+
     pytest.importorskip("matplotlib", reason="explanations are drawn by matplotlib")
     path, expressions = scene
     page = visit()
@@ -215,14 +216,16 @@ def test_explanation_on_and_off(visit, scene):
     write(page, *expressions)
     press(page)  # with the toggle on, the new results are explained too
     page.get_by_text("2 expressions in").wait_for()
-    playwright.expect(page.locator("#figures img")).to_have_count(2, timeout=PATIENCE)
+    expect(page.locator("#figures img")).to_have_count(2, timeout=PATIENCE)
 
 
 def test_example_on_a_phone(visit):
+    from playwright.sync_api import expect
+
     page = visit(viewport={"width": 400, "height": 800}, color_scheme="dark")
     page.locator("#examples img").nth(1).click()
     page.locator("#image img").wait_for()
-    playwright.expect(page.get_by_label("Expressions")).to_have_value(re.compile("\n"), timeout=PATIENCE)
+    expect(page.get_by_label("Expressions")).to_have_value(re.compile("\n"), timeout=PATIENCE)
     press(page)
     page.get_by_text("3 expressions in").wait_for()
     page.locator("#overlay img").wait_for()
@@ -251,6 +254,8 @@ def png(width: int, height: int) -> bytes:
 
 
 def test_wrong_uploads(visit, scene, tmp_path):
+    from crossvlt_hf.page import inputs
+
     path, expressions = scene
     page = visit()
     uploads = {  # two neighbours have two sentences, so that neither passes for the other
@@ -299,6 +304,8 @@ def test_thousands_of_lines(visit, scene):
     ],
 )
 def test_expressions_past_the_browser(text, sentence):
+    from crossvlt_hf.page import inputs
+
     with pytest.raises(inputs.InputError, match=sentence):
         inputs.read_expressions(text)
 
@@ -335,12 +342,14 @@ HOSTILE = [
 
 
 def test_hostile_expressions_stay_text(visit, scene):
+    from playwright.sync_api import expect
+
     page = visit()
     ask(page, scene[0], *HOSTILE)
     assert [row[0] for row in read_table(page)] == HOSTILE
     if page.get_by_label("Explain").is_visible():
         page.get_by_label("Explain").check()
-        playwright.expect(page.locator("#figures img")).to_have_count(len(HOSTILE), timeout=PATIENCE)
+        expect(page.locator("#figures img")).to_have_count(len(HOSTILE), timeout=PATIENCE)
     elements = "img[src$='/x'], img[src='x'], a[href^='javascript'], #table strong, #table .katex, main script"
     assert page.locator(elements).count() == 0
     names = [link.get_attribute("download") for link in page.locator("#masks a").all()]
@@ -352,6 +361,8 @@ def test_hostile_expressions_stay_text(visit, scene):
 
 
 def test_other_models_are_not_called_models_of_drawn_shapes(model, processor):
+    from crossvlt_hf.page import about, build_page
+
     assert not about.knows_only_drawn_shapes(processor)
     facts = about.describe(model, processor, "me/my`model")
     assert "`me/mymodel`" in facts
@@ -364,6 +375,8 @@ def test_other_models_are_not_called_models_of_drawn_shapes(model, processor):
 
 def test_large_photo(model, processor, photo):
     """It is shown smaller, and its mask is as large as itself."""
+    from crossvlt_hf.page import answers
+
     large = photo.resize((2600, 900))
     found = answers.Segmenter(model, processor).find(large, ["the cup", "the spoon"])
     assert [entry.mask.size for entry in found] == [large.size] * 2
@@ -372,6 +385,8 @@ def test_large_photo(model, processor, photo):
 
 
 def test_nothing_found():
+    from crossvlt_hf.page import answers
+
     found = answers.Found("the cup", 0.0, None, Image.new("L", (8, 6)), 0.25)
     assert answers.tabulate([found]) == [["the cup", "0.00", "nothing found", "0 px (0.0%)", "0.25"]]
 
@@ -422,6 +437,8 @@ def test_space_answers(tmp_path):
 
 
 def test_front_matter_of_the_space():
+    import gradio
+
     _, front, _ = (SPACE / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     values = yaml.safe_load(front)
     assert (values["sdk"], values["app_file"], values["license"]) == ("gradio", "app.py", "apache-2.0")

@@ -16,6 +16,7 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 from conftest import fake_batch, tiny_config
+from processes import run_python
 from torch import nn
 from transformers import AutoModel, AutoProcessor
 
@@ -414,6 +415,14 @@ def test_accumulation_equals_one_large_batch(tmp_path):
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
+TWO_PROCESSES = """
+import sys
+from accelerate import debug_launcher
+from crossvlt_hf.training.__main__ import main
+debug_launcher(main, (sys.argv[1:],), num_processes=2)
+"""
+
+
 def test_two_processes_follow_one(tmp_path):
     """The same global batch on one process and on two real ones: the loss curve within 1e-4 over 20 steps.
 
@@ -434,12 +443,8 @@ def test_two_processes_follow_one(tmp_path):
         if processes == 1:
             assert main([str(path)]) == 0
         else:
-            # Accelerate's own launcher starts a single process on the CPU
-            launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-            subprocess.run(
-                [*launch, "-m", "crossvlt_hf.training", str(path)], check=True, env=environment, timeout=240
-            )
+            done = run_python("-c", TWO_PROCESSES, path)
+            assert done.returncode == 0, done.stderr[-3000:]
         curves.append(losses_of(folder))
     assert len(curves[0]) == len(curves[1]) == 20
     assert curves[1] == pytest.approx(curves[0], rel=1e-4)

@@ -1,6 +1,6 @@
 """Data and a model for the tests of the evaluation, and what three processes find on them.
 
-ACCELERATE_USE_CPU=1 torchrun --nproc-per-node 3 tests/three_processes.py FOLDER    # each writes FOLDER/RANK.json
+python tests/three_processes.py FOLDER    # each writes FOLDER/RANK.json
 """
 
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import PartialState
+from accelerate import PartialState, debug_launcher
 from conftest import WORDS, tiny_config, tiny_tokenizer
 from datasets import Dataset
 from PIL import Image
@@ -134,4 +134,4 @@ def work(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    work(sys.argv[1])
+    debug_launcher(work, (sys.argv[1],), num_processes=3)  # forks of this one
