@@ -88,7 +88,8 @@ def count_step_flops(step: Callable[[], Any]) -> int:
 
 
 def _place(model: nn.Module, device: str, dtype: torch.dtype) -> nn.Module:
-    return model.to(torch.device(device), dtype).eval()
+    # The counter of operations stumbles over a parameter that is handed to a layer, unless it needs no gradient
+    return model.to(torch.device(device), dtype).eval().requires_grad_(False)
 
 
 def _pixels(side: int, device: str, dtype: torch.dtype) -> torch.Tensor:
