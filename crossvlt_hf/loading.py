@@ -60,6 +60,19 @@ def _check(source: str | Path, info: dict[str, Any], model: CrossVLTModel, proce
         raise ValueError(f"The tokenizer in {source} has {tokens} tokens, but the model only {vocab_size}.")
 
 
+def check_source(source: str | Path) -> None:
+    """Whether it is a folder, or can be a Hub id.
+
+    Raises:
+        FileNotFoundError: if neither.
+    """
+    folder = Path(source)
+    if not folder.is_dir() and (folder.is_absolute() or len(folder.parts) != 2 or str(source).startswith(".")):
+        raise FileNotFoundError(
+            f"There is no checkpoint folder {source}; give a folder, or a Hub id such as name/model."
+        )
+
+
 def load_checkpoint(
     source: str | Path, *, device: str = "cpu", dtype: str = "auto"
 ) -> tuple[CrossVLTModel, CrossVLTProcessor]:
@@ -75,11 +88,7 @@ def load_checkpoint(
         ValueError: if weights are missing, left over or do not fit the config, or the device does not exist.
     """
     target = parse_device(device)
-    folder = Path(source)
-    if not folder.is_dir() and (folder.is_absolute() or len(folder.parts) != 2 or str(source).startswith(".")):
-        raise FileNotFoundError(
-            f"There is no checkpoint folder {source}; give a folder, or a Hub id such as name/model."
-        )
+    check_source(source)
     try:
         model, info, processor = _load(source, dtype)
     except (OSError, ValueError):

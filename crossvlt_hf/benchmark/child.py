@@ -1,0 +1,95 @@
+"""A process that measures the memory of one case, or the loading of one checkpoint: a job as JSON in, figures out."""
+
+import gc
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from ..modeling_crossvlt import CrossVLTModel
+from .cases import Case
+from .memory import measure_device, peak, reset_peak, resident
+from .workloads import Workshop
+
+
+def measure_case(job: dict[str, Any], before: int) -> dict[str, Any]:
+    """Memory of a case: of its weights, and at most during its steps."""
+    case, device = Case.from_dict(job["case"]), torch.device(job["case"]["device"])
+    workshop = Workshop(job["folders"], seed=job["seed"], optimizer=job["optimizer"])
+    step = workshop.step(case)
+    gc.collect()
+    on_gpu = device.type == "cuda"
+    held = torch.cuda.memory_allocated(device) if on_gpu else resident() - before
+    resettable = reset_peak()
+    highest = measure_device(step, device)
+    return {
+        "kind": "allocated by PyTorch" if on_gpu else "resident set of a process",
+        "interpreter_bytes": before,
+        "weights_bytes": workshop.weights_bytes(case),
+        "loaded_bytes": held,
+        "peak_bytes": highest if on_gpu else highest - before,
+        "peak_reset": resettable,
+    }
+
+
+def measure_loading(job: dict[str, Any], before: int) -> dict[str, Any]:
+    """Time of `from_pretrained` and of reading the file alone, in turns, and the peak of the first loading."""
+    folder, dtype, device = Path(job["folder"]), job["dtype"], job["device"]
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError("Its weights are in no .safetensors file, of which alone the reading is timed.")
+
+    def load() -> PreTrainedModel:
+        return CrossVLTModel.from_pretrained(folder, dtype=dtype).to(device)
+
+    reset_peak()
+    first, model = _timed(load)
+    highest, held = peak() - before, resident() - before
+    del model
+    reading, loading = [], []
+    for _ in range(job["rounds"]):
+        reading.append(_timed(lambda: [len(file.read_bytes()) for file in files])[0])
+        loading.append(_timed(load)[0])
+        gc.collect()
+    return {
+        "file_bytes": sum(file.stat().st_size for file in files),
+        "first_seconds": first,
+        "load_seconds": loading,
+        "read_seconds": reading,
+        "interpreter_bytes": before,
+        "loaded_bytes": held,
+        "peak_bytes": highest,
+    }
+
+
+def _timed(do: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = do()
+    return time.perf_counter() - start, result
+
+
+JOBS = {"case": measure_case, "loading": measure_loading}
+
+
+def main() -> None:
+    """Read the job from standard input, and print what was found as one line of JSON."""
+    before = resident()  # with torch, Transformers and this package imported, and nothing done
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    job = json.load(sys.stdin)
+    torch.set_num_threads(job["threads"])
+    try:
+        answer = JOBS[job["job"]](job, before)
+    except Exception as error:  # whatever it is, the parent goes on with the next case
+        answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+    sys.stdout.write(f"\n{json.dumps(answer)}\n")
+
+
+if __name__ == "__main__":
+    main()

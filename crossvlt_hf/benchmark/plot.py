@@ -1,0 +1,139 @@
+"""The plot of a report: how time and memory grow with image side, expressions and batch."""
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from ..visualization.canvas import FAINT, GREY, add_axes, add_text, clean, new_figure, one_line, to_image
+from .cases import SCALES
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+TITLES = {"size": "image side (pixels)", "expressions": "expressions per image", "batch": "images in the batch"}
+# What tells two curves apart, and is said in the legend where it does
+TOLD = ("model", "task", "device", "dtype", "attention", "compiled", "fused", "checkpointing", *SCALES, "tokens")
+Series = dict[tuple[Any, ...], list[dict[str, Any]]]
+Measure = Callable[[dict[str, Any]], float | None]
+
+
+def scaling_figure(report: dict[str, Any]) -> Image.Image:
+    """Draw a report.
+
+    Args:
+        report: what `run_benchmark` gives.
+
+    Returns:
+        New image of mode "RGB": time above and peak memory below, a column for each of image side, expressions and
+        batch that was varied; bars for the cases where none was.
+
+    Raises:
+        ModuleNotFoundError: without matplotlib, the extra `plot`.
+    """
+    measures = [(title, measure) for title, measure in MEASURES if any(measure(case) for case in report["cases"])]
+    axes = {axis: series for axis in SCALES if (series := _series(report["cases"], axis))}
+    return _curves(report, axes, measures) if axes else _bars(report, measures)
+
+
+def _milliseconds(case: dict[str, Any]) -> float | None:
+    return 1000 * case["seconds"]["p50"] if "seconds" in case else None
+
+
+def _mebibytes(case: dict[str, Any]) -> float | None:
+    return None if case["memory"] is None else case["memory"]["peak_bytes"] / 2**20
+
+
+MEASURES: list[tuple[str, Measure]] = [("time (ms), median", _milliseconds), ("peak memory (MiB)", _mebibytes)]
+
+
+def _series(cases: list[dict[str, Any]], axis: str) -> Series:
+    """Cases that differ in the axis alone, where there are several, by all else."""
+    series: Series = {}
+    for case in cases:
+        key = tuple(_hashable(case[name]) for name in TOLD if name != axis)
+        series.setdefault(key, []).append(case)
+    return {
+        key: sorted(found, key=lambda case: _position(case, axis)) for key, found in series.items() if len(found) > 1
+    }
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _position(case: dict[str, Any], axis: str) -> float:
+    """Where on the axis a case stands; the side of an image that is no square is that of the square as large."""
+    return math.sqrt(math.prod(case["size"])) if axis == "size" else case[axis]
+
+
+def _curves(report: dict[str, Any], axes: dict[str, Series], measures: list[tuple[str, Measure]]) -> Image.Image:
+    figure = new_figure(0.6 + 4.6 * len(axes), 1.15 + 3.5 * len(measures))
+    add_text(figure, 0.35, 0.18, _title(report), fontsize=11, weight="bold")
+    for column, (axis, series) in enumerate(axes.items()):
+        for row, (title, measure) in enumerate(measures):
+            panel = add_axes(figure, 0.75 + 4.6 * column, 0.95 + 3.5 * row, 3.75, 2.6)
+            panel.set_title(title, loc="left", fontsize=10, weight="bold")
+            panel.set_xlabel(TITLES[axis], fontsize=9, color=GREY)
+            _draw_panel(panel, axis, series, measure)
+    return to_image(figure)
+
+
+def _draw_panel(panel: "Axes", axis: str, series: Series, measure: Measure) -> None:
+    clean(panel)
+    panel.grid(color=FAINT, linewidth=0.6)
+    for number, (key, cases) in enumerate(series.items()):
+        points = [(_position(case, axis), value) for case in cases if (value := measure(case)) is not None]
+        label = _legend(key, list(series), axis)
+        panel.plot(
+            *zip(*points, strict=True), marker="o", markersize=4, linewidth=1.5, color=f"C{number % 10}", label=label
+        )
+    places = sorted({_position(case, axis) for cases in series.values() for case in cases})
+    panel.set_xticks(places, [f"{place:g}" for place in places])
+    panel.set_ylim(bottom=0)
+    panel.set_xlim(left=0)
+    if len(series) > 1:
+        panel.legend(frameon=False, fontsize=7.5)
+
+
+def _legend(key: tuple[Any, ...], keys: list[tuple[Any, ...]], axis: str) -> str:
+    """What tells a curve from the others."""
+    names = [name for name in TOLD if name != axis]
+    told = [place for place in range(len(names)) if len({other[place] for other in keys}) > 1]
+    return ", ".join(_say(names[place], key[place]) for place in told)
+
+
+def _say(name: str, value: Any) -> str:
+    if name == "size":
+        return "x".join(map(str, value))
+    if isinstance(value, bool):
+        return name if value else f"not {name}"
+    return f"{name} {value}" if name in SCALES or name == "tokens" else one_line(str(value))
+
+
+def _bars(report: dict[str, Any], measures: list[tuple[str, Measure]]) -> Image.Image:
+    cases = report["cases"]
+    labels = [one_line(case["label"]) for case in cases]
+    height = 0.35 * len(cases)
+    figure = new_figure(5.6 + 3.2 * len(measures), 1.5 + height)
+    add_text(figure, 0.35, 0.18, _title(report), fontsize=11, weight="bold")
+    for column, (title, measure) in enumerate(measures):
+        panel = add_axes(figure, 5.0 + 3.2 * column, 0.95, 2.6, height)
+        clean(panel)
+        values = [measure(case) or 0 for case in cases]
+        drawn = panel.barh(range(len(cases)), values, height=0.6)
+        panel.bar_label(drawn, fmt="%.0f", fontsize=8, padding=3)
+        panel.set_yticks(range(len(cases)), labels if column == 0 else [""] * len(cases))
+        panel.invert_yaxis()
+        panel.margins(x=0.2)
+        panel.set_title(title, loc="left", fontsize=10, weight="bold")
+    return to_image(figure)
+
+
+def _title(report: dict[str, Any]) -> str:
+    machine = report["machine"]
+    models = ", ".join(dict.fromkeys(case["model"] for case in report["cases"]))
+    return one_line(f"{models} on {', '.join(machine['gpus']) or machine['processor']}, {machine['threads']} threads")

@@ -1,0 +1,252 @@
+"""What was measured, as a report that JSON can hold, and as tables."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from .cases import Case
+from .machine import Probe
+from .timing import median_ratio, summarise
+
+
+if TYPE_CHECKING:
+    from .run import Findings
+
+
+# Axes on which a case is held against the same case with the axis' first value
+COMPARED = ("dtype", "attention", "compiled", "fused", "checkpointing", "batch", "expressions")
+MEBIBYTE = 1024**2
+
+
+def describe_probe(probe: Probe, samples: Sequence[float]) -> dict[str, Any]:
+    """The machine's peak as one computation reaches it."""
+    seconds = summarise(samples)
+    return {
+        "kind": probe.kind,
+        "device": probe.device,
+        "dtype": probe.dtype,
+        "shape": list(probe.shape),
+        "flops": probe.flops,
+        "seconds": seconds,
+        "flops_per_second": probe.flops / seconds["p50"],
+    }
+
+
+def describe_case(
+    case: Case, found: "Findings", probes: Sequence[Probe], reference_gflop: float | None
+) -> dict[str, Any]:
+    """All that is known of a case."""
+    described: dict[str, Any] = {
+        **case.to_dict(),
+        "label": case.label,
+        "parameters": found.parameters.get(case),
+        "flops": found.flops.get(case),
+        "memory": found.memory.get(case),
+    }
+    if case not in found.samples:
+        return described
+    seconds = summarise(found.samples[case])
+    flops = found.flops[case]
+    reference = None if reference_gflop is None else reference_gflop * 1e9 * case.batch * case.expressions
+    described |= {
+        "seconds": seconds,
+        "first_call_seconds": found.first[case],
+        "images_per_second": case.batch / seconds["p50"],
+        "expressions_per_second": case.batch * case.expressions / seconds["p50"],
+        "flops_per_second": flops / seconds["p50"],
+        "fraction_of_peak": _fractions(case, flops, found, probes),
+    }
+    if reference is not None:
+        described["fraction_of_peak_at_reference"] = _fractions(case, reference, found, probes)
+    return described
+
+
+def _fractions(case: Case, flops: float, found: "Findings", probes: Sequence[Probe]) -> dict[str, float]:
+    """Operations per second as a fraction of what the machine's best computations reach, by their kind.
+
+    A round's time is held against the peak of the same round.
+    """
+    return {
+        probe.kind: flops / probe.flops * median_ratio(found.samples[probe], found.samples[case])
+        for probe in probes
+        if (probe.device, probe.dtype) == (case.device, case.dtype)
+    }
+
+
+def compare(cases: Sequence[Case], found: "Findings") -> list[dict[str, Any]]:
+    """Every case against the one that differs only in one axis, where it has the first value that occurs."""
+    return [
+        {
+            "axis": axis,
+            "value": getattr(case, axis),
+            "base": getattr(base, axis),
+            "case": case.label,
+            "time": _time_ratio(case, base, found),
+            "peak_memory": _memory_ratio(case, base, found),
+        }
+        for axis, case, base in _pairs(cases)
+    ]
+
+
+def _pairs(cases: Sequence[Case]) -> Iterator[tuple[str, Case, Case]]:
+    for axis in COMPARED:
+        bases: dict[Case, Case] = {}
+        default = getattr(Case(""), axis)
+        for case in cases:
+            base = bases.setdefault(replace(case, **{axis: default}), case)
+            if base is not case:
+                yield axis, case, base
+
+
+def _time_ratio(case: Case, base: Case, found: "Findings") -> float | None:
+    if case not in found.samples or base not in found.samples:
+        return None
+    return median_ratio(found.samples[case], found.samples[base])
+
+
+def _memory_ratio(case: Case, base: Case, found: "Findings") -> float | None:
+    if case not in found.memory or base not in found.memory:
+        return None
+    return found.memory[case]["peak_bytes"] / found.memory[base]["peak_bytes"]
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """The tables of a report, in Markdown."""
+    tables = [
+        ("Models", _model_rows(report)),
+        ("Peak of this machine", _peak_rows(report)),
+        ("Cases", _case_rows(report)),
+        ("Ratios, round by round", _comparison_rows(report)),
+        ("Not measured", [{"case": row["label"], "reason": row["reason"]} for row in report["skipped"]]),
+    ]
+    return "\n\n".join(f"**{title}**\n\n{_table(rows)}" for title, rows in tables if rows)
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> str:
+    """A Markdown table; without the columns in which no row has a value."""
+    titles = list(dict.fromkeys(itertools.chain.from_iterable(rows)))
+    titles = [title for title in titles if any(row.get(title) is not None for row in rows)]
+    cells = [
+        ["-" if row.get(title) is None else str(row[title]).replace("|", "/") for title in titles] for row in rows
+    ]
+    lines = [titles, ["---"] * len(titles), *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _model_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "model": row["model"],
+            "parameters (M)": f"{row['parameters'] / 1e6:.1f}",
+            "pixels": _size(row["size"]),
+            "GFLOP": f"{sum(row['flops_by_part'].values()) / 1e9:.1f}",
+            "weights": "random" if row["random_weights"] else "trained",
+            **_loading_columns(row["loading"]),
+        }
+        for row in report["models"]
+    ]
+
+
+def _loading_columns(loading: dict[str, Any] | None) -> dict[str, str]:
+    if loading is None:
+        return {}
+    return {
+        "load (s)": f"{loading['load_seconds']['p50']:.3f}",
+        "read the file (s)": f"{loading['read_seconds']['p50']:.3f}",
+        "load / read": f"{loading['load_over_read']:.2f}",
+        "peak of loading (MiB)": _mebibytes(loading["peak_bytes"]),
+        "file (MiB)": _mebibytes(loading["file_bytes"]),
+    }
+
+
+def _peak_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "computation": f"{row['kind']} {'x'.join(map(str, row['shape']))}",
+            "device": row["device"],
+            "dtype": row["dtype"],
+            "p50 (ms)": _milliseconds(row["seconds"]["p50"]),
+            "p90 (ms)": _milliseconds(row["seconds"]["p90"]),
+            "GFLOP/s": f"{row['flops_per_second'] / 1e9:.0f}",
+        }
+        for row in report["peaks"]
+    ]
+
+
+# Shown only where a case has another value than the rest
+OPTIONAL = ("device", "attention", "compiled", "fused", "checkpointing", "tokens")
+
+
+def _case_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
+    cases = report["cases"]
+    varying = [axis for axis in OPTIONAL if len({case[axis] for case in cases}) > 1]
+    return [
+        {
+            "model": case["model"],
+            "task": case["task"],
+            "dtype": case["dtype"],
+            **{axis: _word(case[axis]) for axis in varying},
+            "pixels": _size(case["size"]),
+            "batch": case["batch"],
+            "expressions": case["expressions"],
+            "GFLOP": None if case["flops"] is None else f"{case['flops'] / 1e9:.1f}",
+            **_time_columns(case),
+            **_memory_columns(case["memory"]),
+        }
+        for case in cases
+    ]
+
+
+def _time_columns(case: dict[str, Any]) -> dict[str, str]:
+    if "seconds" not in case:
+        return {}
+    titles = {"matrix product": "of matrix peak", "3x3 convolution": "of convolution peak"}
+    fractions = {titles[kind]: f"{100 * value:.0f} %" for kind, value in case["fraction_of_peak"].items()}
+    reference = case.get("fraction_of_peak_at_reference", {})
+    held = {f"time / time of the reference at {kind} peak": f"{1 / value:.2f}" for kind, value in reference.items()}
+    return {
+        "p50 (ms)": _milliseconds(case["seconds"]["p50"]),
+        "p90 (ms)": _milliseconds(case["seconds"]["p90"]),
+        "images/s": f"{case['images_per_second']:.3g}",
+        **fractions,
+        **held,
+    }
+
+
+def _memory_columns(memory: dict[str, Any] | None) -> dict[str, str]:
+    if memory is None:
+        return {}
+    return {
+        "weights (MiB)": _mebibytes(memory["weights_bytes"]),
+        "loaded (MiB)": _mebibytes(memory["loaded_bytes"]),
+        "peak (MiB)": _mebibytes(memory["peak_bytes"]),
+    }
+
+
+def _comparison_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "case": row["case"],
+            "against": f"{row['axis']} {_word(row['base'])}",
+            "time": None if row["time"] is None else f"{row['time']:.3f}",
+            "peak memory": None if row["peak_memory"] is None else f"{row['peak_memory']:.3f}",
+        }
+        for row in report["comparisons"]
+    ]
+
+
+def _word(value: Any) -> Any:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+def _size(size: Sequence[int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.1f}"
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / MEBIBYTE:.0f}"

@@ -1,0 +1,266 @@
+"""A whole benchmark: memory first, each case in a process of its own; then all timings in turns, in this process."""
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from ..complexity import add_up, count_flops_by_part, count_parameters, count_training_flops
+from ..loading import parse_device
+from .cases import Case, Grid, check_positive
+from .machine import KINDS, Probe, describe_machine
+from .memory import ChildError, in_child
+from .peers import PEERS, count_step_flops
+from .report import compare, describe_case, describe_probe
+from .sources import Source, open_sources
+from .timing import Work, interleave, summarise
+from .workloads import OPTIMIZERS, Workshop
+
+
+MEASURES = ("time", "memory", "load")
+LOAD_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure, and how.
+
+    Args:
+        grid: of our models.
+        peers: names of `peers.PEERS`, measured at their defaults on the grid's devices and in its dtypes.
+        measures: of "time", "memory" and "load". Parameters and operations are always counted.
+        rounds: how often each case is timed.
+        warm_up: how often each case runs before.
+        optimizer: of training steps, "adamw" or "none".
+        threads: of the processor; None leaves PyTorch's choice.
+        seed: of random weights and inputs.
+        reference_gflop: operations of one image and expression, in 10^9, to hold times against instead of those that
+            the model really needs, so that implementations that save operations compare; None does not.
+    """
+
+    grid: Grid
+    peers: Sequence[str] = ()
+    measures: Sequence[str] = MEASURES
+    rounds: int = 10
+    warm_up: int = 1
+    optimizer: str = "adamw"
+    threads: int | None = None
+    seed: int = 0
+    reference_gflop: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, known in (("peers", tuple(PEERS)), ("measures", MEASURES)):
+            for value in getattr(self, name):
+                if value not in known:
+                    raise ValueError(f"`{name}` has {value!r}; give some of {', '.join(known)}.")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"`optimizer` is {self.optimizer!r}; give one of {', '.join(OPTIMIZERS)}.")
+        for name in ("rounds", "warm_up"):
+            check_positive(name, getattr(self, name))
+        if self.threads is not None:
+            check_positive("threads", self.threads)
+        if self.reference_gflop is not None and not self.reference_gflop > 0:
+            raise ValueError(f"`reference_gflop` is {self.reference_gflop}; give more than 0.")
+
+
+@dataclass
+class Findings:
+    """What has been measured so far, by case; a case that cannot run is in `skipped`, with the reason."""
+
+    flops: dict[Case, int] = field(default_factory=dict)
+    parameters: dict[Case, int] = field(default_factory=dict)
+    memory: dict[Case, dict[str, Any]] = field(default_factory=dict)
+    first: dict[Case, float] = field(default_factory=dict)
+    samples: dict[Any, list[float]] = field(default_factory=dict)
+    skipped: dict[Case, str] = field(default_factory=dict)
+
+    def left(self, cases: Sequence[Case]) -> list[Case]:
+        """The cases that have not failed."""
+        return [case for case in cases if case not in self.skipped]
+
+
+def run_benchmark(options: Options, tell: Callable[[str], Any] = lambda line: None) -> dict[str, Any]:
+    """Measure, and report as what JSON can hold.
+
+    Args:
+        options: what to measure.
+        tell: is told what is being done.
+
+    Raises:
+        OSError: if there is no such checkpoint.
+        ValueError: if an option is wrong, or no case could run.
+    """
+    for device in options.grid.device:
+        parse_device(device)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(options.threads or threads)
+        with open_sources(options.grid.model, options.seed) as sources:
+            return _measure(options, sources, tell)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _measure(options: Options, sources: Mapping[str, Source], tell: Callable[[str], Any]) -> dict[str, Any]:
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    cases = _all_cases(options, sources)
+    _check_cases(cases, sources)
+    found = Findings()
+    folders = {name: str(source.folder) for name, source in sources.items()}
+    # Memory comes first: a case that is killed for want of it must not take the timings with it
+    if "memory" in options.measures:
+        _measure_memory(cases, folders, options, found, tell)
+    loading = _measure_loading(options, folders, tell) if "load" in options.measures else {}
+    _count(found.left(cases), sources, found)
+    probes = _measure_times(cases, folders, options, found, tell) if "time" in options.measures else []
+    if cases and not found.left(cases):
+        raise ValueError(f"No case could run. {cases[0].label}: {found.skipped[cases[0]]}")
+    return {
+        "format": 1,
+        "started": started,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        "machine": describe_machine(),
+        "settings": _settings(options),
+        "peaks": [describe_probe(probe, found.samples[probe]) for probe in probes],
+        "models": [_describe_source(source, loading.get(name)) for name, source in sources.items()],
+        "cases": [describe_case(case, found, probes, options.reference_gflop) for case in found.left(cases)],
+        "comparisons": compare(found.left(cases), found),
+        "skipped": [{**case.to_dict(), "label": case.label, "reason": why} for case, why in found.skipped.items()],
+    }
+
+
+LIBRARIES = ("crossvlt_hf", "torch", "transformers")
+
+
+def _all_cases(options: Options, sources: Mapping[str, Source]) -> list[Case]:
+    ours = [replace(case, size=case.size or sources[case.model].size) for case in options.grid.cases()]
+    peers = [
+        Case(name, device=device, dtype=dtype, size=PEERS[name].size, tokens=PEERS[name].tokens, peer=True)
+        for device in options.grid.device
+        for dtype in options.grid.dtype
+        for name in options.peers
+    ]
+    return list(dict.fromkeys([*ours, *peers]))
+
+
+def _check_cases(cases: Sequence[Case], sources: Mapping[str, Source]) -> None:
+    """What would only fail after minutes."""
+    for case in cases:
+        if case.peer:
+            continue
+        longest = sources[case.model].config.text_config.max_position_embeddings
+        if case.tokens > longest:
+            raise ValueError(f"`tokens` is {case.tokens}; {case.model} reads at most {longest}.")
+        least = 4 * sources[case.model].config.vision_config.patch_size
+        if case.task == "training" and case.batch == 1 and max(case.size or (0,)) <= least:
+            raise ValueError(f"`size` is {case.size}; training on one image needs more than {least} pixels a side.")
+
+
+def _measure_memory(
+    cases: Sequence[Case], folders: dict[str, str], options: Options, found: Findings, tell: Callable[[str], Any]
+) -> None:
+    for number, case in enumerate(cases, start=1):
+        tell(f"memory {number}/{len(cases)}: {case.label}")
+        job = {"job": "case", "case": case.to_dict(), "folders": folders, **_conditions(options)}
+        try:
+            found.memory[case] = in_child(job)
+        except ChildError as error:
+            found.skipped[case] = str(error)
+
+
+def _measure_loading(
+    options: Options, folders: dict[str, str], tell: Callable[[str], Any]
+) -> dict[str, dict[str, Any]]:
+    """By the name of the model; on the first device and in the first dtype."""
+    loading = {}
+    for name, folder in folders.items():
+        tell(f"loading: {name}")
+        dtype, device = options.grid.dtype[0], options.grid.device[0]
+        job = {"job": "loading", "folder": folder, "dtype": dtype, "device": device, "rounds": LOAD_ROUNDS}
+        answer = in_child({**job, **_conditions(options)})
+        seconds = {key: summarise(answer[key]) for key in ("load_seconds", "read_seconds")}
+        ratio = seconds["load_seconds"]["p50"] / seconds["read_seconds"]["p50"]
+        loading[name] = {**answer, **seconds, "load_over_read": ratio, "dtype": dtype, "device": device}
+    return loading
+
+
+def _conditions(options: Options) -> dict[str, Any]:
+    return {"threads": torch.get_num_threads(), "seed": options.seed, "optimizer": options.optimizer}
+
+
+def _count(cases: Sequence[Case], sources: Mapping[str, Source], found: Findings) -> None:
+    """Operations of our models, without running them; counted once for each size."""
+
+    @cache
+    def inference(model: str, size: tuple[int, int], tokens: int) -> dict[str, int]:
+        return count_flops_by_part(sources[model].config, size, tokens)
+
+    @cache
+    def training(model: str, size: tuple[int, int], tokens: int) -> int:
+        return count_training_flops(sources[model].config, size, tokens)
+
+    for case in cases:
+        if case.peer or case.size is None:
+            continue
+        what = case.model, case.size, case.tokens
+        if case.task == "training":
+            found.flops[case] = case.batch * training(*what)
+        else:
+            found.flops[case] = add_up(inference(*what), images=case.batch, expressions=case.expressions)
+
+
+def _measure_times(
+    cases: Sequence[Case], folders: dict[str, str], options: Options, found: Findings, tell: Callable[[str], Any]
+) -> list[Probe]:
+    """Warm all cases up, then time them and the machine's peak in turns."""
+    workshop = Workshop(folders, seed=options.seed, optimizer=options.optimizer)
+    works: dict[Any, Work] = {}
+    for case in found.left(cases):
+        tell(f"warming up: {case.label}")
+        try:
+            works[case] = _warm_up(case, workshop, options.warm_up, found)
+        except Exception as error:  # whatever it is: one case of a grid must not cost the others
+            found.skipped[case] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    conditions = dict.fromkeys((case.device, case.dtype) for case in found.left(cases))
+    probes = [Probe(kind, device, dtype) for device, dtype in conditions for kind in KINDS]
+    peaks = {probe: probe.work() for probe in probes}
+    for work in peaks.values():
+        work.seconds()
+    found.samples |= interleave(
+        {**peaks, **works}, options.rounds, lambda number: tell(f"timing: round {number}/{options.rounds}")
+    )
+    return probes
+
+
+def _warm_up(case: Case, workshop: Workshop, times: int, found: Findings) -> Work:
+    work = Work(workshop.step(case), torch.device(case.device))
+    found.parameters[case] = workshop.parameters(case)
+    found.first[case] = work.seconds()
+    if case.peer:
+        found.flops[case] = count_step_flops(work.step)
+    for _ in range(times - 1):
+        work.seconds()
+    return work
+
+
+def _settings(options: Options) -> dict[str, Any]:
+    names = ("rounds", "warm_up", "optimizer", "seed", "reference_gflop")
+    return {"measures": list(options.measures), **{name: getattr(options, name) for name in names}}
+
+
+def _describe_source(source: Source, loading: dict[str, Any] | None) -> dict[str, Any]:
+    tokens = min(21, source.config.text_config.max_position_embeddings)
+    return {
+        "model": source.name,
+        "random_weights": source.random,
+        "parameters": count_parameters(source.config),
+        "size": list(source.size),
+        "tokens": tokens,
+        "flops_by_part": count_flops_by_part(source.config, source.size, tokens),
+        "loading": loading,
+    }

@@ -1,0 +1,87 @@
+"""Where models come from: a named size with random weights, a folder, a Hub id, or the built-in checkpoint."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from huggingface_hub import snapshot_download
+
+from ..configuration_crossvlt import SIZES, CrossVLTConfig
+from ..loading import DEFAULT_CHECKPOINT, check_source
+from ..modeling_crossvlt import CrossVLTModel
+from ..processing_crossvlt import CrossVLTProcessor
+from ..tokenization import default_tokenizer
+
+
+BUILT_IN = "built-in"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint on disk.
+
+    Args:
+        name: as the user gave it.
+        folder: in which it lies.
+        config: of the model.
+        size: height and width that its processor gives the model.
+        random: whether the weights are.
+    """
+
+    name: str
+    folder: Path
+    config: CrossVLTConfig
+    size: tuple[int, int]
+    random: bool
+
+
+@contextmanager
+def open_sources(names: Sequence[str], seed: int) -> Iterator[dict[str, Source]]:
+    """Bring the models to disk for as long as they are measured.
+
+    Args:
+        names: "built-in", "tiny", "small", "base", "large", folders, or Hub ids.
+        seed: of random weights.
+
+    Yields:
+        The source of every name.
+
+    Raises:
+        OSError: if there is no such checkpoint.
+        ValueError: if it is none of CrossVLT.
+    """
+    given = [name for name in names if name not in SIZES]
+    found = {name: _open_given(name) for name in given}  # first, since it fails fastest
+    with TemporaryDirectory() as folder:
+        found |= {name: _make(name, Path(folder) / name, seed) for name in dict.fromkeys(names) if name in SIZES}
+        yield {name: found[name] for name in names}
+
+
+def _open_given(name: str) -> Source:
+    if name == BUILT_IN:
+        folder = DEFAULT_CHECKPOINT
+    elif Path(name).is_dir():
+        folder = Path(name)
+    else:
+        check_source(name)
+        folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt"]))
+    model_type = CrossVLTConfig.get_config_dict(folder)[0].get("model_type")
+    if model_type != CrossVLTConfig.model_type:
+        raise ValueError(f"{name} is a checkpoint of type {model_type!r}; give one of type 'crossvlt', or a size.")
+    size = CrossVLTProcessor.from_pretrained(folder).image_processor.size
+    config = CrossVLTConfig.from_pretrained(folder)
+    return Source(name, folder, config, (size["height"], size["width"]), random=False)
+
+
+def _make(name: str, folder: Path, seed: int) -> Source:
+    """A model of a named size with random weights, saved so that it is loaded as a trained one is."""
+    torch.manual_seed(seed)
+    model = CrossVLTModel(CrossVLTConfig.from_size(name))
+    model.save_pretrained(folder)
+    processor = CrossVLTProcessor.from_tokenizer(default_tokenizer())
+    processor.save_pretrained(folder)
+    size = processor.image_processor.size
+    return Source(name, folder, model.config, (size["height"], size["width"]), random=True)

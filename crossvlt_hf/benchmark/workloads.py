@@ -1,0 +1,127 @@
+"""From a case to something that runs: the model, its inputs, and the step to measure."""
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..loading import load_checkpoint
+from ..modeling_crossvlt import CrossVLTModel
+from .cases import Case, check_positive
+from .peers import PEERS, Peer
+
+
+OPTIMIZERS = ("adamw", "none")
+Step = Callable[[], Any]
+
+
+class Workshop:
+    """Makes the steps of cases; cases that can share a model do.
+
+    Args:
+        folders: the checkpoint of each model, by its name.
+        seed: of the inputs, and of the weights of peers.
+        optimizer: what ends a training step: "adamw", or "none" to leave the weights as they are.
+    """
+
+    def __init__(self, folders: Mapping[str, Any], *, seed: int = 0, optimizer: str = "adamw") -> None:
+        self.folders, self.seed, self.optimizer = folders, seed, optimizer
+        self._models: dict[Case, CrossVLTModel | Peer] = {}
+        self._compiled: dict[Case, Callable[..., Any]] = {}
+        self._optimizers: dict[Case, torch.optim.Optimizer | None] = {}
+
+    def step(self, case: Case) -> Step:
+        """What the case does once; the first call may be slower than others."""
+        torch.manual_seed(self.seed)
+        model = self._model(case)
+        if isinstance(model, Peer):
+            return model.step
+        inputs = make_inputs(model, case)
+        return (
+            self._training_step(case, model, inputs) if case.task == "training" else self._inference_step(case, inputs)
+        )
+
+    def parameters(self, case: Case) -> int:
+        """Number of parameters of its model."""
+        return sum(parameter.numel() for parameter in self._model(case).parameters())
+
+    def weights_bytes(self, case: Case) -> int:
+        """Bytes of the parameters of its model."""
+        return sum(parameter.nbytes for parameter in self._model(case).parameters())
+
+    def _model(self, case: Case) -> CrossVLTModel | Peer:
+        if case.instance not in self._models:
+            self._models[case.instance] = self._make_peer(case) if case.peer else self._make_model(case)
+        return self._models[case.instance]
+
+    def _make_peer(self, case: Case) -> Peer:
+        return PEERS[case.model](case.device, getattr(torch, case.dtype))
+
+    def _make_model(self, case: Case) -> CrossVLTModel:
+        training = case.task == "training"
+        dtype = "float32" if training else case.dtype
+        model: Any = load_checkpoint(self.folders[case.model], device=case.device, dtype=dtype)[0]
+        model.set_attn_implementation(case.attention)
+        if training:
+            model.train()
+        if case.checkpointing:
+            model.activation_checkpointing_enable()
+        if case.fused:
+            model.fuse()
+        return model
+
+    def _inference_step(self, case: Case, inputs: dict[str, Tensor]) -> Step:
+        model: Any = self._model(case)
+        if case.compiled:  # once for each size and number of expressions
+            model = self._compiled.setdefault(case.instance, torch.compile(model, dynamic=False))
+
+        def step() -> Tensor:
+            with torch.no_grad():
+                return model(**inputs).logits
+
+        return step
+
+    def _training_step(self, case: Case, model: CrossVLTModel, inputs: dict[str, Tensor]) -> Step:
+        optimizer = self._optimizers.setdefault(case.instance, self._make_optimizer(model))
+        lower = case.dtype != "float32"
+        device_type = torch.device(case.device).type
+
+        def step() -> None:
+            precision = torch.autocast(device_type, getattr(torch, case.dtype)) if lower else nullcontext()
+            with precision:
+                loss = model(**inputs).loss
+            loss.backward()
+            if optimizer is not None:
+                optimizer.step()
+            model.zero_grad(set_to_none=True)
+
+        return step
+
+    def _make_optimizer(self, model: CrossVLTModel) -> torch.optim.Optimizer | None:
+        return torch.optim.AdamW(model.parameters(), lr=3e-5) if self.optimizer == "adamw" else None
+
+
+def make_inputs(model: CrossVLTModel, case: Case) -> dict[str, Tensor]:
+    """Random inputs of a case, on its device.
+
+    Returns:
+        `pixel_values` (batch, channels, height, width); `input_ids`, `attention_mask` (batch * expressions, tokens);
+        `expressions_per_image` (batch,) where there are several; `labels` (batch, height, width) in training.
+    """
+    vision, text = model.config.vision_config, model.config.text_config
+    if case.size is None:
+        raise ValueError(f"The case {case.label} has no size; give height and width.")
+    check_positive("tokens", case.tokens)
+    shape = (case.batch * case.expressions, case.tokens)
+    inputs = {
+        "pixel_values": torch.randn(case.batch, vision.num_channels, *case.size),
+        "input_ids": torch.randint(1, text.vocab_size, shape),
+        "attention_mask": torch.ones(shape, dtype=torch.long),  # what the processor gives
+    }
+    if case.expressions > 1:
+        inputs["expressions_per_image"] = torch.full((case.batch,), case.expressions)
+    if case.task == "training":
+        inputs["labels"] = (torch.rand(case.batch, *case.size) > 0.9).long()
+    return {name: value.to(case.device) for name, value in inputs.items()}

@@ -1,0 +1,370 @@
+"""`crossvlt benchmark`: what it measures, in what order, and what it writes, but not how fast this machine is."""
+
+import io
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_config
+from PIL import Image
+
+from crossvlt_hf import CrossVLTModel
+from crossvlt_hf.benchmark import (
+    Case,
+    Grid,
+    Options,
+    child,
+    format_report,
+    machine,
+    run,
+    run_benchmark,
+    scaling_figure,
+)
+from crossvlt_hf.benchmark.memory import ChildError, in_child, measure_device, reset_peak, resident
+from crossvlt_hf.benchmark.peers import PEERS, Peer, count_step_flops
+from crossvlt_hf.benchmark.report import compare
+from crossvlt_hf.benchmark.run import Findings
+from crossvlt_hf.benchmark.timing import Work, interleave, median_ratio, summarise
+from crossvlt_hf.benchmark.workloads import Workshop, make_inputs
+from crossvlt_hf.cli import main
+from crossvlt_hf.complexity import count_flops, count_flops_by_part, count_training_flops
+from crossvlt_hf.configuration_crossvlt import SIZES
+
+
+CPU = torch.device("cpu")
+needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+@pytest.fixture(autouse=True)
+def _small(tmp_path, monkeypatch):
+    """Work in an empty folder, on a machine whose peak is soon found."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        machine.Probe, "shape", property(lambda probe: (8,) if probe.kind == "matrix product" else (1, 2, 4, 4))
+    )
+    monkeypatch.setattr(run, "LOAD_ROUNDS", 2)
+
+
+def timed(model, *, peers=(), **axes) -> dict:
+    """The report of a short run without child processes."""
+    grid = Grid(**{"model": [str(model)], "size": [(32, 32)], "tokens": [5], **axes})
+    return run_benchmark(Options(grid, peers=peers, measures=["time"], rounds=2))
+
+
+def test_works_take_turns():
+    calls = []
+    works = {name: Work(lambda name=name: calls.append(name), CPU) for name in "abc"}
+    rounds = []
+    samples = interleave(works, 3, rounds.append)
+    assert calls == list("abc" * 3)
+    assert rounds == [1, 2, 3]
+    assert {name: len(values) for name, values in samples.items()} == {"a": 3, "b": 3, "c": 3}
+    assert min(map(min, samples.values())) >= 0
+
+
+def test_summary_and_ratio():
+    summary = summarise([3.0, 1.0, 2.0, 10.0])
+    assert (summary["p50"], summary["minimum"], summary["maximum"]) == (2.5, 1, 10)
+    assert summary["p90"] == pytest.approx(7.9)
+    # The second round was slow for both
+    assert median_ratio([2, 20, 2], [1, 10, 1]) == 2
+
+
+def test_grid_is_the_product_without_what_means_nothing():
+    grid = Grid(["m"], task=["inference", "training"], checkpointing=[False, True], fused=[False, True], batch=[1, 2])
+    cases = grid.cases()
+    assert len(cases) == len(set(cases)) == 2 * 2 + 2 * 2
+    assert not any(case.fused and case.task == "training" for case in cases)
+    assert not any(case.checkpointing and case.task == "inference" for case in cases)
+    assert Case.from_dict(json.loads(json.dumps(cases[-1].to_dict()))) == cases[-1]
+
+
+def test_one_at_a_time():
+    grid = Grid(["m"], batch=[1, 2], size=[(32, 32), (64, 64), (96, 96)], expressions=[1, 8], one_at_a_time=True)
+    found = {(case.batch, case.size[0], case.expressions) for case in grid.cases()}
+    assert found == {(1, 32, 1), (2, 32, 1), (1, 64, 1), (1, 96, 1), (1, 32, 8)}
+
+
+def test_parts_add_up():
+    config, size = tiny_config(), (40, 56)
+    parts = count_flops_by_part(config, size, tokens=7)
+    assert min(parts.values()) > 0
+    whole = Work(lambda: None, CPU)
+    model = CrossVLTModel(config).eval()
+    inputs = make_inputs(model, Case("m", size=size, tokens=7))
+    inputs.pop("attention_mask")
+    whole = count_step_flops(lambda: model(**inputs))
+    assert sum(parts.values()) == count_flops(config, size, 7) == pytest.approx(whole, rel=0.01)
+
+
+def test_expressions_share_what_reads_no_words():
+    config, size = tiny_config(), (32, 32)
+    one, parts = count_flops(config, size, 7), count_flops_by_part(config, size, 7)
+    shared = parts["patch embedding"] + parts["vision stage 1"]
+    assert count_flops(config, size, 7, images=2, expressions=3) == 2 * (3 * one - 2 * shared)
+    assert count_flops(config, size, 7, images=2) == 2 * one
+
+
+def test_training_is_three_forward_passes():
+    config = tiny_config()
+    ratio = count_training_flops(config, (64, 64), 7, images=2) / count_flops(config, (64, 64), 7, images=2)
+    assert ratio == pytest.approx(3, rel=0.1)
+
+
+@needs_linux
+def test_memory_of_a_known_allocation():
+    size = 64 * 2**20
+    before = measure_device(lambda: None, CPU)
+    highest = measure_device(lambda: torch.ones(size, dtype=torch.uint8), CPU, times=1)
+    assert 0.95 * size < highest - before < 1.3 * size
+    if reset_peak():
+        assert measure_device(lambda: None, CPU) - before < 0.5 * size
+
+
+def test_child_tells_why(capsys, monkeypatch):
+    case = Case("m", size=(32, 32), tokens=5).to_dict()
+    job = {"job": "case", "case": case, "folders": {"m": "nowhere"}, "threads": 1, "seed": 0, "optimizer": "adamw"}
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(job)))
+    child.main()
+    assert "no checkpoint folder nowhere" in json.loads(capsys.readouterr().out)["error"]
+
+
+@pytest.mark.parametrize(
+    ("code", "out", "reason"),
+    [
+        (-9, "", "most likely for want of memory"),
+        (1, "", "Its process failed: it broke"),
+        (0, '{"error": "MemoryError: too little"}', "MemoryError: too little"),
+    ],
+)
+def test_what_became_of_a_child(monkeypatch, code, out, reason):
+    done = subprocess.CompletedProcess([], code, stdout=f"noise\n{out}\n", stderr="Traceback\nit broke\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(ChildError, match=reason):
+        in_child({})
+
+
+def test_whole_run(checkpoint, capsys, monkeypatch):
+    """From the command line, memory in a real process; that for the loading is spared."""
+    monkeypatch.setattr(
+        run, "in_child", lambda job: in_child(job) if "case" in job else child.measure_loading(job, resident())
+    )
+    plot, output = "figures/scaling.png", "figures/report.json"
+    options = ["--model", str(checkpoint), "--task", "training", "--checkpointing", "on", "--batch", "2"]
+    limits = ["--tokens", "5", "--rounds", "2", "--reference-gflop", "0.5", "--threads", "1", "--seed", "3"]
+    writes = [*(["--plot", plot] if find_spec("matplotlib") else []), "--output", output]
+    assert main(["benchmark", *options, *limits, *writes]) == 0
+    report = json.loads(Path(output).read_text())
+    printed = capsys.readouterr()
+    assert printed.out == format_report(report) + "\n"
+    assert "memory 1/1" in printed.err
+    assert "round 2/2" in printed.err
+
+    assert report["versions"]["torch"] == torch.__version__
+    assert report["machine"]["threads"] == 1
+    assert report["settings"]["seed"] == 3
+    assert {peak["kind"] for peak in report["peaks"]} == {"matrix product", "3x3 convolution"}
+    (model,) = report["models"]
+    assert model["size"] == [64, 64]
+    assert model["parameters"] == sum(p.numel() for p in CrossVLTModel.from_pretrained(checkpoint).parameters())
+    assert model["loading"]["file_bytes"] == (checkpoint / "model.safetensors").stat().st_size
+    assert len(model["loading"]["read_seconds"]["samples"]) == len(model["loading"]["load_seconds"]["samples"]) == 2
+    assert report["skipped"] == []
+    (case,) = report["cases"]
+    check_case(case)
+    assert (case["task"], case["checkpointing"], case["size"]) == ("training", True, [64, 64])
+    memory = case["memory"]
+    assert memory["weights_bytes"] == 4 * model["parameters"]
+    assert memory["peak_bytes"] >= memory["loaded_bytes"] > 0
+    assert memory["interpreter_bytes"] > 50 * 2**20
+    if find_spec("matplotlib"):
+        assert Image.open(plot).mode == "RGB"
+
+
+def check_case(case: dict) -> None:
+    """What the numbers of a case say of each other."""
+    seconds = case["seconds"]
+    assert len(seconds["samples"]) == 2
+    assert 0 < seconds["minimum"] <= seconds["p50"] <= seconds["p90"] <= seconds["maximum"]
+    assert case["images_per_second"] == pytest.approx(case["batch"] / seconds["p50"])
+    assert case["flops_per_second"] == pytest.approx(case["flops"] / seconds["p50"])
+    assert set(case["fraction_of_peak"]) == {"matrix product", "3x3 convolution"}
+    reference = 0.5e9 * case["batch"] * case["expressions"] / case["flops"]
+    for kind, fraction in case["fraction_of_peak"].items():
+        assert case["fraction_of_peak_at_reference"][kind] == pytest.approx(reference * fraction)
+
+
+def test_cases_share_a_model_and_are_plotted(checkpoint, monkeypatch):
+    made = []
+    make_model = Workshop._make_model
+    monkeypatch.setattr(Workshop, "_make_model", lambda self, case: made.append(case) or make_model(self, case))
+    report = timed(
+        checkpoint,
+        dtype=["float32", "bfloat16"],
+        batch=[1, 2],
+        size=[(32, 32), (32, 48), (64, 64)],
+        one_at_a_time=True,
+    )
+    assert len(made) == 2
+    assert len(report["cases"]) == 2 * 4
+    assert {peak["dtype"] for peak in report["peaks"]} == {"float32", "bfloat16"}
+    assert all(case["memory"] is None for case in report["cases"])
+    table = format_report(report)
+    assert "| 32x48 | 1 | 1 |" in table
+    assert "peak (MiB)" not in table
+    assert {row["axis"] for row in report["comparisons"]} == {"dtype", "batch"}
+    if find_spec("matplotlib"):
+        wide = scaling_figure(report)
+        one = {**report, "cases": report["cases"][:1]}
+        assert wide.mode == scaling_figure(one).mode == "RGB"
+        assert len(wide.getcolors(wide.width * wide.height)) > 20
+
+
+def test_compiled_and_eager(checkpoint, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda model, **options: compiled.append(options) or model)
+    report = timed(checkpoint, attention=["sdpa", "eager"], compiled=[False, True])
+    assert compiled == [{"dynamic": False}] * 2
+    assert len(report["cases"]) == 4
+    assert "| compiled |" in format_report(report)
+
+
+def test_several_expressions(checkpoint):
+    workshop = Workshop({"m": checkpoint})
+    inputs = make_inputs(workshop._model(Case("m")), Case("m", batch=2, expressions=3, size=(32, 48), tokens=5))
+    assert inputs["pixel_values"].shape == (2, 3, 32, 48)
+    assert inputs["input_ids"].shape == inputs["attention_mask"].shape == (6, 5)
+    assert inputs["expressions_per_image"].tolist() == [3, 3]
+
+
+def test_optimizer(checkpoint):
+    case = Case("m", task="training", size=(32, 32), batch=2, tokens=5)
+    for optimizer, moves in (("adamw", True), ("none", False)):
+        workshop = Workshop({"m": checkpoint}, optimizer=optimizer)
+        step, model = workshop.step(case), workshop._model(case)
+        before = model.decoder.classifier.weight.clone()
+        step()
+        assert torch.equal(before, model.decoder.classifier.weight) != moves
+        assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_what_cannot_run_costs_nothing_else(checkpoint, monkeypatch):
+    def fail(device, dtype):
+        raise MemoryError("It needs more.")
+
+    monkeypatch.setitem(PEERS, "sam3", replace(PEERS["sam3"], make=fail))
+    report = timed(checkpoint, peers=["sam3"])
+    assert len(report["cases"]) == 1
+    (skipped,) = report["skipped"]
+    assert skipped["reason"] == "MemoryError: It needs more."
+    assert "It needs more." in format_report(report)
+
+
+def test_too_little_memory(monkeypatch):
+    monkeypatch.setattr("crossvlt_hf.benchmark.peers.available_memory", lambda: 2**30)
+    with pytest.raises(MemoryError, match=r"needs about 14 GiB of memory; 1\.0 GiB are free"):
+        PEERS["sam3"]("cpu", torch.float32)
+
+
+def test_peer_is_counted_and_timed(checkpoint, monkeypatch):
+    def make(device, dtype):
+        module = torch.nn.Linear(8, 4, dtype=dtype)
+        return Peer((module,), lambda: module(torch.ones(2, 8, dtype=dtype)))
+
+    monkeypatch.setitem(PEERS, "clipseg", replace(PEERS["clipseg"], make=make))
+    peer = timed(checkpoint, peers=["clipseg"], dtype=["float32", "bfloat16"])["cases"][-1]
+    assert (peer["peer"], peer["size"], peer["dtype"]) == (True, [352, 352], "bfloat16")
+    assert (peer["parameters"], peer["flops"]) == (8 * 4 + 4, 2 * 2 * 8 * 4)
+
+
+def test_attention_of_a_cpu_is_counted():
+    query = torch.zeros(1, 2, 4, 8)
+    flops = count_step_flops(lambda: torch.nn.functional.scaled_dot_product_attention(query, query, query))
+    assert flops == 2 * 2 * (2 * 4 * 4 * 8)
+
+
+def test_checkpointing_is_compared(checkpoint):
+    report = timed(checkpoint, task=["training"], checkpointing=[False, True], batch=[2])
+    plain, checkpointed = report["cases"]
+    assert plain["flops"] == checkpointed["flops"]
+    (ratio,) = report["comparisons"]
+    assert (ratio["axis"], ratio["value"], ratio["base"]) == ("checkpointing", True, False)
+    assert ratio["time"] > 0
+
+
+def test_comparison_has_one_base():
+    cases = [Case("m", dtype=dtype, fused=fused) for dtype in ("bfloat16", "float32") for fused in (False, True)]
+    found = Findings(samples={case: [1.0 + number] for number, case in enumerate(cases)})
+    rows = [(row["axis"], row["base"], row["value"], row["time"]) for row in compare(cases, found)]
+    assert rows == [
+        ("dtype", "bfloat16", "float32", 3),
+        ("dtype", "bfloat16", "float32", 2),
+        ("fused", False, True, 2),
+        ("fused", False, True, pytest.approx(4 / 3)),
+    ]
+    assert compare(cases, found)[0]["peak_memory"] is None
+
+
+def test_named_size_is_made_of_random_weights(monkeypatch):
+    small = {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1), "window_size": 4}
+    monkeypatch.setitem(SIZES, "tiny", small)
+    monkeypatch.setattr(
+        "crossvlt_hf.benchmark.sources.CrossVLTConfig.from_size",
+        lambda name: tiny_config(vision_config=SIZES[name], text_config={"vocab_size": 30522}),
+    )
+    report = timed("tiny", size=[(32, 32)])
+    assert report["models"][0]["random_weights"]
+    assert report["models"][0]["size"] == [480, 480]
+    assert report["cases"][0]["size"] == [32, 32]
+
+
+WRONG = {
+    "--image-size 0": "give the side in pixels",
+    "--image-size 48x": "give the side in pixels",
+    "--batch 0": "`batch` is 0; give a whole number from 1 up",
+    "--expressions -1": "`expressions` is -1",
+    "--dtype float8": "'float8'; give one of float32, bfloat16, float16",
+    "--attention flash": "'flash'; give one of sdpa, eager",
+    "--task sleeping": "give one of inference, training",
+    "--peers lavt": "`peers` has 'lavt'; give some of clipseg",
+    "--measure weather": "give some of time, memory, load",
+    "--rounds 0": "`rounds` is 0",
+    "--threads 0": "`threads` is 0",
+    "--optimizer sgd": "give one of adamw, none",
+    "--reference-gflop nan": "give more than 0",
+    "--device abacus": "cannot be used here",
+    "--model nowhere": "There is no checkpoint folder nowhere",
+    "--tokens 99": "`tokens` is 99; built-in reads at most 32",
+    "--task training --image-size 8": "needs more than 16 pixels a side",
+    "--plot figure.txt": "give a file that ends in .png",
+    "--output .": ". is a folder; give the name of a file",
+}
+
+
+@pytest.mark.parametrize("options", WRONG)
+def test_wrong_input_is_told_in_a_line(capsys, options):
+    assert main(["benchmark", *options.split()]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert WRONG[options] in line
+
+
+def test_nothing_could_run(checkpoint, monkeypatch):
+    monkeypatch.setattr(CrossVLTModel, "set_attn_implementation", lambda self, name: 1 / 0)
+    with pytest.raises(ValueError, match="No case could run"):
+        timed(checkpoint)
+
+
+def test_machine_is_described_without_its_name():
+    described = machine.describe_machine()
+    assert described["cpus"] >= 1
+    assert described["memory_bytes"] is None or described["memory_bytes"] > 2**20
+    for kind in machine.KINDS:
+        probe = machine.Probe(kind, "cpu", "float32")
+        assert probe.flops == count_step_flops(probe.work().step)
+        assert math.isfinite(probe.work().seconds())
