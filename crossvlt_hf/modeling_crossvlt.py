@@ -785,6 +785,7 @@ class CrossVLTPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     # In `from_pretrained`; elsewhere (`.to`, `from_config`) the weights are cast and only the computing is float32
     _keep_in_fp32_modules_strict = ["fusion", "merged_fusion"]
+    _keep_in_fp32_modules = [r".*fusion"]  # what quantizers leave alone; see "int8 weights" in the README
     # Trainer must divide the loss by the accumulation steps itself.
     accepts_loss_kwargs = False
 

@@ -22,6 +22,7 @@ OTHERWISE_TESTED = {
     "train_with_trainer.py",  # test_examples_training
     "lora.py",  # test_examples_training
     "render_cards.py",  # test_cards
+    "batch_ray.py",  # test_examples_ray
 }
 
 
