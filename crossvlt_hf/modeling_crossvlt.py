@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import guard_scalar
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -111,6 +112,37 @@ class CrossVLTOutput(ModelOutput):
     fusion_attentions: tuple[Tensor, ...] | None = None
 
 
+# ---- sizes
+
+
+def is_symbolic(*sizes: int) -> bool:
+    """Whether one of the sizes stands for any, as in an export with dynamic shapes."""
+    return any(isinstance(size, torch.SymInt) for size in sizes)
+
+
+def fixed(size: int) -> int:
+    """A size that `torch.compile` must know: it compiles once for each, also with `dynamic=True`."""
+    return guard_scalar(size) if torch.compiler.is_dynamo_compiling() else size
+
+
+def padded(size: int, part: int) -> int:
+    """The smallest multiple of `part` that holds `size` positions."""
+    return parts(size, part) * part
+
+
+def parts(size: int, part: int) -> int:
+    """How many parts of that length hold `size` positions.
+
+    Of a symbolic size it is a symbol of its own. As an expression of the size it would grow from stage to stage into
+    nested roundings, which neither export nor compilation can reason about in reasonable time.
+    """
+    if not is_symbolic(size):
+        return -(-size // part)
+    number = ((torch.scalar_tensor(size, dtype=torch.int64) + (part - 1)) // part).item()
+    torch._check(number >= 1)
+    return number
+
+
 # ---- what both encoders use
 
 
@@ -188,9 +220,10 @@ class CrossVLTPatchEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        height, width = pixel_values.shape[-2:]
+        height, width = (fixed(size) for size in pixel_values.shape[-2:])
+        full_height, full_width = (padded(size, self.patch_size) for size in (height, width))
         pixel_values = pixel_values.to(self.projection.weight.dtype)  # what the processor gives is float32
-        pixel_values = F.pad(pixel_values, (0, -width % self.patch_size, 0, -height % self.patch_size))
+        pixel_values = F.pad(pixel_values, (0, full_width - width, 0, full_height - height))
         return self.dropout(self.norm(self.projection(pixel_values).permute(0, 2, 3, 1)))
 
 
@@ -203,17 +236,18 @@ class CrossVLTPatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        height, width = pixels.shape[1:3]
-        pixels = F.pad(pixels, (0, 0, 0, width % 2, 0, height % 2))
-        corners = [pixels[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
-        return self.reduction(self.norm(torch.cat(corners, dim=-1)))
+        batch, height, width, channels = pixels.shape
+        rows, columns = parts(height, 2), parts(width, 2)
+        pixels = F.pad(pixels, (0, 0, 0, 2 * columns - width, 0, 2 * rows - height))
+        corners = pixels.view(batch, rows, 2, columns, 2, channels).permute(0, 1, 3, 4, 2, 5)  # rows vary fastest
+        return self.reduction(self.norm(corners.flatten(3)))
 
 
 def window_partition(grid: Tensor, window: int) -> Tensor:
     """(B, H, W, C) -> (B * windows, window**2, C); H and W are multiples of the window."""
     batch, height, width, channels = grid.shape
     grid = grid.view(batch, height // window, window, width // window, window, channels)
-    return grid.transpose(2, 3).reshape(-1, window * window, channels)
+    return grid.transpose(2, 3).flatten(3, 4).flatten(0, 2)
 
 
 def window_reverse(windows: Tensor, window: int, height: int, width: int) -> Tensor:
@@ -222,15 +256,10 @@ def window_reverse(windows: Tensor, window: int, height: int, width: int) -> Ten
     return grid.transpose(2, 3).reshape(-1, height, width, windows.shape[-1])
 
 
-def padded(size: int, window: int) -> int:
-    """The smallest multiple of the window that holds `size` positions."""
-    return size + -size % window
-
-
 def shift_regions(size: int, window: int, shift: int, device: torch.device) -> Tensor:
-    """Which of its three parts (0, 1, 2) every position of a padded axis belongs to, (padded size,)."""
-    position, end = torch.arange(padded(size, window), device=device), padded(size, window)
-    return (position >= end - window).long() + (position >= end - shift).long()
+    """Which of its three parts (0, 1, 2) every position of a padded axis belongs to, (size,)."""
+    position = torch.arange(size, device=device)
+    return (position >= size - window).long() + (position >= size - shift).long()
 
 
 def shift_mask(height: int, width: int, window: int, shift: int, like: Tensor) -> Tensor:
@@ -284,22 +313,21 @@ class CrossVLTWindowAttention(nn.Module):
         bias = self.relative_position_bias_table[self.relative_position_index]
         return bias.view(area, area, self.num_heads).permute(2, 0, 1)[None]
 
-    def project_and_pad(self, pixels: Tensor) -> Tensor:
+    def project_and_pad(self, pixels: Tensor, full_size: tuple[int, int]) -> Tensor:
         """Query, key and value of every position, (B, H, W, 3 C), padded to whole windows with those of zeros."""
         batch, height, width, channels = pixels.shape
-        full_height, full_width = padded(height, self.window), padded(width, self.window)
+        full_height, full_width = full_size
         qkv = self.qkv(pixels)
-        if (full_height, full_width) == (height, width):
+        if not is_symbolic(full_height, full_width) and full_size == (height, width):
             return qkv
         filling = self.qkv(pixels.new_zeros(1, 1, 1, channels))  # its bias, wherever and in whatever form that is kept
         right = filling.expand(batch, height, full_width - width, -1)
         bottom = filling.expand(batch, full_height - height, full_width, -1)
         return torch.cat([torch.cat([qkv, right], dim=2), bottom], dim=1)
 
-    def forward(self, pixels: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, pixels: Tensor, mask: Tensor | None, full_size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
         batch, height, width, _ = pixels.shape
-        qkv = self.project_and_pad(pixels)
-        full_height, full_width = qkv.shape[1:3]
+        qkv = self.project_and_pad(pixels, full_size)
         if mask is not None:
             qkv = qkv.roll((-self.shift, -self.shift), dims=(1, 2))
         query, key, value = window_partition(qkv, self.window).chunk(3, dim=-1)
@@ -315,7 +343,7 @@ class CrossVLTWindowAttention(nn.Module):
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
         )
-        pixels = window_reverse(attended.flatten(2), self.window, full_height, full_width)
+        pixels = window_reverse(attended.flatten(2), self.window, *full_size)
         if mask is not None:
             pixels = pixels.roll((self.shift, self.shift), dims=(1, 2))
         return self.proj_dropout(self.proj(pixels[:, :height, :width])), weights
@@ -333,8 +361,8 @@ class CrossVLTVisionBlock(GradientCheckpointingLayer):
         self.mlp = CrossVLTMLP(width, int(config.mlp_ratio * width), config.hidden_act, config.hidden_dropout_prob)
         self.drop_path = CrossVLTDropPath(drop_path_rate)
 
-    def forward(self, pixels: Tensor, mask: Tensor | None) -> Tensor:
-        attended, _ = self.attention(self.norm1(pixels), mask)
+    def forward(self, pixels: Tensor, mask: Tensor | None, full_size: tuple[int, int]) -> Tensor:
+        attended, _ = self.attention(self.norm1(pixels), mask, full_size)
         pixels = pixels + self.drop_path(attended)
         return pixels + self.drop_path(self.mlp(self.norm2(pixels)))
 
@@ -360,11 +388,11 @@ class CrossVLTVisionStage(nn.Module):
         self.downsample = None if last else CrossVLTPatchMerging(width, config.layer_norm_eps)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        height, width = pixels.shape[1:3]
+        full_size = padded(pixels.shape[1], self.window), padded(pixels.shape[2], self.window)
         shifts = self.shift > 0 and len(self.blocks) > 1
-        mask = shift_mask(height, width, self.window, self.shift, like=pixels) if shifts else None
+        mask = shift_mask(*full_size, self.window, self.shift, like=pixels) if shifts else None
         for block in self.blocks:
-            pixels = block(pixels, mask if block.attention.shift else None)
+            pixels = block(pixels, mask if block.attention.shift else None, full_size)
         return pixels
 
 
@@ -589,10 +617,20 @@ class CrossVLTStage(nn.Module):
         self.merged_gate = CrossVLTGatedResidual(merged_width) if passes_on else None
 
 
+def interpolation(source: int, target: int, like: Tensor) -> Tensor:
+    """Linear interpolation with aligned ends as a (target, source) matrix, which has no case that depends on sizes."""
+    from_, to = (torch.arange(size, device=like.device, dtype=torch.float32) for size in (source, target))
+    position = to * (from_[-1] / to[-1].clamp(min=1))
+    return (1 - (position[:, None] - from_).abs()).clamp(min=0).to(like.dtype)
+
+
 def upsample(maps: Tensor, like: Tensor) -> Tensor:
     """Bilinear with aligned corners, to the height and width of `like`; nothing where they agree."""
-    size = like.shape[-2:]
-    if maps.shape[-2:] == size:
+    source, size = maps.shape[-2:], like.shape[-2:]
+    if is_symbolic(*source, *size):
+        rows, columns = (interpolation(*ends, like=maps) for ends in zip(source, size, strict=True))
+        return rows @ maps @ columns.T
+    if source == size:
         return maps
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=True)
 

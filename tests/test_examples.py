@@ -23,6 +23,7 @@ OTHERWISE_TESTED = {
     "train_with_trainer.py",  # test_examples_training
     "lora.py",  # test_examples_training
     "render_cards.py",  # test_cards
+    "onnx_without_torch.py",  # test_export
 }
 
 

@@ -335,15 +335,15 @@ def test_padding_after_projection_equals_padding_before():
     attention = CrossVLTWindowAttention(tiny_config().vision_config, stage=0, shift=2).eval()
     torch.nn.init.normal_(attention.qkv.bias)
     pixels = torch.randn(2, 6, 9, 8)
-    mask = shift_mask(6, 9, 4, 2, like=pixels)
+    mask = shift_mask(8, 12, 4, 2, like=pixels)
     with torch.no_grad():
-        padded, _ = attention(F.pad(pixels, (0, 0, 0, 3, 0, 2)), mask)
-        actual, _ = attention(pixels, mask)
+        padded, _ = attention(F.pad(pixels, (0, 0, 0, 3, 0, 2)), mask, (8, 12))
+        actual, _ = attention(pixels, mask, (8, 12))
     assert torch.allclose(actual, padded[:, :6, :9], atol=1e-6)
 
 
 def test_shift_mask_keeps_nine_regions_apart():
-    mask = shift_mask(7, 8, window=4, shift=2, like=torch.zeros(1))
+    mask = shift_mask(8, 8, window=4, shift=2, like=torch.zeros(1))
     assert mask.shape == (4, 1, 16, 16)
     assert set(mask.unique().tolist()) == {-100.0, 0.0}
     assert (mask[0] == 0).all()  # the first window holds one region
