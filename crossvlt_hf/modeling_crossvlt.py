@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import guard_scalar
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -110,6 +111,37 @@ class CrossVLTOutput(ModelOutput):
     cross_attentions: tuple[Tensor, ...] | None = None
     fusion_hidden_states: tuple[Tensor, ...] | None = None
     fusion_attentions: tuple[Tensor, ...] | None = None
+
+
+# ---- sizes
+
+
+def is_symbolic(*sizes: int) -> bool:
+    """Whether one of the sizes stands for any, as in an export with dynamic shapes."""
+    return any(isinstance(size, torch.SymInt) for size in sizes)
+
+
+def fixed(size: int) -> int:
+    """A size that `torch.compile` must know: it compiles once for each, also with `dynamic=True`."""
+    return guard_scalar(size) if torch.compiler.is_dynamo_compiling() else size
+
+
+def padded(size: int, part: int) -> int:
+    """The smallest multiple of `part` that holds `size` positions."""
+    return parts(size, part) * part
+
+
+def parts(size: int, part: int) -> int:
+    """How many parts of that length hold `size` positions.
+
+    Of a symbolic size it is a symbol of its own. As an expression of the size it would grow from stage to stage into
+    nested roundings, which neither export nor compilation can reason about in reasonable time.
+    """
+    if not is_symbolic(size):
+        return -(-size // part)
+    number = ((torch.scalar_tensor(size, dtype=torch.int64) + (part - 1)) // part).item()
+    torch._check(number >= 1)
+    return number
 
 
 # ---- what both encoders use
@@ -209,9 +241,10 @@ class CrossVLTPatchEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        height, width = pixel_values.shape[-2:]
+        height, width = (fixed(size) for size in pixel_values.shape[-2:])
+        full_height, full_width = (padded(size, self.patch_size) for size in (height, width))
         pixel_values = pixel_values.to(self.projection.weight.dtype)  # what the processor gives is float32
-        pixel_values = F.pad(pixel_values, (0, -width % self.patch_size, 0, -height % self.patch_size))
+        pixel_values = F.pad(pixel_values, (0, full_width - width, 0, full_height - height))
         return self.dropout(self.norm(self.projection(pixel_values).permute(0, 2, 3, 1)))
 
 
@@ -224,34 +257,30 @@ class CrossVLTPatchMerging(GradientCheckpointingLayer):
         self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        height, width = pixels.shape[1:3]
-        pixels = F.pad(pixels, (0, 0, 0, width % 2, 0, height % 2))
-        corners = pixels.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 4, 2, 5)
+        batch, height, width, channels = pixels.shape
+        rows, columns = parts(height, 2), parts(width, 2)
+        pixels = F.pad(pixels, (0, 0, 0, 2 * columns - width, 0, 2 * rows - height))
+        corners = pixels.view(batch, rows, 2, columns, 2, channels).permute(0, 1, 3, 4, 2, 5)
         return self.reduction(self.norm(corners.flatten(3)))  # top left, bottom left, top right, bottom right
-
-
-def padded(size: int, window: int) -> int:
-    """The smallest multiple of the window that holds `size` positions."""
-    return size + -size % window
 
 
 def window_partition(grid: Tensor, window: int) -> Tensor:
     """(H, W) -> (windows, window**2); H and W are multiples of the window."""
     height, width = grid.shape
     windows = grid.view(height // window, window, width // window, window).transpose(1, 2)
-    return windows.reshape(-1, window * window)
+    return windows.flatten(2, 3).flatten(0, 1)
 
 
 def shift_regions(size: int, window: int, shift: int, device: torch.device) -> Tensor:
-    """Which of its three parts (0, 1, 2) every position of a padded axis belongs to, (padded size,)."""
-    position, end = torch.arange(padded(size, window), device=device), padded(size, window)
-    return (position >= end - window).long() + (position >= end - shift).long()
+    """Which of its three parts (0, 1, 2) every position of a padded axis belongs to, (size,)."""
+    position = torch.arange(size, device=device)
+    return (position >= size - window).long() + (position >= size - shift).long()
 
 
 def shift_mask(height: int, width: int, window: int, shift: int, like: Tensor) -> Tensor:
     """Keep apart what the cyclic shift of a padded (height, width) grid brings together.
 
-    The padded grid falls into nine regions; between them -100 is added to the scores.
+    The grid falls into nine regions; between them -100 is added to the scores.
 
     Returns:
         (windows, 1, window**2, window**2), of the device and dtype of `like`.
@@ -269,9 +298,9 @@ class CrossVLTWindows(NamedTuple):
     To pad, shift and cut a grid is to pick its positions in another order, at the cost of one copy instead of four.
 
     Args:
-        order: (windows * window**2,) int64, the position of the grid at every place of the windows; N where there is
+        order: (windows, window**2) int64, the position of the grid at every place of the windows; N where there is
             none.
-        inverse: (N,) int64, the place of every position.
+        inverse: (N,) int64, the place of every position in the flat `order`.
         mask: (windows, 1, window**2, window**2), what is added to the scores; None without a shift.
     """
 
@@ -280,15 +309,20 @@ class CrossVLTWindows(NamedTuple):
     mask: Tensor | None
 
     @classmethod
-    def of(cls, pixels: Tensor, window: int, shift: int) -> "CrossVLTWindows":
-        """The windows of (B, H, W, C) pixels, padded at the right and bottom and shifted cyclically."""
+    def of(cls, pixels: Tensor, window: int, shifts: Sequence[int]) -> list["CrossVLTWindows"]:
+        """The windows of (B, H, W, C) pixels, padded at the right and bottom, for each cyclic shift."""
         height, width = pixels.shape[1:3]
+        full_height, full_width = padded(height, window), padded(width, window)
         grid = torch.arange(height * width, device=pixels.device).view(height, width)
-        margin = (0, padded(width, window) - width, 0, padded(height, window) - height)
-        grid = F.pad(grid, margin, value=height * width).roll((-shift, -shift), dims=(0, 1))
-        order = window_partition(grid, window).flatten()
-        mask = shift_mask(height, width, window, shift, like=pixels) if shift else None
-        return cls(order, order.argsort()[: height * width], mask)
+        grid = F.pad(grid, (0, full_width - width, 0, full_height - height), value=height * width)
+        found = []
+        for shift in shifts:
+            order = window_partition(grid.roll((-shift, -shift), dims=(0, 1)), window)
+            place = torch.arange(full_height * full_width, device=pixels.device)
+            inverse = place.new_empty(height * width + 1).scatter(0, order.flatten(), place)[:-1]
+            mask = shift_mask(full_height, full_width, window, shift, like=pixels) if shift else None
+            found.append(cls(order, inverse, mask))
+        return found
 
 
 class CrossVLTWindowAttention(CrossVLTFoldable):
@@ -339,7 +373,7 @@ class CrossVLTWindowAttention(CrossVLTFoldable):
     def forward(self, pixels: Tensor, windows: CrossVLTWindows) -> tuple[Tensor, Tensor | None]:
         batch, height, width, _ = pixels.shape
         qkv = self.qkv(F.pad(pixels.flatten(1, 2), (0, 0, 0, 1)))
-        qkv = qkv.index_select(1, windows.order).unflatten(1, (-1, self.window**2)).flatten(0, 1)
+        qkv = qkv.index_select(1, windows.order.flatten()).view(batch, *windows.order.shape, -1).flatten(0, 1)
         query, key, value = (split_heads(x, self.num_heads) for x in qkv.chunk(3, dim=-1))
 
         bias = self.position_bias().to(query.dtype)
@@ -349,7 +383,8 @@ class CrossVLTWindowAttention(CrossVLTFoldable):
         dropout = self.attention_dropout if self.training else 0.0
         attended, weights = attend(self, query, key, value, bias, dropout=dropout, scaling=self.scaling)
 
-        pixels = attended.flatten(2).unflatten(0, (batch, -1)).flatten(1, 2).index_select(1, windows.inverse)
+        attended = attended.flatten(2).unflatten(0, (batch, len(windows.order))).flatten(1, 2)
+        pixels = attended.index_select(1, windows.inverse)
         return self.proj_dropout(self.proj(pixels)).unflatten(1, (height, width)), weights
 
 
@@ -389,8 +424,7 @@ class CrossVLTVisionStage(nn.Module):
         self.downsample = None if last else CrossVLTPatchMerging(width, config.layer_norm_eps)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        windows = CrossVLTWindows.of(pixels, self.window, shift=0)
-        shifted = CrossVLTWindows.of(pixels, self.window, shift=self.window // 2)
+        windows, shifted = CrossVLTWindows.of(pixels, self.window, shifts=(0, self.window // 2))
         for index, block in enumerate(self.blocks):
             pixels = block(pixels, shifted if index % 2 else windows)
         return pixels
@@ -619,9 +653,20 @@ class CrossVLTStage(nn.Module):
         self.merged_gate = CrossVLTGatedResidual(merged_width) if passes_on else None
 
 
+def interpolation(source: int, target: int, like: Tensor) -> Tensor:
+    """Linear interpolation with aligned ends as a (target, source) matrix, which has no case that depends on sizes."""
+    from_, to = (torch.arange(size, device=like.device, dtype=torch.float32) for size in (source, target))
+    position = to * (from_[-1] / to[-1].clamp(min=1))
+    return (1 - (position[:, None] - from_).abs()).clamp(min=0).to(like.dtype)
+
+
 def upsample(maps: Tensor, like: Tensor) -> Tensor:
     """Bilinear with aligned corners, to the height and width of `like`."""
-    return F.interpolate(maps, size=like.shape[-2:], mode="bilinear", align_corners=True)
+    source, size = maps.shape[-2:], like.shape[-2:]
+    if is_symbolic(*source, *size):
+        rows, columns = (interpolation(*ends, like=maps) for ends in zip(source, size, strict=True))
+        return rows @ maps @ columns.T
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=True)
 
 
 class CrossVLTDecoderConv(CrossVLTFoldable, nn.Conv2d):

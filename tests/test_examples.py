@@ -23,6 +23,7 @@ OTHERWISE_TESTED = {
     "lora.py",  # test_examples_training
     "render_cards.py",  # test_cards
     "batch_ray.py",  # test_examples_ray
+    "onnx_without_torch.py",  # test_export
 }
 
 

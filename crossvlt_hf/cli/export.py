@@ -1,0 +1,47 @@
+"""`crossvlt export`: a checkpoint as ONNX, or as a program of `torch.export`."""
+
+import argparse
+import json
+import sys
+from importlib import import_module
+from typing import Any
+
+from ..export import FILES, export_model
+from ..loading import DEFAULT_CHECKPOINT, load_checkpoint
+from .extras import needs_extra
+from .segment import DEFAULT_NOTE
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Write the folder, and print a JSON line for each size and number of words at which it was checked."""
+    if arguments.format == "onnx":
+        with needs_extra("export"):
+            for name in ("onnx", "onnxscript", "onnxruntime"):
+                import_module(name)
+    source = DEFAULT_CHECKPOINT if arguments.model is None else arguments.model
+    model, processor = load_checkpoint(source, dtype="float32")
+    if arguments.model is None:
+        print(DEFAULT_NOTE, file=sys.stderr)
+    summary = export_model(
+        model,
+        processor,
+        arguments.output,
+        file_format=arguments.format,
+        opset=arguments.opset,
+        overwrite=arguments.overwrite,
+    )
+    for check in summary["checks"]:
+        print(json.dumps(check))
+    least = min(check["agreement"] for check in summary["checks"])
+    print(f"{arguments.output}/{summary['file']} gives the model's mask on {least:.4%} of the pixels", file=sys.stderr)
+
+
+def add_command(commands: Any) -> None:
+    """Add the command to the parser."""
+    command = commands.add_parser("export", help="write a checkpoint as ONNX, or as a program of torch.export")
+    command.add_argument("--model", help="checkpoint: a folder or a Hub id (default: the built-in one)")
+    command.add_argument("--format", default="onnx", choices=list(FILES), help="(%(default)s)")
+    command.add_argument("--output", required=True, metavar="FOLDER", help="a new folder, or an earlier export")
+    command.add_argument("--opset", type=int, help="version of the ONNX operators (default: the exporter's own)")
+    command.add_argument("--overwrite", action="store_true", help="write also into a folder of other files")
+    command.set_defaults(run=export)

@@ -1,0 +1,162 @@
+"""The exported network gives the model's masks at other sizes, and is used without torch."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from crossvlt_hf import DEFAULT_CHECKPOINT, CrossVLTConfig, CrossVLTModel, CrossVLTProcessor
+from crossvlt_hf import export as exporting
+from crossvlt_hf.cli import main as crossvlt
+from crossvlt_hf.data.refshapes import make_example
+from crossvlt_hf.export import LEAST_AGREEMENT, check_export, example_inputs, export_model, load_exported
+from crossvlt_hf.loading import load_checkpoint
+from crossvlt_hf.modeling_crossvlt import interpolation, padded, parts, upsample
+from crossvlt_hf.pipeline_crossvlt import ReferringImageSegmentationPipeline
+from crossvlt_hf.tokenization import default_tokenizer
+
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "onnx_without_torch.py"
+EXPRESSIONS = ["the largest object", "the leftmost object", "the object at the bottom"]
+# Run before the example: what it must not need cannot be imported
+BLOCKED = """
+import runpy, sys
+for name in ("torch", "transformers", "crossvlt_hf"):
+    sys.modules[name] = None
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def built_in():
+    return load_checkpoint(DEFAULT_CHECKPOINT)
+
+
+@pytest.fixture(scope="module", params=["onnx", "torch-export"])
+def exported(request, tmp_path_factory):
+    """The built-in checkpoint, exported by the command, in each format."""
+    folder = tmp_path_factory.mktemp("exported") / "new"
+    assert crossvlt(["export", "--format", request.param, "--output", str(folder)]) == 0
+    return folder
+
+
+@pytest.mark.xdist_group("export")
+def test_an_export_gives_the_models_masks_at_any_size(exported, built_in):
+    model, _ = built_in
+    run = load_exported(exported)
+    for sizes in [(1, 96, 96, 16), (3, 64, 128, 5), (2, 61, 75, 16), (1, 130, 33, 5), (1, 1, 1, 1)]:
+        inputs = example_inputs(model, *sizes)
+        with torch.no_grad():
+            expected = model(**inputs).logits
+        actual = run(inputs)
+        assert actual.shape == expected.shape
+        assert (actual.argmax(1) == expected.argmax(1)).float().mean() >= LEAST_AGREEMENT
+        assert (actual - expected).abs().max() <= 1e-3 * max(1, expected.std())
+
+
+@pytest.mark.xdist_group("export")
+def test_the_folder_says_how_to_use_it(exported):
+    summary = json.loads((exported / "export.json").read_text())
+    assert (exported / summary["file"]).is_file()
+    assert (summary["image_size"], summary["max_tokens"]) == ([96, 96], 16)
+    assert {len(summary["checks"])} == {4}
+    assert min(check["agreement"] for check in summary["checks"]) >= LEAST_AGREEMENT
+    assert {"tokenizer.json", "preprocessor_config.json"} <= {path.name for path in exported.iterdir()}
+    assert not any(path.name.startswith(".") for path in exported.parent.iterdir())
+
+
+@pytest.mark.xdist_group("export")
+def test_without_torch_the_masks_are_those_of_the_pipeline(exported, built_in, tmp_path):
+    if not (exported / "model.onnx").is_file():
+        pytest.skip("torch.export needs torch")
+    model, processor = built_in
+    picture = Image.fromarray(make_example("test", 8, seed=5).scene.image).resize((150, 110))
+    picture.save(tmp_path / "picture.png")
+    command = [sys.executable, "-c", BLOCKED, str(EXAMPLE), str(exported), "picture.png", *EXPRESSIONS]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    pipeline = ReferringImageSegmentationPipeline(model=model, processor=processor)
+    for line, result in zip(done.stdout.splitlines(), pipeline(picture, text=EXPRESSIONS), strict=True):
+        mask, expected = (
+            np.asarray(image) for image in (Image.open(tmp_path / json.loads(line)["mask"]), result["mask"])
+        )
+        assert mask.shape == expected.shape == (110, 150)
+        assert expected.any()
+        assert (mask == expected).mean() >= LEAST_AGREEMENT
+
+
+@pytest.mark.xdist_group("export")
+def test_what_differs_is_refused_and_leaves_nothing(exported, built_in, tmp_path, monkeypatch):
+    model, processor = built_in
+    with pytest.raises(ValueError, match="not kept"):
+        check_export(lambda inputs: -load_exported(exported)(inputs), model, processor)
+    monkeypatch.setattr(exporting, "export_program", lambda model: None)
+    monkeypatch.setattr(torch.export, "save", lambda program, path: Path(path).touch())
+    monkeypatch.setattr(exporting, "load_exported", lambda folder: lambda inputs: torch.zeros(1, 2, 1, 1))
+    with pytest.raises(ValueError, match="not kept"):
+        export_model(model, processor, tmp_path / "new", file_format="torch-export")
+    assert not any(tmp_path.iterdir())
+
+
+def test_wrong_wishes(built_in, tmp_path, capsys, monkeypatch):
+    model, processor = built_in
+    with pytest.raises(ValueError, match="file_format"):
+        export_model(model, processor, tmp_path / "new", file_format="onyx")
+    with pytest.raises(ValueError, match="float32"):
+        export_model(CrossVLTModel(model.config).half(), processor, tmp_path / "new")
+    with pytest.raises(ValueError, match="opset"):
+        export_model(model, processor, tmp_path / "new", opset=9)
+    (tmp_path / "thesis.tex").touch()
+    assert crossvlt(["export", "--output", str(tmp_path)]) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert crossvlt(["export", "--output", str(tmp_path / "thesis.tex")]) == 2
+    assert "is a file" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    assert crossvlt(["export", "--output", str(tmp_path / "new")]) == 2
+    assert "pip install 'crossvlt_hf[export]'" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_files_move_into_the_place_of_an_export_and_beside_those_of_others(tmp_path):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "old").mkdir()
+    for name in ("model.pt2", "export.json"):
+        (tmp_path / "new" / name).write_text("new")
+    for name in ("model.onnx", "model.onnx.data", "export.json", "mine.txt"):
+        (tmp_path / "old" / name).write_text("old")
+    exporting._move(tmp_path / "new", tmp_path / "old")
+    contents = {path.name: path.read_text() for path in (tmp_path / "old").iterdir()}
+    assert contents == {"model.pt2": "new", "export.json": "new", "mine.txt": "old"}
+
+
+@pytest.mark.parametrize(
+    ("source", "target"), [((1, 1), (1, 1)), ((1, 2), (5, 7)), ((6, 9), (6, 31)), ((9, 4), (1, 2))]
+)
+def test_interpolation_as_matrices_is_that_of_torch(source, target):
+    maps = torch.randn(2, 3, *source)
+    rows, columns = (interpolation(*sizes, like=maps) for sizes in zip(source, target, strict=True))
+    assert torch.allclose(rows @ maps @ columns.T, upsample(maps, like=torch.zeros(target)), atol=1e-5)
+
+
+def test_parts():
+    assert [parts(size, 4) for size in (1, 4, 5, 8)] == [1, 1, 2, 2]
+    assert [padded(size, 4) for size in (1, 4, 5, 8)] == [4, 4, 8, 8]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file_format", ["onnx", "torch-export"])
+def test_base_at_480(tmp_path, file_format):
+    torch.manual_seed(0)
+    model = CrossVLTModel(CrossVLTConfig()).eval()
+    processor = CrossVLTProcessor.from_tokenizer(default_tokenizer())
+    summary = export_model(model, processor, tmp_path / "base", file_format=file_format)
+    assert summary["image_size"] == [480, 480]
+    assert min(check["agreement"] for check in summary["checks"]) >= LEAST_AGREEMENT
