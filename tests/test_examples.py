@@ -24,6 +24,7 @@ OTHERWISE_TESTED = {
     "lora.py",  # test_examples_training
     "render_cards.py",  # test_cards
     "batch_ray.py",  # test_examples_ray
+    "scaling.py",  # test_scaling
 }
 
 
