@@ -298,8 +298,8 @@ class CrossVLTWindows(NamedTuple):
     To pad, shift and cut a grid is to pick its positions in another order, at the cost of one copy instead of four.
 
     Args:
-        order: (windows, window**2) int64, the position of the grid at every place of the windows; N where there is
-            none.
+        order: (windows, window**2) int64, the position of the grid at every place of the windows, counted from 1; 0
+            where there is none.
         inverse: (N,) int64, the place of every position in the flat `order`.
         mask: (windows, 1, window**2, window**2), what is added to the scores; None without a shift.
     """
@@ -313,13 +313,13 @@ class CrossVLTWindows(NamedTuple):
         """The windows of (B, H, W, C) pixels, padded at the right and bottom, for each cyclic shift."""
         height, width = pixels.shape[1:3]
         full_height, full_width = padded(height, window), padded(width, window)
-        grid = torch.arange(height * width, device=pixels.device).view(height, width)
-        grid = F.pad(grid, (0, full_width - width, 0, full_height - height), value=height * width)
+        grid = torch.arange(1, height * width + 1, device=pixels.device).view(height, width)
+        grid = F.pad(grid, (0, full_width - width, 0, full_height - height))
         found = []
         for shift in shifts:
             order = window_partition(grid.roll((-shift, -shift), dims=(0, 1)), window)
             place = torch.arange(full_height * full_width, device=pixels.device)
-            inverse = place.new_empty(height * width + 1).scatter(0, order.flatten(), place)[:-1]
+            inverse = place.new_empty(height * width + 1).scatter(0, order.flatten(), place)[1:]
             mask = shift_mask(full_height, full_width, window, shift, like=pixels) if shift else None
             found.append(cls(order, inverse, mask))
         return found
@@ -372,7 +372,7 @@ class CrossVLTWindowAttention(CrossVLTFoldable):
 
     def forward(self, pixels: Tensor, windows: CrossVLTWindows) -> tuple[Tensor, Tensor | None]:
         batch, height, width, _ = pixels.shape
-        qkv = self.qkv(F.pad(pixels.flatten(1, 2), (0, 0, 0, 1)))
+        qkv = self.qkv(F.pad(pixels.flatten(1, 2), (0, 0, 1, 0)))
         qkv = qkv.index_select(1, windows.order.flatten()).view(batch, *windows.order.shape, -1).flatten(0, 1)
         query, key, value = (split_heads(x, self.num_heads) for x in qkv.chunk(3, dim=-1))
 

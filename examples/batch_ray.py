@@ -125,10 +125,17 @@ class Segmenter:
 
     @torch.inference_mode()
     def _segment(self, pairs: list[tuple[dict[str, Any], str]]) -> list[dict[str, Any]]:
-        images, texts = [Image.fromarray(job["pixels"]) for job, _ in pairs], [text for _, text in pairs]
-        inputs = self.processor(images, texts, return_tensors="pt").to(self.model.device)
-        del inputs["original_sizes"]  # of what was resized already
-        return self.processor.post_process_masks(self.model(**inputs), [job["size"].tolist() for job, _ in pairs])
+        words = self.processor(text=[text for _, text in pairs], return_tensors="pt").to(self.model.device)
+        pixels = torch.from_numpy(np.stack([job["pixels"] for job, _ in pairs])).to(self.model.device)
+        outputs = self.model(pixel_values=self._normalise(pixels), **words)
+        return self.processor.post_process_masks(outputs, [job["size"].tolist() for job, _ in pairs])
+
+    def _normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """What the image processor does to (B, H, W, 3) bytes, but on the device: in numpy it takes 10 ms an image."""
+        image_processor = self.processor.image_processor
+        statistics = (image_processor.image_mean, image_processor.image_std)
+        mean, std = (pixels.new_tensor(values, dtype=torch.float32) for values in statistics)
+        return ((pixels * image_processor.rescale_factor - mean) / std).permute(0, 3, 1, 2)
 
 
 def main() -> None:

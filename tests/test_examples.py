@@ -24,6 +24,7 @@ OTHERWISE_TESTED = {
     "render_cards.py",  # test_cards
     "batch_ray.py",  # test_examples_ray
     "onnx_without_torch.py",  # test_export
+    "scaling.py",  # test_scaling
 }
 
 
