@@ -383,7 +383,7 @@ class CrossVLTWindowAttention(CrossVLTFoldable):
         dropout = self.attention_dropout if self.training else 0.0
         attended, weights = attend(self, query, key, value, bias, dropout=dropout, scaling=self.scaling)
 
-        attended = attended.flatten(2).unflatten(0, (batch, len(windows.order))).flatten(1, 2)
+        attended = attended.flatten(2).unflatten(0, (batch, windows.order.shape[0])).flatten(1, 2)
         pixels = attended.index_select(1, windows.inverse)
         return self.proj_dropout(self.proj(pixels)).unflatten(1, (height, width)), weights
 

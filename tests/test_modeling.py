@@ -351,7 +351,7 @@ def test_windows_are_pad_roll_and_cut(height, width, shift):
     (windows,) = CrossVLTWindows.of(pixels, 4, [shift])
     grid = F.pad(pixels, (0, 0, 0, -width % 4, 0, -height % 4)).roll((-shift, -shift), dims=(1, 2))
     cut = grid.unfold(1, 4, 4).unfold(2, 4, 4).permute(0, 1, 2, 4, 5, 3).reshape(2, -1, 3)
-    picked = F.pad(pixels.flatten(1, 2), (0, 0, 0, 1))[:, windows.order.flatten()]
+    picked = F.pad(pixels.flatten(1, 2), (0, 0, 1, 0))[:, windows.order.flatten()]
     assert torch.equal(picked, cut)
     assert torch.equal(picked[:, windows.inverse].view_as(pixels), pixels)
     assert (windows.mask is None) == (shift == 0)

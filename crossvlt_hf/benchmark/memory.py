@@ -87,7 +87,8 @@ def in_child(job: dict[str, Any]) -> dict[str, Any]:
     command = [sys.executable, "-m", "crossvlt_hf.benchmark.child"]
     # Where this package was imported from a folder that is not installed, the child has to look there as well
     paths = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": paths}
+    # glibc would keep much of what is freed, as much as what is in use; so it goes back, and the peak is that of use
+    environment = {**os.environ, "PYTHONPATH": paths, "MALLOC_MMAP_THRESHOLD_": "262144"}
     done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, env=environment, check=False)
     if done.returncode == -signal.SIGKILL:
         raise ChildError("The system killed its process, most likely for want of memory.")
