@@ -123,7 +123,7 @@ def is_symbolic(*sizes: int) -> bool:
 
 def fixed(size: int) -> int:
     """A size that `torch.compile` must know: it compiles once for each, also with `dynamic=True`."""
-    return guard_scalar(size) if torch.compiler.is_dynamo_compiling() else size
+    return int(guard_scalar(size)) if torch.compiler.is_dynamo_compiling() else size
 
 
 def padded(size: int, part: int) -> int:
@@ -139,7 +139,7 @@ def parts(size: int, part: int) -> int:
     """
     if not is_symbolic(size):
         return -(-size // part)
-    number = ((torch.scalar_tensor(size, dtype=torch.int64) + (part - 1)) // part).item()
+    number: Any = ((torch.scalar_tensor(size, dtype=torch.int64) + (part - 1)) // part).item()
     torch._check(number >= 1)
     return number
 
@@ -347,6 +347,7 @@ class CrossVLTWindowAttention(CrossVLTFoldable):
         self.proj = nn.Linear(width, width)
         self.proj_dropout = nn.Dropout(config.hidden_dropout_prob)
         self.relative_position_index: Tensor
+        self.folded_position_bias: Tensor | None
         self.unfold()
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * self.window - 1) ** 2, self.num_heads))
         self.register_buffer("relative_position_index", self.compute_relative_position_index(), persistent=False)
@@ -680,9 +681,11 @@ class CrossVLTDecoderConv(CrossVLTFoldable, nn.Conv2d):
 
     def fold(self, norm: nn.BatchNorm2d) -> None:
         """Take `norm` over, with its present statistics."""
-        statistics = (at_least_float32(x) for x in (norm.running_mean, norm.running_var))
-        affine = (at_least_float32(x) for x in (norm.weight, norm.bias))
-        weight, bias = fuse_conv_bn_weights(at_least_float32(self.weight), None, *statistics, norm.eps, *affine)
+        mean, variance = (at_least_float32(x) for x in (norm.running_mean, norm.running_var))
+        scale, shift = (at_least_float32(x) for x in (norm.weight, norm.bias))
+        weight, bias = fuse_conv_bn_weights(
+            at_least_float32(self.weight), None, mean, variance, norm.eps, scale, shift
+        )
         # The maps are channels last, and to reorder the weights takes time in every call
         weight = weight.detach().to(self.weight.dtype, memory_format=torch.channels_last)
         self.keep_folded(folded_weight=weight, folded_bias=bias.detach().to(self.weight.dtype))
@@ -1062,7 +1065,8 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
         align = labels is not None or output_alignment_maps
 
         context = None  # what the words can see: nothing in stage 1, then the pixels that enter the vision stage
-        alignment_maps, feature_maps = [], []
+        alignment_maps: list[Tensor] = []
+        feature_maps: list[Tensor] = []
         for language, vision, stage in zip(self.text_model.stages, self.vision_model.stages, self.stages, strict=True):
             words = language(words, mask, context)  # words attend to context, then BERT layers
             pixels = vision(pixels)  # Swin blocks

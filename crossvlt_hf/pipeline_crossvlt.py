@@ -36,6 +36,7 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
     _load_feature_extractor: Any = False
     _load_tokenizer: Any = False
     processor: Any
+    model: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

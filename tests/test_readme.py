@@ -42,6 +42,9 @@ RUN_ELSEWHERE = {
     "pip install .": "the wheel is built in test_cards; .ci/run installs",
     "crossvlt demo --serve": "test_page",
     "hf auth login": "asks for a token",
+    "crossvlt benchmark": "test_benchmark",
+    "crossvlt export --format onnx --output my-crossvlt-onnx": "test_export",
+    'python examples/onnx_without_torch.py my-crossvlt-onnx photo.jpg "the white cup"': "test_export",
 }
 SMALL = [
     "data.workers=0",
