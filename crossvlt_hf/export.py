@@ -185,7 +185,8 @@ def check_export(
 
 def _longest(processor: CrossVLTProcessor) -> int:
     """The most tokens of an expression."""
-    return processor.tokenizer.init_kwargs.get("max_length") or processor.text_kwargs["max_length"]
+    longest: Any = processor.tokenizer.init_kwargs.get("max_length") or processor.text_kwargs["max_length"]
+    return longest
 
 
 def _summary(model: CrossVLTModel, processor: CrossVLTProcessor, file: str) -> dict[str, Any]:
