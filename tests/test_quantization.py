@@ -5,12 +5,14 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from torch import nn
-from torchao.quantization import Int8WeightOnlyConfig
 from transformers import TorchAoConfig, pipeline
 
 from crossvlt_hf import DEFAULT_CHECKPOINT, CrossVLTModel, CrossVLTProcessor
 from crossvlt_hf.data import load_data
 from crossvlt_hf.data.refshapes import make_example
+
+
+Int8WeightOnlyConfig = pytest.importorskip("torchao.quantization").Int8WeightOnlyConfig
 from crossvlt_hf.evaluation import evaluate
 from crossvlt_hf.loading import load_checkpoint
 
