@@ -27,7 +27,7 @@ from crossvlt_hf.benchmark import (
     scaling_figure,
 )
 from crossvlt_hf.benchmark.memory import ChildError, in_child, measure_device, reset_peak, resident
-from crossvlt_hf.benchmark.peers import PEERS, Peer, count_step_flops
+from crossvlt_hf.benchmark.peers import PEERS, Peer, count_step_flops, place
 from crossvlt_hf.benchmark.report import compare
 from crossvlt_hf.benchmark.run import Findings
 from crossvlt_hf.benchmark.timing import Work, interleave, median_ratio, summarise
@@ -281,6 +281,21 @@ def test_peer_is_counted_and_timed(checkpoint, monkeypatch):
     peer = timed(checkpoint, peers=["clipseg"], dtype=["float32", "bfloat16"])["cases"][-1]
     assert (peer["peer"], peer["size"], peer["dtype"]) == (True, [352, 352], "bfloat16")
     assert (peer["parameters"], peer["flops"]) == (8 * 4 + 4, 2 * 2 * 8 * 4)
+
+
+def test_layer_that_gives_a_view_of_a_parameter_is_counted():
+    """As SAM's encoder of prompts does."""
+
+    class Prompt(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.prompt = torch.nn.Parameter(torch.ones(1, 8))
+
+        def forward(self):
+            return self.prompt.reshape(1, -1, 1, 1).expand(1, -1, 2, 2)
+
+    module = place(Prompt(), "cpu", torch.float32)
+    assert count_step_flops(Peer((module,), module).step) == 0
 
 
 def test_attention_of_a_cpu_is_counted():

@@ -87,8 +87,9 @@ def count_step_flops(step: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
-def _place(model: nn.Module, device: str, dtype: torch.dtype) -> nn.Module:
-    # The counter of operations stumbles over a parameter that is handed to a layer, unless it needs no gradient
+def place(model: nn.Module, device: str, dtype: torch.dtype) -> nn.Module:
+    """The model on its device and in its dtype, ready to run."""
+    # The counter of operations stumbles over a layer that gives a view of its parameter, unless that needs no gradient
     return model.to(torch.device(device), dtype).eval().requires_grad_(False)
 
 
@@ -105,7 +106,7 @@ def _words(tokens: int, device: str, *, start: int, end: list[int], vocabulary: 
 def _make_clipseg(device: str, dtype: torch.dtype) -> Peer:
     from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
-    model = _place(CLIPSegForImageSegmentation(CLIPSegConfig()), device, dtype)
+    model = place(CLIPSegForImageSegmentation(CLIPSegConfig()), device, dtype)
     pixels = _pixels(352, device, dtype)
     words = _words(21, device, start=49406, end=[49407], vocabulary=49000)
     mask = torch.ones_like(words)
@@ -115,8 +116,8 @@ def _make_clipseg(device: str, dtype: torch.dtype) -> Peer:
 def _make_grounded_sam(device: str, dtype: torch.dtype) -> Peer:
     from transformers import GroundingDinoConfig, GroundingDinoForObjectDetection, SamConfig, SamModel
 
-    detector = _place(GroundingDinoForObjectDetection(GroundingDinoConfig()), device, dtype)
-    segmenter = _place(SamModel(SamConfig()), device, dtype)
+    detector = place(GroundingDinoForObjectDetection(GroundingDinoConfig()), device, dtype)
+    segmenter = place(SamModel(SamConfig()), device, dtype)
     image, resized = _pixels(800, device, dtype), _pixels(1024, device, dtype)
     # [CLS] words full-stop [SEP], as its processor wants it
     words = _words(21, device, start=101, end=[1012, 102], vocabulary=30000)
@@ -134,7 +135,7 @@ def _make_grounded_sam(device: str, dtype: torch.dtype) -> Peer:
 def _make_sam3(device: str, dtype: torch.dtype) -> Peer:
     from transformers import Sam3Config, Sam3Model
 
-    model = _place(Sam3Model(Sam3Config()), device, dtype)
+    model = place(Sam3Model(Sam3Config()), device, dtype)
     pixels = _pixels(1008, device, dtype)
     words = _words(32, device, start=49406, end=[49407], vocabulary=49000)
     mask = torch.ones_like(words)
