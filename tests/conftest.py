@@ -135,7 +135,17 @@ def write_original():
 # ---- several processes of pytest-xdist
 
 # Their fixtures of a module cost seconds; all other tests go one by one to the process that is free
-TOGETHER = {"cards", "evaluation", "page", "parity", "pipeline", "reproduction", "training", "visualization_figures"}
+TOGETHER = {
+    "cards",
+    "evaluation",
+    "export",
+    "page",
+    "parity",
+    "pipeline",
+    "reproduction",
+    "training",
+    "visualization_figures",
+}
 
 
 class Scheduling(LoadScopeScheduling):

@@ -10,11 +10,11 @@ from transformers import TorchAoConfig, pipeline
 from crossvlt_hf import DEFAULT_CHECKPOINT, CrossVLTModel, CrossVLTProcessor
 from crossvlt_hf.data import load_data
 from crossvlt_hf.data.refshapes import make_example
+from crossvlt_hf.evaluation import evaluate
+from crossvlt_hf.loading import load_checkpoint
 
 
 Int8WeightOnlyConfig = pytest.importorskip("torchao.quantization").Int8WeightOnlyConfig
-from crossvlt_hf.evaluation import evaluate
-from crossvlt_hf.loading import load_checkpoint
 
 
 def load_int8(source, skip=None, **kwargs) -> CrossVLTModel:
