@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -179,7 +179,8 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
 class CrossVLTFoldable(nn.Module):
     """What can work out from its weights once what inference needs in every call.
 
-    It lies beside the weights, is never saved, and goes when weights are loaded.
+    It lies beside the weights, is never saved, and goes in training mode and when weights are loaded. Where a gradient
+    of the weights is wanted it is not used.
     """
 
     foldable: tuple[str, ...]  # names of the buffers
@@ -188,12 +189,30 @@ class CrossVLTFoldable(nn.Module):
         for name in self.foldable:
             self.register_buffer(name, buffers.get(name), persistent=False)
 
+    def fold(self) -> None:
+        with torch.inference_mode(False), torch.no_grad():  # what is kept may take part in a later backward pass
+            self.unfold()
+            self.keep_folded(**self.compute_folded())
+
     def unfold(self) -> None:
         self.keep_folded()
+
+    def compute_folded(self) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def train(self, mode: bool = True) -> Self:
+        if mode:
+            self.unfold()
+        return super().train(mode)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self.unfold()
         super()._load_from_state_dict(*args, **kwargs)
+
+
+def wants_gradient(weight: Tensor) -> bool:
+    """Whether a backward pass may ask for the gradient of a weight."""
+    return torch.is_grad_enabled() and weight.requires_grad
 
 
 class CrossVLTMLP(nn.Module):
@@ -359,14 +378,12 @@ class CrossVLTWindowAttention(CrossVLTFoldable):
         rows, columns = (axis[:, None] - axis[None, :] + self.window - 1 for axis in (row, column))
         return (rows * (2 * self.window - 1) + columns).flatten()
 
-    def fold(self) -> None:
-        """Pick the position bias once."""
-        self.unfold()
-        self.keep_folded(folded_position_bias=self.position_bias().detach())
+    def compute_folded(self) -> dict[str, Tensor]:
+        return {"folded_position_bias": self.position_bias()}
 
     def position_bias(self) -> Tensor:
         """The relative position bias of a window: (1, heads, window**2, window**2)."""
-        if self.folded_position_bias is not None:
+        if self.folded_position_bias is not None and not wants_gradient(self.relative_position_bias_table):
             return self.folded_position_bias
         bias = self.relative_position_bias_table[self.relative_position_index].unflatten(0, (self.window**2, -1))
         return bias.permute(2, 0, 1)[None].contiguous()  # what is added to it and attention itself are faster so
@@ -670,51 +687,46 @@ def upsample(maps: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=True)
 
 
-class CrossVLTDecoderConv(CrossVLTFoldable, nn.Conv2d):
-    """3x3 convolution of the decoder, which can take the BatchNorm behind it over for inference."""
-
-    foldable = ("folded_weight", "folded_bias")
-
-    def __init__(self, in_width: int, width: int) -> None:
-        super().__init__(in_width, width, 3, padding=1, bias=False)
-        self.unfold()
-
-    def fold(self, norm: nn.BatchNorm2d) -> None:
-        """Take `norm` over, with its present statistics."""
-        mean, variance = (at_least_float32(x) for x in (norm.running_mean, norm.running_var))
-        scale, shift = (at_least_float32(x) for x in (norm.weight, norm.bias))
-        weight, bias = fuse_conv_bn_weights(
-            at_least_float32(self.weight), None, mean, variance, norm.eps, scale, shift
-        )
-        # The maps are channels last, and to reorder the weights takes time in every call
-        weight = weight.detach().to(self.weight.dtype, memory_format=torch.channels_last)
-        self.keep_folded(folded_weight=weight, folded_bias=bias.detach().to(self.weight.dtype))
-
-    def forward(self, maps: Tensor) -> Tensor:
-        if self.folded_weight is None:
-            return super().forward(maps)
-        return F.conv2d(maps, self.folded_weight, self.folded_bias, padding=self.padding)
-
-
-class CrossVLTDecoderBlock(nn.Module):
+class CrossVLTDecoderBlock(CrossVLTFoldable):
     """Bring the coarse map to the grid of the finer one, join them, and convolve twice."""
+
+    foldable = ("folded_weight1", "folded_bias1", "folded_weight2", "folded_bias2")
 
     def __init__(self, in_width: int, width: int) -> None:
         super().__init__()
-        self.conv1 = CrossVLTDecoderConv(in_width, width)
+        self.conv1 = nn.Conv2d(in_width, width, 3, padding=1, bias=False)
         self.norm1 = nn.BatchNorm2d(width)
-        self.conv2 = CrossVLTDecoderConv(width, width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(width)
+        self.unfold()
 
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
         joined = torch.cat([upsample(coarse, like=fine), fine], dim=1)
-        joined = self.convolve(joined, self.conv1, self.norm1)
-        return self.convolve(joined, self.conv2, self.norm2)
+        joined = self.convolve(joined, self.conv1, self.norm1, self.folded_weight1, self.folded_bias1)
+        return self.convolve(joined, self.conv2, self.norm2, self.folded_weight2, self.folded_bias2)
 
     @staticmethod
-    def convolve(maps: Tensor, conv: CrossVLTDecoderConv, norm: nn.BatchNorm2d) -> Tensor:
-        maps = conv(maps) if conv.folded_weight is not None else norm(conv(maps))
+    def convolve(
+        maps: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, weight: Tensor | None, bias: Tensor | None
+    ) -> Tensor:
+        """Convolution, BatchNorm and ReLU; the first two as one where they are folded."""
+        folded = weight is not None and not wants_gradient(conv.weight)
+        maps = F.conv2d(maps, weight, bias, padding=1) if folded else norm(conv(maps))
         return F.relu(maps, inplace=True)
+
+    def compute_folded(self) -> dict[str, Tensor]:
+        """Convolutions that have taken over the BatchNorm behind them, with its present statistics."""
+        folded: dict[str, Tensor] = {}
+        for place, (conv, norm) in enumerate(((self.conv1, self.norm1), (self.conv2, self.norm2)), start=1):
+            if type(conv) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d:
+                return {}  # an adapter around one of them, such as LoRA's
+            kernel, mean, variance = (at_least_float32(x) for x in (conv.weight, norm.running_mean, norm.running_var))
+            scale, shift = (at_least_float32(x) for x in (norm.weight, norm.bias))
+            weight, bias = fuse_conv_bn_weights(kernel, None, mean, variance, norm.eps, scale, shift)
+            # The maps are channels last, and to reorder the weights takes time in every call
+            weight = weight.detach().to(conv.weight.dtype, memory_format=torch.channels_last)
+            folded |= {f"folded_weight{place}": weight, f"folded_bias{place}": bias.detach().to(conv.weight.dtype)}
+        return folded
 
 
 class CrossVLTDecoder(nn.Module):
@@ -992,7 +1004,8 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
 
         The decoder's BatchNorms are folded into its convolutions and the position biases of the windows picked. The
         results differ by rounding. Nothing of it is saved; `unfuse`, `train` and loading weights take it back. It
-        needs memory (of the base model 115 MB in float32), and does not follow a change of the weights by hand.
+        needs memory (of the base model 115 MB in float32), does not follow a change of the weights by hand, and is not
+        used where their gradient is wanted: call the model under `torch.no_grad()`.
 
         Raises:
             ValueError: in training mode, where BatchNorm takes its statistics from the batch.
@@ -1000,13 +1013,9 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
         if self.training:
             raise ValueError("The model is in training mode, whose BatchNorm cannot be folded; call `eval()` first.")
         for module in self.modules():
-            if any(tensor.is_meta for tensor in module.state_dict().values()):
-                continue  # offloaded by Accelerate, which brings the weights only for a call
-            if isinstance(module, CrossVLTWindowAttention):
+            # What Accelerate has offloaded comes only for a call
+            if isinstance(module, CrossVLTFoldable) and not any(x.is_meta for x in module.state_dict().values()):
                 module.fold()
-            elif isinstance(module, CrossVLTDecoderBlock):
-                module.conv1.fold(module.norm1)
-                module.conv2.fold(module.norm2)
         return self
 
     def unfuse(self) -> "CrossVLTModel":
@@ -1015,12 +1024,6 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
             if isinstance(module, CrossVLTFoldable):
                 module.unfold()
         return self
-
-    def train(self, mode: bool = True) -> "CrossVLTModel":
-        """Switch to training mode, where nothing is fused, or to inference."""
-        if mode:
-            self.unfuse()
-        return super().train(mode)
 
     @record_both_encoders
     @merge_with_config_defaults
@@ -1099,7 +1102,11 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
         if expressions_per_image is None:
             return images
         counts = expressions_per_image
-        if not isinstance(counts, Tensor) or counts.shape != (images,) or counts.is_floating_point():
+        if (
+            not isinstance(counts, Tensor)
+            or counts.shape != (images,)
+            or counts.dtype not in (torch.int32, torch.int64)
+        ):
             raise ValueError(
                 f"`expressions_per_image` is {counts!r}; give a tensor of {images} integers, one for each image."
             )

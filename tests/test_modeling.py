@@ -1,5 +1,6 @@
 """The network: every ablation, size and precision; what it shares with the library's models is in the common tests."""
 
+import copy
 import itertools
 
 import accelerate
@@ -608,7 +609,7 @@ def test_fuse_changes_rounding_only_and_is_reversible(model, dtype):
     model, batch = model.to(dtype), fake_batch(model.config)
     before, keys = logits(model, batch), set(model.state_dict())
     assert model.fuse() is model
-    assert all(block.conv1.folded_weight is not None for block in model.decoder.blocks)
+    assert all(block.folded_weight1 is not None for block in model.decoder.blocks)
     assert (
         0
         < relative_error(logits(model, batch), before)
@@ -628,7 +629,7 @@ def test_what_is_fused_is_not_saved_and_does_not_outlive_its_weights(model, tmp_
     stir_statistics(other)
     model.fuse().load_state_dict(other.state_dict())
     assert torch.equal(logits(model, batch), logits(other, batch))
-    assert model.fuse().train().decoder.blocks[0].conv1.folded_weight is None
+    assert model.fuse().train().decoder.blocks[0].folded_weight1 is None
     with pytest.raises(ValueError, match="training mode"):
         model.fuse()
 
@@ -659,7 +660,7 @@ def test_expressions_share_their_image(model, counts, labelled):
         assert actual.loss.item() == pytest.approx(expected.loss.item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("counts", [[1, 2], [0, 2], [2, 0, 0], [1.0, 1.0], [[1, 1]], [-1, 3], [2]])
+@pytest.mark.parametrize("counts", [[1, 2], [0, 2], [2, 0, 0], [1.0, 1.0], [[1, 1]], [-1, 3], [2], [True, True]])
 def test_expressions_that_do_not_add_up(model, counts):
     batch = fake_batch(model.config)
     with pytest.raises(ValueError, match="`expressions_per_image` is"):
@@ -669,3 +670,31 @@ def test_expressions_that_do_not_add_up(model, counts):
 def test_expressions_per_image_is_a_tensor(model):
     with pytest.raises(ValueError, match=r"give a tensor of 2 integers"):
         model(**fake_batch(model.config), expressions_per_image=[1, 1])
+
+
+def test_what_is_fused_hides_no_gradient(model):
+    """Fine-tuning in eval mode, where BatchNorm keeps its statistics, of a model that a pipeline has fused."""
+    batch = fake_batch(model.config)
+    with torch.inference_mode():
+        model.fuse()
+    model(**batch).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_training_a_part_unfuses_it(model):
+    stir_statistics(model)
+    batch = fake_batch(model.config)
+    expected = copy.deepcopy(model)
+    expected.decoder.train()
+    model.fuse().decoder.train()
+    assert torch.equal(logits(model, batch), logits(expected, batch))
+
+
+def test_adapters_of_the_decoder(model):
+    from peft import LoraConfig, get_peft_model
+
+    batch = fake_batch(model.config)
+    before = logits(model, batch)
+    adapted = get_peft_model(model, LoraConfig(target_modules=["conv1", "qkv"])).eval()
+    adapted.base_model.model.fuse()
+    assert torch.allclose(logits(adapted, batch), before, atol=1e-5)

@@ -288,10 +288,10 @@ def test_the_expressions_of_one_image_share_it(folder, expected):
 
 def test_the_pipeline_fuses_and_training_takes_it_back(folder):
     pipe = pipeline(TASK, model=folder, device="cpu")
-    conv = pipe.model.decoder.blocks[0].conv1
-    assert conv.folded_weight is not None
+    block = pipe.model.decoder.blocks[0]
+    assert block.folded_weight1 is not None
     pipe.model.train()
-    assert conv.folded_weight is None
+    assert block.folded_weight1 is None
 
 
 @pytest.mark.parametrize(
