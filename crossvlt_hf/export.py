@@ -44,7 +44,7 @@ class ExportedNetwork(nn.Module):
 
     def __init__(self, model: CrossVLTModel) -> None:
         super().__init__()
-        self.model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+        self.model = copy.deepcopy(model).cpu().eval().unfuse().requires_grad_(False)
         self.model.set_attn_implementation("eager")
         for stage in self.model.stages:
             stage.alignment = None
@@ -282,7 +282,9 @@ def export_model(
         else:
             torch.export.save(program, beside / file)
         del program
+        training = model.training  # an export may come in the middle of it
         checks = check_export(load_exported(beside), model.eval(), processor)
+        model.train(training)
         summary = {**_summary(model, processor, file), "checks": checks}
         processor.image_processor.save_pretrained(beside)
         processor.tokenizer.save_pretrained(beside)

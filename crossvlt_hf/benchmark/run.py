@@ -1,5 +1,6 @@
 """A whole benchmark: memory first, each case in a process of its own; then all timings in turns, in this process."""
 
+import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -64,8 +65,8 @@ class Options:
             check_positive(name, getattr(self, name))
         if self.threads is not None:
             check_positive("threads", self.threads)
-        if self.reference_gflop is not None and not self.reference_gflop > 0:
-            raise ValueError(f"`reference_gflop` is {self.reference_gflop}; give more than 0.")
+        if self.reference_gflop is not None and not 0 < self.reference_gflop < math.inf:
+            raise ValueError(f"`reference_gflop` is {self.reference_gflop}; give more than 0, and a finite number.")
 
 
 @dataclass
