@@ -88,6 +88,12 @@ def fake_batch(config: CrossVLTConfig, batch: int = 2, height: int = 32, width: 
     }
 
 
+@pytest.fixture(autouse=True)
+def tiny_numbers():
+    """Whatever a training run in a test before has left: Hypothesis draws subnormal numbers."""
+    torch.set_flush_denormal(False)
+
+
 @pytest.fixture(scope="session")
 def shared_model() -> CrossVLTModel:
     torch.manual_seed(0)

@@ -399,6 +399,7 @@ class TrainingRun:
     def _finish(self) -> None:
         self._save_weights(self.folder / "last")
         self.accelerator.end_training()
+        torch.set_flush_denormal(False)  # what the program does next may need them
         if self.accelerator.is_main_process:
             self._draw_curves()
             folders = [self.folder / name for name in ("best", "last") if (self.folder / name).is_dir()]
