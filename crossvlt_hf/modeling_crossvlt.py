@@ -36,6 +36,8 @@ from .configuration_crossvlt import CrossVLTConfig, CrossVLTTextConfig, CrossVLT
 MASKED = -3e4
 # Between the regions that the cyclic shift of a window brings together (Swin Transformer, section 3.2).
 SHIFT_MASKED = -100.0
+# Intermediate values of a computation that a CPU's cache holds: 16 MiB in float32
+CACHED_VALUES = 2**22
 # Cross-entropy weights of background and object, weight of the mask loss, label that both losses ignore
 CLASS_WEIGHTS = (0.9, 1.1)
 MASK_LOSS_WEIGHT = 2.0
@@ -215,18 +217,37 @@ def wants_gradient(weight: Tensor) -> bool:
     return torch.is_grad_enabled() and weight.requires_grad
 
 
+def cut_for_cache(module: nn.Module, x: Tensor, values: int) -> Sequence[Tensor]:
+    """Cut along the first dimension what a module computes from with `values` intermediate values for each entry.
+
+    On the CPU these then stay in its cache, in memory that is used again instead of being mapped anew. Elsewhere there
+    is one part: on other devices, in training, where they are kept for the backward pass, and where a graph is
+    recorded.
+    """
+    whole = x.device.type != "cpu" or module.training or torch.is_grad_enabled() or torch.compiler.is_compiling()
+    return (x,) if whole else x.split(max(1, CACHED_VALUES // values))
+
+
+def join(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Take `cut_for_cache` back, without a copy where nothing was cut."""
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts), dim)
+
+
 class CrossVLTMLP(nn.Module):
     """Two linear layers with an activation between and dropout behind."""
 
     def __init__(self, width: int, inner_width: int, activation: str, dropout: float) -> None:
         super().__init__()
+        self.inner_width = inner_width
         self.fc1 = nn.Linear(width, inner_width)
         self.activation = ACT2FN[activation]
         self.fc2 = nn.Linear(inner_width, width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.fc2(self.activation(self.fc1(x))))
+        parts = cut_for_cache(self, x.flatten(0, -2), values=self.inner_width)
+        x = join([self.fc2(self.activation(self.fc1(part))) for part in parts]).view(x.shape)
+        return self.dropout(x)
 
 
 # ---- vision: Swin Transformer v1
@@ -389,21 +410,39 @@ class CrossVLTWindowAttention(CrossVLTFoldable):
         return bias.permute(2, 0, 1)[None].contiguous()  # what is added to it and attention itself are faster so
 
     def forward(self, pixels: Tensor, windows: CrossVLTWindows) -> tuple[Tensor, Tensor | None]:
-        batch, height, width, _ = pixels.shape
         qkv = self.qkv(F.pad(pixels.flatten(1, 2), (0, 0, 1, 0)))
-        qkv = qkv.index_select(1, windows.order.flatten()).view(batch, *windows.order.shape, -1).flatten(0, 1)
-        query, key, value = (split_heads(x, self.num_heads) for x in qkv.chunk(3, dim=-1))
+        bias = self.position_bias().to(qkv.dtype)
+        scores = len(qkv) * bias.numel()  # of a window in every image
+        orders = cut_for_cache(self, windows.order, scores)
+        masks = [None] * len(orders) if windows.mask is None else cut_for_cache(self, windows.mask, scores)
+        attended, weights = zip(
+            *(self.attend(qkv, order, bias, mask) for order, mask in zip(orders, masks, strict=True)), strict=True
+        )
+        pixels = self.proj(join(attended, dim=1).index_select(1, windows.inverse)).view(pixels.shape)
+        return self.proj_dropout(pixels), None if weights[0] is None else join(weights, dim=1).flatten(0, 1)
 
-        bias = self.position_bias().to(query.dtype)
-        if windows.mask is not None:
-            bias = (bias + windows.mask)[None].expand(batch, -1, -1, -1, -1).flatten(0, 1)
+    def attend(self, qkv: Tensor, order: Tensor, bias: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Attention in some of the windows.
+
+        Args:
+            qkv: (B, 1 + N, 3 * C), projected, with that of the padding first.
+            order: (windows, window**2) int64, what of it is in these windows.
+            bias: (1, heads, window**2, window**2).
+            mask: (windows, 1, window**2, window**2), or None.
+
+        Returns:
+            (B, windows * window**2, C), and the weights (B, windows, heads, window**2, window**2) where they are kept.
+        """
+        batch, windows = len(qkv), order.shape[0]
+        qkv = qkv.index_select(1, order.flatten()).view(batch, *order.shape, -1).flatten(0, 1)
+        query, key, value = (split_heads(x, self.num_heads) for x in qkv.chunk(3, dim=-1))
+        if mask is not None:
+            bias = (bias + mask)[None].expand(batch, -1, -1, -1, -1).flatten(0, 1)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.attention_dropout if self.training else 0.0
         attended, weights = attend(self, query, key, value, bias, dropout=dropout, scaling=self.scaling)
-
-        attended = attended.flatten(2).unflatten(0, (batch, windows.order.shape[0])).flatten(1, 2)
-        pixels = attended.index_select(1, windows.inverse)
-        return self.proj_dropout(self.proj(pixels)).unflatten(1, (height, width)), weights
+        attended = attended.flatten(2).unflatten(0, (batch, windows)).flatten(1, 2)
+        return attended, None if weights is None else weights.unflatten(0, (batch, windows))
 
 
 class CrossVLTVisionBlock(GradientCheckpointingLayer):
@@ -743,6 +782,12 @@ class CrossVLTDecoder(nn.Module):
         self.classifier = nn.Conv2d(width, 2, 1)
 
     def forward(self, feature_maps: list[Tensor]) -> Tensor:
+        values = self.classifier.in_channels * feature_maps[0][0, 0].numel()
+        parts = zip(*(cut_for_cache(self, maps, values) for maps in feature_maps), strict=True)
+        return join([self.decode(part) for part in parts])
+
+    def decode(self, feature_maps: Sequence[Tensor]) -> Tensor:
+        """The maps of some of the images."""
         joined, *finer_maps = reversed(feature_maps)
         for block, finer in zip(self.blocks, finer_maps, strict=True):
             joined = block(joined, finer)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModel, AutoModelForSemanticSegmentation, Trainer, TrainingArguments
 
-from crossvlt_hf import CrossVLTModel
+from crossvlt_hf import CrossVLTModel, modeling_crossvlt
 from crossvlt_hf.modeling_crossvlt import (
     CrossVLTDropPath,
     CrossVLTFusion,
@@ -698,3 +698,17 @@ def test_adapters_of_the_decoder(model):
     adapted = get_peft_model(model, LoraConfig(target_modules=["conv1", "qkv"])).eval()
     adapted.base_model.model.fuse()
     assert torch.allclose(logits(adapted, batch), before, atol=1e-5)
+
+
+def test_what_is_cut_for_the_cache_gives_the_same(monkeypatch):
+    """Entry by entry, of several images with shifted windows, attentions in their order too."""
+    model = CrossVLTModel(tiny_config(vision_config={"depths": [2, 2, 2, 2]})).eval()
+    model.set_attn_implementation("eager")
+    inputs = {"pixel_values": torch.randn(3, 3, 70, 90), "input_ids": torch.tensor([[2, 5, 6, 3]] * 3)}
+    with torch.no_grad():
+        whole = model(**inputs, output_attentions=True)
+        monkeypatch.setattr(modeling_crossvlt, "CACHED_VALUES", 1)
+        cut = model(**inputs, output_attentions=True)
+    assert torch.allclose(cut.logits, whole.logits, atol=1e-5)
+    for some, all_ in zip(cut.attentions, whole.attentions, strict=True):
+        assert torch.allclose(some, all_, atol=1e-6)
