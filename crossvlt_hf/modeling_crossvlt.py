@@ -410,18 +410,25 @@ class CrossVLTWindowAttention(CrossVLTFoldable):
         return bias.permute(2, 0, 1)[None].contiguous()  # what is added to it and attention itself are faster so
 
     def forward(self, pixels: Tensor, windows: CrossVLTWindows) -> tuple[Tensor, Tensor | None]:
+        images = cut_for_cache(self, pixels, values=3 * pixels[0].numel())
+        attended, weights = zip(*(self.attend(some, windows) for some in images), strict=True)
+        return self.proj_dropout(join(attended)), None if weights[0] is None else join(weights).flatten(0, 1)
+
+    def attend(self, pixels: Tensor, windows: CrossVLTWindows) -> tuple[Tensor, Tensor | None]:
+        """Attention in some of the images; the weights are (B, windows, heads, window**2, window**2)."""
         qkv = self.qkv(F.pad(pixels.flatten(1, 2), (0, 0, 1, 0)))
         bias = self.position_bias().to(qkv.dtype)
         scores = len(qkv) * bias.numel()  # of a window in every image
         orders = cut_for_cache(self, windows.order, scores)
         masks = [None] * len(orders) if windows.mask is None else cut_for_cache(self, windows.mask, scores)
-        attended, weights = zip(
-            *(self.attend(qkv, order, bias, mask) for order, mask in zip(orders, masks, strict=True)), strict=True
-        )
+        parts = (self.attend_in_windows(qkv, order, bias, mask) for order, mask in zip(orders, masks, strict=True))
+        attended, weights = zip(*parts, strict=True)
         pixels = self.proj(join(attended, dim=1).index_select(1, windows.inverse)).view(pixels.shape)
-        return self.proj_dropout(pixels), None if weights[0] is None else join(weights, dim=1).flatten(0, 1)
+        return pixels, None if weights[0] is None else join(weights, dim=1)
 
-    def attend(self, qkv: Tensor, order: Tensor, bias: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def attend_in_windows(
+        self, qkv: Tensor, order: Tensor, bias: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """Attention in some of the windows.
 
         Args:
@@ -631,6 +638,14 @@ class CrossVLTFusionAttention(nn.Module):
         self.output = CrossVLTPointwise(inner_width, width, bias=False)
 
     def forward(self, pixels: Tensor, words: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        values = pixels.shape[1] * self.query.out_features
+        grids, sentences = (cut_for_cache(self, x, values) for x in (pixels, words))
+        masks = [None] * len(grids) if mask is None else cut_for_cache(self, mask, values)
+        attended, weights = zip(*map(self.attend, grids, sentences, masks), strict=True)
+        return join(attended), None if weights[0] is None else join(weights)
+
+    def attend(self, pixels: Tensor, words: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The same in some of the images."""
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         attended, weights = attend(
             self,
@@ -673,7 +688,12 @@ class CrossVLTGatedResidual(GradientCheckpointingLayer):
         self.fc2 = nn.Linear(width, width, bias=False)
 
     def forward(self, pixels: Tensor, fused: Tensor) -> Tensor:
-        return pixels + torch.tanh(self.fc2(F.relu(self.fc1(fused)))) * fused
+        parts = (cut_for_cache(self, x, values=pixels[0].numel()) for x in (pixels, fused))
+        return join([some + self.gate(read) * read for some, read in zip(*parts, strict=True)])
+
+    def gate(self, fused: Tensor) -> Tensor:
+        """How much of what was read is let through: (B, H, W, C), between -1 and 1."""
+        return torch.tanh(self.fc2(F.relu(self.fc1(fused))))
 
 
 class CrossVLTAlignment(GradientCheckpointingLayer):
