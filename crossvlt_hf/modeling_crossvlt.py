@@ -410,7 +410,7 @@ class CrossVLTWindowAttention(CrossVLTFoldable):
         return bias.permute(2, 0, 1)[None].contiguous()  # what is added to it and attention itself are faster so
 
     def forward(self, pixels: Tensor, windows: CrossVLTWindows) -> tuple[Tensor, Tensor | None]:
-        images = cut_for_cache(self, pixels, values=3 * pixels[0].numel())
+        images = cut_for_cache(self, pixels, values=3 * pixels.shape[1:].numel())
         attended, weights = zip(*(self.attend(some, windows) for some in images), strict=True)
         return self.proj_dropout(join(attended)), None if weights[0] is None else join(weights).flatten(0, 1)
 
@@ -418,7 +418,7 @@ class CrossVLTWindowAttention(CrossVLTFoldable):
         """Attention in some of the images; the weights are (B, windows, heads, window**2, window**2)."""
         qkv = self.qkv(F.pad(pixels.flatten(1, 2), (0, 0, 1, 0)))
         bias = self.position_bias().to(qkv.dtype)
-        scores = len(qkv) * bias.numel()  # of a window in every image
+        scores = qkv.shape[0] * bias.numel()  # of a window in every image
         orders = cut_for_cache(self, windows.order, scores)
         masks = [None] * len(orders) if windows.mask is None else cut_for_cache(self, windows.mask, scores)
         parts = (self.attend_in_windows(qkv, order, bias, mask) for order, mask in zip(orders, masks, strict=True))
@@ -440,7 +440,7 @@ class CrossVLTWindowAttention(CrossVLTFoldable):
         Returns:
             (B, windows * window**2, C), and the weights (B, windows, heads, window**2, window**2) where they are kept.
         """
-        batch, windows = len(qkv), order.shape[0]
+        batch, windows = qkv.shape[0], order.shape[0]
         qkv = qkv.index_select(1, order.flatten()).view(batch, *order.shape, -1).flatten(0, 1)
         query, key, value = (split_heads(x, self.num_heads) for x in qkv.chunk(3, dim=-1))
         if mask is not None:
@@ -688,7 +688,7 @@ class CrossVLTGatedResidual(GradientCheckpointingLayer):
         self.fc2 = nn.Linear(width, width, bias=False)
 
     def forward(self, pixels: Tensor, fused: Tensor) -> Tensor:
-        parts = (cut_for_cache(self, x, values=pixels[0].numel()) for x in (pixels, fused))
+        parts = (cut_for_cache(self, x, values=pixels.shape[1:].numel()) for x in (pixels, fused))
         return join([some + self.gate(read) * read for some, read in zip(*parts, strict=True)])
 
     def gate(self, fused: Tensor) -> Tensor:
@@ -802,7 +802,7 @@ class CrossVLTDecoder(nn.Module):
         self.classifier = nn.Conv2d(width, 2, 1)
 
     def forward(self, feature_maps: list[Tensor]) -> Tensor:
-        values = self.classifier.in_channels * feature_maps[0][0, 0].numel()
+        values = self.classifier.in_channels * feature_maps[0].shape[2:].numel()
         parts = zip(*(cut_for_cache(self, maps, values) for maps in feature_maps), strict=True)
         return join([self.decode(part) for part in parts])
 
