@@ -410,7 +410,7 @@ class CrossVLTWindowAttention(CrossVLTFoldable):
         return bias.permute(2, 0, 1)[None].contiguous()  # what is added to it and attention itself are faster so
 
     def forward(self, pixels: Tensor, windows: CrossVLTWindows) -> tuple[Tensor, Tensor | None]:
-        images = cut_for_cache(self, pixels, values=3 * pixels.shape[1:].numel())
+        images = cut_for_cache(self, pixels, values=3 * math.prod(pixels.shape[1:]))
         attended, weights = zip(*(self.attend(some, windows) for some in images), strict=True)
         return self.proj_dropout(join(attended)), None if weights[0] is None else join(weights).flatten(0, 1)
 
@@ -688,7 +688,7 @@ class CrossVLTGatedResidual(GradientCheckpointingLayer):
         self.fc2 = nn.Linear(width, width, bias=False)
 
     def forward(self, pixels: Tensor, fused: Tensor) -> Tensor:
-        parts = (cut_for_cache(self, x, values=pixels.shape[1:].numel()) for x in (pixels, fused))
+        parts = (cut_for_cache(self, x, values=math.prod(pixels.shape[1:])) for x in (pixels, fused))
         return join([some + self.gate(read) * read for some, read in zip(*parts, strict=True)])
 
     def gate(self, fused: Tensor) -> Tensor:
@@ -802,7 +802,7 @@ class CrossVLTDecoder(nn.Module):
         self.classifier = nn.Conv2d(width, 2, 1)
 
     def forward(self, feature_maps: list[Tensor]) -> Tensor:
-        values = self.classifier.in_channels * feature_maps[0].shape[2:].numel()
+        values = self.classifier.in_channels * math.prod(feature_maps[0].shape[2:])
         parts = zip(*(cut_for_cache(self, maps, values) for maps in feature_maps), strict=True)
         return join([self.decode(part) for part in parts])
 
