@@ -146,6 +146,11 @@ def parts(size: int, part: int) -> int:
     return number
 
 
+def is_readable(x: Tensor) -> bool:
+    """Whether a look at the values costs nothing: they are on the CPU, and no graph is recorded."""
+    return type(x) is Tensor and x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 # ---- what both encoders use
 
 
@@ -1123,7 +1128,8 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
 
         Raises:
             ValueError: if the shapes do not fit each other or the config.
-            IndexError: from torch, for token ids outside the vocabulary and for other labels.
+            ValueError: on the CPU also for token ids outside the vocabulary and for other labels. Elsewhere to look at
+                them would make the device wait; torch's own assertion fails there.
         """
         reject_unknown(kwargs)
         self._check_inputs(pixel_values, input_ids, attention_mask, token_type_ids, labels, expressions_per_image)
@@ -1222,6 +1228,27 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
                 f"`labels` has shape {tuple(labels.shape)} and dtype {labels.dtype}; give integers of shape "
                 f"{(batch, height, width)}: 1 on the object, 0 off it, 255 to ignore."
             )
+        self._check_values(input_ids, token_type_ids, labels)
+
+    def _check_values(self, input_ids: Tensor, token_type_ids: Tensor | None, labels: Tensor | None) -> None:
+        text = self.config.text_config
+        for name, ids, size in (
+            ("input_ids", input_ids, text.vocab_size),
+            ("token_type_ids", token_type_ids, text.type_vocab_size),
+        ):
+            if ids is not None and (ids.dtype not in (torch.int32, torch.int64)):
+                raise ValueError(f"`{name}` has dtype {ids.dtype}; give int64.")
+            if ids is not None and is_readable(ids) and (ids.min() < 0 or ids.max() >= size):
+                raise ValueError(
+                    f"`{name}` holds {ids.min()} to {ids.max()}, but the model knows 0 to {size - 1}; give those of its "
+                    "own tokenizer."
+                )
+        if labels is not None and is_readable(labels):
+            known = (labels == 0) | (labels == 1) | (labels == IGNORE_INDEX)
+            if not known.all():
+                raise ValueError(
+                    f"`labels` holds {labels[~known][0]}; give 1 on the object, 0 off it, {IGNORE_INDEX} to ignore."
+                )
 
 
 __all__ = [

@@ -85,6 +85,31 @@ def find_folder(root: Path, names: Sequence[str], given: str | Path | None) -> P
     )
 
 
+def inside(folder: str | Path, name: Any, source: str, root: str | Path | None = None) -> str:
+    """The path of a file that a data set names.
+
+    A data set may come from a stranger, so that its names must not lead to other files of the machine. What is a link
+    is followed: folders of images often are.
+
+    Args:
+        folder: what the name is relative to.
+        name: as the data set has it.
+        source: who says so, for the message.
+        root: the folder that the path must stay in, if it is another.
+
+    Raises:
+        ValueError: if the name is no path, or leads out of the folder.
+    """
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise ValueError(f"{source} has {str(name)[:60]!r} for a path; give the path of a file.")
+    path = os.path.normpath(os.path.join(folder, name))
+    root = os.path.normpath(folder if root is None else root)
+    below = path.startswith(os.path.join(root, "")) or (root == "." and not path.startswith(os.pardir))
+    if os.path.isabs(name) or not below:
+        raise ValueError(f"{source} has the path {name!r}, which leads out of {root}; put the file into that folder.")
+    return path
+
+
 def require_files(needed: Iterable[tuple[str, str]], kind: str, mend: str) -> None:
     """Check that files are there, with one look into each folder.
 

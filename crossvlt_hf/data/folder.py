@@ -31,7 +31,7 @@ import numpy as np
 from datasets import Dataset
 from PIL import ExifTags, Image
 
-from .files import check_split, require_files
+from .files import check_split, inside, require_files
 from .masks import Merge, pack, pack_file, to_run_lengths
 from .records import Record, RecordDecoder, build_dataset, clean_expressions
 
@@ -92,13 +92,6 @@ def _text(row: dict[str, Any], name: str, default: str, source: str) -> str:
     return str(value)
 
 
-def _path(row: dict[str, Any], name: str, folder: Path, source: str) -> str:
-    path = row.get(name)
-    if not isinstance(path, str) or not path or "\0" in path:
-        raise ValueError(f"{source} has {path!r} as `{name}`; give a path.")
-    return str(folder / path)
-
-
 def _expressions(row: dict[str, Any], source: str) -> list[str]:
     if ("expression" in row) == ("expressions" in row):
         raise ValueError(f"{source} has both or neither of `expression` and `expressions`; give one.")
@@ -145,7 +138,7 @@ def _segmentation(row: dict[str, Any], name: str, size: tuple[int, int], source:
     return segmentation
 
 
-def _mask(row: dict[str, Any], image: str, folder: Path, has_target: bool, source: str) -> str:
+def _mask(row: dict[str, Any], image: str, path: Path, root: Path, has_target: bool, source: str) -> str:
     """The packed mask of a row."""
     given = [name for name in _MASK_KEYS if row.get(name) is not None and row[name] != []]
     if len(given) > 1:
@@ -155,7 +148,7 @@ def _mask(row: dict[str, Any], image: str, folder: Path, has_target: bool, sourc
     if not given:
         return pack([], *upright_size(image))
     if given == ["mask"]:
-        return pack_file(_path(row, "mask", folder, source))
+        return pack_file(inside(path.parent, row["mask"], f"{source}, `mask`,", root))
     if not has_target:
         raise ValueError(f"{source} has `{given[0]}`, but says that nothing is meant; leave one of them out.")
     size = upright_size(image)
@@ -199,7 +192,7 @@ def _record(path: Path, number: int, row: dict[str, Any], split: str, image: str
         image_id=_text(row, "image_id", os.path.relpath(image, folder), source),
         ref_id=_text(row, "ref_id", str(number), source),
         expressions=_expressions(row, source),
-        mask=_mask(row, image, path.parent, has_target, source),
+        mask=_mask(row, image, path, folder, has_target, source),
         split=split,
         dataset=_text(row, "dataset", folder.resolve().name, source),
         source=source,
@@ -232,7 +225,7 @@ def load_folder(folder: str | Path, split: str | None = None, *, merge: Merge = 
     rows = []
     for path, number, row, named in _split_rows(folder, split):
         key = "image" if "image" in row else "file_name"
-        rows.append((path, number, row, named, _path(row, key, path.parent, f"{path}, line {number}")))
+        rows.append((path, number, row, named, inside(path.parent, row.get(key), f"{path}, line {number}, `{key}`,", folder)))
     # before the records, as these look into the images
     mend = f"Paths are relative to the {METADATA}."
     require_files(((image, f"{path}, line {number}") for path, number, _, _, image in rows), "image", mend)

@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Dataset, load_dataset
 from datasets import Image as ImageFeature
 
-from .files import COCO_FOLDERS, check_split, field, image_size, require_files
+from .files import COCO_FOLDERS, check_split, field, image_size, inside, require_files
 from .masks import Merge, check_polygons, pack
 from .records import Record, RecordDecoder, build_dataset, clean_expressions
 from .refer import Text, check_text, expressions_of
@@ -61,15 +61,15 @@ def jxu124_records(base: Dataset, name: str, root: Path, images: Path | None, te
 
     @cache
     def folder_of(parent: Path) -> Path:
-        candidates = [root / parent, *(root / folder for folder in COCO_FOLDERS)]
+        candidates = [parent, *(root / folder for folder in COCO_FOLDERS)]
         return images or next((folder for folder in candidates if folder.is_dir()), candidates[0])
 
     for number, row in enumerate(_columns(base, _JXU124_COLUMNS, name)):
         source = f"{name}, ref {row['ref_id']} (row {number})"
         annotation, image = _parse(row, "raw_anns", source), _parse(row, "raw_image_info", source)
-        folder = folder_of(Path(row["image_path"]).parent)
+        folder = folder_of(Path(inside(root, row["image_path"], source)).parent)
         yield Record(
-            image=f"{folder}/{field(image, 'file_name', source)}",
+            image=inside(folder, field(image, "file_name", source), source),
             image_id=row["image_id"],
             ref_id=row["ref_id"],
             expressions=expressions_of(row, text, source),

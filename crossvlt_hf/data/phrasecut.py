@@ -12,7 +12,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from .files import check_split, entries, field, find_folder, image_size, read_json, require_files
+from .files import check_split, entries, field, find_folder, inside, image_size, read_json, require_files
 from .masks import pack_outlines
 from .records import Record, build_dataset, clean_expressions
 
@@ -72,7 +72,7 @@ def load_phrasecut(split: str, *, root: str | Path, images: str | Path | None = 
             raise ValueError(f"{source} has the image_id {image_id!r}, which {table} does not have.")
         image = known[image_id]
         return Record(
-            image=f"{folder}/{image_id}.jpg",
+            image=inside(folder, f"{image_id}.jpg", source),
             image_id=_image_id(image, image_id),
             ref_id=task["task_id"],
             expressions=clean_expressions([field(task, "phrase", source)], source),

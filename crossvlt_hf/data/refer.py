@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from datasets import Dataset
 
-from .files import COCO_FOLDERS, check_split, entries, field, find_folder, image_size, read_json, require_files
+from .files import COCO_FOLDERS, check_split, entries, field, find_folder, inside, image_size, read_json, require_files
 from .masks import Merge, check_polygons, pack
 from .records import Record, RecordDecoder, build_dataset, clean_expressions
 
@@ -254,7 +254,7 @@ def load_refer(
             for ann_id in ann_ids
         ]
         return Record(
-            image=f"{folder}/{field(image, 'file_name', named)}",
+            image=inside(folder, field(image, "file_name", named), named),
             image_id=image_id,
             ref_id=ref["ref_id"],
             expressions=expressions_of(ref, text, source),
