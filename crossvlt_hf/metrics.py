@@ -54,6 +54,11 @@ def mask_areas(predictions: Tensor, labels: Tensor) -> Tensor:
     Raises:
         ValueError: if the shapes differ.
     """
+    if predictions.ndim == 4 and (predictions.shape[1] != 2 or not predictions.is_floating_point()):
+        raise ValueError(
+            f"The predictions have shape {tuple(predictions.shape)} and dtype {predictions.dtype}; give logits "
+            "(B, 2, H, W) or bool (B, H, W)."
+        )
     if predictions.ndim == 4:
         predictions = predictions.argmax(dim=1)
     if predictions.shape != labels.shape or labels.ndim != 3:

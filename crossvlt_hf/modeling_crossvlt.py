@@ -1240,8 +1240,8 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
                 raise ValueError(f"`{name}` has dtype {ids.dtype}; give int64.")
             if ids is not None and is_readable(ids) and (ids.min() < 0 or ids.max() >= size):
                 raise ValueError(
-                    f"`{name}` holds {ids.min()} to {ids.max()}, but the model knows 0 to {size - 1}; give those of its "
-                    "own tokenizer."
+                    f"`{name}` holds {ids.min()} to {ids.max()}, but the model knows 0 to {size - 1}; give those of "
+                    "its own tokenizer."
                 )
         if labels is not None and is_readable(labels):
             known = (labels == 0) | (labels == 1) | (labels == IGNORE_INDEX)

@@ -86,7 +86,7 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
         rows = image
         if isinstance(image, Dataset) and hasattr(image, "__len__"):
             rows = (image[index] for index in range(len(image)))  # iteration over it need not end
-        elif isinstance(image, Iterable) and not isinstance(image, dict | Dataset | str | np.ndarray | Tensor):
+        elif isinstance(image, Iterable) and not isinstance(image, dict | Dataset | str | bytes | np.ndarray | Tensor):
             rows = (row for row in image)  # a data set of another library
         return super().__call__(rows, **kwargs)
 

@@ -154,11 +154,13 @@ def to_label_map(mask: Image.Image | np.ndarray | Tensor) -> np.ndarray:
     if not isinstance(mask, Image.Image | np.ndarray | Tensor):
         raise ValueError(f"A mask is of type {type(mask).__name__}; give a PIL image, array or tensor.")
     values = np.asarray(mask if isinstance(mask, Image.Image) else _to_numpy(mask))
+    if 0 in values.shape:
+        raise ValueError(f"A mask has shape {values.shape}; give (height, width).")
     if values.ndim == 3 and 1 in (values.shape[0], values.shape[-1]):
         values = values.squeeze(0 if values.shape[0] == 1 else -1)
     if values.ndim == 3 and (values == values[..., :1]).all():
         values = values[..., 0]
-    if values.ndim != 2 or 0 in values.shape:
+    if values.ndim != 2:
         raise ValueError(f"A mask has shape {values.shape}; give (height, width).")
     found = set(np.unique(values).tolist())
     if not any(found <= allowed for allowed in MASK_VALUES):
@@ -248,7 +250,7 @@ def _as_masks(masks: Any, counts: list[int]) -> list:
 
 def check_threshold(threshold: float | None) -> None:
     """Raise ValueError unless it is None or a probability above 0 and below 1."""
-    if threshold is not None and not 0 < threshold < 1:
+    if threshold is not None and not (isinstance(threshold, int | float) and 0 < threshold < 1):
         raise ValueError(f"`threshold` is {threshold}; give a probability above 0 and below 1.")
 
 
@@ -440,6 +442,10 @@ class CrossVLTProcessor(ProcessorMixin):
         if not isinstance(outputs, Tensor):
             outputs = outputs["logits"] if isinstance(outputs, dict) else outputs.logits
         logits = outputs
+        if logits.ndim != 4 or logits.shape[1] != 2 or 0 in logits.shape[2:] or not logits.is_floating_point():
+            raise ValueError(
+                f"The logits have shape {tuple(logits.shape)} and dtype {logits.dtype}; give floats (B, 2, H, W)."
+            )
         if logits.isnan().any():
             raise ValueError("The logits hold NaN: the weights or the image are broken, and there is no mask in them.")
         sizes = [tuple(logits.shape[-2:])] * len(logits) if target_sizes is None else _as_sizes(target_sizes)

@@ -128,7 +128,7 @@ def test_no_annotation_is_an_empty_mask():
         ([[1, 2, 3, 4, 5, float("nan")]], "far outside any image"),
         ([[1, 2, 3, 4, 5, 1e12]], "far outside any image"),
         ([box(1, 1, 3, 3), {"size": [HEIGHT, WIDTH]}], "polygon is {'size'"),
-        ({"counts": "04"}, r"Run lengths have size \[\]"),
+        ({"counts": "04"}, r"Run lengths have size None"),
         ({"size": [WIDTH, HEIGHT], "counts": "04"}, r"Run lengths have size \[30, 20\].*the image is 20x30"),
         ({"size": [HEIGHT, WIDTH]}, "counts 'None'"),
         ({"size": [HEIGHT, WIDTH], "counts": [3, 4]}, "add up to 7, but the image has 600 pixels"),

@@ -475,3 +475,23 @@ def test_scenes_of_refshapes_as_a_refer_data_set(tmp_path):
         np.testing.assert_array_equal(before["mask"], after["mask"])
         assert before["expressions"] == after["expressions"]
         assert before["image"].size == after["image"].size
+
+
+@pytest.mark.parametrize("name", ["../../secret.jpg", "/etc/passwd", "a/../../b.jpg"])
+def test_names_of_images_stay_in_their_folder(tmp_path, name):
+    root = write_refer(tmp_path, {"train": [(photo(), [([box(2, 2, 8, 6)], ["a cup"])])]})
+    instances = json.loads((root / "refcoco" / "instances.json").read_text())
+    instances["images"][0]["file_name"] = name
+    (root / "refcoco" / "instances.json").write_text(json.dumps(instances))
+    with pytest.raises(ValueError, match="leads out of"):
+        load_refer("refcoco", "train", root=root)
+
+
+@pytest.mark.parametrize("side", [2**31, 10**30])
+def test_images_larger_than_pillow_allows(tmp_path, side):
+    root = write_refer(tmp_path, {"train": [(photo(), [([box(2, 2, 8, 6)], ["a cup"])])]})
+    instances = json.loads((root / "refcoco" / "instances.json").read_text())
+    instances["images"][0]["width"] = side
+    (root / "refcoco" / "instances.json").write_text(json.dumps(instances))
+    with pytest.raises(ValueError, match=r"MAX_IMAGE_PIXELS"):
+        load_refer("refcoco", "train", root=root)

@@ -2,9 +2,12 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 
 COCO_FOLDERS = ("images/mscoco/images/train2014", "images/train2014", "train2014")
@@ -58,6 +61,17 @@ def entries(table: Any, name: str, source: str) -> list[Any]:
     return found
 
 
+def rows_of(table: Any, source: str) -> list[Any]:
+    """A table that is a list.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if not isinstance(table, list):
+        raise ValueError(f"{source} holds {str(table)[:40]!r}, not a list.")
+    return table
+
+
 def image_size(image: Any, source: str) -> tuple[int, int]:
     """(height, width) as the entry of an image says.
 
@@ -67,6 +81,9 @@ def image_size(image: Any, source: str) -> tuple[int, int]:
     height, width = field(image, "height", source), field(image, "width", source)
     if not all(isinstance(side, int) and side > 0 for side in (height, width)):
         raise ValueError(f"{source} has the height {height!r} and the width {width!r}; these are no pixels.")
+    most = Image.MAX_IMAGE_PIXELS and 2 * Image.MAX_IMAGE_PIXELS  # where Pillow refuses an image too
+    if most and height * width > most:
+        raise ValueError(f"{source} is {height}x{width}, more than {most} pixels; raise PIL.Image.MAX_IMAGE_PIXELS.")
     return height, width
 
 
@@ -108,6 +125,28 @@ def inside(folder: str | Path, name: Any, source: str, root: str | Path | None =
     if os.path.isabs(name) or not below:
         raise ValueError(f"{source} has the path {name!r}, which leads out of {root}; put the file into that folder.")
     return path
+
+
+@contextmanager
+def opening(path: str, kind: str) -> Iterator[None]:
+    """Say of whatever Pillow stumbles over which file it is.
+
+    Args:
+        path: of the file, or another name for it.
+        kind: "image" or "mask", for the message.
+
+    Raises:
+        OSError: if the file is missing or broken.
+        ValueError: if it is larger than Pillow allows.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"There is no {kind} file {path}.") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path} is refused as too large ({error}); raise PIL.Image.MAX_IMAGE_PIXELS.") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise OSError(f"{path} cannot be read as {'an' if kind == 'image' else 'a'} {kind}: {error}") from error
 
 
 def require_files(needed: Iterable[tuple[str, str]], kind: str, mend: str) -> None:

@@ -31,7 +31,7 @@ import numpy as np
 from datasets import Dataset
 from PIL import ExifTags, Image
 
-from .files import check_split, inside, require_files
+from .files import check_split, inside, opening, require_files
 from .masks import Merge, pack, pack_file, to_run_lengths
 from .records import Record, RecordDecoder, build_dataset, clean_expressions
 
@@ -73,13 +73,10 @@ def upright_size(path: str) -> tuple[int, int]:
     Raises:
         OSError: if it cannot be read.
     """
-    try:
-        with Image.open(path) as image:
-            # Pillow's own reader for PNG would decode the picture first
-            turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-            return image.size if turned else (image.height, image.width)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise OSError(f"{path} cannot be read as an image: {error}") from error
+    with opening(path, "image"), Image.open(path) as image:
+        # Pillow's own reader for PNG would decode the picture first
+        turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        return image.size if turned else (image.height, image.width)
 
 
 def _text(row: dict[str, Any], name: str, default: str, source: str) -> str:
@@ -225,7 +222,9 @@ def load_folder(folder: str | Path, split: str | None = None, *, merge: Merge = 
     rows = []
     for path, number, row, named in _split_rows(folder, split):
         key = "image" if "image" in row else "file_name"
-        rows.append((path, number, row, named, inside(path.parent, row.get(key), f"{path}, line {number}, `{key}`,", folder)))
+        rows.append(
+            (path, number, row, named, inside(path.parent, row.get(key), f"{path}, line {number}, `{key}`,", folder))
+        )
     # before the records, as these look into the images
     mend = f"Paths are relative to the {METADATA}."
     require_files(((image, f"{path}, line {number}") for path, number, _, _, image in rows), "image", mend)

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
 from ..processing_crossvlt import to_label_map
+from .files import opening
 
 
 Merge = Literal["union", "reference"]
@@ -62,12 +63,14 @@ def _run_lengths(counts: str | bytes) -> list[int]:
 
 def _as_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
     """Run lengths in the compressed form; `counts` may be a string, bytes, or a list of numbers (not compressed)."""
-    size, counts = list(rle.get("size") or ()), rle.get("counts")
-    if size != [height, width] or not isinstance(counts, str | bytes | list):
+    size, counts = rle.get("size"), rle.get("counts")
+    size = list(size) if isinstance(size, list | tuple) else size
+    readable = counts.isascii() if isinstance(counts, str) else isinstance(counts, bytes | list)
+    if size != [height, width] or not readable:
         raise ValueError(
             f"Run lengths have size {size} and counts {str(counts)[:40]!r}; the image is {height}x{width}."
         )
-    runs = counts if isinstance(counts, list) else _run_lengths(counts)
+    runs = counts if isinstance(counts, list) else _run_lengths(counts or "")
     if not all(isinstance(run, int) and run >= 0 for run in runs):
         raise ValueError(f"Run lengths {str(counts)[:40]!r} are damaged: one is no number of pixels.")
     if sum(runs) != height * width:  # what is not covered, pycocotools would leave to chance
@@ -131,13 +134,8 @@ def _picture_to_mask(picture: Image.Image) -> np.ndarray:
 
 def read_mask(path: str | Path) -> np.ndarray:
     """(height, width) uint8 of 0, 1 and (ignored) 255 from an image file: see `to_label_map`."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"There is no mask file {path}.") from error
-    except (OSError, SyntaxError) as error:
-        raise OSError(f"{path} cannot be read as a mask: {error}") from error
+    with opening(str(path), "mask"), Image.open(path) as image:
+        image.load()
     try:
         return _picture_to_mask(image)
     except ValueError as error:
@@ -163,6 +161,8 @@ def decode_mask(mask: Any, height: int, width: int, merge: Merge = "union") -> n
         return np.zeros((height, width), dtype=np.uint8)
     if isinstance(mask, Image.Image):
         return _picture_to_mask(mask)
+    if isinstance(mask, np.ndarray) and mask.shape != (height, width):
+        raise ValueError(f"A mask has shape {mask.shape}, but the image is {height}x{width}.")
     rows: Any = mask if isinstance(mask, list | np.ndarray) else ()
     # polygons are lists of numbers too, but as many and as long as the image they are not
     if len(rows) == height and all(isinstance(row, list | np.ndarray) and len(row) == width for row in rows):

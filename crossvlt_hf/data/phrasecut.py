@@ -12,8 +12,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from .files import check_split, entries, field, find_folder, inside, image_size, read_json, require_files
-from .masks import pack_outlines
+from .files import check_split, entries, field, find_folder, image_size, inside, read_json, require_files, rows_of
+from .masks import FARTHEST, pack_outlines
 from .records import Record, build_dataset, clean_expressions
 
 
@@ -34,7 +34,9 @@ def _outlines(task: Any, source: str) -> list[list[list[float]]]:
 
 
 def _is_point(point: Any) -> bool:
-    return isinstance(point, list) and len(point) == 2 and all(isinstance(x, int | float) for x in point)
+    """Whether it is [x, y] in pixels, near enough to an image for Pillow to draw."""
+    numbers = isinstance(point, list) and len(point) == 2 and all(isinstance(x, int | float) for x in point)
+    return numbers and all(abs(x) <= FARTHEST for x in point)
 
 
 def _image_id(image: dict[str, Any], image_id: Any) -> str:
@@ -63,14 +65,15 @@ def load_phrasecut(split: str, *, root: str | Path, images: str | Path | None = 
     split = check_split(split, SPLITS, "phrasecut")
     folder = find_folder(Path(root), ("images",), images)
     table, path = Path(root) / "image_data_split3000.json", Path(root) / f"refer_{split}.json"
-    known = {field(image, "image_id", f"{table}, an image"): image for image in read_json(table)}
+    images_of_table = rows_of(read_json(table), str(table))
+    known = {str(field(image, "image_id", f"{table}, an image")): image for image in images_of_table}
 
     def record(row: int, task: Any) -> Record:
         source = f"{path}, task {field(task, 'task_id', f'{path}, row {row}')}"
         image_id = field(task, "image_id", source)
-        if image_id not in known:
+        if str(image_id) not in known:
             raise ValueError(f"{source} has the image_id {image_id!r}, which {table} does not have.")
-        image = known[image_id]
+        image = known[str(image_id)]
         return Record(
             image=inside(folder, f"{image_id}.jpg", source),
             image_id=_image_id(image, image_id),
@@ -83,7 +86,7 @@ def load_phrasecut(split: str, *, root: str | Path, images: str | Path | None = 
             ann_ids=tuple(entries(task, "ann_ids", source)),
         )
 
-    records = [record(row, task) for row, task in enumerate(read_json(path))]
+    records = [record(row, task) for row, task in enumerate(rows_of(read_json(path), str(path)))]
     require_files(
         ((str(record.image), record.source) for record in records),
         "image",

@@ -27,6 +27,7 @@ from datasets import Dataset, Features, List, Value
 from PIL import Image
 
 from ..processing_crossvlt import to_rgb
+from .files import opening
 from .masks import MERGES, Merge, decode_mask, unpack
 
 
@@ -48,6 +49,9 @@ FEATURES = Features(
         "source": Value("string"),
     }
 )
+
+
+_HALF_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ def clean_expressions(expressions: Iterable[Any], source: str) -> list[str]:
         raise ValueError(f"{source} has no expression; give at least one.")
     for text in texts:
         # half of a surrogate pair is what a damaged escape in JSON leaves; no table can store it
-        if not isinstance(text, str) or not text.strip() or re.search("[\ud800-\udfff]", text):
+        if not isinstance(text, str) or not text.strip() or _HALF_SURROGATE.search(text):
             raise ValueError(f"{source} has the expression {text!r}; give text.")
     return [text.strip() for text in texts]
 
@@ -133,19 +137,14 @@ class RecordDecoder:
             image = image["path"] if image["bytes"] is None else BytesIO(image["bytes"])
         if not isinstance(image, str | BytesIO):
             return to_rgb(image)
-        try:
-            with Image.open(image) as opened:
-                opened.load()
-                if self.upright:
-                    return to_rgb(opened)
-                picture = opened.convert("RGB")
-                picture.info.clear()  # else whoever is given it would turn it after all
-                return picture
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"There is no image file {image}.") from error
-        except (OSError, SyntaxError, ValueError) as error:
-            name = image if isinstance(image, str) else "The file in a row"
-            raise OSError(f"{name} cannot be read as an image: {error}") from error
+        name = image if isinstance(image, str) else "The file in a row"
+        with opening(name, "image"), Image.open(image) as opened:
+            opened.load()
+            if self.upright:
+                return to_rgb(opened)
+            picture = opened.convert("RGB")
+            picture.info.clear()  # else whoever is given it would turn it after all
+            return picture
 
     def _mask(self, mask: str | dict[str, Any], source: str) -> np.ndarray:
         try:
@@ -167,6 +166,14 @@ class RecordDecoder:
                 )
 
 
+def _check_names(record: Record) -> None:
+    """Whether a table can store all that is text; what is said is checked by `clean_expressions`."""
+    names = (record.image, record.image_id, record.ref_id, record.split, record.dataset, record.family)
+    for name in map(str, (*names, *record.ann_ids)):
+        if _HALF_SURROGATE.search(name):
+            raise ValueError(f"{record.source} has the name {name[:60]!r}: half of a surrogate pair is no text.")
+
+
 def build_dataset(records: Iterable[Record], decoder: RecordDecoder | None = None) -> Dataset:
     """A data set of records, decoded lazily.
 
@@ -175,6 +182,7 @@ def build_dataset(records: Iterable[Record], decoder: RecordDecoder | None = Non
     """
     columns: dict[str, list] = {name: [] for name in FEATURES}
     for record in records:
+        _check_names(record)
         for name, value in vars(record).items():
             columns[name].append(value)
         columns["image"][-1], columns["image_id"][-1] = str(record.image), str(record.image_id)

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from datasets import Dataset
 
-from .files import COCO_FOLDERS, check_split, entries, field, find_folder, inside, image_size, read_json, require_files
+from .files import COCO_FOLDERS, check_split, entries, field, find_folder, image_size, inside, read_json, require_files
 from .masks import Merge, check_polygons, pack
 from .records import Record, RecordDecoder, build_dataset, clean_expressions
 

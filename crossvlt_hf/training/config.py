@@ -277,13 +277,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainingConf
             f"There is no configuration {path}; give a YAML file{f', or one of {shipped}' if shipped else ''}."
         )
     try:
-        values = yaml.safe_load(source.read_text()) or {}
+        values = yaml.safe_load(source.read_text(encoding="utf-8")) or {}
         for override in overrides:
             name, equals, value = override.partition("=")
             if not equals:
                 raise ValueError(f"The setting {override!r} has no value; write name=value.")
             _set(values, name.split("."), yaml.safe_load(value))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
     return _fill(TrainingConfig, values, "")
 
