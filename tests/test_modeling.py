@@ -717,8 +717,8 @@ def test_what_is_cut_for_the_cache_gives_the_same(monkeypatch):
 @pytest.mark.parametrize("name", ["input_ids", "token_type_ids", "labels"])
 @pytest.mark.parametrize("value", [-1, 10**6])
 def test_values_that_the_model_does_not_know(name, value):
-    batch = fake_batch() | {"token_type_ids": torch.zeros_like(fake_batch()["input_ids"])}
-    batch |= {"labels": torch.zeros(len(batch["pixel_values"]), *batch["pixel_values"].shape[2:], dtype=torch.long)}
+    batch = fake_batch(tiny_config())
+    batch["token_type_ids"] = torch.zeros_like(batch["input_ids"])
     batch[name] = batch[name].clone()
     batch[name].flatten()[0] = value
     with pytest.raises(ValueError, match=rf"`{name}` holds {value}|`{name}` holds \d+ to {value}"):
