@@ -1127,9 +1127,8 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
                 `original_sizes`, which the processor gives for the way back, is not used.
 
         Raises:
-            ValueError: if the shapes do not fit each other or the config.
-            ValueError: on the CPU also for token ids outside the vocabulary and for other labels. Elsewhere to look at
-                them would make the device wait; torch's own assertion fails there.
+            ValueError: if the shapes do not fit each other or the config; on the CPU also for token ids outside the
+                vocabulary and for other labels (on other devices, which would have to wait, torch fails by itself).
         """
         reject_unknown(kwargs)
         self._check_inputs(pixel_values, input_ids, attention_mask, token_type_ids, labels, expressions_per_image)

@@ -3,6 +3,7 @@
 import io
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count, islice
 
@@ -479,3 +480,14 @@ def test_saved_pipeline_keeps_model_and_processor(folder, expected, tmp_path):
     assert len(processor(text="the cup " * 9)["input_ids"]) == 8
     again = pipeline(TASK, model=model, processor=processor, device="cpu")
     assert_same(again(ONE, text=WORDS), expected[0])
+
+
+def test_threads_share_a_pipeline(pipe, expected):
+    """One loaded pipeline from 8 threads gives the results of one."""
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda row: pipe(row["image"], text=row["text"]), ROWS * 8))
+    for results, references in zip(found, expected * 8, strict=True):
+        for result, reference in zip(results, references, strict=True):
+            assert result["label"] == reference["label"]
+            assert result["score"] == pytest.approx(reference["score"], abs=1e-6)
+            assert (np.asarray(result["mask"]) == np.asarray(reference["mask"])).all()
