@@ -417,10 +417,10 @@ class CrossVLTWindowAttention(CrossVLTFoldable):
     def forward(self, pixels: Tensor, windows: CrossVLTWindows) -> tuple[Tensor, Tensor | None]:
         images = cut_for_cache(self, pixels, values=3 * math.prod(pixels.shape[1:]))
         attended, weights = zip(*(self.attend(some, windows) for some in images), strict=True)
-        return self.proj_dropout(join(attended)), None if weights[0] is None else join(weights).flatten(0, 1)
+        return self.proj_dropout(join(attended)), None if weights[0] is None else join(weights)
 
     def attend(self, pixels: Tensor, windows: CrossVLTWindows) -> tuple[Tensor, Tensor | None]:
-        """Attention in some of the images; the weights are (B, windows, heads, window**2, window**2)."""
+        """Attention in some of the images; the weights are (B * windows, heads, window**2, window**2)."""
         qkv = self.qkv(F.pad(pixels.flatten(1, 2), (0, 0, 1, 0)))
         bias = self.position_bias().to(qkv.dtype)
         scores = qkv.shape[0] * bias.numel()  # of a window in every image
@@ -429,7 +429,9 @@ class CrossVLTWindowAttention(CrossVLTFoldable):
         parts = (self.attend_in_windows(qkv, order, bias, mask) for order, mask in zip(orders, masks, strict=True))
         attended, weights = zip(*parts, strict=True)
         pixels = self.proj(join(attended, dim=1).index_select(1, windows.inverse)).view(pixels.shape)
-        return pixels, None if weights[0] is None else join(weights, dim=1)
+        if weights[0] is not None and len(weights) > 1:
+            weights = [join([part.unflatten(0, (qkv.shape[0], -1)) for part in weights], dim=1).flatten(0, 1)]
+        return pixels, weights[0]  # themselves where nothing was cut, no view: their gradient may be asked for
 
     def attend_in_windows(
         self, qkv: Tensor, order: Tensor, bias: Tensor, mask: Tensor | None
@@ -443,7 +445,7 @@ class CrossVLTWindowAttention(CrossVLTFoldable):
             mask: (windows, 1, window**2, window**2), or None.
 
         Returns:
-            (B, windows * window**2, C), and the weights (B, windows, heads, window**2, window**2) where they are kept.
+            (B, windows * window**2, C), and the weights (B * windows, heads, window**2, window**2) if they are kept.
         """
         batch, windows = qkv.shape[0], order.shape[0]
         qkv = qkv.index_select(1, order.flatten()).view(batch, *order.shape, -1).flatten(0, 1)
@@ -453,8 +455,7 @@ class CrossVLTWindowAttention(CrossVLTFoldable):
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.attention_dropout if self.training else 0.0
         attended, weights = attend(self, query, key, value, bias, dropout=dropout, scaling=self.scaling)
-        attended = attended.flatten(2).unflatten(0, (batch, windows)).flatten(1, 2)
-        return attended, None if weights is None else weights.unflatten(0, (batch, windows))
+        return attended.flatten(2).unflatten(0, (batch, windows)).flatten(1, 2), weights
 
 
 class CrossVLTVisionBlock(GradientCheckpointingLayer):
