@@ -8,7 +8,7 @@ import copy
 import json
 import logging
 import os
-import tempfile
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +26,7 @@ from .processing_crossvlt import CrossVLTProcessor
 FILES = {"onnx": "model.onnx", "torch-export": "model.pt2"}
 SUMMARY = "export.json"
 MARK = "crossvlt_hf"
+PARTIAL = ".partial"
 LEAST_AGREEMENT = 0.9999
 # Of the logits, against their spread over the image
 LARGEST_DIFFERENCE = 1e-2
@@ -137,15 +138,15 @@ def load_exported(folder: str | Path) -> Callable[[dict[str, Tensor]], Tensor]:
     return lambda inputs: module(**inputs)
 
 
-def _check_cases(processor: CrossVLTProcessor) -> list[tuple[int, int, int, int]]:
+def _check_cases(processor: CrossVLTProcessor, longest: int) -> list[tuple[int, int, int, int]]:
     """Batch, height, width and words of four inputs: the processor's size, and odd ones."""
-    size, longest = processor.image_processor.size, _longest(processor)
-    height, width = size["height"], size["width"]
+    height, width = processor.image_processor.size["height"], processor.image_processor.size["width"]
+    half, third = (min(longest, max(3, longest // part)) for part in (2, 3))
     return [
         (1, height, width, longest),
-        (2, height, width, max(3, longest // 2)),
+        (2, height, width, half),
         (1, height * 3 // 4 + 1, width // 2 + 3, longest),
-        (3, height // 3 + 1, width * 2 // 3 + 5, max(3, longest // 3)),
+        (3, height // 3 + 1, width * 2 // 3 + 5, third),
     ]
 
 
@@ -162,7 +163,7 @@ def check_export(
         ValueError: if a mask agrees in less than 99.99 % of the pixels, or logits differ by 1 % of their spread.
     """
     rows = []
-    for batch, height, width, words in _check_cases(processor):
+    for batch, height, width, words in _check_cases(processor, _longest(model, processor)):
         inputs = example_inputs(model, batch, height, width, words)
         with torch.no_grad():
             expected = model(**{name: value.to(model.device) for name, value in inputs.items()}).logits.cpu()
@@ -183,10 +184,10 @@ def check_export(
     return rows
 
 
-def _longest(processor: CrossVLTProcessor) -> int:
-    """The most tokens of an expression."""
-    longest: Any = processor.tokenizer.init_kwargs.get("max_length") or processor.text_kwargs["max_length"]
-    return longest
+def _longest(model: CrossVLTModel, processor: CrossVLTProcessor) -> int:
+    """The most tokens of an expression that the processor gives and the model takes."""
+    given: Any = processor.tokenizer.init_kwargs.get("max_length") or processor.text_kwargs["max_length"]
+    return min(given, model.config.text_config.max_position_embeddings)
 
 
 def _summary(model: CrossVLTModel, processor: CrossVLTProcessor, file: str) -> dict[str, Any]:
@@ -204,7 +205,7 @@ def _summary(model: CrossVLTModel, processor: CrossVLTProcessor, file: str) -> d
         "image_size": [image.size["height"], image.size["width"]],
         "image_mean": list(image.image_mean),
         "image_std": list(image.image_std),
-        "max_tokens": _longest(processor),
+        "max_tokens": _longest(model, processor),
         "pad_token_id": processor.tokenizer.pad_token_id,
         "most_words": model.config.text_config.max_position_embeddings,
     }
@@ -213,7 +214,7 @@ def _summary(model: CrossVLTModel, processor: CrossVLTProcessor, file: str) -> d
 def _check_folder(folder: Path, overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; give a folder.")
-    if overwrite or not folder.is_dir() or not any(folder.iterdir()):
+    if overwrite or not folder.is_dir() or all(entry.name == PARTIAL for entry in folder.iterdir()):
         return
     try:
         ours = json.loads((folder / SUMMARY).read_text(encoding="utf-8")).get("made_by") == MARK
@@ -223,9 +224,34 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
         raise ValueError(f"{folder} is not empty, and no export; give a new one, or --overwrite.")
 
 
+@contextmanager
+def _workplace(folder: Path) -> Iterator[Path]:
+    """A folder within the folder, from which files move without leaving the file system; nothing of it stays."""
+    new, partial = not folder.exists(), folder / PARTIAL
+    shutil.rmtree(partial, ignore_errors=True)  # of an interruption
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if new and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _check_opset(file_format: str, opset: int | None) -> None:
+    if opset is None:
+        return
+    if file_format != "onnx":
+        raise ValueError(f"`opset` is {opset}, but the format {file_format!r}; it is of ONNX alone.")
+    from onnx.defs import onnx_opset_version
+
+    newest = onnx_opset_version()
+    if not OLDEST_OPSET <= opset <= newest:
+        raise ValueError(f"`opset` is {opset}; give {OLDEST_OPSET} to {newest}, which the installed onnx knows.")
+
+
 def _move(source: Path, folder: Path) -> None:
     """Move files into a folder, in the place of an export that may be there; what describes them comes last."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name in (SUMMARY, *FILES.values(), f"{FILES['onnx']}.data"):
         (folder / name).unlink(missing_ok=True)
     for path in sorted(source.iterdir(), key=lambda path: path.name == SUMMARY):
@@ -268,13 +294,11 @@ def export_model(
         raise ValueError(f"`file_format` is {file_format!r}; give {' or '.join(map(repr, FILES))}.")
     if model.dtype != torch.float32:
         raise ValueError(f"The model is in {model.dtype}; give one in float32.")
-    if opset is not None and (file_format != "onnx" or opset < OLDEST_OPSET):
-        raise ValueError(f"`opset` is {opset}; give {OLDEST_OPSET} or more, and only for ONNX.")
+    _check_opset(file_format, opset)
     folder = Path(folder)
     _check_folder(folder, overwrite)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-        beside, file = Path(temporary), FILES[file_format]
+    with _workplace(folder) as beside:
+        file = FILES[file_format]
         with _quietly():
             program = export_program(model)
         if file_format == "onnx":

@@ -125,6 +125,17 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
             place = {"is_first": index == 0, "is_last": index == len(expressions) - 1}
             yield {**place, "label": expression, **prepared, **words}
 
+    def forward(self, model_inputs: dict[str, Any], **forward_params: Any) -> Any:
+        """Predict; a model that is being trained does so as if it were not, and goes on training."""
+        training = self.model.training
+        if not training:
+            return super().forward(model_inputs, **forward_params)
+        self.model.eval()
+        try:
+            return super().forward(model_inputs, **forward_params)
+        finally:
+            self.model.train()
+
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
         kept = {name: model_inputs.pop(name) for name in ("is_last", "label", "original_sizes")}
         is_first = model_inputs.pop("is_first")

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import tiny_config
 from PIL import Image
+from safetensors.torch import load_file
 
 from crossvlt_hf import CrossVLTModel
 from crossvlt_hf.benchmark import (
@@ -129,7 +130,14 @@ def test_memory_of_a_known_allocation():
 
 def test_child_tells_why(capsys, monkeypatch):
     case = Case("m", size=(32, 32), tokens=5).to_dict()
-    job = {"job": "case", "case": case, "folders": {"m": "nowhere"}, "threads": 1, "seed": 0, "optimizer": "adamw"}
+    job = {
+        "job": "case",
+        "case": case,
+        "folders": {"m": {"float32": "nowhere"}},
+        "threads": 1,
+        "seed": 0,
+        "optimizer": "adamw",
+    }
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(job)))
     child.main()
     assert "no checkpoint folder nowhere" in json.loads(capsys.readouterr().out)["error"]
@@ -236,7 +244,7 @@ def test_compiled_and_eager(checkpoint, monkeypatch):
 
 
 def test_several_expressions(checkpoint):
-    workshop = Workshop({"m": checkpoint})
+    workshop = Workshop({"m": {"float32": checkpoint}})
     inputs = make_inputs(workshop._model(Case("m")), Case("m", batch=2, expressions=3, size=(32, 48), tokens=5))
     assert inputs["pixel_values"].shape == (2, 3, 32, 48)
     assert inputs["input_ids"].shape == inputs["attention_mask"].shape == (6, 5)
@@ -246,7 +254,7 @@ def test_several_expressions(checkpoint):
 def test_optimizer(checkpoint):
     case = Case("m", task="training", size=(32, 32), batch=2, tokens=5)
     for optimizer, moves in (("adamw", True), ("none", False)):
-        workshop = Workshop({"m": checkpoint}, optimizer=optimizer)
+        workshop = Workshop({"m": {"float32": checkpoint}}, optimizer=optimizer)
         step, model = workshop.step(case), workshop._model(case)
         before = model.decoder.classifier.weight.clone()
         step()
@@ -333,7 +341,18 @@ def test_named_size_is_made_of_random_weights(monkeypatch):
         "crossvlt_hf.benchmark.sources.CrossVLTConfig.from_size",
         lambda name: tiny_config(vision_config=SIZES[name], text_config={"vocab_size": 30522}),
     )
-    report = timed("tiny", size=[(32, 32)])
+    made = []
+    make_model = Workshop._make_model
+
+    def make(self, case):
+        made.append((case.dtype, load_file(self.folders["tiny"][case.dtype] / "model.safetensors")))
+        return make_model(self, case)
+
+    monkeypatch.setattr(Workshop, "_make_model", make)
+    report = timed("tiny", size=[(32, 32)], dtype=["bfloat16", "float32"])
+    for dtype, weights in made:  # from a file of that dtype, as a trained model would be
+        assert {str(weight.dtype) for weight in weights.values()} - {"torch.int64"} == {f"torch.{dtype}"}
+    assert [dtype for dtype, _ in made] == ["bfloat16", "float32"]
     assert report["models"][0]["random_weights"]
     assert report["models"][0]["size"] == [480, 480]
     assert report["cases"][0]["size"] == [32, 32]
@@ -349,6 +368,9 @@ WRONG = {
     "--task sleeping": "give one of inference, training",
     "--peers lavt": "`peers` has 'lavt'; give some of clipseg",
     "--measure weather": "give some of time, memory, load",
+    "--image-size 40000": "`size` is 40000; give at most 32768 pixels a side",
+    "--seed -1": "`seed` is -1; give a whole number from 0",
+    "--seed 9223372036854775808": "`seed` is 9223372036854775808; give",
     "--rounds 0": "`rounds` is 0",
     "--threads 0": "`threads` is 0",
     "--optimizer sgd": "give one of adamw, none",
@@ -373,6 +395,20 @@ def test_nothing_could_run(checkpoint, monkeypatch):
     monkeypatch.setattr(CrossVLTModel, "set_attn_implementation", lambda self, name: 1 / 0)
     with pytest.raises(ValueError, match="No case could run"):
         timed(checkpoint)
+
+
+def test_a_checkpoint_that_cannot_be_loaded_costs_nothing_else(checkpoint, monkeypatch):
+    def fail(job):
+        raise ChildError("It is broken.")
+
+    monkeypatch.setattr(run, "in_child", fail)
+    told = []
+    report = run_benchmark(
+        Options(Grid([str(checkpoint)], size=[(32, 32)], tokens=[5]), measures=["time", "load"], rounds=1), told.append
+    )
+    assert report["models"][0]["loading"] is None
+    assert "loading failed: It is broken." in told
+    assert "32x32" in format_report(report)
 
 
 def test_machine_is_described_without_its_name():

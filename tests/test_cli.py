@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -25,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from crossvlt_hf import CrossVLTModel, CrossVLTProcessor
 from crossvlt_hf.cli import main
+from crossvlt_hf.cli.outputs import make_room
 
 
 KEYS = ["expression", "score", "box", "area", "seconds", "mask"]
@@ -716,3 +718,42 @@ def test_convert_then_segment(originals, photo_file, photo):
 def test_refusal_of_the_process():
     result = command("segment", "missing.png", "the cup", "--model", "missing")
     assert_one_line(result.returncode, result.stdout, result.stderr)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_end_that_is_asked_for_is_orderly(monkeypatch, capsys, number, code):
+    left = []
+
+    def work(arguments):
+        try:
+            signal.raise_signal(number)
+        finally:
+            left.append("tidied up")
+
+    monkeypatch.setattr("crossvlt_hf.cli.segment.segment", work)
+    try:
+        assert main(["segment", "photo.jpg", "the cup"]) == code
+        assert capsys.readouterr().err == "crossvlt: interrupted\n"
+    except SystemExit as end:
+        assert end.code == code
+    assert left == ["tidied up"]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="needs permissions that are kept")
+def test_a_file_that_cannot_be_written_is_told_before_the_work(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(PermissionError):
+        make_room(str(tmp_path / "report.json"))
+
+
+def test_room_for_a_file(tmp_path):
+    make_room(str(tmp_path / "new" / "report.json"))
+    assert not any((tmp_path / "new").iterdir())
+    (tmp_path / "old.json").write_text("old")
+    make_room(str(tmp_path / "old.json"))
+    assert (tmp_path / "old.json").read_text() == "old"
+    with pytest.raises(ValueError, match="is a folder"):
+        make_room(str(tmp_path))
+    with pytest.raises(OSError):
+        make_room(str(tmp_path / "old.json" / "report.json"))

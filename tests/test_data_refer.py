@@ -269,6 +269,15 @@ def test_malicious_pickles_are_not_run(root, tmp_path):
     assert len(load_refer("refcoco", "train", root=root)) == 2
 
 
+def test_a_pickle_that_would_fill_the_memory(tmp_path):
+    """The number of an object, for which the unpickler would set aside 16 bytes each up to it."""
+    path = tmp_path / "refs.p"
+    for data in (b"]r\xff\xff\xff\x7f.", b"(lp2147483647\n."):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match="one of its objects has the number 2147483647"):
+            read_plain_pickle(path)
+
+
 def test_pickles_of_plain_data(tmp_path):
     plain = {"a": [1, 2.5, "ü", b"b", None, True, (1, 2), 10**30], "b": {1, 2}, "c": frozenset([3])}
     path = tmp_path / "plain.p"

@@ -104,6 +104,20 @@ def test_what_differs_is_refused_and_leaves_nothing(exported, built_in, tmp_path
     with pytest.raises(ValueError, match="not kept"):
         export_model(model, processor, tmp_path / "new", file_format="torch-export")
     assert not any(tmp_path.iterdir())
+    (tmp_path / "old" / exporting.PARTIAL).mkdir(parents=True)  # as a kill leaves it
+    (tmp_path / "old" / exporting.SUMMARY).write_text('{"made_by": "crossvlt_hf"}')
+    with pytest.raises(ValueError, match="not kept"):
+        export_model(model, processor, tmp_path / "old", file_format="torch-export")
+    assert [path.name for path in (tmp_path / "old").iterdir()] == [exporting.SUMMARY]
+
+
+def test_lengths_that_the_model_does_not_take_are_neither_tried_nor_promised(built_in):
+    model, processor = built_in
+    short = CrossVLTConfig.from_dict(model.config.to_dict())
+    short.text_config.max_position_embeddings = 2
+    stub = type("Model", (), {"config": short})
+    assert exporting._longest(stub, processor) == 2
+    assert {words for *_, words in exporting._check_cases(processor, 2)} == {2}
 
 
 def test_wrong_wishes(built_in, tmp_path, capsys, monkeypatch):
@@ -112,8 +126,11 @@ def test_wrong_wishes(built_in, tmp_path, capsys, monkeypatch):
         export_model(model, processor, tmp_path / "new", file_format="onyx")
     with pytest.raises(ValueError, match="float32"):
         export_model(CrossVLTModel(model.config).half(), processor, tmp_path / "new")
-    with pytest.raises(ValueError, match="opset"):
-        export_model(model, processor, tmp_path / "new", opset=9)
+    for opset in (9, 99):
+        with pytest.raises(ValueError, match=rf"`opset` is {opset}; give 18 to \d+"):
+            export_model(model, processor, tmp_path / "new", opset=opset)
+    with pytest.raises(ValueError, match="it is of ONNX alone"):
+        export_model(model, processor, tmp_path / "new", file_format="torch-export", opset=20)
     (tmp_path / "thesis.tex").touch()
     assert crossvlt(["export", "--output", str(tmp_path)]) == 2
     assert "is not empty" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset, IterableDataset
 from transformers import AutoModel, AutoModelForSemanticSegmentation, AutoProcessor, pipeline
 
 from crossvlt_hf import CrossVLTModel, CrossVLTProcessor, ReferringImageSegmentationPipeline
+from crossvlt_hf.loading import load_checkpoint
 
 
 TASK = "referring-image-segmentation"
@@ -491,3 +492,17 @@ def test_threads_share_a_pipeline(pipe, expected):
             assert result["label"] == reference["label"]
             assert result["score"] == pytest.approx(reference["score"], abs=1e-6)
             assert (np.asarray(result["mask"]) == np.asarray(reference["mask"])).all()
+
+
+def test_a_model_in_training_predicts_as_if_it_were_not(checkpoint):
+    model, processor = load_checkpoint(checkpoint)
+    image = Image.new("RGB", (50, 40), "red")
+    segmenter = ReferringImageSegmentationPipeline(model=model, processor=processor)
+    expected = segmenter(image, text=["the cup", "the spoon"])
+    statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    segmenter = ReferringImageSegmentationPipeline(model=model.train(), processor=processor)
+    for found, wanted in zip(segmenter(image, text=["the cup", "the spoon"]), expected, strict=True):
+        assert found["score"] == pytest.approx(wanted["score"], abs=1e-5)
+        assert np.mean(np.asarray(found["mask"]) != np.asarray(wanted["mask"])) < 0.001
+    assert model.training
+    assert all(torch.equal(buffer, statistics[name]) for name, buffer in model.named_buffers())

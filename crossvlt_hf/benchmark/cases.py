@@ -9,6 +9,8 @@ from typing import Any
 TASKS = ("inference", "training")
 DTYPES = ("float32", "bfloat16", "float16")
 ATTENTIONS = ("sdpa", "eager")
+# Of an image: 32,768 pixels a side fill 12 GiB
+LARGEST_SIDE = 2**15
 # Axes along which figures grow, and that a scaling curve follows
 SCALES = ("size", "expressions", "batch")
 
@@ -108,6 +110,8 @@ class Grid:
                 check_positive(axis, value)
         for side in itertools.chain.from_iterable(size for size in self.size if size is not None):
             check_positive("size", side)
+            if side > LARGEST_SIDE:
+                raise ValueError(f"`size` is {side}; give at most {LARGEST_SIDE} pixels a side.")
 
     @classmethod
     def axes(cls) -> list[str]:
@@ -131,6 +135,11 @@ class Grid:
         centre = replace(self, **{axis: getattr(self, axis)[:1] for axis in SCALES})
         for axis in SCALES:
             yield replace(centre, **{axis: getattr(self, axis)})
+
+
+def weights_dtype(task: str, dtype: str) -> str:
+    """In which the weights of such a case are: those that are trained in float32."""
+    return "float32" if task == "training" else dtype
 
 
 def check_positive(name: str, value: Any) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from ..complexity import add_up, count_flops_by_part, count_parameters, count_training_flops
 from ..loading import parse_device
-from .cases import Case, Grid, check_positive
+from .cases import Case, Grid, check_positive, weights_dtype
 from .machine import KINDS, Probe, describe_machine
 from .memory import ChildError, in_child
 from .peers import PEERS, count_step_flops
@@ -25,6 +25,8 @@ from .workloads import OPTIMIZERS, Workshop
 
 MEASURES = ("time", "memory", "load")
 LOAD_ROUNDS = 5
+LARGEST_SEED = 2**63 - 1  # that torch takes
+Folders = dict[str, dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Options:
             check_positive(name, getattr(self, name))
         if self.threads is not None:
             check_positive("threads", self.threads)
+        if not isinstance(self.seed, int) or not 0 <= self.seed <= LARGEST_SEED:
+            raise ValueError(f"`seed` is {self.seed!r}; give a whole number from 0 to {LARGEST_SEED}.")
         if self.reference_gflop is not None and not 0 < self.reference_gflop < math.inf:
             raise ValueError(f"`reference_gflop` is {self.reference_gflop}; give more than 0, and a finite number.")
 
@@ -101,7 +105,11 @@ def run_benchmark(options: Options, tell: Callable[[str], Any] = lambda line: No
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(options.threads or threads)
-        with open_sources(options.grid.model, options.seed) as sources:
+        dtypes = dict.fromkeys(
+            weights_dtype(task, dtype) for task in options.grid.task for dtype in options.grid.dtype
+        )
+        wanted = list(dict.fromkeys([*dtypes, *options.grid.dtype[:1]]))  # the latter is loaded
+        with open_sources(options.grid.model, options.seed, wanted) as sources:
             return _measure(options, sources, tell)
     finally:
         torch.set_num_threads(threads)
@@ -112,7 +120,7 @@ def _measure(options: Options, sources: Mapping[str, Source], tell: Callable[[st
     cases = _all_cases(options, sources)
     _check_cases(cases, sources)
     found = Findings()
-    folders = {name: str(source.folder) for name, source in sources.items()}
+    folders = {name: {dtype: str(at) for dtype, at in source.folders.items()} for name, source in sources.items()}
     # Memory comes first: a case that is killed for want of it must not take the timings with it
     if "memory" in options.measures:
         _measure_memory(cases, folders, options, found, tell)
@@ -163,7 +171,7 @@ def _check_cases(cases: Sequence[Case], sources: Mapping[str, Source]) -> None:
 
 
 def _measure_memory(
-    cases: Sequence[Case], folders: dict[str, str], options: Options, found: Findings, tell: Callable[[str], Any]
+    cases: Sequence[Case], folders: Folders, options: Options, found: Findings, tell: Callable[[str], Any]
 ) -> None:
     for number, case in enumerate(cases, start=1):
         tell(f"memory {number}/{len(cases)}: {case.label}")
@@ -174,16 +182,18 @@ def _measure_memory(
             found.skipped[case] = str(error)
 
 
-def _measure_loading(
-    options: Options, folders: dict[str, str], tell: Callable[[str], Any]
-) -> dict[str, dict[str, Any]]:
-    """By the name of the model; on the first device and in the first dtype."""
+def _measure_loading(options: Options, folders: Folders, tell: Callable[[str], Any]) -> dict[str, dict[str, Any]]:
+    """By the name of the model, but for those that cannot be loaded; on the first device and in the first dtype."""
     loading = {}
     for name, folder in folders.items():
         tell(f"loading: {name}")
         dtype, device = options.grid.dtype[0], options.grid.device[0]
-        job = {"job": "loading", "folder": folder, "dtype": dtype, "device": device, "rounds": LOAD_ROUNDS}
-        answer = in_child({**job, **_conditions(options)})
+        job = {"job": "loading", "folder": folder[dtype], "dtype": dtype, "device": device, "rounds": LOAD_ROUNDS}
+        try:
+            answer = in_child({**job, **_conditions(options)})
+        except ChildError as error:
+            tell(f"loading failed: {error}")
+            continue
         seconds = {key: summarise(answer[key]) for key in ("load_seconds", "read_seconds")}
         ratio = seconds["load_seconds"]["p50"] / seconds["read_seconds"]["p50"]
         loading[name] = {**answer, **seconds, "load_over_read": ratio, "dtype": dtype, "device": device}
@@ -216,7 +226,7 @@ def _count(cases: Sequence[Case], sources: Mapping[str, Source], found: Findings
 
 
 def _measure_times(
-    cases: Sequence[Case], folders: dict[str, str], options: Options, found: Findings, tell: Callable[[str], Any]
+    cases: Sequence[Case], folders: Folders, options: Options, found: Findings, tell: Callable[[str], Any]
 ) -> list[Probe]:
     """Warm all cases up, then time them and the machine's peak in turns."""
     workshop = Workshop(folders, seed=options.seed, optimizer=options.optimizer)

@@ -1,6 +1,6 @@
 """Where models come from: a named size with random weights, a folder, a Hub id, or the built-in checkpoint."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,26 +25,28 @@ class Source:
 
     Args:
         name: as the user gave it.
-        folder: in which it lies.
+        folders: in which it lies, by the dtype in which it is wanted. Random weights are saved in each, as a trained
+            model is that is meant for it.
         config: of the model.
         size: height and width that its processor gives the model.
         random: whether the weights are.
     """
 
     name: str
-    folder: Path
+    folders: Mapping[str, Path]
     config: CrossVLTConfig
     size: tuple[int, int]
     random: bool
 
 
 @contextmanager
-def open_sources(names: Sequence[str], seed: int) -> Iterator[dict[str, Source]]:
+def open_sources(names: Sequence[str], seed: int, dtypes: Sequence[str] = ("float32",)) -> Iterator[dict[str, Source]]:
     """Bring the models to disk for as long as they are measured.
 
     Args:
         names: "built-in", "tiny", "small", "base", "large", folders, or Hub ids.
         seed: of random weights.
+        dtypes: in which they are wanted.
 
     Yields:
         The source of every name.
@@ -54,13 +56,15 @@ def open_sources(names: Sequence[str], seed: int) -> Iterator[dict[str, Source]]
         ValueError: if it is none of CrossVLT.
     """
     given = [name for name in names if name not in SIZES]
-    found = {name: _open_given(name) for name in given}  # first, since it fails fastest
+    found = {name: _open_given(name, dtypes) for name in given}  # first, since it fails fastest
     with TemporaryDirectory() as folder:
-        found |= {name: _make(name, Path(folder) / name, seed) for name in dict.fromkeys(names) if name in SIZES}
+        found |= {
+            name: _make(name, Path(folder) / name, seed, dtypes) for name in dict.fromkeys(names) if name in SIZES
+        }
         yield {name: found[name] for name in names}
 
 
-def _open_given(name: str) -> Source:
+def _open_given(name: str, dtypes: Sequence[str]) -> Source:
     if name == BUILT_IN:
         folder = DEFAULT_CHECKPOINT
     elif Path(name).is_dir():
@@ -73,15 +77,17 @@ def _open_given(name: str) -> Source:
         raise ValueError(f"{name} is a checkpoint of type {model_type!r}; give one of type 'crossvlt', or a size.")
     size = CrossVLTProcessor.from_pretrained(folder).image_processor.size
     config = CrossVLTConfig.from_pretrained(folder)
-    return Source(name, folder, config, (size["height"], size["width"]), random=False)
+    return Source(name, dict.fromkeys(dtypes, folder), config, (size["height"], size["width"]), random=False)
 
 
-def _make(name: str, folder: Path, seed: int) -> Source:
+def _make(name: str, folder: Path, seed: int, dtypes: Sequence[str]) -> Source:
     """A model of a named size with random weights, saved so that it is loaded as a trained one is."""
     torch.manual_seed(seed)
     model = CrossVLTModel(CrossVLTConfig.from_size(name))
-    model.save_pretrained(folder)
     processor = CrossVLTProcessor.from_tokenizer(default_tokenizer())
-    processor.save_pretrained(folder)
+    folders = {dtype: folder / dtype for dtype in sorted(dtypes, key="float32".__ne__)}  # the most exact one first
+    for dtype, target in folders.items():
+        model.to(getattr(torch, dtype)).save_pretrained(target)
+        processor.save_pretrained(target)
     size = processor.image_processor.size
-    return Source(name, folder, model.config, (size["height"], size["width"]), random=True)
+    return Source(name, folders, model.config, (size["height"], size["width"]), random=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..loading import load_checkpoint
 from ..modeling_crossvlt import CrossVLTModel
-from .cases import Case, check_positive
+from .cases import Case, check_positive, weights_dtype
 from .peers import PEERS, Peer
 
 
@@ -21,12 +21,12 @@ class Workshop:
     """Makes the steps of cases; cases that can share a model do.
 
     Args:
-        folders: the checkpoint of each model, by its name.
+        folders: the checkpoint of each model, by its name and the dtype of its weights.
         seed: of the inputs, and of the weights of peers.
         optimizer: what ends a training step: "adamw", or "none" to leave the weights as they are.
     """
 
-    def __init__(self, folders: Mapping[str, Any], *, seed: int = 0, optimizer: str = "adamw") -> None:
+    def __init__(self, folders: Mapping[str, Mapping[str, Any]], *, seed: int = 0, optimizer: str = "adamw") -> None:
         self.folders, self.seed, self.optimizer = folders, seed, optimizer
         self._models: dict[Case, CrossVLTModel | Peer] = {}
         self._compiled: dict[Case, Callable[..., Any]] = {}
@@ -60,9 +60,8 @@ class Workshop:
         return PEERS[case.model](case.device, getattr(torch, case.dtype))
 
     def _make_model(self, case: Case) -> CrossVLTModel:
-        training = case.task == "training"
-        dtype = "float32" if training else case.dtype
-        model: Any = load_checkpoint(self.folders[case.model], device=case.device, dtype=dtype)[0]
+        training, dtype = case.task == "training", weights_dtype(case.task, case.dtype)
+        model: Any = load_checkpoint(self.folders[case.model][dtype], device=case.device, dtype=dtype)[0]
         model.set_attn_implementation(case.attention)
         if training:
             model.train()
@@ -100,7 +99,7 @@ class Workshop:
         return step
 
     def _make_optimizer(self, model: CrossVLTModel) -> torch.optim.Optimizer | None:
-        return torch.optim.AdamW(model.parameters(), lr=3e-5) if self.optimizer == "adamw" else None
+        return torch.optim.AdamW(model.parameters(), lr=3e-5, fused=True) if self.optimizer == "adamw" else None
 
 
 def make_inputs(model: CrossVLTModel, case: Case) -> dict[str, Tensor]:

@@ -1,9 +1,13 @@
 """The command `crossvlt`."""
 
 import argparse
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
+from types import FrameType
 
 from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils.logging import set_verbosity_error as set_hub_verbosity_error
@@ -22,15 +26,36 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@contextmanager
+def _orderly_end() -> Iterator[None]:
+    """Let a request to end, as `kill` sends it, undo what is unfinished as an exception does."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may ask for signals
+        yield
+        return
+
+    def end(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; wrong input is told in one line, with exit code 2."""
+    """Run a command; wrong input is told in one line, with exit code 2; Ctrl-C with 130."""
     arguments = build_parser().parse_args(argv)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     set_hub_verbosity_error()
     try:
-        arguments.run(arguments)
+        with _orderly_end():
+            arguments.run(arguments)
     except (OSError, ValueError, StrictDataclassError) as error:
         print(f"crossvlt: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("crossvlt: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
     return 0

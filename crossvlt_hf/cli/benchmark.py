@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .extras import needs_extra
+from .outputs import make_room
 
 
 if TYPE_CHECKING:
@@ -66,13 +67,6 @@ def _check_plot(path: str | None) -> None:
         import_module("matplotlib")
 
 
-def _make_room(path: str | None) -> None:
-    if path is not None:
-        if Path(path).is_dir():
-            raise ValueError(f"{path} is a folder; give the name of a file.")
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-
-
 def benchmark(arguments: argparse.Namespace) -> None:
     """Print the tables, and write the figures as JSON and as a plot."""
     from ..benchmark import format_report, run_benchmark, scaling_figure  # imports what only measuring needs
@@ -80,7 +74,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
     options = _options(arguments)
     _check_plot(arguments.plot)
     for path in (arguments.output, arguments.plot):
-        _make_room(path)
+        make_room(path)
     report = run_benchmark(options, tell=lambda line: print(line, file=sys.stderr, flush=True))
     Path(arguments.output).write_text(json.dumps(report, indent=2) + "\n")
     print(format_report(report))

@@ -13,6 +13,7 @@ from ..loading import DEFAULT_CHECKPOINT, describe_hardware, load_checkpoint
 from ..metrics import ReferringSegmentationMetric, markdown_table
 from ..visualization import evaluation_gallery
 from .extras import needs_extra
+from .outputs import make_room
 
 
 def _options(settings: list[str]) -> dict[str, Any]:
@@ -52,14 +53,6 @@ def _report(
     print(f"The figures are in {path}", file=sys.stderr)
 
 
-def _make_room(path: str | None) -> None:
-    """Make the folder of a file, rather before the evaluation than after it."""
-    if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        if Path(path).is_dir():
-            raise ValueError(f"{path} is a folder; give the name of a file.")
-
-
 def _check_gallery(path: str | None) -> None:
     """Rather before the evaluation than after it."""
     if path is None:
@@ -83,7 +76,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         raise ValueError(f"`--limit` is {arguments.limit}; give 1 or more.")
     _check_gallery(arguments.gallery)
     for path in (arguments.output, arguments.gallery):
-        _make_room(path)
+        make_room(path)
     options = EvaluationOptions(
         batch_size=arguments.batch_size,
         protocol=arguments.protocol,

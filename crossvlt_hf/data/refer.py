@@ -12,8 +12,10 @@
 """
 
 import pickle
+import pickletools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,6 +83,13 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"`{module}.{name}`")
 
 
+def _check_numbers(data: bytes) -> None:
+    """Whether no object has a number for which the unpickler would set gigabytes aside."""
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name.endswith("PUT") and argument > len(data):
+            raise pickle.UnpicklingError(f"one of its objects has the number {argument}.")
+
+
 def read_plain_pickle(path: Path) -> Any:
     """What a pickle of plain data holds.
 
@@ -89,8 +98,10 @@ def read_plain_pickle(path: Path) -> Any:
         ValueError: if it is damaged, or asks for anything but plain data (which is then not run).
     """
     try:
-        with path.open("rb") as file:  # Python 2 wrote the originals: its strings are bytes
-            return _PlainUnpickler(file, encoding="utf-8", errors="replace").load()
+        data = path.read_bytes()
+        _check_numbers(data)
+        # Python 2 wrote the originals: its strings are bytes
+        return _PlainUnpickler(BytesIO(data), encoding="utf-8", errors="replace").load()
     except pickle.UnpicklingError as error:
         if str(error).startswith("`"):
             raise ValueError(
