@@ -130,14 +130,8 @@ def test_memory_of_a_known_allocation():
 
 def test_child_tells_why(capsys, monkeypatch):
     case = Case("m", size=(32, 32), tokens=5).to_dict()
-    job = {
-        "job": "case",
-        "case": case,
-        "folders": {"m": {"float32": "nowhere"}},
-        "threads": 1,
-        "seed": 0,
-        "optimizer": "adamw",
-    }
+    folders = {"m": {"float32": "nowhere"}}
+    job = {"job": "case", "case": case, "folders": folders, "threads": 1, "seed": 0, "optimizer": "adamw"}
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(job)))
     child.main()
     assert "no checkpoint folder nowhere" in json.loads(capsys.readouterr().out)["error"]
@@ -345,7 +339,7 @@ def test_named_size_is_made_of_random_weights(monkeypatch):
     make_model = Workshop._make_model
 
     def make(self, case):
-        made.append((case.dtype, load_file(self.folders["tiny"][case.dtype] / "model.safetensors")))
+        made.append((case.dtype, load_file(f"{self.folders['tiny'][case.dtype]}/model.safetensors")))
         return make_model(self, case)
 
     monkeypatch.setattr(Workshop, "_make_model", make)

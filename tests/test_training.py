@@ -546,6 +546,137 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     run = small_run(tmp_path, data__validation=[])
     with torch.no_grad():
         run.model.decoder.classifier.weight.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match=r"The loss is nan at step 1; lower"):
+    with pytest.raises(FloatingPointError, match=r"The loss is nan at step 1; lower") as error:
         run.run()
+    assert str(error.value).count("refshapes train-") == 8  # the pairs of the step, by name
     assert list_checkpoints(tmp_path / "run" / "checkpoints") == []
+
+
+def test_weights_that_are_not_finite_are_not_kept(finished, tmp_path, monkeypatch):
+    step = TrainingRun._step
+
+    def overflow(run, batches):
+        losses = step(run, batches)
+        if run.progress.step == 4:
+            with torch.no_grad():
+                run.model.decoder.classifier.weight.fill_(float("inf"))
+        return losses
+
+    monkeypatch.setattr(TrainingRun, "_step", overflow)
+    with pytest.raises(FloatingPointError, match="Weights are not finite after step 4"):
+        small_run(tmp_path).run()
+    monkeypatch.undo()
+    assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["step-2"]
+    small_run(tmp_path, resume=True).run()
+    assert losses_of(tmp_path) == losses_of(finished[0])
+
+
+# ---- nothing is lost
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("moment", ["_step", "_evaluate"])
+def test_a_request_to_end_keeps_what_was_done(finished, tmp_path, monkeypatch, capsys, number, code, moment):
+    """In the midst of step 3, or of the evaluation of step 2."""
+    method = getattr(TrainingRun, moment)
+
+    def interrupt(run, *batches):
+        if run.progress.step == 2:
+            signal.raise_signal(number)
+        return method(run, *batches)
+
+    monkeypatch.setattr(TrainingRun, moment, interrupt)
+    handlers = [signal.getsignal(other) for other in (signal.SIGTERM, signal.SIGINT)]
+    config = str(write_config(tmp_path))
+    assert main([config]) == code
+    monkeypatch.undo()
+    step = 3 if moment == "_step" else 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"Stopped by {signal.Signals(number).name} after step {step} of 6. Nothing is lost: the same" in last
+    assert list_checkpoints(tmp_path / "run" / "checkpoints")[-1].name == f"step-{step}"
+    assert [signal.getsignal(other) for other in (signal.SIGTERM, signal.SIGINT)] == handlers
+    assert main([config, "--resume"]) == 0
+    assert losses_of(tmp_path) == losses_of(finished[0])
+
+
+def test_a_full_disk_leaves_the_checkpoints_before(finished, tmp_path, monkeypatch, capsys):
+    """A limit on the size of files makes writing fail as a full disk does, within a file."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    save = TrainingRun.save_checkpoint
+
+    def fill_up(run):
+        if run.progress.step == 4:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        save(run)
+
+    monkeypatch.setattr(TrainingRun, "save_checkpoint", fill_up)
+    config = str(write_config(tmp_path, output__trackers=[]))
+    try:
+        assert main([config]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    monkeypatch.undo()
+    assert "step-4 could not be written" in capsys.readouterr().err.splitlines()[-1]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-2"]
+    assert main([config, "--resume"]) == 0
+    assert losses_of(tmp_path) == losses_of(finished[0])
+
+
+def test_a_damaged_checkpoint_is_left_aside(finished, tmp_path, capsys):
+    config = str(write_config(tmp_path, output__keep=3))
+    assert main([config, "optimization.max_steps=6"]) == 0
+    checkpoints = list_checkpoints(tmp_path / "run" / "checkpoints")
+    for path in checkpoints[1:]:
+        with (path / "model.safetensors").open("r+b") as file:
+            file.truncate(100)
+    (tmp_path / "run" / "checkpoints" / ".step-9.partial").mkdir()
+    assert main([config, "--resume"]) == 0
+    assert "step-6 is damaged and left aside" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "checkpoints" / ".step-9.partial").exists()
+    assert losses_of(tmp_path) == losses_of(finished[0])
+    for path in checkpoints:
+        (path / "optimizer.bin").unlink()
+    assert main([config, "--resume"]) == 2
+    assert "All checkpoints in" in capsys.readouterr().err
+
+
+@pytest.fixture
+def with_a_broken_image(tmp_path):
+    """Eight scenes as a folder, an image of which is cut off; its name."""
+    write_folder(load_data("refshapes", "train", scenes=8, expressions=1, side=32), tmp_path / "data")
+    image = sorted((tmp_path / "data" / "images").iterdir())[3]
+    image.write_bytes(image.read_bytes()[:60])
+    return image.name
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_cannot_be_read_is_named_or_skipped_and_counted(tmp_path, with_a_broken_image, capsys, workers):
+    data = {
+        "train": [{"name": str(tmp_path / "data"), "split": "train"}],
+        "validation": [],
+        "workers": workers,
+    }
+    few = {"optimization__max_steps": 4, "optimization__batch_size": 4, "output__evaluation_steps": 2}
+    config = str(write_config(tmp_path, data=data, **few))
+    assert main([config]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("crossvlt_hf.training:")]
+    assert "The reference refshapes train-0-3-0 cannot be read" in line
+    assert with_a_broken_image in line
+    assert "data.on_error=skip" in line
+    assert "Traceback" not in line
+    assert main([config, "data.on_error=skip", f"output.folder={tmp_path / 'skips'}"]) == 0
+    assert "skipped: The reference refshapes train-0-3-0 cannot be read" in capsys.readouterr().err
+    lines = [json.loads(line) for line in (tmp_path / "skips" / "log.jsonl").read_text().splitlines()]
+    assert [line["skipped"] for line in lines if "loss" in line][-1] == 2  # once in each of two epochs
+
+
+def test_runs_that_are_killed_end_as_if_they_had_not_been(tmp_path):
+    """More with `python tests/kill_training.py --kills 100`."""
+    script = Path(__file__).with_name("kill_training.py")
+    done = run_python(script, "--kills", 4, "--in-saves", 2, "--steps", 12, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(done.stdout)
+    assert counts["in a save"] >= 2
+    assert counts["in a save"] + counts["elsewhere"] >= 4
+    assert counts["ended"] >= 1

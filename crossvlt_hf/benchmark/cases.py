@@ -118,6 +118,11 @@ class Grid:
         """Their names, the slowest first."""
         return [field.name for field in fields(cls) if field.name != "one_at_a_time"]
 
+    def weights_dtypes(self) -> list[str]:
+        """In which weights are needed; the first dtype is that in which they are loaded for the time of it."""
+        needed = (weights_dtype(task, dtype) for task in self.task for dtype in self.dtype)
+        return list(dict.fromkeys([*self.dtype[:1], *needed]))
+
     def cases(self) -> list[Case]:
         """The cases, none twice."""
         found = (

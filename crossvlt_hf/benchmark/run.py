@@ -13,7 +13,7 @@ import torch
 
 from ..complexity import add_up, count_flops_by_part, count_parameters, count_training_flops
 from ..loading import parse_device
-from .cases import Case, Grid, check_positive, weights_dtype
+from .cases import Case, Grid, check_positive
 from .machine import KINDS, Probe, describe_machine
 from .memory import ChildError, in_child
 from .peers import PEERS, count_step_flops
@@ -105,11 +105,7 @@ def run_benchmark(options: Options, tell: Callable[[str], Any] = lambda line: No
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(options.threads or threads)
-        dtypes = dict.fromkeys(
-            weights_dtype(task, dtype) for task in options.grid.task for dtype in options.grid.dtype
-        )
-        wanted = list(dict.fromkeys([*dtypes, *options.grid.dtype[:1]]))  # the latter is loaded
-        with open_sources(options.grid.model, options.seed, wanted) as sources:
+        with open_sources(options.grid.model, options.seed, options.grid.weights_dtypes()) as sources:
             return _measure(options, sources, tell)
     finally:
         torch.set_num_threads(threads)

@@ -58,9 +58,8 @@ def open_sources(names: Sequence[str], seed: int, dtypes: Sequence[str] = ("floa
     given = [name for name in names if name not in SIZES]
     found = {name: _open_given(name, dtypes) for name in given}  # first, since it fails fastest
     with TemporaryDirectory() as folder:
-        found |= {
-            name: _make(name, Path(folder) / name, seed, dtypes) for name in dict.fromkeys(names) if name in SIZES
-        }
+        sizes = [name for name in dict.fromkeys(names) if name in SIZES]
+        found |= {name: _make(name, Path(folder) / name, seed, dtypes) for name in sizes}
         yield {name: found[name] for name in names}
 
 

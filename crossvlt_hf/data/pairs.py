@@ -19,6 +19,11 @@ def _rows(dataset: Dataset, indices: Sequence[int]) -> list[dict[str, Any]]:
     return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
 
 
+def reference_name(row: dict[str, Any], index: int) -> str:
+    """Data set and id of a reference; its number where the data set keeps no ids."""
+    return f"{row.get('dataset', '')} {row.get('ref_id', f'number {index}')}".strip()
+
+
 class TrainingPairs(TorchDataset):
     """Every reference once in an epoch, with one of its expressions by chance.
 
@@ -39,6 +44,12 @@ class TrainingPairs(TorchDataset):
 
     def __len__(self) -> int:
         return int(self.starts[-1])
+
+    def name(self, index: int) -> str:
+        """Data set and id of a reference, read without decoding it."""
+        source = int(np.searchsorted(self.starts, index, side="right")) - 1
+        stored = self.datasets[source].with_format(None)[index - int(self.starts[source])]
+        return reference_name(stored, index)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.__getitems__([index])[0]

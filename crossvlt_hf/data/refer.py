@@ -86,7 +86,7 @@ class _PlainUnpickler(pickle.Unpickler):
 def _check_numbers(data: bytes) -> None:
     """Whether no object has a number for which the unpickler would set gigabytes aside."""
     for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name.endswith("PUT") and argument > len(data):
+        if opcode.name.endswith("PUT") and (argument or 0) > len(data):
             raise pickle.UnpicklingError(f"one of its objects has the number {argument}.")
 
 

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from huggingface_hub.errors import StrictDataclassError
 
 from .config import load_config
+from .interruption import InterruptionError
 from .run import TrainingRun
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train; wrong input is told in one line, with exit code 2."""
+    """Train; wrong input is told in one line, with exit code 2; 128 and the signal's number if asked to end."""
     parser = argparse.ArgumentParser(
         prog="crossvlt_hf.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -29,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, StrictDataclassError, FloatingPointError) as error:
         sys.stderr.write(f"crossvlt_hf.training: {' '.join(str(error).split())}\n")
         return 2
+    except InterruptionError as end:
+        sys.stderr.write(f"crossvlt_hf.training: {end}\n")
+        return 128 + end.number
     return 0
 
 

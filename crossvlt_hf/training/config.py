@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from ..data.readable import ON_ERROR
+
 
 @dataclass
 class ModelOptions:
@@ -50,6 +52,7 @@ class DataOptions:
         masked_words: see `Collator`.
         masked_patches: see `Collator`.
         workers: processes that prepare data, for each process of training.
+        on_error: "stop" at a reference that cannot be read; "skip" it, count it, and take the next.
     """
 
     root: str | None = None
@@ -60,6 +63,7 @@ class DataOptions:
     masked_words: float = 0.0
     masked_patches: float = 0.0
     workers: int = 2
+    on_error: str = "stop"
 
 
 @dataclass
@@ -159,6 +163,8 @@ class TrainingConfig:
             raise ValueError(
                 f"`optimization.mixed_precision` is {self.optimization.mixed_precision!r}; give no, bf16 or fp16."
             )
+        if self.data.on_error not in ON_ERROR:
+            raise ValueError(f"`data.on_error` is {self.data.on_error!r}; give one of {', '.join(ON_ERROR)}.")
         if len(self.optimization.betas) != 2:
             raise ValueError(f"`optimization.betas` is {self.optimization.betas}; give two numbers.")
         self._check_model()
@@ -172,8 +178,10 @@ class TrainingConfig:
                 raise ValueError(f"`model.{name}` says nothing beside `model.checkpoint`; give one of the two.")
 
     def save(self, path: Path) -> None:
-        """Write the whole configuration, defaults included, as YAML."""
-        path.write_text(yaml.safe_dump(asdict(self), sort_keys=False))
+        """Write the whole configuration, defaults included, as YAML; a file that is there is replaced at once."""
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(yaml.safe_dump(asdict(self), sort_keys=False))
+        partial.replace(path)
 
 
 # Settings that have a least and a greatest value, in whatever section

@@ -4,12 +4,15 @@ import json
 import math
 import os
 import shutil
+import signal
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -19,17 +22,20 @@ from accelerate.utils import (
     DistributedType,
     broadcast,
     broadcast_object_list,
+    gather_object,
     send_to_device,
     set_seed,
     tqdm,
 )
 from huggingface_hub import create_repo
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from ..data.pairs import Collator, ReferenceSampler, ShardedBatchSampler, TrainingPairs
+from ..data.readable import Batch, BatchCollator, ReadablePairs
 from ..evaluation import EvaluationOptions, evaluate
 from ..evidence import Evidence
 from ..hub import publish
@@ -37,8 +43,9 @@ from ..loading import describe_hardware
 from ..metrics import ReferringSegmentationMetric
 from ..modeling_crossvlt import CrossVLTModel
 from ..visualization import training_curves
-from .checkpoints import list_checkpoints, prune, put_in_place, recover, write_whole
+from .checkpoints import is_whole, list_checkpoints, prune, put_in_place, recover, seal, sweep, write_whole
 from .config import TrainingConfig, check_same_run, load_config
+from .interruption import Interruption, InterruptionError, ignore_interrupt
 from .log import append, best_score, is_evaluated, read_log, rewind
 from .optimization import build_average, build_optimizer, build_schedule, loss_counts, normalised_loss
 from .pictures import draw_predictions
@@ -51,6 +58,7 @@ class Progress:
 
     def __init__(self) -> None:
         self.step = 0
+        self.skipped = 0  # references that could not be read, over all processes
 
     def state_dict(self) -> dict[str, Any]:
         """For Accelerate."""
@@ -89,7 +97,8 @@ class TrainingRun:
             kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         )
         self._check_processes()
-        self.checkpoints = list_checkpoints(self.folder / "checkpoints")
+        self.interruption = Interruption()
+        self.checkpoints = self._whole_checkpoints()
         self._check_folder(resume)
         set_seed(config.seed)
         torch.set_flush_denormal(True)  # tiny gradients would otherwise slow the CPU down tenfold
@@ -97,7 +106,7 @@ class TrainingRun:
         self._build_data()
         self._build_optimization()
         set_seed(config.seed, device_specific=True)  # dropout of its own in every process
-        self.progress = Progress()
+        self.progress, self.asked_to_end = Progress(), False
         self.accelerator.register_for_checkpointing(self.schedule, self.progress)
         if self.average is not None:
             self.accelerator.register_for_checkpointing(self.average)
@@ -115,6 +124,19 @@ class TrainingRun:
                 f"{launched} processes were launched, but Accelerate joins {self.accelerator.num_processes}; on the "
                 "CPU set ACCELERATE_USE_CPU=true and use examples/accelerate/cpu.yaml. FSDP needs GPUs."
             )
+
+    def _whole_checkpoints(self) -> list[Path]:
+        """Those to go on from; the last ones may have been damaged since they were written."""
+        found = list_checkpoints(self.folder / "checkpoints")
+        whole = [checkpoint for checkpoint in found if is_whole(checkpoint)]
+        for checkpoint in found:
+            if checkpoint not in whole:
+                self.accelerator.print(f"{checkpoint} is damaged and left aside.", file=sys.stderr)
+        if found and not whole:
+            raise ValueError(
+                f"All checkpoints in {self.folder} are damaged; give another output.folder to start anew."
+            )
+        return whole
 
     def _check_folder(self, resume: bool) -> None:
         if self.checkpoints and not resume:
@@ -177,6 +199,7 @@ class TrainingRun:
             self.folder.mkdir(parents=True, exist_ok=True)
             for name in ("best", "last"):
                 recover(self.folder / name)
+            sweep(self.folder / "checkpoints")
             rewind(self.log_path, self.progress.step)
             self.config.save(self.folder / "config.yaml")
             if self.config.output.push_to_hub:
@@ -192,28 +215,58 @@ class TrainingRun:
 
         Raises:
             FloatingPointError: if the loss is not finite.
+            InterruptionError: if the process is asked to end, after a checkpoint.
+            OSError: if something cannot be written; the checkpoints that are there stay whole.
+            ValueError: if a reference cannot be read, unless such are to be skipped.
         """
+        with self.interruption:
+            try:
+                return self._run()
+            except KeyboardInterrupt:
+                if self.interruption.number is None:
+                    raise
+                self._end_early()
+
+    def _run(self) -> dict[str, Any]:
         self.accelerator.init_trackers("crossvlt", config={"seed": self.config.seed, "steps": self.steps})
         metrics = self._evaluate_if_due()  # not if that of the checkpoint was interrupted
-        bar = tqdm(total=self.steps, initial=self.progress.step, desc="training", mininterval=1.0)
-        self._start_clock()
-        self._train_mode()
-        for batches in self._batches():
-            losses = self._step(batches)
-            bar.update()
-            if self._is_due(self.config.output.log_steps) or self._is_due(self.every):
-                bar.set_postfix(loss=f"{self._log_step(losses):.3f}", refresh=False)
-            if self._is_due(self.every):
-                self.save_checkpoint()
-                metrics = self._evaluate_if_due()
-                self._start_clock()
-        bar.close()
+        with tqdm(total=self.steps, initial=self.progress.step, desc="training", mininterval=1.0) as bar:
+            self._start_clock()
+            self._train_mode()
+            for batches in self._batches():
+                losses = self._step(batches)
+                bar.update()
+                if self._is_due(self.config.output.log_steps) or self._is_due(self.every):
+                    bar.set_postfix(loss=f"{self._log_step(losses):.3f}", refresh=False)
+                if self._is_due(self.every):
+                    self.save_checkpoint()
+                    metrics = self._evaluate_if_due()
+                    self._start_clock()
+                if self._is_asked_to_end() and self.progress.step < self.steps:
+                    if not self._is_due(self.every):
+                        self.save_checkpoint()
+                    self._end_early()
         self._finish()
         return metrics
 
     def _is_due(self, every: int) -> bool:
         """Whether something is done after this step that is done every so many, and after the last."""
         return self.progress.step % every == 0 or self.progress.step == self.steps
+
+    def _is_asked_to_end(self) -> bool:
+        """Several processes have to agree, which they do before a step."""
+        alone = self.accelerator.num_processes == 1
+        return self.asked_to_end or (alone and self.interruption.number is not None)
+
+    def _end_early(self) -> NoReturn:
+        """Say how to go on from the checkpoint that is there."""
+        number = self.interruption.number or signal.SIGTERM
+        self.accelerator.end_training()
+        raise InterruptionError(
+            f"Stopped by {signal.Signals(number).name} after step {self.progress.step} of {self.steps}. Nothing is "
+            f"lost: the same command with --resume goes on from {self.folder / 'checkpoints'}.",
+            number,
+        )
 
     def _start_clock(self) -> None:
         self.clock, self.clocked_step = time.perf_counter(), self.progress.step
@@ -225,7 +278,7 @@ class TrainingRun:
                 if isinstance(module, _BatchNorm):
                     module.eval()
 
-    def _batches(self) -> Iterator[list[dict[str, Tensor]]]:
+    def _batches(self) -> Iterator[list[Batch]]:
         """The batches of each step that is left, on the device; the same whether or not the run was interrupted."""
         data, accumulation = self.config.data, self.config.optimization.accumulation
         while self.progress.step < self.steps:
@@ -242,26 +295,46 @@ class TrainingRun:
             collator = Collator(self.processor, data.masked_words, data.masked_patches, self.config.seed, epoch)
             loader = iter(
                 DataLoader(
-                    self.pairs,
+                    ReadablePairs(self.pairs, data.on_error),  # type: ignore[arg-type]
                     batch_sampler=order,
-                    collate_fn=collator,
+                    collate_fn=BatchCollator(collator),
                     num_workers=data.workers,
+                    worker_init_fn=ignore_interrupt,
                     generator=torch.Generator(),  # else the start of a loader would draw from that of dropout
                 )
             )
             for _ in range(min(self.steps_per_epoch - done, self.steps - self.progress.step)):
-                yield [send_to_device(next(loader), self.accelerator.device) for _ in range(accumulation)]
+                yield [self._place(next(loader)) for _ in range(accumulation)]
 
-    def _step(self, batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def _place(self, batch: Batch) -> Batch:
+        """On the device; what could not be read is told, and is an error if nothing took its place."""
+        for sample in batch.broken:
+            if not batch.inputs:
+                raise ValueError(f"{sample}. Mend it, remove it, or set data.on_error=skip.")
+            sys.stderr.write(f"skipped: {sample}\n")
+        return replace(batch, inputs=send_to_device(batch.inputs, self.accelerator.device))
+
+    def _agree(self, batches: list[Batch], counts: list[Tensor]) -> Tensor:
+        """What the processes share before a step, in one exchange: `loss_counts` of all, and what is asked of them."""
+        own = torch.stack(counts).sum(0)
+        skipped, asked = sum(len(batch.broken) for batch in batches), self.interruption.number is not None
+        *_, skipped_by_all, asked_of_any = total = self.accelerator.reduce(
+            torch.cat([own, own.new_tensor([skipped, asked])]), "sum"
+        )
+        self.progress.skipped += int(skipped_by_all)
+        self.asked_to_end = bool(asked_of_any)
+        return total[: len(own)]
+
+    def _step(self, batches: list[Batch]) -> dict[str, Tensor]:
         """One step of the optimizer over the accumulated batches of all processes; the losses of this process's."""
         options, processes = self.config.optimization, self.accelerator.num_processes
-        counts = [loss_counts(batch["labels"]) for batch in batches]
-        total = self.accelerator.reduce(torch.stack(counts).sum(0), "sum")
+        counts = [loss_counts(batch.inputs["labels"]) for batch in batches]
+        total = self._agree(batches, counts)
         losses: dict[str, Tensor] = {}
         for number, (batch, own) in enumerate(zip(batches, counts, strict=True)):
             last = number == len(batches) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.network):
-                output = self.network(**batch)
+                output = self.network(**batch.inputs)
                 loss = normalised_loss(self.model, output, own, total)
                 self.accelerator.backward(loss * processes)  # of which DDP takes the mean
             found = {
@@ -271,6 +344,7 @@ class TrainingRun:
             }
             parts = {"loss": loss * processes * len(batches), **{k: v for k, v in found.items() if v is not None}}
             losses = {name: losses.get(name, 0.0) + value.detach() / len(batches) for name, value in parts.items()}
+        self._check_loss(losses["loss"], batches)
         if options.max_grad_norm is not None:
             norm = self.accelerator.clip_grad_norm_(self.network.parameters(), options.max_grad_norm)
             losses["grad_norm"] = norm.full_tensor() if isinstance(norm, DTensor) else norm
@@ -281,6 +355,18 @@ class TrainingRun:
         self.optimizer.zero_grad()
         self.progress.step += 1
         return losses
+
+    def _check_loss(self, loss: Tensor, batches: list[Batch]) -> None:
+        """Stop before a loss that is not finite reaches the weights."""
+        mean = self.accelerator.reduce(loss, "mean").item()
+        if math.isfinite(mean):
+            return
+        own = [name for batch in batches for name in batch.names] if not loss.isfinite() else []
+        names = gather_object(own) if self.accelerator.num_processes > 1 else own
+        raise FloatingPointError(
+            f"The loss is {mean} at step {self.progress.step + 1}; lower `optimization.learning_rate`, or give "
+            f"`optimization.max_grad_norm`. Checkpoints are as they were. The pairs of this step: {', '.join(names)}"
+        )
 
     # ---- telling
 
@@ -293,11 +379,7 @@ class TrainingRun:
     def _log_step(self, losses: dict[str, Tensor]) -> float:
         """Log the means over the processes, and return the loss."""
         mean = {name: self.accelerator.reduce(value, "mean").item() for name, value in losses.items()}
-        if not math.isfinite(mean["loss"]):
-            raise FloatingPointError(
-                f"The loss is {mean['loss']} at step {self.progress.step}; lower `optimization.learning_rate`, or "
-                "give `optimization.max_grad_norm`."
-            )
+        skipped = {"skipped": self.progress.skipped} if self.config.data.on_error == "skip" else {}
         samples = (self.progress.step - self.clocked_step) * self.config.optimization.batch_size
         seconds = time.perf_counter() - self.clock
         self._start_clock()
@@ -307,6 +389,7 @@ class TrainingRun:
                 **mean,
                 "learning_rate": self.schedule.get_last_lr()[0],
                 "samples_per_second": samples / seconds,
+                **skipped,
             }
         )
         return mean["loss"]
@@ -324,8 +407,9 @@ class TrainingRun:
         if not (due and self.validation):
             return {}
         cuda = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
-        with torch.random.fork_rng(cuda):  # dropout goes on as if there had been no evaluation
-            return self._evaluate()
+        alone = self.accelerator.num_processes == 1  # others would wait for a process that ends
+        with torch.random.fork_rng(cuda), self.interruption.at_once(alone):
+            return self._evaluate()  # dropout goes on as if there had been none
 
     def _evaluate(self) -> dict[str, Any]:
         """Evaluate, keep the weights if they are the best, log, and draw."""
@@ -378,7 +462,8 @@ class TrainingRun:
                 model.save_pretrained(folder, state_dict=state)
                 self.processor.save_pretrained(folder)
 
-            write_whole(target, write)
+            with self._told_if_not_written(target.with_name(f".{target.name}.partial"), target):
+                write_whole(target, write)
         self.accelerator.wait_for_everyone()
 
     def save_checkpoint(self) -> None:
@@ -386,15 +471,39 @@ class TrainingRun:
         folder = self.folder / "checkpoints"
         target = folder / f"step-{self.progress.step}"
         partial_folder = folder / f".{target.name}.partial"
+        self._check_weights()
         if self.accelerator.is_main_process:
             shutil.rmtree(partial_folder, ignore_errors=True)  # of an interruption
         self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(partial_folder))
+        with self._told_if_not_written(partial_folder, target):
+            self.accelerator.save_state(str(partial_folder))
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                seal(partial_folder)
+                put_in_place(partial_folder, target)
+                prune(folder, self.config.output.keep)
         self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            put_in_place(partial_folder, target)
-            prune(folder, self.config.output.keep)
-        self.accelerator.wait_for_everyone()
+
+    def _check_weights(self) -> None:
+        """A gradient may overflow where the loss does not; the checkpoint before is then the last good one."""
+        own = (p.to_local() if isinstance(p, DTensor) else p for p in self.network.parameters())
+        if not all(bool(parameter.isfinite().all()) for parameter in own):
+            raise FloatingPointError(
+                f"Weights are not finite after step {self.progress.step}, which are not kept; go on from the "
+                "checkpoint before with another `optimization.learning_rate` or `optimization.max_grad_norm`."
+            )
+
+    @contextmanager
+    def _told_if_not_written(self, partial_folder: Path, target: Path) -> Iterator[None]:
+        """Whatever the writers of the formats raise on a full disk, it is an OSError that says what is left."""
+        try:
+            yield
+        except (OSError, RuntimeError, SafetensorError) as error:
+            shutil.rmtree(partial_folder, ignore_errors=True)
+            raise OSError(
+                f"{target} could not be written ({type(error).__name__}: {error}). What was there is as it was; make "
+                "room, and go on with --resume."
+            ) from error
 
     def _finish(self) -> None:
         self._save_weights(self.folder / "last")

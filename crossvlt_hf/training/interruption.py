@@ -1,0 +1,66 @@
+"""Requests to end a run: SIGTERM, as batch systems send it, and Ctrl-C."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Self
+
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class InterruptionError(Exception):
+    """A run was asked to end, and what it had done is kept.
+
+    Args:
+        message: what happened, and how to go on.
+        number: of the signal.
+    """
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+class Interruption:
+    """Notes the first request to end, so that the step and a checkpoint are finished; a second one ends at once.
+
+    To be used as a context. Elsewhere than in the main thread, which alone may handle signals, it notes nothing.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._before: dict[int, Any] = {}
+        self._waits = True
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.number = number
+        for other, handler in self._before.items():
+            signal.signal(other, handler)
+        if not self._waits:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def at_once(self, possible: bool = True) -> Iterator[None]:
+        """While there is nothing to finish, a request raises KeyboardInterrupt."""
+        self._waits = not possible
+        try:
+            yield
+        finally:
+            self._waits = True
+
+
+def ignore_interrupt(_: int) -> None:
+    """For processes of a loader, which Ctrl-C reaches too: the step that they feed is to be finished."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
