@@ -13,7 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils.logging import set_verbosity_error as set_hub_verbosity_error
 from transformers.utils import logging
 
-from . import benchmark, convert, demo, evaluate, export, publish, refshapes, segment
+from . import benchmark, convert, demo, evaluate, export, predict, publish, refshapes, segment
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -21,7 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="crossvlt", description="Referring image segmentation with CrossVLT.")
     parser.add_argument("--version", action="version", version=f"crossvlt_hf {version('crossvlt_hf')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (segment, demo, evaluate, convert, export, publish, refshapes, benchmark):
+    for module in (segment, predict, demo, evaluate, convert, export, publish, refshapes, benchmark):
         module.add_command(commands)
     return parser
 

@@ -16,7 +16,7 @@ from .extras import needs_extra
 from .outputs import make_room
 
 
-def _options(settings: list[str]) -> dict[str, Any]:
+def parse_options(settings: list[str]) -> dict[str, Any]:
     """`name=value` settings, the values read as YAML."""
     options = {}
     for setting in settings:
@@ -42,7 +42,7 @@ def _report(
     report = {
         "model": str(arguments.model or "built-in (RefShapes)"),
         **{setting: getattr(arguments, setting) for setting in settings},
-        "option": _options(arguments.option),
+        "option": parse_options(arguments.option),
         "image_size": [image_size["height"], image_size["width"]],
         "hardware": hardware,
         "metrics": total,
@@ -88,7 +88,11 @@ def evaluate(arguments: argparse.Namespace) -> None:
     )
     try:
         dataset = load_data(
-            arguments.data, arguments.split, root=arguments.root, merge=arguments.merge, **_options(arguments.option)
+            arguments.data,
+            arguments.split,
+            root=arguments.root,
+            merge=arguments.merge,
+            **parse_options(arguments.option),
         )
     except TypeError as error:
         raise ValueError(f"{arguments.data} has no such --option: {error}") from error

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from huggingface_hub.errors import StrictDataclassError
 
+from ..interruption import InterruptionError
 from .config import load_config
-from .interruption import InterruptionError
 from .run import TrainingRun
 
 

@@ -39,13 +39,13 @@ from ..data.readable import Batch, BatchCollator, ReadablePairs
 from ..evaluation import EvaluationOptions, evaluate
 from ..evidence import Evidence
 from ..hub import publish
+from ..interruption import Interruption, InterruptionError, ignore_interrupt
 from ..loading import describe_hardware
 from ..metrics import ReferringSegmentationMetric
 from ..modeling_crossvlt import CrossVLTModel
 from ..visualization import training_curves
 from .checkpoints import is_whole, list_checkpoints, prune, put_in_place, recover, seal, sweep, write_whole
 from .config import TrainingConfig, check_same_run, load_config
-from .interruption import Interruption, InterruptionError, ignore_interrupt
 from .log import append, best_score, is_evaluated, read_log, rewind
 from .optimization import build_average, build_optimizer, build_schedule, loss_counts, normalised_loss
 from .pictures import draw_predictions

@@ -1,0 +1,19 @@
+"""Batch prediction: the masks of a whole data set, in shards that an interruption neither loses nor repeats."""
+
+from .requests import ImageRequests, JsonlRequests, Request, Requests, RowRequests, open_requests
+from .run import PredictionOptions, predict
+from .shards import FORMATS, Shards
+
+
+__all__ = [
+    "FORMATS",
+    "ImageRequests",
+    "JsonlRequests",
+    "PredictionOptions",
+    "Request",
+    "Requests",
+    "RowRequests",
+    "Shards",
+    "open_requests",
+    "predict",
+]

@@ -1,0 +1,259 @@
+"""What to segment: rows of an image and its expressions, from a file, a folder or a data set, read one at a time."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from datasets import Dataset, load_dataset, load_from_disk
+from PIL import Image
+
+from ..data.files import inside
+from ..data.folder import METADATA
+from ..data.loading import NAMES, load_data
+from ..data.records import clean_expressions
+from ..processing_crossvlt import ImageLike
+
+
+IMAGE_KEYS = ("image", "file_name", "image_path", "path")
+TEXT_KEYS = ("expressions", "expression", "text", "texts", "sentences", "sentence", "caption")
+NAME_KEYS = ("ref_id", "id", "image_id")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A row to segment.
+
+    Args:
+        name: its id in the data, or where it lies.
+        image: a path, or an image.
+        expressions: at least one.
+    """
+
+    name: str
+    image: ImageLike
+    expressions: list[str]
+
+
+class Requests(Protocol):
+    """Rows by number. `digest` tells them from others, so that a job goes on with the same."""
+
+    digest: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Request:
+        """The row.
+
+        Raises:
+            OSError, ValueError: if it is broken.
+        """
+        ...
+
+    def name(self, index: int) -> str:
+        """What to call a row that is broken."""
+        ...
+
+
+def _find(row: dict[str, Any], keys: Sequence[str], what: str, source: str) -> Any:
+    for key in keys:
+        if row.get(key) is not None:
+            return row[key]
+    raise ValueError(f"{source} has no {what}; give one of {', '.join(keys)}.")
+
+
+def _expressions(value: Any, source: str) -> list[str]:
+    if isinstance(value, list) and all(isinstance(entry, dict) for entry in value):  # sentences of REFER
+        value = [entry.get("raw") or entry.get("sent") for entry in value]
+    return clean_expressions([value] if isinstance(value, str) else value, source)
+
+
+class JsonlRequests:
+    """The lines of a JSONL file; only where they begin is kept in memory.
+
+    Args:
+        path: of the file. A line is an object with `image` (or `file_name`), a path below the root, and `expression`
+            or `expressions`; the keys of `metadata.jsonl` that say more are left alone. `id` or `ref_id` names it.
+        root: the folder of the images; None is that of the file.
+        image_key: the key of the image, where it is another.
+        text_key: the key of the expressions, where it is another.
+    """
+
+    def __init__(
+        self, path: Path, root: Path | None = None, image_key: str | None = None, text_key: str | None = None
+    ) -> None:
+        self.path, self.root = path, path.parent if root is None else root
+        self.image_keys = (image_key,) if image_key else IMAGE_KEYS
+        self.text_keys = (text_key,) if text_key else TEXT_KEYS
+        starts, numbers, digest, position = [], [], blake2b(digest_size=16), 0
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip(b"\xef\xbb\xbf \t\r\n"):
+                    starts.append(position)
+                    numbers.append(number)
+                position += len(line)
+                digest.update(line)
+        # Of numpy, since lists of numbers would be copied in every process that counts references to them
+        self.starts, self.numbers, self.digest = np.array(starts), np.array(numbers), digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def name(self, index: int) -> str:
+        """File and line."""
+        return f"{self.path.name}, line {self.numbers[index]}"
+
+    def __getitem__(self, index: int) -> Request:
+        name = self.name(index)
+        with self.path.open("rb") as file:
+            file.seek(self.starts[index])
+            line = file.readline()
+        try:
+            row = json.loads(line.decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{name} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{name} holds {str(row)[:40]!r}; give an object, {{...}}.")
+        image = inside(self.root, _find(row, self.image_keys, "image", name), name)
+        expressions = _expressions(_find(row, self.text_keys, "expression", name), name)
+        given = next((row[key] for key in NAME_KEYS if isinstance(row.get(key), str | int)), name)
+        return Request(str(given), image, expressions)
+
+
+class ImageRequests:
+    """All images of a folder and those in it, with the same expressions.
+
+    Args:
+        folder: of the images.
+        expressions: what to look for in each.
+    """
+
+    def __init__(self, folder: Path, expressions: Sequence[str]) -> None:
+        known = Image.registered_extensions()
+        self.folder, self.expressions = folder, clean_expressions(expressions, "--expression")
+        self.paths = np.array(
+            sorted(
+                str(path.relative_to(folder))
+                for path in folder.rglob("*")
+                if path.suffix.lower() in known and path.is_file() and not path.name.startswith(".")
+            )
+        )
+        self.digest = blake2b(json.dumps([*self.paths, *self.expressions]).encode(), digest_size=16).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, index: int) -> str:
+        """The path below the folder."""
+        return str(self.paths[index])
+
+    def __getitem__(self, index: int) -> Request:
+        return Request(self.name(index), str(self.folder / self.name(index)), self.expressions)
+
+
+class RowRequests:
+    """The rows of a data set that has a column of images and one of expressions.
+
+    Args:
+        dataset: of records (see `crossvlt_hf.data.records`), or of another kind.
+        image_column: where it is none of the usual names.
+        text_column: where it is none of the usual names.
+
+    Raises:
+        ValueError: if there are no such columns.
+    """
+
+    def __init__(self, dataset: Dataset, image_column: str | None = None, text_column: str | None = None) -> None:
+        columns = list(dataset[0]) if len(dataset) else dataset.column_names
+        self.image = self._choose(columns, image_column, IMAGE_KEYS, "image")
+        self.text = self._choose(columns, text_column, TEXT_KEYS, "text")
+        needed = {self.image, self.text, *NAME_KEYS, "source"}
+        stored = dataset.column_names  # those that are drawn when a row is read have others
+        lean = {self.image, self.text} <= set(stored)
+        self.dataset = dataset.select_columns([name for name in stored if name in needed]) if lean else dataset
+        self.digest = f"{len(dataset)} rows of {', '.join(sorted(columns))}"
+
+    @staticmethod
+    def _choose(columns: Sequence[str], wanted: str | None, usual: Sequence[str], kind: str) -> str:
+        found = next((name for name in ([wanted] if wanted else usual) if name in columns), None)
+        if found is None:
+            missing = repr(wanted) if wanted else f"none of {', '.join(usual)}"
+            raise ValueError(f"Of columns there is {missing}; give `--{kind}-column`, one of {', '.join(columns)}.")
+        return found
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def name(self, index: int) -> str:
+        """The number of the row."""
+        return f"row {index}"
+
+    def __getitem__(self, index: int) -> Request:
+        row = self.dataset[index]
+        name = next((row[key] for key in NAME_KEYS if isinstance(row.get(key), str | int)), self.name(index))
+        if row[self.image] is None:
+            raise ValueError(f"{self.name(index)} has no image.")
+        return Request(str(name), row[self.image], _expressions(row[self.text], self.name(index)))
+
+
+def _load_rows(source: str, split: str) -> Dataset:
+    """A data set of the Hub, or of files that the library reads, or one that it saved."""
+    folder = Path(source)
+    if (folder / "state.json").is_file():
+        return load_from_disk(source)
+    if not folder.exists() and (folder.is_absolute() or len(folder.parts) > 2 or source.startswith(".")):
+        raise FileNotFoundError(f"There is no file or folder {source}; give one, or a data set's id.")
+    try:
+        return load_dataset(source, split=split)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # broken files make the library stumble in any way
+        raise OSError(f"{source} cannot be read as a data set. {type(error).__name__}: {error}") from error
+
+
+def open_requests(
+    source: str,
+    *,
+    split: str = "train",
+    root: str | None = None,
+    expressions: Sequence[str] = (),
+    image_column: str | None = None,
+    text_column: str | None = None,
+    options: dict[str, Any] | None = None,
+) -> Requests:
+    """Find out what a source is, and open it.
+
+    Args:
+        source: a JSONL file; a folder with metadata.jsonl; a folder of images, if there are `expressions`; the name of
+            a data set of `load_data`; else whatever `datasets.load_dataset` takes, or `save_to_disk` wrote.
+        split: of a data set.
+        root: the folder of the images of a JSONL file, or of a data set's files.
+        expressions: for every image of a folder.
+        image_column: the column or key of images, where it is none of the usual ones.
+        text_column: the column or key of expressions.
+        options: further arguments of `load_data`.
+
+    Raises:
+        OSError: if there is nothing there.
+        ValueError: if it holds no rows, or lacks what is needed.
+    """
+    path, below = Path(source), None if root is None else Path(root)
+    requests: Requests
+    if expressions:
+        if not path.is_dir():
+            raise ValueError(f"Expressions for every image need a folder of images; {source} is none.")
+        requests = ImageRequests(path, expressions)
+    elif path.is_file() and path.suffix == ".jsonl":
+        requests = JsonlRequests(path, below, image_column, text_column)
+    elif (path / METADATA).is_file():
+        requests = JsonlRequests(path / METADATA, below, image_column, text_column)
+    elif source in NAMES:
+        requests = RowRequests(load_data(source, split, root=root, **(options or {})), image_column, text_column)
+    else:
+        requests = RowRequests(_load_rows(source, split), image_column, text_column)
+    if not len(requests):
+        raise ValueError(f"{source} has no rows to segment.")
+    return requests

@@ -1,0 +1,222 @@
+"""Predict the rows of a data set, in one process or several."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import tqdm
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Dataset as TorchDataset
+
+from ..data.masks import encode_mask
+from ..data.readable import ON_ERROR
+from ..interruption import ignore_interrupt
+from ..modeling_crossvlt import CrossVLTModel
+from ..processing_crossvlt import CrossVLTProcessor, check_threshold
+from .requests import Requests
+from .shards import Shards
+
+
+@dataclass(frozen=True)
+class PredictionOptions:
+    """How to predict.
+
+    Args:
+        batch_size: expressions that go through the model together.
+        shard_size: rows of a file, which an interruption costs at most for each process.
+        file_format: "jsonl" or "parquet".
+        threshold: see `CrossVLTProcessor.post_process_masks`.
+        on_error: "stop" at a row that is broken, or "skip" it: its line then has "error" and no mask.
+        workers: processes that read and prepare images, for each process that predicts.
+        progress: whether to show a bar, of the rows of the main process.
+    """
+
+    batch_size: int = 8
+    shard_size: int = 500
+    file_format: str = "jsonl"
+    threshold: float | None = None
+    on_error: str = "stop"
+    workers: int = 0
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"`batch_size` is {self.batch_size}; give 1 or more.")
+        if self.workers < 0:
+            raise ValueError(f"`workers` is {self.workers}; give 0 or more.")
+        if self.on_error not in ON_ERROR:
+            raise ValueError(f"`on_error` is {self.on_error!r}; give one of {', '.join(ON_ERROR)}.")
+        check_threshold(self.threshold)
+
+
+@dataclass
+class _Row:
+    """A row as the model reads it; without inputs, but with `error`, if it is broken."""
+
+    index: int
+    name: str
+    expressions: list[str]
+    inputs: dict[str, Tensor]
+    error: str | None = None
+
+
+@dataclass
+class _Piece:
+    """Expressions of a row that go through the model together, from `start` on."""
+
+    row: _Row
+    start: int
+    count: int
+
+    def inputs(self, name: str) -> Tensor:
+        tensor = self.row.inputs[name]
+        return tensor if name == "pixel_values" else tensor[self.start : self.start + self.count]
+
+
+@dataclass
+class _PreparedRows(TorchDataset):
+    """Rows read and prepared, in a process of the loader or in this one."""
+
+    requests: Requests
+    processor: CrossVLTProcessor
+
+    def __getitem__(self, index: int) -> _Row:
+        try:
+            request = self.requests[index]
+            inputs: Any = self.processor(request.image, request.expressions, return_tensors="pt")  # type: ignore[call-arg]
+        except (OSError, ValueError) as error:
+            return _Row(index, self.requests.name(index), [], {}, " ".join(str(error).split()))
+        kept = {name: value for name, value in inputs.items() if name != "expressions_per_image"}
+        return _Row(index, request.name, request.expressions, kept)
+
+
+def _as_it_is(rows: Any) -> Any:
+    return rows
+
+
+def _cut(rows: Iterable[_Row], batch_size: int) -> Iterator[list[_Piece]]:
+    """Batches of at most so many expressions."""
+    batch: list[_Piece] = []
+    room = batch_size
+    for row in rows:
+        start = 0
+        while start < len(row.expressions):
+            count = min(room, len(row.expressions) - start)
+            batch.append(_Piece(row, start, count))
+            start, room = start + count, room - count
+            if not room:
+                yield batch
+                batch, room = [], batch_size
+    if batch:
+        yield batch
+
+
+def _predict_batch(
+    model: CrossVLTModel, processor: CrossVLTProcessor, batch: list[_Piece], threshold: float | None
+) -> Iterator[dict[str, Any]]:
+    inputs = {name: torch.cat([piece.inputs(name) for piece in batch]) for name in batch[0].row.inputs}
+    sizes = inputs.pop("original_sizes")
+    inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+    inputs["expressions_per_image"] = torch.tensor([piece.count for piece in batch])
+    logits = model(**{name: value.to(model.device) for name, value in inputs.items()}).logits
+    results = iter(processor.post_process_masks(logits.cpu(), sizes, threshold))
+    for piece in batch:
+        for number in range(piece.start, piece.start + piece.count):
+            result = next(results)
+            yield {
+                "row": piece.row.index,
+                "name": piece.row.name,
+                "number": number,
+                "expression": piece.row.expressions[number],
+                "score": result["score"],
+                "box": result["box"],
+                "mask": encode_mask(result["mask"].numpy()),
+                "error": None,
+            }
+
+
+def _broken(row: _Row) -> dict[str, Any]:
+    nothing = dict.fromkeys(("number", "expression", "score", "box", "mask"))
+    return {"row": row.index, "name": row.name, **nothing, "error": row.error}
+
+
+@torch.no_grad()
+def predict(
+    model: CrossVLTModel,
+    processor: CrossVLTProcessor,
+    requests: Requests,
+    folder: str | Path,
+    options: PredictionOptions = PredictionOptions(),
+    job: dict[str, Any] | None = None,
+) -> dict[str, Any] | None:
+    """Predict all rows into shards; under `accelerate launch` the processes share them.
+
+    A row is predicted with those of its shard, whoever does it: what comes out depends neither on the number of
+    processes nor on interruptions. Called again, it goes on with the shards that are missing.
+
+    Args:
+        model: on its device, in eval mode.
+        processor: the model's.
+        requests: see `open_requests`.
+        folder: of the shards: `predictions-00000-of-00010.jsonl` and so on, lines of "row" (number in the data),
+            "name", "number" (of the expression in its row), "expression", "score", "box" ([x_min, y_min, x_max, y_max]
+            in pixels, the maxima exclusive; None if the mask is empty), "mask" (COCO run lengths: "size", height and
+            width, and "counts") and "error" (None, or why the row could not be read).
+        options: see `PredictionOptions`.
+        job: what else the predictions depend on, such as the model's name; what JSON can hold.
+
+    Returns:
+        Counts of "predictions", "empty" masks among them, and "errors"; None in a process that ends before others.
+
+    Raises:
+        OSError: if something cannot be written.
+        ValueError: if the folder is of another job, or a row is broken and not to be skipped.
+    """
+    state = PartialState()
+    shards = Shards(folder, len(requests), options.shard_size, options.file_format)
+    with state.main_process_first():
+        if state.is_main_process:
+            shards.open({"data": requests.digest, "threshold": options.threshold, **(job or {})})
+    missing = shards.missing()
+    state.wait_for_everyone()  # else one could write a shard that another no longer finds missing
+    own = missing[state.process_index :: state.num_processes]
+    indices = [index for shard in own for index in shards.row_numbers(shard)]
+    rows: Any = DataLoader(
+        Subset(_PreparedRows(requests, processor), indices),
+        batch_size=None,
+        num_workers=options.workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=ignore_interrupt,
+    )
+    total = len(indices) + (shards.count - len(missing)) * shards.size // state.num_processes
+    with tqdm(
+        rows, total=total, initial=total - len(indices), desc="predicting", unit=" rows", disable=not options.progress
+    ) as bar:
+        for shard, members in groupby(bar, key=lambda row: row.index // shards.size):
+            shards.write(shard, _predict_shard(model, processor, members, options))
+    return shards.finish()
+
+
+def _predict_shard(
+    model: CrossVLTModel, processor: CrossVLTProcessor, rows: Iterable[_Row], options: PredictionOptions
+) -> list[dict[str, Any]]:
+    """The lines of a shard, in the order of its rows."""
+    lines: list[dict[str, Any]] = []
+
+    def whole() -> Iterator[_Row]:
+        for row in rows:
+            if row.error is None:
+                yield row
+                continue
+            if options.on_error == "stop":
+                raise ValueError(f"{row.name} cannot be read: {row.error.rstrip('.')}. Mend it, or skip such rows.")
+            lines.append(_broken(row))
+
+    for batch in _cut(whole(), options.batch_size):
+        lines.extend(_predict_batch(model, processor, batch, options.threshold))
+    return sorted(lines, key=lambda line: (line["row"], line["number"] or 0))

@@ -1,0 +1,172 @@
+"""The files of a batch prediction: one for so many rows, each there whole or not at all."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+FORMATS = ("jsonl", "parquet")
+MANIFEST = "predictions.json"
+MARK = "crossvlt_hf"
+SCHEMA = pa.schema(
+    {
+        "row": pa.int64(),
+        "name": pa.string(),
+        "number": pa.int32(),
+        "expression": pa.string(),
+        "score": pa.float64(),
+        "box": pa.list_(pa.int32()),
+        "mask": pa.struct({"size": pa.list_(pa.int32()), "counts": pa.string()}),
+        "error": pa.string(),
+    }
+)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file beside its place, have it on the disk, and move it there.
+
+    Raises:
+        OSError: if that fails; what was there is as it was.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _as_parquet(rows: Sequence[dict[str, Any]]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), sink)
+    return bytes(sink.getvalue())
+
+
+def _as_jsonl(rows: Sequence[dict[str, Any]]) -> bytes:
+    # ASCII: an expression may hold what is a line break to some readers
+    return "".join(f"{json.dumps(row)}\n" for row in rows).encode()
+
+
+class Shards:
+    """A folder of shards, and of `predictions.json`, which says what they are of.
+
+    Args:
+        folder: a new or empty one, or one of the same job.
+        rows: how many there are to predict.
+        size: rows of a shard.
+        file_format: "jsonl" or "parquet".
+
+    Raises:
+        ValueError: if one of these is wrong.
+    """
+
+    def __init__(self, folder: str | Path, rows: int, size: int, file_format: str) -> None:
+        if size < 1:
+            raise ValueError(f"`shard_size` is {size}; give 1 or more.")
+        if file_format not in FORMATS:
+            raise ValueError(f"`file_format` is {file_format!r}; give one of {', '.join(FORMATS)}.")
+        self.folder, self.rows, self.size, self.file_format = Path(folder), rows, size, file_format
+        self.count = -(-rows // size)
+
+    def open(self, job: dict[str, Any]) -> None:
+        """Begin the job, or see that the folder is of the same.
+
+        Args:
+            job: what JSON can hold, and what the predictions depend on.
+
+        Raises:
+            OSError: if the folder cannot be written.
+            ValueError: if it holds another job, or something else.
+        """
+        description = {"made_by": MARK, "rows": self.rows, "shard_size": self.size, "format": self.file_format, **job}
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"{self.folder} is a file; give a folder.")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for partial in self.folder.glob(".*.partial"):  # of an interruption
+            partial.unlink(missing_ok=True)
+        manifest = self.folder / MANIFEST
+        if manifest.is_file():
+            self._check(manifest, description)
+        elif any(self.folder.iterdir()):
+            raise ValueError(f"{self.folder} is not empty, and no prediction; give a new folder.")
+        else:
+            write_atomically(manifest, json.dumps(description, indent=2).encode() + b"\n")
+
+    def _check(self, manifest: Path, description: dict[str, Any]) -> None:
+        try:
+            found = json.loads(manifest.read_bytes())
+            differing = [key for key, value in description.items() if found.get(key) != value]
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{manifest} is damaged; give another folder.") from error
+        if differing:
+            key = differing[0]
+            raise ValueError(
+                f"{self.folder} holds predictions whose `{key}` is {found.get(key)!r} and not {description[key]!r}; "
+                "give the same, to go on with them, or another folder."
+            )
+
+    def path(self, shard: int) -> Path:
+        """The file of a shard."""
+        return self.folder / f"predictions-{shard:05d}-of-{self.count:05d}.{self.file_format}"
+
+    def row_numbers(self, shard: int) -> range:
+        """The rows of a shard."""
+        return range(shard * self.size, min((shard + 1) * self.size, self.rows))
+
+    def missing(self) -> list[int]:
+        """The shards that are yet to be written."""
+        present = {entry.name for entry in os.scandir(self.folder)}
+        return [shard for shard in range(self.count) if self.path(shard).name not in present]
+
+    def write(self, shard: int, rows: Sequence[dict[str, Any]]) -> None:
+        """Write a shard: rows of `SCHEMA`.
+
+        Raises:
+            OSError: if there is no room for it; it is then not there at all.
+        """
+        data = _as_parquet(rows) if self.file_format == "parquet" else _as_jsonl(rows)
+        try:
+            write_atomically(self.path(shard), data)
+        except OSError as error:
+            raise OSError(
+                f"{self.path(shard)} could not be written ({error}). The shards before it are whole; make room, and "
+                "run the same command again."
+            ) from error
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """All rows of the shards that are there, in their order."""
+        for shard in range(self.count):
+            if self.path(shard).is_file():
+                yield from self._read(self.path(shard))
+
+    def _read(self, path: Path) -> list[dict[str, Any]]:
+        if self.file_format == "parquet":
+            return pq.read_table(path).to_pylist()
+        return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+    def finish(self) -> dict[str, Any] | None:
+        """Once no shard is missing, count what they hold and note it; whoever comes last does so, or several do.
+
+        Returns:
+            "predictions", "empty" (masks without a pixel) and "errors"; None while shards are missing.
+        """
+        if self.missing():
+            return None
+        counts = {"predictions": 0, "empty": 0, "errors": 0}
+        for row in self.read():
+            kind = "errors" if row["error"] is not None else "predictions"
+            counts[kind] += 1
+            counts["empty"] += row["error"] is None and row["box"] is None
+        manifest = self.folder / MANIFEST
+        description = json.loads(manifest.read_bytes()) | {"finished": counts}
+        write_atomically(manifest, json.dumps(description, indent=2).encode() + b"\n")
+        return counts
