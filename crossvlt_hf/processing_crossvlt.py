@@ -379,6 +379,8 @@ class CrossVLTProcessor(ProcessorMixin):
             raise ValueError("There are `segmentation_maps` but no `images`; give both.")
         if images is None:
             expressions = _flat(_as_expressions(text))
+            if not expressions:
+                raise ValueError(f"`text` is {text!r}, without an expression; give at least one.")
             data |= self.tokenizer(text if isinstance(text, str) else expressions, **merged["text_kwargs"])
         elif text is None:
             counts = [1] * len(_as_images(images))

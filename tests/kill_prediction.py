@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from conftest import tiny_config, tiny_tokenizer
@@ -80,24 +81,29 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def kill_predictions(work: Path, rows: int, kills: int, seed: int, model: str) -> dict[str, int]:
+def count_shards(folder: Path) -> int:
+    """How many are there."""
+    return len(list(folder.glob("predictions-*")))
+
+
+def kill_predictions(work: Path, rows: int, kills: int, seed: int, model: str) -> dict[str, Any]:
     """How many kills hit, with how many shards there; the files in the end are those of an undisturbed run."""
-    source, data = random.Random(seed), write_rows(work / "data", rows)
-    options = ["--shard-size", str(max(1, rows // 40))]
+    source, data, output = random.Random(seed), write_rows(work / "data", rows), work / "killed"
+    size = max(1, rows // 40)
+    options, count = ["--shard-size", str(size)], -(-rows // size)
     began = time.monotonic()
     wait(start(data, model, work / "reference", *options))
-    seconds, hits, shards, output = time.monotonic() - began, 0, [], work / "killed"
-    while hits < kills:
+    seconds, found = time.monotonic() - began, []
+    for least in sorted(source.choices(range(count), k=kills)):
         child = start(data, model, output, *options)
-        time.sleep(source.uniform(0.3, 1.5) * seconds / kills)
-        if os.waitpid(child, os.WNOHANG)[0]:  # it was faster: once more from the beginning
-            for path in output.iterdir():
-                path.unlink()
-            continue
+        while count_shards(output) < least and not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            time.sleep(0.001)
+        time.sleep(source.uniform(0, 2 * seconds / count))
         os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        hits += 1
-        shards.append(len(list(output.glob("predictions-*"))))
+        _, status = os.waitpid(child, 0)
+        if not os.WIFSIGNALED(status):
+            raise RuntimeError("It ended before it could be killed; give more rows.")
+        found.append(count_shards(output))
     wait(start(data, model, output, *options))
     if contents(output) != contents(work / "reference"):
         raise AssertionError("The files differ from those of an undisturbed run.")
@@ -105,7 +111,7 @@ def kill_predictions(work: Path, rows: int, kills: int, seed: int, model: str) -
     numbers = [line["row"] for line in lines if line["number"] == 0]
     if numbers != list(range(rows)):
         raise AssertionError("Rows are missing or repeated.")
-    return {"kills": hits, "rows": len(numbers), "predictions": len(lines), "shards_at_kills": shards}
+    return {"kills": kills, "rows": len(numbers), "predictions": len(lines), "shards": count, "at_kills": found}
 
 
 def measure_memory(work: Path, sizes: list[int], model: str) -> dict[str, float]:
