@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from datasets import Dataset
 from documents import code_blocks
 from documents import run_python as run_block
 from fabricate import write_refer
@@ -93,6 +94,17 @@ def scenes(count):
         yield example.scene.image, [(example.mask.astype(np.uint8), [example.expression])]
 
 
+def write_requests():
+    """What `crossvlt predict` reads: a file, a folder of images, and a data set that is on the Hub."""
+    for folder in ("a", "photos", "name/dataset"):
+        Path(folder).mkdir(parents=True)
+    images = [Image.fromarray(image).resize((40, 30)) for image, _ in scenes(2)]
+    for folder, image in zip(("a", "photos"), images, strict=True):
+        image.save(f"{folder}/1.jpg")
+    Path("rows.jsonl").write_text('{"image": "a/1.jpg", "expressions": ["the white cup", "the spoon"]}\n')
+    Dataset.from_dict({"image": images, "text": ["the cup", "the spoon"]}).to_parquet("name/dataset/test.parquet")
+
+
 @pytest.fixture
 def workspace(tmp_path, monkeypatch, write_original):
     """A folder with the files that the README speaks of."""
@@ -113,6 +125,7 @@ def workspace(tmp_path, monkeypatch, write_original):
         folder="refcoco",
         refs="refs(unc).p",
     )
+    write_requests()
     settings = yaml.safe_load((ROOT / "crossvlt_hf" / "training" / "configs" / "refshapes-64.yaml").read_text())
     settings["data"]["train"][0]["scenes"], settings["data"]["validation"][0]["scenes"] = 4, 2
     settings["optimization"] |= {"max_steps": 1, "batch_size": 2}
@@ -179,7 +192,15 @@ def test_every_block_runs(workspace, tmp_path):
                 check_folder(block.code)
     assert isinstance(scope["model"], CrossVLTModel)
     assert scope["report"].unused
-    for name in ("mask-1.png", "explanation.png", "gallery.png", "sheet.png", "repository/README.md"):
+    for name in (
+        "masks/predictions.json",
+        "dogs/predictions.json",
+        "mask-1.png",
+        "explanation.png",
+        "gallery.png",
+        "sheet.png",
+        "repository/README.md",
+    ):
         assert (workspace / name).stat().st_size
     assert (workspace / "runs" / "first" / "best" / "model.safetensors").is_file()
     assert "the largest object" in printed.getvalue()

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 FORMATS = ("jsonl", "parquet")
 MANIFEST = "predictions.json"
 MARK = "crossvlt_hf"
+PARTIAL = ".*.partial"
 SCHEMA = pa.schema(
     {
         "row": pa.int64(),
@@ -91,12 +92,10 @@ class Shards:
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"{self.folder} is a file; give a folder.")
         self.folder.mkdir(parents=True, exist_ok=True)
-        for partial in self.folder.glob(".*.partial"):  # of an interruption
-            partial.unlink(missing_ok=True)
         manifest = self.folder / MANIFEST
         if manifest.is_file():
             self._check(manifest, description)
-        elif any(self.folder.iterdir()):
+        elif any(not entry.match(PARTIAL) for entry in self.folder.iterdir()):
             raise ValueError(f"{self.folder} is not empty, and no prediction; give a new folder.")
         else:
             write_atomically(manifest, json.dumps(description, indent=2).encode() + b"\n")
@@ -161,6 +160,8 @@ class Shards:
         """
         if self.missing():
             return None
+        for partial in self.folder.glob(PARTIAL):  # of interruptions
+            partial.unlink(missing_ok=True)
         counts = {"predictions": 0, "empty": 0, "errors": 0}
         for row in self.read():
             kind = "errors" if row["error"] is not None else "predictions"
