@@ -24,6 +24,10 @@ class InterruptionError(Exception):
         self.number = number
 
 
+class EndNow(KeyboardInterrupt):
+    """A request to end came while there was nothing to finish."""
+
+
 class Interruption:
     """Notes the first request to end, so that the step and a checkpoint are finished; a second one ends at once.
 
@@ -49,11 +53,11 @@ class Interruption:
         for other, handler in self._before.items():
             signal.signal(other, handler)
         if not self._waits:
-            raise KeyboardInterrupt
+            raise EndNow
 
     @contextmanager
     def at_once(self, possible: bool = True) -> Iterator[None]:
-        """While there is nothing to finish, a request raises KeyboardInterrupt."""
+        """While there is nothing to finish, a request raises EndNow."""
         self._waits = not possible
         try:
             yield

@@ -1,5 +1,6 @@
 """Batch prediction: what comes out, from what, and that nothing is lost or repeated."""
 
+import io
 import json
 import os
 import socket
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_config, tiny_tokenizer
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value
+from datasets import Image as HubImage
 from kill_prediction import write_rows
 from PIL import Image
 from processes import run_python
@@ -142,6 +144,28 @@ def test_what_is_broken_stops_or_is_told_in_its_line(rows, checkpoint, tmp_path,
         8: "cut.png cannot be read",
     }.items():
         assert words in reasons[row]
+
+
+def test_broken_rows_of_a_data_set(rows, checkpoint, tmp_path, capsys):
+    """The first among them; and a name that no table could store."""
+    good = (rows.parent / "0.png").read_bytes()
+    huge = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(huge, "PNG")  # more than Pillow opens
+    images = [{"bytes": data, "path": None} for data in (b"no image", good, huge.getvalue(), good, good)]
+    texts = [["the cup"], ["the bus"], ["the cup"], [], ["the cup"]]
+    table = Dataset.from_dict(
+        {"image": images, "text": texts}, features=Features({"image": HubImage(), "text": List(Value("string"))})
+    )
+    table.save_to_disk(tmp_path / "saved")
+    assert run(tmp_path / "saved", "--output", tmp_path / "out", "--on-error", "skip", checkpoint=checkpoint) == 0
+    lines = lines_of(tmp_path / "out")
+    assert [line["error"] is None for line in lines] == [False, True, False, False, True]
+    assert "DecompressionBomb" in lines[2]["error"]
+    rows.write_text('{"image": "0.png", "expression": "the cup", "id": "half \\ud800"}\n')
+    for file_format in ("jsonl", "parquet"):
+        output = tmp_path / file_format
+        assert run(rows, "--output", output, "--format", file_format, checkpoint=checkpoint) == 0
+    assert next(Shards(tmp_path / "parquet", 1, 500, "parquet").read())["name"] == "half ?"
 
 
 def test_sources(rows, checkpoint, tmp_path, capsys):

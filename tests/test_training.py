@@ -599,6 +599,17 @@ def test_a_request_to_end_keeps_what_was_done(finished, tmp_path, monkeypatch, c
     assert losses_of(tmp_path) == losses_of(finished[0])
 
 
+def test_a_second_request_ends_at_once(tmp_path, monkeypatch, capsys):
+    def interrupt(run, batches):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(TrainingRun, "_step", interrupt)
+    assert main([str(write_config(tmp_path))]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "crossvlt_hf.training: interrupted"
+    assert list_checkpoints(tmp_path / "run" / "checkpoints") == []
+
+
 def test_a_full_disk_leaves_the_checkpoints_before(finished, tmp_path, monkeypatch, capsys):
     """A limit on the size of files makes writing fail as a full disk does, within a file."""
     resource = pytest.importorskip("resource")
@@ -669,6 +680,16 @@ def test_what_cannot_be_read_is_named_or_skipped_and_counted(tmp_path, with_a_br
     assert "skipped: The reference refshapes train-0-3-0 cannot be read" in capsys.readouterr().err
     lines = [json.loads(line) for line in (tmp_path / "skips" / "log.jsonl").read_text().splitlines()]
     assert [line["skipped"] for line in lines if "loss" in line][-1] == 2  # once in each of two epochs
+
+
+def test_broken_data_in_an_evaluation_are_told_in_a_line(tmp_path, with_a_broken_image, capsys):
+    """By a process of the loader, which puts its traceback around the sentence."""
+    validation = [{"name": str(tmp_path / "data"), "split": "train"}]
+    data = {**SMALL["data"], "validation": validation, "workers": 1}
+    assert main([str(write_config(tmp_path, data=data, output__evaluation_steps=1))]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert with_a_broken_image in last
+    assert "Traceback" not in last
 
 
 def test_runs_that_are_killed_end_as_if_they_had_not_been(tmp_path):

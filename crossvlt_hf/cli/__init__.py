@@ -13,6 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils.logging import set_verbosity_error as set_hub_verbosity_error
 from transformers.utils import logging
 
+from ..errors import in_one_line
 from . import benchmark, convert, demo, evaluate, export, predict, publish, refshapes, segment
 
 
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _orderly_end():
             arguments.run(arguments)
     except (OSError, ValueError, StrictDataclassError) as error:
-        print(f"crossvlt: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"crossvlt: {in_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("crossvlt: interrupted", file=sys.stderr)

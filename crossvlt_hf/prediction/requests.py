@@ -167,14 +167,16 @@ class RowRequests:
     """
 
     def __init__(self, dataset: Dataset, image_column: str | None = None, text_column: str | None = None) -> None:
-        columns = list(dataset[0]) if len(dataset) else dataset.column_names
+        stored = dataset.column_names
+        # Only rows that are drawn when they are read have columns that are not stored; the first may be broken
+        drawn = len(dataset) > 0 and image_column not in stored and not set(stored) & set(IMAGE_KEYS)
+        columns = list(dataset[0]) if drawn else stored
         self.image = self._choose(columns, image_column, IMAGE_KEYS, "image")
         self.text = self._choose(columns, text_column, TEXT_KEYS, "text")
         needed = {self.image, self.text, *NAME_KEYS, "source"}
-        stored = dataset.column_names  # those that are drawn when a row is read have others
         lean = {self.image, self.text} <= set(stored)
         self.dataset = dataset.select_columns([name for name in stored if name in needed]) if lean else dataset
-        self.digest = f"{len(dataset)} rows of {', '.join(sorted(columns))}"
+        self.digest = _digest(dataset.select_columns([name for name in stored if name != self.image]))
 
     @staticmethod
     def _choose(columns: Sequence[str], wanted: str | None, usual: Sequence[str], kind: str) -> str:
@@ -197,6 +199,14 @@ class RowRequests:
         if row[self.image] is None:
             raise ValueError(f"{self.name(index)} has no image.")
         return Request(str(name), row[self.image], _expressions(row[self.text], self.name(index)))
+
+
+def _digest(dataset: Dataset) -> str:
+    """Of what is stored, images aside."""
+    digest = blake2b(digest_size=16)
+    for table in dataset.with_format("arrow").iter(1000):
+        digest.update(repr(table.to_pydict()).encode(errors="backslashreplace"))
+    return digest.hexdigest()
 
 
 def _load_rows(source: str, split: str) -> Dataset:

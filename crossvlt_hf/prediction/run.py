@@ -15,6 +15,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ..data.masks import encode_mask
 from ..data.readable import ON_ERROR
+from ..errors import in_one_line
 from ..interruption import ignore_interrupt
 from ..modeling_crossvlt import CrossVLTModel
 from ..processing_crossvlt import CrossVLTProcessor, check_threshold
@@ -89,10 +90,16 @@ class _PreparedRows(TorchDataset):
         try:
             request = self.requests[index]
             inputs: Any = self.processor(request.image, request.expressions, return_tensors="pt")  # type: ignore[call-arg]
-        except (OSError, ValueError) as error:
-            return _Row(index, self.requests.name(index), [], {}, " ".join(str(error).split()))
+        except Exception as error:  # images make decoders stumble in any way, and one row must not cost the others
+            kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+            return _Row(index, _storable(self.requests.name(index)), [], {}, _storable(f"{kind}{in_one_line(error)}"))
         kept = {name: value for name, value in inputs.items() if name != "expressions_per_image"}
-        return _Row(index, request.name, request.expressions, kept)
+        return _Row(index, _storable(request.name), request.expressions, kept)
+
+
+def _storable(text: str) -> str:
+    """Text as a table can store it: names of files may have bytes that are no text."""
+    return text.encode(errors="replace").decode()
 
 
 def _as_it_is(rows: Any) -> Any:

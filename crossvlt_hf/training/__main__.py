@@ -6,11 +6,13 @@ accelerate launch -m crossvlt_hf.training my.yaml --resume                  # af
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 
 from huggingface_hub.errors import StrictDataclassError
 
+from ..errors import in_one_line
 from ..interruption import InterruptionError
 from .config import load_config
 from .run import TrainingRun
@@ -28,11 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         TrainingRun(load_config(arguments.config, arguments.settings), resume=arguments.resume).run()
     except (OSError, ValueError, StrictDataclassError, FloatingPointError) as error:
-        sys.stderr.write(f"crossvlt_hf.training: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"crossvlt_hf.training: {in_one_line(error)}\n")
         return 2
     except InterruptionError as end:
         sys.stderr.write(f"crossvlt_hf.training: {end}\n")
         return 128 + end.number
+    except KeyboardInterrupt:  # before there was anything to keep, or for the second time
+        sys.stderr.write("crossvlt_hf.training: interrupted\n")
+        return 128 + signal.SIGINT
     return 0
 
 

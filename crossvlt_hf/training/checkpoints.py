@@ -23,7 +23,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 def seal(folder: Path) -> None:
     """Note in a folder which files it has and how long they are."""
-    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
     (folder / SIZES).write_text(json.dumps(sizes))
 
 

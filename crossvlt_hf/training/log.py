@@ -31,8 +31,11 @@ def rewind(path: Path, step: int) -> None:
 
 def append(path: Path, entry: dict[str, Any]) -> None:
     """Add an entry."""
-    with path.open("a") as log:
-        log.write(json.dumps(entry) + "\n")
+    try:
+        with path.open("a") as log:
+            log.write(json.dumps(entry) + "\n")
+    except OSError as error:
+        raise OSError(f"{path} could not be written ({error}). Checkpoints are as they were.") from error
 
 
 def best_score(path: Path) -> float:

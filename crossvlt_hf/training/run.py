@@ -39,7 +39,7 @@ from ..data.readable import Batch, BatchCollator, ReadablePairs
 from ..evaluation import EvaluationOptions, evaluate
 from ..evidence import Evidence
 from ..hub import publish
-from ..interruption import Interruption, InterruptionError, ignore_interrupt
+from ..interruption import EndNow, Interruption, InterruptionError, ignore_interrupt
 from ..loading import describe_hardware
 from ..metrics import ReferringSegmentationMetric
 from ..modeling_crossvlt import CrossVLTModel
@@ -222,9 +222,7 @@ class TrainingRun:
         with self.interruption:
             try:
                 return self._run()
-            except KeyboardInterrupt:
-                if self.interruption.number is None:
-                    raise
+            except EndNow:
                 self._end_early()
 
     def _run(self) -> dict[str, Any]:
