@@ -41,7 +41,8 @@ class Interruption:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            asked = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # not what is ignored
+            self._before = {number: signal.signal(number, self._note) for number in asked}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -65,6 +66,10 @@ class Interruption:
             self._waits = True
 
 
-def ignore_interrupt(_: int) -> None:
-    """For processes of a loader, which Ctrl-C reaches too: the step that they feed is to be finished."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def ignore_signals(_: int) -> None:
+    """For processes of a loader, which a signal to the whole group reaches too: what they feed is to be finished.
+
+    They end with the process that they feed, also if it is killed.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -720,6 +720,7 @@ def test_refusal_of_the_process():
     assert_one_line(result.returncode, result.stdout, result.stderr)
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_an_end_that_is_asked_for_is_orderly(monkeypatch, capsys, number, code):
     left = []

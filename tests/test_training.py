@@ -574,6 +574,7 @@ def test_weights_that_are_not_finite_are_not_kept(finished, tmp_path, monkeypatc
 # ---- nothing is lost
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("moment", ["_step", "_evaluate"])
 def test_a_request_to_end_keeps_what_was_done(finished, tmp_path, monkeypatch, capsys, number, code, moment):
@@ -599,6 +600,31 @@ def test_a_request_to_end_keeps_what_was_done(finished, tmp_path, monkeypatch, c
     assert losses_of(tmp_path) == losses_of(finished[0])
 
 
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_request_to_the_whole_group_spares_the_loader(tmp_path, number):
+    """As batch systems and terminals send it: to the processes that read the data, too."""
+    config = write_config(
+        tmp_path, data={**SMALL["data"], "workers": 2, "validation": []}, output__evaluation_steps=500
+    )
+    command = [sys.executable, "-m", "crossvlt_hf.training", str(config), "optimization.max_steps=2000"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (tmp_path / "run" / "log.jsonl").is_file() and len(log_of(tmp_path)) > 3:
+            break
+        time.sleep(0.05)
+    os.killpg(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, errors[-2000:]
+    assert f"Stopped by {number.name} after step" in errors.splitlines()[-1]
+    assert len(list_checkpoints(tmp_path / "run" / "checkpoints")) == 1
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_request_ends_at_once(tmp_path, monkeypatch, capsys):
     def interrupt(run, batches):
         signal.raise_signal(signal.SIGINT)

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset as TorchDataset
 from ..data.masks import encode_mask
 from ..data.readable import ON_ERROR
 from ..errors import in_one_line
-from ..interruption import ignore_interrupt
+from ..interruption import ignore_signals
 from ..modeling_crossvlt import CrossVLTModel
 from ..processing_crossvlt import CrossVLTProcessor, check_threshold
 from .requests import Requests
@@ -198,7 +198,7 @@ def predict(
         batch_size=None,
         num_workers=options.workers,
         collate_fn=_as_it_is,
-        worker_init_fn=ignore_interrupt,
+        worker_init_fn=ignore_signals,
     )
     total = len(indices) + (shards.count - len(missing)) * shards.size // state.num_processes
     with tqdm(

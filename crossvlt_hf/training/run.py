@@ -39,7 +39,7 @@ from ..data.readable import Batch, BatchCollator, ReadablePairs
 from ..evaluation import EvaluationOptions, evaluate
 from ..evidence import Evidence
 from ..hub import publish
-from ..interruption import EndNow, Interruption, InterruptionError, ignore_interrupt
+from ..interruption import EndNow, Interruption, InterruptionError, ignore_signals
 from ..loading import describe_hardware
 from ..metrics import ReferringSegmentationMetric
 from ..modeling_crossvlt import CrossVLTModel
@@ -297,7 +297,7 @@ class TrainingRun:
                     batch_sampler=order,
                     collate_fn=BatchCollator(collator),
                     num_workers=data.workers,
-                    worker_init_fn=ignore_interrupt,
+                    worker_init_fn=ignore_signals,
                     generator=torch.Generator(),  # else the start of a loader would draw from that of dropout
                 )
             )
