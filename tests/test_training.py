@@ -703,6 +703,7 @@ def test_what_cannot_be_read_is_named_or_skipped_and_counted(tmp_path, with_a_br
     assert "data.on_error=skip" in line
     assert "Traceback" not in line
     assert main([config, "data.on_error=skip", f"output.folder={tmp_path / 'skips'}"]) == 0
+    assert main([config, "data.on_error=skip", "--resume"]) == 0  # what stopped at it may go on so
     assert "skipped: The reference refshapes train-0-3-0 cannot be read" in capsys.readouterr().err
     lines = [json.loads(line) for line in (tmp_path / "skips" / "log.jsonl").read_text().splitlines()]
     assert [line["skipped"] for line in lines if "loss" in line][-1] == 2  # once in each of two epochs

@@ -41,9 +41,8 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    finally:
+        partial.unlink(missing_ok=True)  # there only if something failed
 
 
 def _as_parquet(rows: Sequence[dict[str, Any]]) -> bytes:

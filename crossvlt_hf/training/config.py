@@ -202,8 +202,14 @@ def _range(low: float, high: float) -> str:
     return "a number between 0 and 1"
 
 
-# What may be another when a run goes on: it changes where and how fast, not what is computed
-MAY_CHANGE = ("data.root", "data.workers", "model.gradient_checkpointing", "optimization.accumulation")
+# What may be another when a run goes on: it changes where, how fast and whether, not what is computed
+MAY_CHANGE = (
+    "data.root",
+    "data.workers",
+    "data.on_error",
+    "model.gradient_checkpointing",
+    "optimization.accumulation",
+)
 
 
 def check_same_run(config: TrainingConfig, before: TrainingConfig) -> None:
