@@ -173,7 +173,7 @@ def eager_attention_forward(
     scores = query @ key.transpose(-1, -2) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
-    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.softmax(at_least_float32(scores), dim=-1).to(query.dtype)
     weights = F.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
@@ -738,7 +738,8 @@ class CrossVLTStage(nn.Module):
 
 def interpolation(source: int, target: int, like: Tensor) -> Tensor:
     """Linear interpolation with aligned ends as a (target, source) matrix, which has no case that depends on sizes."""
-    from_, to = (torch.arange(size, device=like.device, dtype=torch.float32) for size in (source, target))
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    from_, to = (torch.arange(size, device=like.device, dtype=dtype) for size in (source, target))
     position = to * (from_[-1] / to[-1].clamp(min=1))
     return (1 - (position[:, None] - from_).abs()).clamp(min=0).to(like.dtype)
 
@@ -845,10 +846,15 @@ def dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 def alignment_loss(alignment_maps: Sequence[Tensor], labels: Tensor) -> Tensor:
     """Sum over stages of the binary cross-entropy of the maps, upsampled to the (B, H, W) labels (section III-C)."""
-    valid = (labels != IGNORE_INDEX).float()[:, None]
-    target = (labels == 1).float()[:, None]
+    if not alignment_maps:
+        return torch.zeros((), device=labels.device)
+    labels = labels.to(alignment_maps[0].device)  # of a model that is split over several
+    valid = (labels != IGNORE_INDEX).to(alignment_maps[0].dtype)[:, None]
+    target = (labels == 1).to(valid.dtype)[:, None]
     losses = [
-        F.binary_cross_entropy_with_logits(upsample(map_, like=target), target, weight=valid, reduction="sum")
+        F.binary_cross_entropy_with_logits(
+            upsample(map_.to(target.device), like=target), target, weight=valid, reduction="sum"
+        )
         for map_ in alignment_maps
     ]
     return sum(losses, start=valid.new_zeros(())) / valid.sum().clamp(min=1)
