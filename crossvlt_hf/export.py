@@ -45,7 +45,7 @@ class ExportedNetwork(nn.Module):
 
     def __init__(self, model: CrossVLTModel) -> None:
         super().__init__()
-        self.model = copy.deepcopy(model).cpu().eval().unfuse().requires_grad_(False)
+        self.model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
         self.model.set_attn_implementation("eager")
         for stage in self.model.stages:
             stage.alignment = None

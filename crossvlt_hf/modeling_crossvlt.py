@@ -11,13 +11,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import guard_scalar
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -183,45 +182,6 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
-class CrossVLTFoldable(nn.Module):
-    """What can work out from its weights once what inference needs in every call.
-
-    It lies beside the weights, is never saved, and goes in training mode and when weights are loaded. Where a gradient
-    of the weights is wanted it is not used.
-    """
-
-    foldable: tuple[str, ...]  # names of the buffers
-
-    def keep_folded(self, **buffers: Tensor | None) -> None:
-        for name in self.foldable:
-            self.register_buffer(name, buffers.get(name), persistent=False)
-
-    def fold(self) -> None:
-        with torch.inference_mode(False), torch.no_grad():  # what is kept may take part in a later backward pass
-            self.unfold()
-            self.keep_folded(**self.compute_folded())
-
-    def unfold(self) -> None:
-        self.keep_folded()
-
-    def compute_folded(self) -> dict[str, Tensor]:
-        raise NotImplementedError
-
-    def train(self, mode: bool = True) -> Self:
-        if mode:
-            self.unfold()
-        return super().train(mode)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.unfold()
-        super()._load_from_state_dict(*args, **kwargs)
-
-
-def wants_gradient(weight: Tensor) -> bool:
-    """Whether a backward pass may ask for the gradient of a weight."""
-    return torch.is_grad_enabled() and weight.requires_grad
-
-
 def cut_for_cache(module: nn.Module, x: Tensor, values: int) -> Sequence[Tensor]:
     """Cut along the first dimension what a module computes from with `values` intermediate values for each entry.
 
@@ -370,14 +330,12 @@ class CrossVLTWindows(NamedTuple):
         return found
 
 
-class CrossVLTWindowAttention(CrossVLTFoldable):
+class CrossVLTWindowAttention(nn.Module):
     """Self-attention within windows of the grid, with a learned relative position bias (Swin, section 3.2).
 
     The grid is padded at the right and bottom to whole windows. What is padded takes part as ordinary positions whose
     input is zero. All of them have the same query, key and value, so one more position is projected for them.
     """
-
-    foldable = ("folded_position_bias",)
 
     def __init__(self, config: CrossVLTVisionConfig, stage: int) -> None:
         super().__init__()
@@ -392,8 +350,6 @@ class CrossVLTWindowAttention(CrossVLTFoldable):
         self.proj = nn.Linear(width, width)
         self.proj_dropout = nn.Dropout(config.hidden_dropout_prob)
         self.relative_position_index: Tensor
-        self.folded_position_bias: Tensor | None
-        self.unfold()
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * self.window - 1) ** 2, self.num_heads))
         self.register_buffer("relative_position_index", self.compute_relative_position_index(), persistent=False)
 
@@ -404,13 +360,8 @@ class CrossVLTWindowAttention(CrossVLTFoldable):
         rows, columns = (axis[:, None] - axis[None, :] + self.window - 1 for axis in (row, column))
         return (rows * (2 * self.window - 1) + columns).flatten()
 
-    def compute_folded(self) -> dict[str, Tensor]:
-        return {"folded_position_bias": self.position_bias()}
-
     def position_bias(self) -> Tensor:
         """The relative position bias of a window: (1, heads, window**2, window**2)."""
-        if self.folded_position_bias is not None and not wants_gradient(self.relative_position_bias_table):
-            return self.folded_position_bias
         bias = self.relative_position_bias_table[self.relative_position_index].unflatten(0, (self.window**2, -1))
         return bias.permute(2, 0, 1)[None].contiguous()  # what is added to it and attention itself are faster so
 
@@ -753,10 +704,8 @@ def upsample(maps: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=True)
 
 
-class CrossVLTDecoderBlock(CrossVLTFoldable):
+class CrossVLTDecoderBlock(nn.Module):
     """Bring the coarse map to the grid of the finer one, join them, and convolve twice."""
-
-    foldable = ("folded_weight1", "folded_bias1", "folded_weight2", "folded_bias2")
 
     def __init__(self, in_width: int, width: int) -> None:
         super().__init__()
@@ -764,35 +713,11 @@ class CrossVLTDecoderBlock(CrossVLTFoldable):
         self.norm1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(width)
-        self.unfold()
 
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
         joined = torch.cat([upsample(coarse, like=fine), fine], dim=1)
-        joined = self.convolve(joined, self.conv1, self.norm1, self.folded_weight1, self.folded_bias1)
-        return self.convolve(joined, self.conv2, self.norm2, self.folded_weight2, self.folded_bias2)
-
-    @staticmethod
-    def convolve(
-        maps: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, weight: Tensor | None, bias: Tensor | None
-    ) -> Tensor:
-        """Convolution, BatchNorm and ReLU; the first two as one where they are folded."""
-        folded = weight is not None and not wants_gradient(conv.weight)
-        maps = F.conv2d(maps, weight, bias, padding=1) if folded else norm(conv(maps))
-        return F.relu(maps, inplace=True)
-
-    def compute_folded(self) -> dict[str, Tensor]:
-        """Convolutions that have taken over the BatchNorm behind them, with its present statistics."""
-        folded: dict[str, Tensor] = {}
-        for place, (conv, norm) in enumerate(((self.conv1, self.norm1), (self.conv2, self.norm2)), start=1):
-            if type(conv) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d:
-                return {}  # an adapter around one of them, such as LoRA's
-            kernel, mean, variance = (at_least_float32(x) for x in (conv.weight, norm.running_mean, norm.running_var))
-            scale, shift = (at_least_float32(x) for x in (norm.weight, norm.bias))
-            weight, bias = fuse_conv_bn_weights(kernel, None, mean, variance, norm.eps, scale, shift)
-            # The maps are channels last, and to reorder the weights takes time in every call
-            weight = weight.detach().to(conv.weight.dtype, memory_format=torch.channels_last)
-            folded |= {f"folded_weight{place}": weight, f"folded_bias{place}": bias.detach().to(conv.weight.dtype)}
-        return folded
+        joined = F.relu(self.norm1(self.conv1(joined)), inplace=True)
+        return F.relu(self.norm2(self.conv2(joined)), inplace=True)
 
 
 class CrossVLTDecoder(nn.Module):
@@ -1075,32 +1000,6 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace the word embedding of the language encoder."""
         self.text_model.set_input_embeddings(value)
-
-    def fuse(self) -> "CrossVLTModel":
-        """Work out once, for inference, what depends on the weights alone.
-
-        The decoder's BatchNorms are folded into its convolutions and the position biases of the windows picked. The
-        results differ by rounding. Nothing of it is saved; `unfuse`, `train` and loading weights take it back. It
-        needs memory (of the base model 115 MB in float32), does not follow a change of the weights by hand, and is not
-        used where their gradient is wanted: call the model under `torch.no_grad()`.
-
-        Raises:
-            ValueError: in training mode, where BatchNorm takes its statistics from the batch.
-        """
-        if self.training:
-            raise ValueError("The model is in training mode, whose BatchNorm cannot be folded; call `eval()` first.")
-        for module in self.modules():
-            # What Accelerate has offloaded comes only for a call
-            if isinstance(module, CrossVLTFoldable) and not any(x.is_meta for x in module.state_dict().values()):
-                module.fold()
-        return self
-
-    def unfuse(self) -> "CrossVLTModel":
-        """Take `fuse` back."""
-        for module in self.modules():
-            if isinstance(module, CrossVLTFoldable):
-                module.unfold()
-        return self
 
     @record_both_encoders
     @merge_with_config_defaults

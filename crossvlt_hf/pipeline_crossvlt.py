@@ -38,11 +38,6 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
     processor: Any
     model: Any
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if not self.model.training:
-            self.model.fuse()
-
     def __call__(
         self, image: Any, text: str | Sequence[str] | Sequence[Sequence[str]] | None = None, **kwargs: Any
     ) -> Any:

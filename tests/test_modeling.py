@@ -1,6 +1,5 @@
 """The network: every ablation, size and precision; what it shares with the library's models is in the common tests."""
 
-import copy
 import itertools
 
 import accelerate
@@ -590,55 +589,7 @@ def test_modules_that_must_not_be_split_exist(model):
     assert CrossVLTFusion.__name__ in model._no_split_modules
 
 
-# ---- faster inference
-
-
-def stir_statistics(model):
-    """BatchNorms as after training."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2)
-            module.weight.data.uniform_(0.5, 2)
-            module.bias.data.normal_()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_fuse_changes_rounding_only_and_is_reversible(model, dtype):
-    stir_statistics(model)
-    model, batch = model.to(dtype), fake_batch(model.config)
-    before, keys = logits(model, batch), set(model.state_dict())
-    assert model.fuse() is model
-    assert all(block.folded_weight1 is not None for block in model.decoder.blocks)
-    assert (
-        0
-        < relative_error(logits(model, batch), before)
-        < {torch.float32: 1e-5, torch.float64: 1e-6, torch.bfloat16: 0.1}[dtype]
-    )
-    assert set(model.state_dict()) == keys
-    assert torch.equal(logits(model.unfuse(), batch), before)
-    assert not any("folded" in name for name, _ in model.named_buffers())
-
-
-def test_what_is_fused_is_not_saved_and_does_not_outlive_its_weights(model, tmp_path):
-    stir_statistics(model)
-    model.fuse().save_pretrained(tmp_path)
-    batch = fake_batch(model.config)
-    assert torch.equal(logits(CrossVLTModel.from_pretrained(tmp_path), batch), logits(model.unfuse(), batch))
-    other = CrossVLTModel(model.config).eval()
-    stir_statistics(other)
-    model.fuse().load_state_dict(other.state_dict())
-    assert torch.equal(logits(model, batch), logits(other, batch))
-    assert model.fuse().train().decoder.blocks[0].folded_weight1 is None
-    with pytest.raises(ValueError, match="training mode"):
-        model.fuse()
-
-
-def test_fuse_follows_to_another_dtype(model):
-    stir_statistics(model)
-    batch = fake_batch(model.config)
-    expected = logits(model.fuse(), batch)
-    assert relative_error(logits(model.to(torch.float64), batch), expected) < 1e-5
+# ---- inference
 
 
 @pytest.mark.parametrize("counts", [[3], [1, 3, 2], [1, 1]])
@@ -670,34 +621,6 @@ def test_expressions_that_do_not_add_up(model, counts):
 def test_expressions_per_image_is_a_tensor(model):
     with pytest.raises(ValueError, match=r"give a tensor of 2 integers"):
         model(**fake_batch(model.config), expressions_per_image=[1, 1])
-
-
-def test_what_is_fused_hides_no_gradient(model):
-    """Fine-tuning in eval mode, where BatchNorm keeps its statistics, of a model that a pipeline has fused."""
-    batch = fake_batch(model.config)
-    with torch.inference_mode():
-        model.fuse()
-    model(**batch).loss.backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
-
-
-def test_training_a_part_unfuses_it(model):
-    stir_statistics(model)
-    batch = fake_batch(model.config)
-    expected = copy.deepcopy(model)
-    expected.decoder.train()
-    model.fuse().decoder.train()
-    assert torch.equal(logits(model, batch), logits(expected, batch))
-
-
-def test_adapters_of_the_decoder(model):
-    from peft import LoraConfig, get_peft_model
-
-    batch = fake_batch(model.config)
-    before = logits(model, batch)
-    adapted = get_peft_model(model, LoraConfig(target_modules=["conv1", "qkv"])).eval()
-    adapted.base_model.model.fuse()
-    assert torch.allclose(logits(adapted, batch), before, atol=1e-5)
 
 
 def test_what_is_cut_for_the_cache_gives_the_same(monkeypatch):

@@ -67,8 +67,6 @@ class Workshop:
             model.train()
         if case.checkpointing:
             model.activation_checkpointing_enable()
-        if case.fused:
-            model.fuse()
         return model
 
     def _inference_step(self, case: Case, inputs: dict[str, Tensor]) -> Step:
