@@ -139,7 +139,7 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
             counts = torch.tensor([*first[1:], len(is_first)]) - torch.tensor(first)
             model_inputs["pixel_values"] = model_inputs["pixel_values"][first]
             model_inputs["expressions_per_image"] = counts.to(self.device)
-        return {**kept, "logits": self.model(**model_inputs).logits}
+        return {**kept, "logits": self.model(**model_inputs, return_dict=True).logits}
 
     def postprocess(self, model_outputs: list[dict[str, Any]], threshold: float | None = None) -> list[dict[str, Any]]:
         """One result for each expression of an image."""

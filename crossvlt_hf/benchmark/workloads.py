@@ -76,7 +76,7 @@ class Workshop:
 
         def step() -> Tensor:
             with torch.no_grad():
-                return model(**inputs).logits
+                return model(**inputs, return_dict=True).logits
 
         return step
 
@@ -88,7 +88,7 @@ class Workshop:
         def step() -> None:
             precision = torch.autocast(device_type, getattr(torch, case.dtype)) if lower else nullcontext()
             with precision:
-                loss = model(**inputs).loss
+                loss = model(**inputs, return_dict=True).loss
             loss.backward()
             if optimizer is not None:
                 optimizer.step()
