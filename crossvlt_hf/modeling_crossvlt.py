@@ -966,6 +966,8 @@ class CrossVLTPreTrainedModel(PreTrainedModel):
         recorded = [f"output_{key}" for key in self._can_record_outputs or {}]
         read = [*recorded, "output_hidden_states", "output_attentions", *PASSED_ALONG]
         passed = {name: value for name, value in kwargs.items() if value is not None and name not in read}
+        if not passed and not kwargs.get("output_attentions"):
+            return {}
         custom = any(not is_library_attention(name) for name in attention_implementations(self))
         for name in passed:
             close = (

@@ -829,9 +829,8 @@ def test_features_of_either_encoder(model, return_dict):
 def test_labels_and_maps_on_other_devices_than_the_logits(model, dice_loss_weight):
     """The decoder on a device of its own: "meta" has no values, but refuses other devices as a GPU does."""
     model.config.dice_loss_weight = dice_loss_weight
-    accelerate.dispatch_model(
-        model, {"": "cpu", **dict.fromkeys(["decoder"], "meta")}, main_device="cpu", force_hooks=True
-    )
+    decoder = model.decoder.to("meta")
+    decoder.register_forward_pre_hook(lambda module, args: ([map_.to("meta") for map_ in args[0]],))
     output = model(**fake_batch(model.config))
     assert {map_.device.type for map_ in output.alignment_maps} == {"cpu"}
     assert output.logits.device.type == output.loss.device.type == "meta"
@@ -904,7 +903,7 @@ def test_an_attention_function_of_the_users_own_gets_its_arguments(model):
     assert len(seen) == sum(len(output[name]) for name in ATTENTIONS)
     with pytest.raises(TypeError, match=r"'output_hidden_state'\. Did you mean 'output_hidden_states'"):
         model(**batch, output_hidden_state=True)
-    model.train().gradient_checkpointing_enable()
+    model.train().activation_checkpointing_enable()
     model(**fake_batch(model.config), sharpness=3.0).loss.backward()
     assert seen[-1][1] == 3.0
 
@@ -913,10 +912,11 @@ def test_an_attention_function_of_the_users_own_gets_its_arguments(model):
 
 
 @pytest.mark.parametrize("axis", ["size", "words", "batch"])
-def test_compile_for_many_sizes(model, axis):
+def test_compile_for_many_sizes(model, axis, monkeypatch):
     """Batch and words are compiled for any; every image size once, for which `recompile_limit` must leave room."""
     torch.compiler.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="eager", recompile_limit=16)
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 16)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
     for number in range(10):
         sizes = {"size": {"height": 8 + 4 * number}, "words": {"words": 3 + number}, "batch": {"batch": 2 + number}}
         batch = without_labels(fake_batch(model.config, **{"height": 16, "width": 16, **sizes[axis]}))
