@@ -18,6 +18,7 @@ from transformers import AutoModel, AutoModelForSemanticSegmentation, AutoProces
 
 from crossvlt_hf import CrossVLTModel, CrossVLTProcessor, ReferringImageSegmentationPipeline
 from crossvlt_hf.loading import load_checkpoint
+from crossvlt_hf.visualization.explanation import explain
 
 
 TASK = "referring-image-segmentation"
@@ -287,6 +288,16 @@ def test_the_expressions_of_one_image_share_it(folder, expected):
     assert sizes == [(3, 1)]
     pipe(ONE, text=WORDS * 4)
     assert sizes[1:] == [(8, 1), (4, 1)]
+
+
+def test_a_model_that_gives_tuples(folder):
+    pipe = pipeline(TASK, model=folder, device="cpu")
+    expected = pipe(ROWS[:2])
+    pipe.model.config.return_dict = False
+    for actual, wanted in zip(pipe(ROWS[:2]), expected, strict=True):
+        assert_same(actual, wanted)
+    explanation = explain(pipe.model, pipe.processor, ONE, WORDS[0])
+    assert (explanation.mask == np.asarray(expected[0][0]["mask"]).astype(bool)).all()
 
 
 def average_with(model, other) -> None:
