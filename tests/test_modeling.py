@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from conftest import fake_batch, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.exc import FailOnRecompileLimitHit
 from transformers import AttentionInterface, AutoModel, AutoModelForSemanticSegmentation, Trainer, TrainingArguments
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging
@@ -911,13 +912,30 @@ def test_an_attention_function_of_the_users_own_gets_its_arguments(model):
 # ---- compilation for many sizes
 
 
-@pytest.mark.parametrize("axis", ["size", "words", "batch"])
-def test_compile_for_many_sizes(model, axis, monkeypatch):
-    """Batch and words are compiled for any; every image size once, for which `recompile_limit` must leave room."""
+def compare_compiled(compiled, model, **sizes) -> None:
+    batch = without_labels(fake_batch(model.config, **{"height": 16, "width": 16, **sizes}))
+    assert torch.allclose(logits(compiled, batch), logits(model, batch), atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axis", ["words", "batch"])
+def test_words_and_batch_are_compiled_for_any_number(model, axis):
     torch.compiler.reset()
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 16)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
-    for number in range(10):
-        sizes = {"size": {"height": 8 + 4 * number}, "words": {"words": 3 + number}, "batch": {"batch": 2 + number}}
-        batch = without_labels(fake_batch(model.config, **{"height": 16, "width": 16, **sizes[axis]}))
-        assert torch.allclose(logits(compiled, batch), logits(model, batch), atol=1e-4)
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for number in range(3, 8):
+            compare_compiled(compiled, model, **{axis: number})
+
+
+@pytest.mark.slow
+def test_a_raised_limit_leaves_room_for_more_image_sizes(model):
+    """Each is compiled for itself, also where the compiler would take any."""
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for height in (8, 12):
+            compare_compiled(compiled, model, height=height)
+        with pytest.raises(FailOnRecompileLimitHit):
+            compare_compiled(compiled, model, height=20)
+    with torch._dynamo.config.patch(recompile_limit=4):
+        compare_compiled(compiled, model, height=20)
