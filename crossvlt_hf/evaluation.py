@@ -105,7 +105,7 @@ def _areas(margin: Tensor, mask: np.ndarray, protocol: Protocol) -> tuple[int, i
 
 def _predict(model: CrossVLTModel, loader: Iterable[Any]) -> Iterator[tuple[Tensor, dict[str, Any]]]:
     for inputs, pairs in loader:
-        logits = model(**{name: value.to(model.device) for name, value in inputs.items()}).logits
+        logits = model(**{name: value.to(model.device) for name, value in inputs.items()}, return_dict=True).logits
         yield from zip((logits[:, 1] - logits[:, 0]).cpu(), pairs, strict=True)
 
 

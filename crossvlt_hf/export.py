@@ -45,14 +45,15 @@ class ExportedNetwork(nn.Module):
 
     def __init__(self, model: CrossVLTModel) -> None:
         super().__init__()
-        self.model = copy.deepcopy(model).cpu().eval().unfuse().requires_grad_(False)
+        self.model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
         self.model.set_attn_implementation("eager")
         for stage in self.model.stages:
             stage.alignment = None
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """See [`export_program`]."""
-        return self.model(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask).logits
+        inputs = {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": attention_mask}
+        return self.model(**inputs, return_dict=True).logits
 
 
 def example_inputs(model: CrossVLTModel, batch: int, height: int, width: int, words: int) -> dict[str, Tensor]:
@@ -166,7 +167,8 @@ def check_export(
     for batch, height, width, words in _check_cases(processor, _longest(model, processor)):
         inputs = example_inputs(model, batch, height, width, words)
         with torch.no_grad():
-            expected = model(**{name: value.to(model.device) for name, value in inputs.items()}).logits.cpu()
+            moved = {name: value.to(model.device) for name, value in inputs.items()}
+            expected = model(**moved, return_dict=True).logits.cpu()
             actual = exported(inputs)
         row = {
             **{"batch": batch, "height": height, "width": width, "words": words},

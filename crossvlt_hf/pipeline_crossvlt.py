@@ -38,11 +38,6 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
     processor: Any
     model: Any
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if not self.model.training:
-            self.model.fuse()
-
     def __call__(
         self, image: Any, text: str | Sequence[str] | Sequence[Sequence[str]] | None = None, **kwargs: Any
     ) -> Any:
@@ -144,7 +139,7 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
             counts = torch.tensor([*first[1:], len(is_first)]) - torch.tensor(first)
             model_inputs["pixel_values"] = model_inputs["pixel_values"][first]
             model_inputs["expressions_per_image"] = counts.to(self.device)
-        return {**kept, "logits": self.model(**model_inputs).logits}
+        return {**kept, "logits": self.model(**model_inputs, return_dict=True).logits}
 
     def postprocess(self, model_outputs: list[dict[str, Any]], threshold: float | None = None) -> list[dict[str, Any]]:
         """One result for each expression of an image."""

@@ -127,7 +127,7 @@ class Segmenter:
     def _segment(self, pairs: list[tuple[dict[str, Any], str]]) -> list[dict[str, Any]]:
         words = self.processor(text=[text for _, text in pairs], return_tensors="pt").to(self.model.device)
         pixels = torch.from_numpy(np.stack([job["pixels"] for job, _ in pairs])).to(self.model.device)
-        outputs = self.model(pixel_values=self._normalise(pixels), **words)
+        outputs = self.model(pixel_values=self._normalise(pixels), **words, return_dict=True)
         return self.processor.post_process_masks(outputs, [job["size"].tolist() for job, _ in pairs])
 
     def _normalise(self, pixels: torch.Tensor) -> torch.Tensor:

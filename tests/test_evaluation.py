@@ -229,3 +229,13 @@ def test_trainer_in_three_processes(alone, together, running):
     expected = {name: value for name, value in alone["trainer"][running].items() if name != "eval_loss"}
     for found in together:
         assert {name: found["trainer"][running][name] for name in expected} == expected
+
+
+def test_a_model_that_gives_tuples(dataset, trained):
+    model, processor = trained
+    expected = evaluate(model, processor, dataset).samples
+    model.config.return_dict = False
+    try:
+        assert evaluate(model, processor, dataset).samples == expected
+    finally:
+        model.config.return_dict = True

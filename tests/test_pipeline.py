@@ -12,11 +12,13 @@ import pytest
 import torch
 from conftest import tiny_config, tiny_tokenizer
 from PIL import Image
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils.data import Dataset, IterableDataset
 from transformers import AutoModel, AutoModelForSemanticSegmentation, AutoProcessor, pipeline
 
 from crossvlt_hf import CrossVLTModel, CrossVLTProcessor, ReferringImageSegmentationPipeline
 from crossvlt_hf.loading import load_checkpoint
+from crossvlt_hf.visualization.explanation import explain
 
 
 TASK = "referring-image-segmentation"
@@ -288,12 +290,46 @@ def test_the_expressions_of_one_image_share_it(folder, expected):
     assert sizes[1:] == [(8, 1), (4, 1)]
 
 
-def test_the_pipeline_fuses_and_training_takes_it_back(folder):
+def test_a_model_that_gives_tuples(folder):
     pipe = pipeline(TASK, model=folder, device="cpu")
-    block = pipe.model.decoder.blocks[0]
-    assert block.folded_weight1 is not None
-    pipe.model.train()
-    assert block.folded_weight1 is None
+    expected = pipe(ROWS[:2])
+    pipe.model.config.return_dict = False
+    for actual, wanted in zip(pipe(ROWS[:2]), expected, strict=True):
+        assert_same(actual, wanted)
+    explanation = explain(pipe.model, pipe.processor, ONE, WORDS[0])
+    assert (explanation.mask == np.asarray(expected[0][0]["mask"]).astype(bool)).all()
+
+
+def average_with(model, other) -> None:
+    for parameter, added in zip(model.parameters(), other.parameters(), strict=True):
+        parameter.data.lerp_(added, 0.5)
+
+
+CHANGES = {
+    "vector": lambda model, other: vector_to_parameters(parameters_to_vector(other.parameters()), model.parameters()),
+    "average": average_with,
+    "load": lambda model, other: model.load_state_dict(other.state_dict()),
+    "module": lambda model, other: setattr(model, "decoder", other.decoder),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_pipeline_sees_a_change_of_the_weights(folder, change):
+    """It keeps nothing of the model it was given beside the model itself, and adds nothing to it."""
+    processor = CrossVLTProcessor.from_pretrained(folder)
+    torch.manual_seed(1)
+    other = CrossVLTModel(tiny_config()).eval()
+    model, expected = (CrossVLTModel.from_pretrained(folder) for _ in range(2))
+    buffers = dict(model.named_buffers())
+    pipe = pipeline(TASK, model=model, processor=processor, device="cpu")
+    pipe(ONE, text=WORDS)
+    assert dict(model.named_buffers()).keys() == buffers.keys()
+    for changed in (model, expected):
+        with torch.no_grad():
+            CHANGES[change](changed, other)
+    assert_same(
+        pipe(ONE, text=WORDS), pipeline(TASK, model=expected, processor=processor, device="cpu")(ONE, text=WORDS)
+    )
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def _predict_batch(
     sizes = inputs.pop("original_sizes")
     inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     inputs["expressions_per_image"] = torch.tensor([piece.count for piece in batch])
-    logits = model(**{name: value.to(model.device) for name, value in inputs.items()}).logits
+    logits = model(**{name: value.to(model.device) for name, value in inputs.items()}, return_dict=True).logits
     results = iter(processor.post_process_masks(logits.cpu(), sizes, threshold))
     for piece in batch:
         for number in range(piece.start, piece.start + piece.count):

@@ -309,7 +309,8 @@ def explain(
     inputs = processor(photo, [expression], return_tensors="pt")  # type: ignore[call-arg]
     target_sizes = inputs.pop("original_sizes")
     with _recording(model):
-        outputs = model(**inputs.to(model.device), output_attentions=True, output_alignment_maps=True)
+        recorded = {"output_attentions": True, "output_alignment_maps": True, "return_dict": True}
+        outputs = model(**inputs.to(model.device), **recorded)
     (found,) = processor.post_process_masks(outputs, target_sizes, threshold)
     read = inputs["attention_mask"][0].bool().cpu()
     height, width = inputs["pixel_values"].shape[-2:]
@@ -333,7 +334,7 @@ def _cosines(model: CrossVLTModel, outputs: CrossVLTOutput) -> dict[int, Map]:
     maps = {}
     for stage, scaled in zip(model.config.aligned_stages, outputs.alignment_maps or (), strict=True):
         alignment: Any = model.stages[stage].alignment
-        cosine = scaled * alignment.temperature.to(scaled)
+        cosine = scaled * alignment.bounded_temperature().detach().to(scaled)
         maps[stage + 1] = cosine[0, 0].float().clamp(-1, 1).cpu().numpy()
     return maps
 
