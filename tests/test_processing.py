@@ -93,13 +93,22 @@ def alpha_image(mode: str) -> Image.Image:
     return image
 
 
+ALPHA = GREY[::-1]
+
+
+def on_white(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """What is seen of colours with a transparency, 0 to 255, on white paper."""
+    share = alpha[..., None] / 255
+    return np.round(colours * share + 255 * (1 - share)).astype(np.uint8)
+
+
 PIL_IMAGES = {
     "1": lambda: (Image.fromarray(SPOT), rgb(SPOT * 255)),
     "L": lambda: (Image.fromarray(GREY), rgb(GREY)),
-    "LA": lambda: (alpha_image("LA"), rgb(GREY)),
+    "LA": lambda: (alpha_image("LA"), on_white(rgb(GREY), ALPHA)),
     "P": palette_image,
     "RGB": lambda: (IMAGE, COLOUR),
-    "RGBA": lambda: (alpha_image("RGBA"), COLOUR),
+    "RGBA": lambda: (alpha_image("RGBA"), on_white(COLOUR, ALPHA)),
     "CMYK": cmyk_image,
     "I;16": lambda: (Image.fromarray(GREY.astype(np.uint16) * 257), rgb(GREY)),
     "I": lambda: (Image.fromarray(GREY.astype(np.int32)), rgb(GREY)),
@@ -111,7 +120,8 @@ PIL_IMAGES = {
 def test_pil_image_of_every_mode(mode):
     image, expected = PIL_IMAGES[mode]()
     assert image.mode == mode
-    np.testing.assert_allclose(pixels(image).astype(int), expected, atol=mode == "CMYK")
+    # Pillow divides by 255 in whole numbers
+    np.testing.assert_allclose(pixels(image).astype(int), expected, atol=mode in ("CMYK", "LA", "RGBA"))
 
 
 @pytest.mark.parametrize(
@@ -127,11 +137,48 @@ def test_pil_image_of_other_ranges(image, expected):
     np.testing.assert_array_equal(pixels(image), rgb(expected))
 
 
-@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
-def test_transparent_palette_is_dropped(tmp_path):
-    image, expected = palette_image()
+def test_transparent_palette_shows_white(tmp_path):
+    image, colours = palette_image()
     image.save(tmp_path / "image.png", transparency=bytes(range(256)))
-    np.testing.assert_array_equal(pixels(tmp_path / "image.png"), expected)
+    np.testing.assert_allclose(pixels(tmp_path / "image.png").astype(int), on_white(colours, GREY), atol=1)
+
+
+def keyed_png(mode: str, hidden: int) -> tuple[Image.Image, np.ndarray]:
+    """A PNG that names one value as transparent, where alpha is 0 and 255; what it hides is of that value."""
+    visible = ALPHA > 100
+    seen = np.where(GREY == 7, 8, GREY)
+    grey = np.where(visible, seen, 7).astype(np.uint8)
+    if mode == "P":
+        image, key = Image.fromarray(grey), 7
+        image.putpalette([value for level in range(256) for value in ([hidden] * 3 if level == 7 else [level] * 3)])
+    elif mode == "I;16":
+        image, key = Image.fromarray(grey.astype(np.uint16) * 257), 7 * 257
+    else:
+        image, key = Image.fromarray(grey).convert(mode), 7 if mode == "L" else (7, 7, 7)
+    file = io.BytesIO()
+    image.save(file, "PNG", transparency=key)
+    return Image.open(file), on_white(rgb(seen), visible * 255)
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "RGB", "I;16"])
+def test_a_transparent_value_shows_white(mode):
+    image, expected = keyed_png(mode, hidden=200)
+    assert image.mode == mode
+    np.testing.assert_array_equal(pixels(image), expected)
+
+
+@pytest.mark.parametrize("mode", ["LA", "La", "PA", "RGBA", "RGBa"])
+def test_what_lies_hidden_changes_nothing(mode):
+    """Two images that look the same are the same."""
+    seen = []
+    for hidden in (0, 255, 90):
+        image = Image.fromarray(np.where(ALPHA > 100, GREY, hidden).astype(np.uint8))
+        image = image.convert({"PA": "P", "RGBA": "RGB", "RGBa": "RGB"}.get(mode, "L"))
+        image.putalpha(Image.fromarray((ALPHA > 100).astype(np.uint8) * 255))
+        seen.append(pixels(image.convert(mode)))
+    np.testing.assert_array_equal(seen[0], on_white(rgb(GREY), (ALPHA > 100) * 255))
+    np.testing.assert_array_equal(seen[1], seen[0])
+    np.testing.assert_array_equal(seen[2], seen[0])
 
 
 UNTURNED = {  # how the stored pixels of an upright image look for each EXIF orientation
@@ -197,10 +244,14 @@ def test_bool_array(library):
     np.testing.assert_array_equal(pixels(library(SPOT)), rgb(SPOT * 255))
 
 
-def test_array_with_alpha():
-    opaque = np.concatenate([COLOUR, GREY[..., None]], axis=-1)
-    np.testing.assert_array_equal(pixels(opaque), COLOUR)
-    np.testing.assert_array_equal(pixels(torch.tensor(opaque).permute(2, 0, 1)), COLOUR)
+@pytest.mark.parametrize("scale", [1, 1 / 255, 257], ids=["uint8", "floats", "uint16"])
+def test_array_with_alpha(scale):
+    values = np.concatenate([COLOUR, ALPHA[..., None]], axis=-1) * np.array(scale)
+    values = values.astype({1: np.uint8, 257: np.uint16}.get(scale, np.float32))
+    expected = pixels(Image.fromarray(np.concatenate([COLOUR, ALPHA[..., None]], axis=-1)))
+    np.testing.assert_allclose(expected.astype(int), on_white(COLOUR, ALPHA), atol=1)
+    np.testing.assert_array_equal(pixels(values), expected)
+    np.testing.assert_array_equal(pixels(torch.tensor(values.astype(np.float32)).permute(2, 0, 1)), expected)
 
 
 def test_tensor_with_gradient_or_half_precision():
