@@ -20,6 +20,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerB
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
+from transformers.utils import TensorType
 
 from .configuration_crossvlt import AUTO_MAP, copy_code
 
@@ -111,12 +112,12 @@ def _read(source: str | Path, timeout: float | None) -> str | Path | BytesIO:
         return BytesIO(response.read())
 
 
-def _open(source: str | Path, timeout: float | None) -> Image.Image:
-    """The upright image in a file or behind a URL."""
+def _open(source: str | Path, timeout: float | None, upright: bool) -> Image.Image:
+    """The image in a file or behind a URL."""
     name = str(source) if len(str(source)) < 200 else f"{str(source)[:60]}..."
     with opening(name), Image.open(_read(source, timeout)) as image:
         image.load()
-        return _upright(image)
+        return _upright(image) if upright else image.copy()
 
 
 def _to_numpy(array: np.ndarray | Tensor) -> np.ndarray:
@@ -142,7 +143,8 @@ def _channels_last(array: np.ndarray | Tensor, layout: str | None) -> np.ndarray
     given = "" if layout is None or (values.ndim == 2) == (layout == "none") else f", but `input_data_format` {layout}"
     if given or values.ndim not in (2, 3) or values.shape[2:] not in ((), (1,), (3,), (4,)) or 0 in values.shape:
         raise ValueError(
-            f"An image has shape {tuple(array.shape)}{given}; give (height, width) or 1, 3 or 4 channels first or last."
+            f"An image has shape {tuple(array.shape)}{given}; give (height, width), or 1, 3 or 4 channels "
+            "first or last."
         )
     return values[..., 0] if values.shape[2:] == (1,) else values
 
@@ -155,16 +157,16 @@ def _check_numbers(values: np.ndarray) -> np.ndarray:
     return values
 
 
-def _decode(image: Any, timeout: float | None, layout: str | None) -> Image.Image | np.ndarray:
-    """An upright PIL image of 8 bits, or numbers whose range is still to be found: (height, width[, channels])."""
+def _decode(image: Any, timeout: float | None, layout: str | None, upright: bool) -> Image.Image | np.ndarray:
+    """A PIL image of 8 bits, or numbers whose range is still to be found: (height, width[, channels])."""
     if isinstance(image, np.ndarray | Tensor):
         return _check_numbers(_channels_last(image, layout))
     if isinstance(image, str | Path):
-        image = _open(image, timeout)
+        image = _open(image, timeout, upright)
     elif isinstance(image, Image.Image):
         with opening(str(getattr(image, "filename", "")) or "The image"):
             image.load()
-        image = _upright(image)
+        image = _upright(image) if upright else image
     else:
         raise ValueError(f"An image is of type {type(image).__name__}; give a path, URL, PIL image, array or tensor.")
     if 0 in image.size:
@@ -244,21 +246,21 @@ def _paint(decoded: Image.Image | np.ndarray, white: int) -> Image.Image:
     return _on_white(Image.fromarray(decoded))
 
 
-def to_rgb(image: ImageLike, timeout: float | None = 60.0) -> Image.Image:
-    """Turn whatever shows an image into an upright 8-bit RGB image.
+def to_rgb(image: ImageLike, timeout: float | None = 60.0, *, upright: bool = True) -> Image.Image:
+    """Turn whatever shows an image into an 8-bit RGB image, upright as its EXIF orientation says.
 
     Args:
         image: a path, a URL (http, https, data), a PIL image of any mode, or an array or tensor with the channels
             first, last or absent. Its numbers may be bool, 0 to 1 (floats), 0 to 255, or 0 to 65535 (uint16, or a
-            maximum above 255). EXIF orientation is applied; what is transparent shows white; of an animation it is the
-            first picture.
+            maximum above 255). What is transparent shows white; of an animation it is the first picture.
         timeout: seconds to wait for the server of a URL; None waits for ever.
+        upright: whether to apply the EXIF orientation.
 
     Raises:
         OSError: if a file or URL cannot be reached or is not an image.
         ValueError: if an array is no image (normalised values, for example), or an image is larger than Pillow allows.
     """
-    return to_rgb_together([image], timeout)[0]
+    return _to_rgb_and_white([image], timeout=timeout, upright=upright)[0][0]
 
 
 def to_rgb_together(images: Sequence[ImageLike], timeout: float | None = 60.0) -> list[Image.Image]:
@@ -270,9 +272,9 @@ def to_rgb_together(images: Sequence[ImageLike], timeout: float | None = 60.0) -
 
 
 def _to_rgb_and_white(
-    images: Sequence[ImageLike], layout: str | None = None, timeout: float | None = 60.0
+    images: Sequence[ImageLike], layout: str | None = None, timeout: float | None = 60.0, upright: bool = True
 ) -> list[tuple[Image.Image, int]]:
-    decoded = [_decode(image, timeout, layout) for image in images]
+    decoded = [_decode(image, timeout, layout, upright) for image in images]
     whites = _whites(decoded)
     return [(_paint(*pair), pair[1]) for pair in zip(decoded, whites, strict=True)]
 
@@ -359,7 +361,9 @@ def _unknown_values(found: list) -> str:
     if len(found) > 8:
         hint = "So many look like a soft or lossily compressed mask: give `mask > threshold`."
     else:
-        hint = f"If {found[-1]} is the object, give `mask == {found[-1]}`; if it is ignored, `ignore_index={found[-1]}`."
+        hint = (
+            f"If {found[-1]} is the object, give `mask == {found[-1]}`; if it is ignored, `ignore_index={found[-1]}`."
+        )
     return f"A mask holds the values {shown}; give 0 and 1, 0 and 255 (16 bits: 65535), or 0, 1 and 255. {hint}"
 
 
@@ -391,6 +395,13 @@ def to_label_maps(masks: Sequence[Any], ignore_index: IgnoreIndex = "auto") -> l
     else:
         ignored = [ignore_index] * len(read)
     return [_to_label_map(values, own) for (values, _), own in zip(read, ignored, strict=True)]
+
+
+def meaning_of_255(mask: Any) -> Literal["ignored", "object"] | None:
+    """What "auto" takes 255 for in the numbers of a mask; None if it holds none, or has a palette that says it."""
+    values, indexed = _mask_values(mask)
+    found = set(np.unique(values).tolist())
+    return None if indexed or IGNORED not in found else "ignored" if 1 in found else "object"
 
 
 def to_label_map(mask: Image.Image | np.ndarray | Tensor, ignore_index: IgnoreIndex = "auto") -> np.ndarray:
@@ -506,6 +517,84 @@ def mask_box(mask: Tensor) -> list[int] | None:
     return [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
 
 
+def _join(count: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """The component, 0, 1, ..., of each of `count` things, of which `first[i]` and `second[i]` are connected."""
+    labels = np.arange(count)
+    while True:
+        low = np.minimum(labels[first], labels[second])
+        joined = labels.copy()
+        for side in (first, second):
+            np.minimum.at(joined, labels[side], low)
+        joined = joined[joined]
+        if (joined == labels).all():
+            return np.unique(labels, return_inverse=True)[1]
+        labels = joined
+
+
+def find_parts(mask: Tensor) -> tuple[Tensor, int]:
+    """The largest connected part of a mask, the upper one of two equal ones, and the number of parts.
+
+    Written here since neither torch, numpy nor Pillow labels components and SciPy is not needed for anything else.
+    The runs of pixels in each row are joined with those that they touch in the next, also at a corner.
+
+    Args:
+        mask: (height, width) bool.
+
+    Returns:
+        (height, width) bool, on the same device, and the number of parts.
+    """
+    if (box := mask_box(mask)) is None:
+        return mask, 0
+    left, top, right, bottom = box
+    kept = torch.zeros_like(mask)
+    inside, parts = _largest_part(mask[top:bottom, left:right].detach().cpu().numpy())
+    kept[top:bottom, left:right] = torch.from_numpy(inside).to(mask.device)
+    return kept, parts
+
+
+def _largest_part(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    """`find_parts` of what is not empty."""
+    height, width = mask.shape
+    row = width + 2  # so that the runs of two rows never touch in the flattened mask
+    flat = np.zeros(height * row + 1, dtype=np.int8)
+    flat[:-1].reshape(height, row)[:, 1:-1] = mask
+    steps = np.diff(flat)
+    starts, ends = np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)  # of the runs; the ends are exclusive
+    lower = np.searchsorted(ends, starts + row, side="left")
+    upper = np.searchsorted(starts, ends + row, side="right")
+    touching = np.maximum(upper - lower, 0)
+    above = np.repeat(np.arange(len(starts)), touching)
+    below = np.arange(touching.sum()) + np.repeat(lower - np.cumsum(touching) + touching, touching)
+    parts = _join(len(starts), above, below)
+    largest = np.bincount(parts, weights=ends - starts).argmax()
+    kept = np.zeros_like(flat)
+    kept[starts[parts == largest] + 1], kept[ends[parts == largest] + 1] = 1, -1
+    found = np.cumsum(kept, dtype=np.int8)[:-1].reshape(height, row)[:, 1:-1]
+    return found.astype(bool), int(parts.max()) + 1
+
+
+def _as_logits(outputs: Any) -> Tensor:
+    """The (B, 2, H, W) logits of an output of the model, checked."""
+    if isinstance(outputs, tuple):
+        raise ValueError("`outputs` is a tuple; call the model without `return_dict=False`.")
+    if not isinstance(outputs, Tensor):
+        outputs = outputs["logits"] if isinstance(outputs, dict) else outputs.logits
+    logits: Tensor = outputs
+    if logits.ndim != 4 or logits.shape[1] != 2 or 0 in logits.shape[2:] or not logits.is_floating_point():
+        raise ValueError(
+            f"The logits have shape {tuple(logits.shape)} and dtype {logits.dtype}; give floats (B, 2, H, W)."
+        )
+    if logits.isnan().any():
+        raise ValueError("The logits hold NaN: the weights or the image are broken, and there is no mask in them.")
+    return logits
+
+
+class CrossVLTProcessorKwargs(ProcessingKwargs, total=False):
+    """Arguments of a call beside the library's own."""
+
+    ignore_index: IgnoreIndex
+
+
 class CrossVLTProcessor(ProcessorMixin):
     """Image processor and BERT tokenizer of CrossVLT in one.
 
@@ -525,6 +614,9 @@ class CrossVLTProcessor(ProcessorMixin):
     >>> results[0]["mask"], results[0]["score"], results[0]["box"]
     ```
     """
+
+    valid_processor_kwargs = CrossVLTProcessorKwargs
+    ignore_index: IgnoreIndex = "auto"
 
     def __init__(self, image_processor: Any, tokenizer: Any, **kwargs: Any) -> None:
         super().__init__(image_processor, tokenizer, **kwargs)
@@ -617,8 +709,7 @@ class CrossVLTProcessor(ProcessorMixin):
         images: ImageLike | Sequence[ImageLike] | None = None,
         text: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
         segmentation_maps: Any = None,
-        ignore_index: IgnoreIndex = "auto",
-        **kwargs: Unpack[ProcessingKwargs],
+        **kwargs: Unpack[CrossVLTProcessorKwargs],
     ) -> BatchFeature:
         """Prepare B pairs of an image and an expression.
 
@@ -629,13 +720,13 @@ class CrossVLTProcessor(ProcessorMixin):
                 list of expressions, for each (or one expression for all).
             segmentation_maps: a mask (see `to_label_map`) for each expression, nested as `text` or in one flat list,
                 each of its image's size.
-            ignore_index: the value of pixels to ignore in the masks; None for no such value; "auto" takes 255, if any
-                of the masks also holds 1 or has a palette: see `to_label_map`.
-            kwargs: of the image processor and tokenizer, such as `size`, `resample`, `do_rescale`, `rescale_factor`,
+            kwargs: `ignore_index`, the value of pixels to ignore in the masks: None for no such value; "auto", the
+                default, takes 255, if any of the masks also holds 1 or has a palette: see `to_label_map`. Others are
+                the image processor's and the tokenizer's, such as `size`, `resample`, `do_rescale`, `rescale_factor`,
                 `do_normalize`, `image_mean`, `image_std`, `input_data_format`, `max_length`, `padding`,
                 `return_tensors`, `device`; also as `images_kwargs` and `text_kwargs`. `rescale_factor` multiplies the
-                numbers as they are given; `do_rescale=False` says that they are 0 to 1. What cannot be
-                done (cropping, padding, other layouts than the model's) is refused.
+                numbers as they are given; `do_rescale=False` says that they are 0 to 1. What cannot be done (cropping,
+                padding, other layouts than the model's) is refused.
 
         Returns:
             pixel_values (images, 3, 480, 480) float32, each image once; input_ids, token_type_ids and attention_mask
@@ -652,7 +743,7 @@ class CrossVLTProcessor(ProcessorMixin):
             raise ValueError("You need to provide at least one input: give `images`, `text` or both.")
         if images is None and segmentation_maps is not None:
             raise ValueError("There are `segmentation_maps` but no `images`; give both.")
-        text_kwargs, images_kwargs = self._sort_kwargs(kwargs)
+        text_kwargs, images_kwargs, ignore_index = self._sort_kwargs(kwargs)
         device = images_kwargs.pop("device", None)
         data: dict[str, Any] = {}
         groups = None if text is None else self._group(images, text)
@@ -681,8 +772,8 @@ class CrossVLTProcessor(ProcessorMixin):
             raise ValueError(f"`text` is {text!r}, without an expression; give at least one.")
         return [expressions]
 
-    def _sort_kwargs(self, kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The arguments of the tokenizer and of the image processor, checked."""
+    def _sort_kwargs(self, kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], IgnoreIndex]:
+        """The arguments of the tokenizer and of the image processor, checked, and `ignore_index`."""
         kinds = ("text_kwargs", "images_kwargs", "common_kwargs", "audio_kwargs", "videos_kwargs")
         nested = {name for kind in kinds for name in kwargs.get(kind) or {}}
         merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
@@ -696,9 +787,9 @@ class CrossVLTProcessor(ProcessorMixin):
         if kind is not None and other is not None and kind != other:
             raise ValueError(f"`return_tensors` must be one for images and text, got {kind!r} and {other!r}.")
         text_kwargs["return_tensors"] = other if kind is None else kind
-        if images_kwargs.get("device") is not None and str(text_kwargs["return_tensors"]) not in ("pt", "TensorType.PYTORCH"):
+        if images_kwargs.get("device") is not None and text_kwargs["return_tensors"] not in ("pt", TensorType.PYTORCH):
             raise ValueError("`device` needs `return_tensors='pt'`.")
-        return text_kwargs, self._check_images_kwargs(images_kwargs)
+        return text_kwargs, self._check_images_kwargs(images_kwargs), merged["ignore_index"]
 
     @staticmethod
     def _check_images_kwargs(images_kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -712,7 +803,9 @@ class CrossVLTProcessor(ProcessorMixin):
         layouts = {name: given.pop(name, None) for name in ("data_format", "input_data_format")}
         layouts = {name: getattr(value, "value", value) for name, value in layouts.items()}
         if layouts["data_format"] not in (None, "channels_first"):
-            raise ValueError(f"`data_format` must be 'channels_first', as the model reads it, got {layouts['data_format']!r}.")
+            raise ValueError(
+                f"`data_format` must be 'channels_first', as the model reads it, got {layouts['data_format']!r}."
+            )
         if layouts["input_data_format"] not in (None, *IMAGE_LAYOUTS):
             raise ValueError(
                 f"`input_data_format` must be one of {', '.join(IMAGE_LAYOUTS)}, got {layouts['input_data_format']!r}."
@@ -765,6 +858,9 @@ class CrossVLTProcessor(ProcessorMixin):
         outputs: Any,
         target_sizes: Sequence[tuple[int, int]] | Tensor | None = None,
         threshold: float | None = None,
+        *,
+        return_probabilities: bool = False,
+        largest_part: bool = False,
     ) -> list[dict[str, Any]]:
         """Bring the logits back to the original pixels.
 
@@ -773,27 +869,22 @@ class CrossVLTProcessor(ProcessorMixin):
             target_sizes: height and width of each result, such as `inputs["original_sizes"]`; None keeps (H, W).
             threshold: the least probability of the object that a pixel of the mask exceeds; None takes the larger of
                 the two logits, which is a threshold of 0.5 and what the paper does.
+            return_probabilities: whether to give the probability of the object at each pixel too.
+            largest_part: whether to keep only the largest connected part of each mask, without the specks that make a
+                box wider than the object.
 
         Returns:
             For each of the B pairs: "mask", (height, width) bool; "score", the mean probability of the object over the
             mask's pixels, 0.0 for an empty mask; "box", [x_min, y_min, x_max, y_max] in pixels, the maxima exclusive,
-            None for an empty mask.
+            None for an empty mask; "parts", the number of connected parts that were found, those that `largest_part`
+            left out included (pixels that touch at a corner are connected); with `return_probabilities`,
+            "probabilities", (height, width) float32 from 0 to 1.
 
         Raises:
             ValueError: if the number of sizes is not B, a size is not positive, the threshold not in (0, 1), or the
                 logits are NaN.
         """
-        if isinstance(outputs, tuple):
-            raise ValueError("`outputs` is a tuple; call the model without `return_dict=False`.")
-        if not isinstance(outputs, Tensor):
-            outputs = outputs["logits"] if isinstance(outputs, dict) else outputs.logits
-        logits = outputs
-        if logits.ndim != 4 or logits.shape[1] != 2 or 0 in logits.shape[2:] or not logits.is_floating_point():
-            raise ValueError(
-                f"The logits have shape {tuple(logits.shape)} and dtype {logits.dtype}; give floats (B, 2, H, W)."
-            )
-        if logits.isnan().any():
-            raise ValueError("The logits hold NaN: the weights or the image are broken, and there is no mask in them.")
+        logits = _as_logits(outputs)
         sizes = [tuple(logits.shape[-2:])] * len(logits) if target_sizes is None else _as_sizes(target_sizes)
         if len(sizes) != len(logits):
             raise ValueError(f"There are {len(logits)} results and {len(sizes)} target sizes; give one size for each.")
@@ -801,15 +892,38 @@ class CrossVLTProcessor(ProcessorMixin):
         margin_threshold = 0.0 if threshold is None else math.log(threshold / (1 - threshold))
         # One map is resized instead of two: the object's probability is a sigmoid of the logits' difference.
         margins = logits[:, 1].float() - logits[:, 0].float()
-        return [self._result(margin, size, margin_threshold) for margin, size in zip(margins, sizes, strict=True)]
+        results = []
+        for margin, size in zip(margins, sizes, strict=True):
+            if margin.shape != size:
+                margin = F.interpolate(margin[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+            result = self._result(margin, margin_threshold, largest_part)
+            results.append(result | ({"probabilities": margin.sigmoid()} if return_probabilities else {}))
+        return results
 
     @staticmethod
-    def _result(margin: Tensor, size: tuple[int, ...], threshold: float) -> dict[str, Any]:
-        if margin.shape != size:
-            margin = F.interpolate(margin[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+    def _result(margin: Tensor, threshold: float, largest_part: bool) -> dict[str, Any]:
         mask = margin > threshold
+        largest, parts = find_parts(mask)
+        mask = largest if largest_part else mask
         score = torch.sigmoid(margin[mask]).mean().item() if mask.any() else 0.0
-        return {"mask": mask, "score": score, "box": mask_box(mask)}
+        return {"mask": mask, "score": score, "box": mask_box(mask), "parts": parts}
+
+    def post_process_semantic_segmentation(
+        self, outputs: Any, target_sizes: Sequence[tuple[int, int]] | Tensor | None = None
+    ) -> list[Tensor]:
+        """The masks of `post_process_masks` as label maps, as Transformers' own segmentation processors give them.
+
+        Args:
+            outputs: output of the model, with `logits` (B, 2, H, W).
+            target_sizes: height and width of each result; None keeps (H, W).
+
+        Returns:
+            B tensors (height, width) int64: 1 on the object, 0 off it.
+
+        Raises:
+            ValueError: as `post_process_masks`.
+        """
+        return [result["mask"].long() for result in self.post_process_masks(outputs, target_sizes)]
 
 
 __all__ = ["CrossVLTProcessor"]

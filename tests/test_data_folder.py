@@ -329,7 +329,6 @@ def test_writing_other_rows(tmp_path):
         ({"expressions": [""]}, "Row 2 has the expression ''"),
         ({"mask": np.zeros((5, 5), np.uint8)}, r"Row 2 has a mask of shape \(5, 5\)"),
         ({"mask": np.full((HEIGHT, WIDTH), 7)}, "with values up to 7"),
-        ({"mask": np.full((HEIGHT, WIDTH), 255)}, "Row 2 has a mask of ignored pixels only"),
         ({"image": Image.fromarray(photo(seed=5))}, "Row 2 has the image_id 'a' of another image"),
     ],
 )
