@@ -14,6 +14,7 @@ from urllib.request import Request, urlopen
 import numpy as np
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
 from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase
@@ -774,13 +775,13 @@ class CrossVLTProcessor(ProcessorMixin):
 
     def _sort_kwargs(self, kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], IgnoreIndex]:
         """The arguments of the tokenizer and of the image processor, checked, and `ignore_index`."""
-        kinds = ("text_kwargs", "images_kwargs", "common_kwargs", "audio_kwargs", "videos_kwargs")
-        nested = {name for kind in kinds for name in kwargs.get(kind) or {}}
-        merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        check_ignore_index(kwargs.get("ignore_index", self.ignore_index))
+        self._check_names(kwargs)
+        try:
+            merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        except StrictDataclassError as error:
+            raise ValueError(" ".join(str(error).split())) from error
         text_kwargs, images_kwargs = merged["text_kwargs"], merged["images_kwargs"]
-        known = {*text_kwargs, *images_kwargs, *merged, *kinds}
-        if unknown := sorted((kwargs.keys() - known) | (nested - known)):
-            raise ValueError(f"`{unknown[0]}` must be an argument of the image processor or tokenizer; it is not.")
         if text_kwargs.get("padding_side", self.tokenizer.padding_side) != "right":
             raise ValueError("`padding_side` is 'left', but [CLS] has to come first; give 'right'.")
         kind, other = images_kwargs.pop("return_tensors", None), text_kwargs.get("return_tensors")
@@ -790,6 +791,19 @@ class CrossVLTProcessor(ProcessorMixin):
         if images_kwargs.get("device") is not None and text_kwargs["return_tensors"] not in ("pt", TensorType.PYTORCH):
             raise ValueError("`device` needs `return_tensors='pt'`.")
         return text_kwargs, self._check_images_kwargs(images_kwargs), merged["ignore_index"]
+
+    def _check_names(self, kwargs: Any) -> None:
+        """Raise ValueError if an argument is unknown, which the library only warns of."""
+        kinds = self.valid_processor_kwargs.__annotations__
+        known = {name for kind in kinds.values() for name in getattr(kind, "__annotations__", {})}
+        known |= {*kinds, "common_kwargs", *self.image_processor.valid_kwargs.__annotations__}
+        nested = {
+            name for kind in (*kinds, "common_kwargs") if isinstance(kwargs.get(kind), dict) for name in kwargs[kind]
+        }
+        if unknown := sorted((kwargs.keys() | nested) - known):
+            raise ValueError(
+                f"`{unknown[0]}` must be an argument of the image processor or tokenizer, and is not one."
+            )
 
     @staticmethod
     def _check_images_kwargs(images_kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -211,7 +211,8 @@ def pictures() -> dict[tuple[str, str], bytes]:
     for form in sorted(Image.SAVE.keys() & Image.OPEN.keys()):
         for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"):
             file = BytesIO()
-            with suppress(Exception):  # a format has few of the modes, or needs a program that is not installed
+            # A format has few of the modes, or needs a program that is not installed
+            with suppress(Exception), warnings.catch_warnings(action="ignore"):
                 Image.fromarray(photo(HEIGHT, WIDTH)).convert("L" if mode == "I;16" else mode).convert(mode).save(
                     file, form
                 )

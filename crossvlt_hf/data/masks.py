@@ -186,8 +186,11 @@ def decode_mask(
         return np.zeros((height, width), dtype=np.uint8)
     if isinstance(mask, Image.Image):
         return to_label_map(mask, ignore_index)
-    if isinstance(mask, np.ndarray) and mask.shape != (height, width):
-        raise ValueError(f"A mask has shape {mask.shape}, but the image is {height}x{width}.")
+    if isinstance(mask, np.ndarray) and mask.ndim > 1 and mask.dtype != object:
+        label_map = to_label_map(mask, ignore_index)
+        if label_map.shape != (height, width):
+            raise ValueError(f"A mask has shape {mask.shape}, but the image is {height}x{width}.")
+        return label_map
     rows: Any = mask if isinstance(mask, list | np.ndarray) else ()
     # polygons are lists of numbers too, but as many and as long as the image they are not
     if len(rows) == height and all(isinstance(row, list | np.ndarray) and len(row) == width for row in rows):

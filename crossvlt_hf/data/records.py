@@ -132,7 +132,13 @@ class RecordDecoder:
         numbers = batch.get("image") or batch.get("mask") or []
         if self.images is None or ("image" not in batch and self.mask_column is None):
             return []
-        return [self.images[int(number)] for number in numbers]
+        sources = batch.get("source") or [f"row {number}" for number in numbers]
+        return [self._row(self.images, int(number), source) for number, source in zip(numbers, sources, strict=True)]
+
+    @staticmethod
+    def _row(images: Dataset, number: int, source: str) -> dict[str, Any]:
+        with opening(source):  # the library decodes images here
+            return images[number]
 
     def _image(self, image: Any) -> Image.Image:
         if isinstance(image, dict):  # a file in a column that is not decoded
