@@ -790,7 +790,8 @@ class CrossVLTProcessor(ProcessorMixin):
         text_kwargs["return_tensors"] = other if kind is None else kind
         if images_kwargs.get("device") is not None and text_kwargs["return_tensors"] not in ("pt", TensorType.PYTORCH):
             raise ValueError("`device` needs `return_tensors='pt'`.")
-        return text_kwargs, self._check_images_kwargs(images_kwargs), merged["ignore_index"]
+        ignore_index: Any = merged["ignore_index"]
+        return text_kwargs, self._check_images_kwargs(images_kwargs), ignore_index
 
     def _check_names(self, kwargs: Any) -> None:
         """Raise ValueError if an argument is unknown, which the library only warns of."""

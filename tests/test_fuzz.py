@@ -22,6 +22,7 @@ def test_a_reader_of_broken_files(name, tmp_path):
 PICTURES = pictures()
 
 
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of what is damaged
 @pytest.mark.parametrize("form", sorted({form for form, _ in PICTURES}))
 def test_a_cut_or_damaged_picture_of_any_format(form, tmp_path):
     """Whatever Pillow's readers raise is an OSError or ValueError."""
