@@ -341,6 +341,8 @@ def _mask_values(mask: Any) -> tuple[np.ndarray, bool]:
         raise ValueError(f"A mask is of type {type(mask).__name__}; give a PIL image, array or tensor.")
     values, indexed = _picture_values(mask) if isinstance(mask, Image.Image) else (_to_numpy(mask), False)
     shape = values.shape
+    if values.dtype.kind not in "buif":
+        raise ValueError(f"A mask has dtype {values.dtype}; its values must be numbers.")
     if 0 in shape:
         raise ValueError(f"A mask has shape {shape}; give (height, width).")
     if values.ndim == 3 and 1 in (shape[0], shape[-1]):
