@@ -57,12 +57,12 @@ class EvaluationOptions:
 def tokenize(processor: CrossVLTProcessor, expressions: list[str], truncation: Truncation) -> dict[str, Tensor]:
     """Token ids and masks of expressions, (B, T) int64."""
     tokenizer = processor.tokenizer
-    length = tokenizer.init_kwargs.get("max_length", processor.text_kwargs["max_length"])
+    length = processor.max_length
     if truncation == "keep_sep":
         return dict(
             tokenizer(expressions, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         )
-    whole = tokenizer(expressions, padding="max_length", max_length=length, truncation=False)
+    whole = tokenizer(expressions, padding="max_length", max_length=length, truncation=False, verbose=False)
     return {name: torch.tensor([row[:length] for row in rows]) for name, rows in whole.items()}
 
 

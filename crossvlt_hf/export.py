@@ -141,7 +141,7 @@ def load_exported(folder: str | Path) -> Callable[[dict[str, Tensor]], Tensor]:
 
 def _check_cases(processor: CrossVLTProcessor, longest: int) -> list[tuple[int, int, int, int]]:
     """Batch, height, width and words of four inputs: the processor's size, and odd ones."""
-    height, width = processor.image_processor.size["height"], processor.image_processor.size["width"]
+    height, width = processor.image_size
     half, third = (min(longest, max(3, longest // part)) for part in (2, 3))
     return [
         (1, height, width, longest),
@@ -188,8 +188,7 @@ def check_export(
 
 def _longest(model: CrossVLTModel, processor: CrossVLTProcessor) -> int:
     """The most tokens of an expression that the processor gives and the model takes."""
-    given: Any = processor.tokenizer.init_kwargs.get("max_length") or processor.text_kwargs["max_length"]
-    return min(given, model.config.text_config.max_position_embeddings)
+    return min(processor.max_length, model.config.text_config.max_position_embeddings)
 
 
 def _summary(model: CrossVLTModel, processor: CrossVLTProcessor, file: str) -> dict[str, Any]:
@@ -204,7 +203,7 @@ def _summary(model: CrossVLTModel, processor: CrossVLTProcessor, file: str) -> d
             "attention_mask": ["batch", "words"],
         },
         "outputs": {"logits": ["batch", 2, "height", "width"]},
-        "image_size": [image.size["height"], image.size["width"]],
+        "image_size": list(processor.image_size),
         "image_mean": list(image.image_mean),
         "image_std": list(image.image_std),
         "max_tokens": _longest(model, processor),

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers.pipelines.base import ChunkPipeline
 
-from .processing_crossvlt import ImageLike, check_threshold, pair_expressions, to_rgb
+from .processing_crossvlt import ImageLike, check_threshold, pair_expressions, to_rgb, to_rgb_together
 
 
 EXPRESSIONS_TOGETHER = 8  # of one image, where no `batch_size` is given: their memory grows with their number
@@ -64,7 +64,7 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
             ValueError: if images and expressions do not fit each other.
         """
         if isinstance(image, np.ndarray | Tensor) and image.ndim == 4:
-            image = list(image)
+            image = to_rgb_together(list(image))
         if text is not None and isinstance(image, dict):
             raise ValueError("`text` is given twice, in the dict and beside it; give it once.")
         if text is not None:

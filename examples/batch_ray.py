@@ -142,7 +142,7 @@ def main() -> None:
     """Jobs through decoders and actors into Parquet."""
     arguments = read_arguments()
     _, processor = load_checkpoint(arguments.model)
-    height, width = (processor.image_processor.size[side] for side in ("height", "width"))
+    height, width = processor.image_size
     jobs = ray.data.from_items(read_jobs(arguments))
     labels = jobs.map(partial(decode, height=height, width=width)).map_batches(
         Segmenter,

@@ -1,5 +1,6 @@
 """One's own data: folders with metadata.jsonl, read and written, and data sets with any columns."""
 
+import io
 import json
 import pickle
 
@@ -329,7 +330,6 @@ def test_writing_other_rows(tmp_path):
         ({"expressions": [""]}, "Row 2 has the expression ''"),
         ({"mask": np.zeros((5, 5), np.uint8)}, r"Row 2 has a mask of shape \(5, 5\)"),
         ({"mask": np.full((HEIGHT, WIDTH), 7)}, "with values up to 7"),
-        ({"mask": np.full((HEIGHT, WIDTH), 255)}, "Row 2 has a mask of ignored pixels only"),
         ({"image": Image.fromarray(photo(seed=5))}, "Row 2 has the image_id 'a' of another image"),
     ],
 )
@@ -430,3 +430,139 @@ def test_public_names():
 def test_rows_travel_to_other_processes(tmp_path):
     dataset = pickle.loads(pickle.dumps(load_folder(write(tmp_path, row()))))
     np.testing.assert_array_equal(dataset[0]["mask"], blob())
+
+
+VOC = [0, 0, 0, 128, 0, 0, *[0] * 253 * 3, 224, 224, 192]
+
+
+def palette_mask(values: np.ndarray) -> Image.Image:
+    image = Image.fromarray(values.astype(np.uint8))
+    image.putpalette(VOC)
+    return image
+
+
+def with_border(mask: np.ndarray) -> np.ndarray:
+    mask = mask.copy()
+    mask[:3] = 255
+    return mask
+
+
+def masked_folder(folder, *masks: Image.Image):
+    write(folder, *[row(mask=f"mask{number}.png") for number in range(len(masks))])
+    for number, mask in enumerate(masks):
+        mask.save(folder / f"mask{number}.png")
+    return folder
+
+
+def test_masks_with_palettes_in_a_folder_and_in_a_column(tmp_path):
+    label_maps = [with_border(blob()), blob(), np.where(with_border(blob()) == 255, 255, 0)]
+    pictures = [palette_mask(label_map) for label_map in label_maps]
+    folder = load_folder(masked_folder(tmp_path / "voc", *pictures))
+    table = {"image": [Image.fromarray(photo())] * 3, "expression": ["cup"] * 3, "mask": pictures}
+    column = from_dataset(Dataset.from_dict(table))
+    for expected, one, other in zip(label_maps, folder, column, strict=True):
+        np.testing.assert_array_equal(one["mask"], expected)
+        np.testing.assert_array_equal(other["mask"], expected)
+
+
+def test_255_means_one_thing_in_a_data_set(tmp_path):
+    """Ignored pixels never become an object, as they would beside no 1."""
+    label_maps = [with_border(blob()), np.where(with_border(blob()) == 255, 255, 0)]
+    pictures = [Image.fromarray(label_map.astype(np.uint8)) for label_map in label_maps]
+    folder = masked_folder(tmp_path / "grey", *pictures)
+    table = Dataset.from_dict({"image": [Image.fromarray(photo())] * 2, "expression": ["cup"] * 2, "mask": pictures})
+    for load in (
+        lambda **kwargs: load_data(str(folder), "train", **kwargs),
+        lambda **kwargs: from_dataset(table, **kwargs),
+    ):
+        with pytest.raises(ValueError, match=r"255 must mean the same in all masks.*`ignore_index=255`"):
+            load()
+        for expected, found in zip(label_maps, load(ignore_index=255), strict=True):
+            np.testing.assert_array_equal(found["mask"], expected)
+        objects = load(ignore_index=None)
+        np.testing.assert_array_equal(objects[1]["mask"], label_maps[1] == 255)
+        with pytest.raises(ValueError, match=r"\[0, 1, 255\]"):
+            objects[0]
+        with pytest.raises(ValueError, match="`ignore_index` must be"):
+            load(ignore_index="no")
+
+
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        (Image.fromarray(blob() * 128), r"mask0.png: .*\[0, 128\].*`mask == 128`"),
+        (Image.fromarray(photo()), "mask0.png: .*not one value for each pixel"),
+    ],
+)
+def test_masks_of_unknown_meaning_are_named(tmp_path, mask, words):
+    with pytest.raises(ValueError, match=words):
+        load_folder(masked_folder(tmp_path / "odd", mask))[0]
+
+
+def test_jpeg_masks_are_refused_by_name(tmp_path):
+    folder = write(tmp_path / "jpeg", row(mask="mask.jpg"))
+    Image.fromarray(blob() * 255).save(folder / "mask.jpg")
+    with pytest.raises(ValueError, match=r"mask.jpg: A mask is a JPEG.*PNG"):
+        load_folder(folder)[0]
+
+
+def test_written_masks_keep_what_is_ignored(tmp_path):
+    label_maps = [
+        blob(),
+        with_border(blob()),
+        np.full((HEIGHT, WIDTH), 255, np.uint8),
+        np.zeros((HEIGHT, WIDTH), np.uint8),
+    ]
+    rows = [{"image": Image.fromarray(photo()), "expressions": ["cup"], "mask": label_map} for label_map in label_maps]
+    folder = write_folder(rows, tmp_path / "new")
+    for label_map, found in zip(label_maps, load_folder(folder), strict=True):
+        np.testing.assert_array_equal(found["mask"], label_map)
+    shown = np.asarray(Image.open(sorted((folder / "masks").iterdir())[1]).convert("L"))
+    assert set(np.unique(shown)) == {0, 128, 255}  # seen in any viewer
+
+
+def test_images_are_seen_on_white_and_16_bits_are_kept(tmp_path):
+    folder = write(tmp_path / "odd", row(image="alpha.png"), row(image="deep.png"))
+    picture = Image.fromarray(photo())
+    picture.putalpha(Image.fromarray(blob() * 255))
+    picture.save(folder / "alpha.png")
+    Image.fromarray(photo()[..., 0].astype(np.uint16) * 257).save(folder / "deep.png")
+    seen, deep = (np.asarray(found["image"]) for found in load_folder(folder))
+    np.testing.assert_array_equal(seen, np.where(blob()[..., None], photo(), 255))
+    np.testing.assert_array_equal(deep[..., 0], photo()[..., 0])
+
+
+def test_an_absolute_path_inside_the_folder(tmp_path, monkeypatch):
+    folder = write(
+        tmp_path / "cups", row(image=str(tmp_path / "cups" / "0.png"), mask=str(tmp_path / "cups" / "mask.png"))
+    )
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    for root in (folder, "cups", "./cups/", tmp_path / "link"):
+        np.testing.assert_array_equal(load_folder(root)[0]["mask"], blob())
+    write(folder, row(image=str(tmp_path / "cups2" / "0.png")))
+    with pytest.raises(ValueError, match="leads out of"):
+        load_folder(folder)
+
+
+@pytest.mark.parametrize("key", ["image", "mask"])
+@pytest.mark.parametrize("name", ["Folder/caf\u00e9.png", "folder\\cafe\u0301.png", "folder/CAF\u00c9.PNG"])
+def test_names_that_differ_in_case_normalisation_or_slashes(tmp_path, name, key):
+    folder = write(tmp_path / "names", row(**{key: name}))
+    (folder / "folder").mkdir()
+    Image.fromarray(blob() * 255).save(folder / "folder" / "cafe\u0301.png")
+    with pytest.raises(FileNotFoundError, match="names/folder/cafe\u0301"):
+        load_folder(folder)
+
+
+@pytest.mark.parametrize("form", ["AVIF", "QOI", "BLP", "PNG", "WEBP", "TIFF"])
+def test_corrupt_images_of_a_column_are_named(form):
+    """The library decodes them, and Pillow's readers raise any error."""
+    file = io.BytesIO()
+    Image.fromarray(photo()).convert("P" if form == "BLP" else "RGB").save(file, form)
+    cut = file.getvalue()[: len(file.getvalue()) // 2]
+    features = Features({"image": ImageFeature(), "expression": Value("string"), "mask": ImageFeature()})
+    table = {"image": [{"bytes": cut, "path": None}], "expression": ["cup"], "mask": [Image.fromarray(blob() * 255)]}
+    dataset = from_dataset(Dataset.from_dict(table, features=features))
+    with pytest.raises(OSError, match="row 0"):
+        dataset[0]

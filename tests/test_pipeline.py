@@ -486,6 +486,15 @@ def test_batch_array(pipe):
     assert_all_same(pipe(batch, text=[WORDS[0], WORDS[1]]), pipe([THREE, THREE], text=[WORDS[0], WORDS[1]]))
 
 
+def test_floats_of_a_batch_are_judged_together(pipe):
+    """Alone, the second image would be read as one of 0 to 1."""
+    bright = np.asarray(THREE.convert("RGB"))
+    dark = (bright > 128).astype(np.uint8)
+    batch = np.stack([bright, dark]).astype(np.float32)
+    pictures = [Image.fromarray(image) for image in (bright, dark)]
+    assert_all_same(pipe(batch, text=WORDS[0]), pipe(pictures, text=WORDS[0]))
+
+
 def test_usable_after_an_error(pipe, expected):
     for _ in range(2):
         with pytest.raises(ValueError, match="expression"):

@@ -50,7 +50,7 @@ def _write_panel(arguments: argparse.Namespace, source: str | Path) -> None:
     if arguments.model is None:
         print(DEFAULT_NOTE, file=sys.stderr)
     pipeline = ReferringImageSegmentationPipeline(model=model, processor=processor, device=model.device)
-    side = processor.image_processor.size["height"]
+    side = processor.image_size[0]
     tiles = []
     for example in draw_examples(arguments.seed, side):
         image = Image.fromarray(example.scene.image)

@@ -4,7 +4,8 @@ A line of metadata.jsonl is a reference, an object with these keys; paths are re
 
 image (or file_name)      path of the image
 expression                the text; or `expressions`, several that mean the same
-mask                      path of a PNG: 0 and 1, 0 and 255 (the object), or 0, 1 and 255 (ignored)
+mask                      path of a PNG: 0 and 1, 0 and 255 (the object), 0, 1 and 255 (ignored), or a palette of
+                          which 1 is the object and 255 ignored (VOC, DAVIS): see `to_label_map`
 polygons                  instead: a list of polygons [x1, y1, ...] or [[x1, y1], ...], in pixels
 segmentation              instead: polygons or run lengths as in COCO
 no_target (has_target)    true (false) where nothing is meant; the mask may then be left out
@@ -31,8 +32,9 @@ import numpy as np
 from datasets import Dataset
 from PIL import ExifTags, Image
 
-from .files import check_split, inside, opening, require_files
-from .masks import Merge, pack, pack_file, to_run_lengths
+from ..processing_crossvlt import IgnoreIndex, opening, to_rgb
+from .files import check_split, inside, require_files
+from .masks import Merge, check_meaning_of_255, pack, pack_file, to_run_lengths
 from .records import Record, RecordDecoder, build_dataset, clean_expressions
 
 
@@ -198,7 +200,13 @@ def _record(path: Path, number: int, row: dict[str, Any], split: str, image: str
     )
 
 
-def load_folder(folder: str | Path, split: str | None = None, *, merge: Merge = "union") -> Dataset:
+def load_folder(
+    folder: str | Path,
+    split: str | None = None,
+    *,
+    merge: Merge = "union",
+    ignore_index: IgnoreIndex = "auto",
+) -> Dataset:
     """One's own data from a folder with metadata.jsonl: see the module.
 
     A row without `split` is of "train", so that nothing is by mistake both learnt from and tested on.
@@ -207,6 +215,8 @@ def load_folder(folder: str | Path, split: str | None = None, *, merge: Merge = 
         folder: path of the folder.
         split: name of a split; None for all rows.
         merge: how the parts of an object join: see `decode_segmentation`.
+        ignore_index: the value of pixels to ignore in the files of masks; None for no such value; "auto" is as
+            `to_label_map` has it, if 255 means the same in all masks.
 
     Returns:
         A row for each reference: see `records`.
@@ -215,7 +225,7 @@ def load_folder(folder: str | Path, split: str | None = None, *, merge: Merge = 
         OSError: if the folder, an image or a mask is missing.
         ValueError: if there is no such split, or a row is broken; names file and line.
     """
-    folder, decoder = Path(folder), RecordDecoder(merge=merge, upright=True)
+    folder, decoder = Path(folder), RecordDecoder(merge=merge, upright=True, ignore_index=ignore_index)
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}.")
     upright_size.cache_clear()  # files may have changed since the last time
@@ -229,22 +239,25 @@ def load_folder(folder: str | Path, split: str | None = None, *, merge: Merge = 
     mend = f"Paths are relative to the {METADATA}."
     require_files(((image, f"{path}, line {number}") for path, number, _, _, image in rows), "image", mend)
     records = [_record(*row, folder) for row in rows]
-    masks = ((json.loads(record.mask).get("file"), record.source) for record in records)
-    require_files(((mask, source) for mask, source in masks if mask is not None), "mask", mend)
+    files = ((json.loads(record.mask).get("file"), record.source) for record in records)
+    masks = [(mask, source) for mask, source in files if mask is not None]
+    require_files(masks, "mask", mend)
+    if ignore_index == "auto":
+        check_meaning_of_255(len(masks), lambda number: Image.open(masks[number][0]), lambda number: masks[number][0])
     return build_dataset(records, decoder)
 
 
 def _stored_mask(mask: Any, image: Image.Image, source: str) -> Image.Image:
-    """A mask as a PNG holds it: 255 on the object, or, where pixels are ignored, 1 on it and 255 on those."""
+    """A mask as a picture with a palette: index 1, white, on the object, and 255, grey, where it is ignored."""
     values = np.asarray(mask)
     if values.shape != (image.height, image.width) or not set(np.unique(values).tolist()) <= {0, 1, 255}:
         raise ValueError(
             f"{source} has a mask of shape {values.shape} with values up to {values.max(initial=0)}; give "
             f"({image.height}, {image.width}) of 0, 1 and 255."
         )
-    if 255 in values and 1 not in values:
-        raise ValueError(f"{source} has a mask of ignored pixels only, which a PNG cannot tell from an object.")
-    return Image.fromarray(values.astype(np.uint8) * (1 if 255 in values else 255))
+    picture = Image.fromarray(values.astype(np.uint8))
+    picture.putpalette(bytes([0, 0, 0] + [255] * 3 + [0] * 253 * 3 + [128] * 3))
+    return picture
 
 
 class _FolderWriter:
@@ -258,7 +271,7 @@ class _FolderWriter:
 
     def image(self, row: dict[str, Any], image_id: str, source: str) -> str:
         """The path of the image, written when it is new."""
-        image = row["image"].convert("RGB")
+        image = to_rgb(row["image"])
         digest = blake2b(image.tobytes() + repr(image.size).encode(), digest_size=16).digest()
         if image_id not in self.images:
             path = f"images/{len(self.images):08d}.png"
@@ -332,6 +345,7 @@ def from_dataset(
     has_target: str | None = None,
     name: str = "dataset",
     merge: Merge = "union",
+    ignore_index: IgnoreIndex = "auto",
 ) -> Dataset:
     """A data set with any columns as one of references; images and masks are decoded when a row is read.
 
@@ -347,6 +361,7 @@ def from_dataset(
         has_target: column of bool, false where nothing is meant.
         name: what the rows' `dataset` shall be.
         merge: how the parts of an object join: see `decode_segmentation`.
+        ignore_index: the value of pixels to ignore in masks that are pictures or arrays: see `load_folder`.
 
     Returns:
         See `records`. The mask of an image that EXIF data turn is that of the upright image.
@@ -384,5 +399,9 @@ def from_dataset(
         )
 
     rows = plain.select_columns(sorted(set(columns.values())))
-    decoder = RecordDecoder(plain.select_columns([image, mask]), image, mask, merge, upright=True)
+    if ignore_index == "auto":
+        pictures = plain.select_columns([mask])
+        check_meaning_of_255(len(plain), lambda number: pictures[number][mask], lambda number: f"row {number}")
+    shown = plain.select_columns([image, mask])
+    decoder = RecordDecoder(shown, image, mask, merge, upright=True, ignore_index=ignore_index)
     return build_dataset((record(number, row) for number, row in enumerate(rows)), decoder)

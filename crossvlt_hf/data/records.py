@@ -26,8 +26,7 @@ import numpy as np
 from datasets import Dataset, Features, List, Value
 from PIL import Image
 
-from ..processing_crossvlt import to_rgb
-from .files import opening
+from ..processing_crossvlt import IgnoreIndex, check_ignore_index, opening, to_rgb
 from .masks import MERGES, Merge, decode_mask, unpack
 
 
@@ -98,6 +97,7 @@ class RecordDecoder:
         merge: how the parts of an annotation join: see `decode_segmentation`.
         upright: whether to turn images as their EXIF data say. The annotations of COCO belong to the pixels as they
             are stored.
+        ignore_index: the value of pixels to ignore in masks that are pictures or arrays: see `to_label_map`.
     """
 
     images: Dataset | None = None
@@ -105,10 +105,12 @@ class RecordDecoder:
     mask_column: str | None = None
     merge: Merge = "union"
     upright: bool = False
+    ignore_index: IgnoreIndex = "auto"
 
     def __post_init__(self) -> None:
         if self.merge not in MERGES:
             raise ValueError(f"`merge` is {self.merge!r}; give one of {', '.join(MERGES)}.")
+        check_ignore_index(self.ignore_index)
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         """Decode what is there of image and mask; other columns stay, but for `source`."""
@@ -130,7 +132,13 @@ class RecordDecoder:
         numbers = batch.get("image") or batch.get("mask") or []
         if self.images is None or ("image" not in batch and self.mask_column is None):
             return []
-        return [self.images[int(number)] for number in numbers]
+        sources = batch.get("source") or [f"row {number}" for number in numbers]
+        return [self._row(self.images, int(number), source) for number, source in zip(numbers, sources, strict=True)]
+
+    @staticmethod
+    def _row(images: Dataset, number: int, source: str) -> dict[str, Any]:
+        with opening(source):  # the library decodes images here
+            return images[number]
 
     def _image(self, image: Any) -> Image.Image:
         if isinstance(image, dict):  # a file in a column that is not decoded
@@ -138,20 +146,19 @@ class RecordDecoder:
         if not isinstance(image, str | BytesIO):
             return to_rgb(image)
         name = image if isinstance(image, str) else "The file in a row"
-        with opening(name, "image"), Image.open(image) as opened:
+        with opening(name), Image.open(image) as opened:
             opened.load()
-            if self.upright:
-                return to_rgb(opened)
-            picture = opened.convert("RGB")
-            picture.info.clear()  # else whoever is given it would turn it after all
-            return picture
+            picture = to_rgb(opened, upright=self.upright)
+        picture.info.clear()  # else whoever is given it would turn it after all
+        return picture
 
     def _mask(self, mask: str | dict[str, Any], source: str) -> np.ndarray:
         try:
             if isinstance(mask, str):
-                return unpack(mask, self.merge)
+                return unpack(mask, self.merge, self.ignore_index)
             image = self._image(mask[self.image_column])
-            return decode_mask(mask[str(self.mask_column)], image.height, image.width, self.merge)
+            column = mask[str(self.mask_column)]
+            return decode_mask(column, image.height, image.width, self.merge, self.ignore_index)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{source}: {error}") from error
 

@@ -58,7 +58,7 @@ def overlay(
     ASCII: accents are left out, and characters of other scripts are drawn as empty boxes.
 
     Args:
-        image: photo of any size. It is shown as the model sees it: upright as EXIF says, transparency dropped.
+        image: photo of any size. It is shown as the model sees it: upright as EXIF says, on white.
         masks: one mask of the upright image's size for each expression: `(height, width)` arrays or tensors of bool or
             of integers, or images of mode "1" or "L". Whatever is not zero belongs to the mask; it may be empty.
         labels: the expressions.
