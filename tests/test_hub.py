@@ -50,6 +50,7 @@ EXAMPLE = make_example("test", 3, seed=5)
 def hub(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # it keeps the address of the first Hub
     with HubServer(tmp_path / "hub", tokens={TOKEN: "alice", "hf_bob": "bob"}) as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
         template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
