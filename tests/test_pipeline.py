@@ -8,6 +8,7 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from inspect import signature
 from itertools import count, islice
 
 import numpy as np
@@ -721,3 +722,25 @@ def test_a_named_model_needs_no_warning(folder):
     code = f"from transformers import pipeline; import crossvlt_hf; {made}"
     lines = run_python("-c", code).stderr.splitlines()
     assert all("Loading weights" in line for line in lines if line.strip())
+
+
+@pytest.mark.skipif(
+    "return_probabilities" not in signature(CrossVLTProcessor.post_process_masks).parameters,
+    reason="the processor gives no probabilities",
+)
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_probabilities_on_request(pipe, expected, batch_size):
+    found = pipe(ROWS, return_probabilities=True, batch_size=batch_size)
+    assert_all_same(found, expected)
+    for row, results in zip(ROWS, found, strict=True):
+        for result in results:
+            map_ = result["probabilities"]
+            assert (map_.dtype, map_.shape) == (np.float32, row["image"].size[::-1])
+            assert 0 <= map_.min() <= map_.max() <= 1
+            assert np.mean((map_ > 0.5) != (np.asarray(result["mask"]) > 0)) < 0.001
+    assert all("probabilities" not in result for result in expected[0])
+
+
+def test_probabilities_are_asked_for_by_true_or_false(pipe):
+    with pytest.raises(ValueError, match="return_probabilities"):
+        pipe(ONE, text=WORDS, return_probabilities="yes")
