@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from .modeling_crossvlt import CrossVLTModel
+from .modeling_crossvlt import CrossVLTModel, evaluating
 from .processing_crossvlt import CrossVLTProcessor
 
 
@@ -307,9 +307,8 @@ def export_model(
         else:
             torch.export.save(program, beside / file)
         del program
-        training = model.training  # an export may come in the middle of it
-        checks = check_export(load_exported(beside), model.eval(), processor)
-        model.train(training)
+        with evaluating(model):  # an export may come in the middle of training
+            checks = check_export(load_exported(beside), model, processor)
         summary = {**_summary(model, processor, file), "checks": checks}
         processor.image_processor.save_pretrained(beside)
         processor.tokenizer.save_pretrained(beside)

@@ -8,10 +8,12 @@ width, N = H * W its positions. Pixels stay a grid (B, H, W, C) throughout.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import wraps
+from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +31,13 @@ from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple, maybe_autocast, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .configuration_crossvlt import MIN_TEMPERATURE, CrossVLTConfig, CrossVLTTextConfig, CrossVLTVisionConfig
+from .configuration_crossvlt import (
+    MIN_TEMPERATURE,
+    CrossVLTConfig,
+    CrossVLTTextConfig,
+    CrossVLTVisionConfig,
+    code_files,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -868,6 +876,40 @@ def total_loss(
     return MASK_LOSS_WEIGHT * (mask_loss + config.dice_loss_weight * dice_loss) + alignment_loss
 
 
+# ---- evaluation in the midst of training
+
+# Modules that are in evaluation mode for the time being, and how many `evaluating` contexts each is in
+_EVALUATING: dict[nn.Module, int] = {}
+_EVALUATING_LOCK = Lock()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and every module back into its own mode afterwards.
+
+    `model.eval()` and `model.train()` would not do: the second puts frozen BatchNorms and dropouts into training mode
+    as well. Contexts of several threads may overlap; the last one that ends restores the modes. A training step of
+    the same model must not run in another thread meanwhile: it would compute in evaluation mode.
+
+    Args:
+        model: any module; nothing of it is changed but the mode.
+    """
+    with _EVALUATING_LOCK:
+        modules = [module for module in model.modules() if module.training or module in _EVALUATING]
+        for module in modules:
+            _EVALUATING[module] = _EVALUATING.get(module, 0) + 1
+            module.training = False
+    try:
+        yield
+    finally:
+        with _EVALUATING_LOCK:
+            for module in modules:
+                _EVALUATING[module] -= 1
+                if not _EVALUATING[module]:
+                    del _EVALUATING[module]
+                    module.training = True
+
+
 # ---- the models
 
 
@@ -956,6 +998,11 @@ class CrossVLTPreTrainedModel(PreTrainedModel):
     _keep_in_fp32_modules = [r".*fusion"]  # what quantizers leave alone; see "int8 weights" in the README
     # Trainer must divide the loss by the accumulation steps itself.
     accepts_loss_kwargs = False
+
+    def _get_files_timestamps(self, working_dir: Any) -> dict[str, float]:
+        """What `save_pretrained(push_to_hub=True)` need not upload if it is as old afterwards: no code, ever."""
+        times = super()._get_files_timestamps(working_dir)
+        return {name: time for name, time in times.items() if name not in code_files(working_dir)}
 
     def _attention_kwargs(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """What of forward's further arguments goes to the attention function.
@@ -1357,4 +1404,5 @@ __all__ = [
     "CrossVLTTextOutput",
     "CrossVLTVisionModel",
     "CrossVLTVisionOutput",
+    "evaluating",
 ]

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from threading import RLock
+from typing import Any, Literal, NamedTuple
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -23,7 +24,7 @@ from transformers.models.segformer.image_processing_pil_segformer import Segform
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.utils import TensorType
 
-from .configuration_crossvlt import AUTO_MAP, copy_code
+from .configuration_crossvlt import AUTO_MAP, copy_code, take_hub_options
 
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
@@ -43,6 +44,8 @@ REFUSED_IMAGE_KWARGS = {
     "do_reduce_labels": "masks hold 1 on the object and 0 off it",
     "image_seq_length": "there are no image tokens",
 }
+# A fast tokenizer keeps padding and truncation as a state, which calls of several threads must not change under way
+_TOKENIZING = RLock()
 
 
 class ImageTooLargeError(ValueError):
@@ -464,6 +467,64 @@ def _flat(entries: list) -> list:
     return [item for entry in entries for item in (entry if isinstance(entry, list | tuple) else [entry])]
 
 
+class ReadExpression(NamedTuple):
+    """What a model reads of an expression; see [`CrossVLTProcessor.read_expressions`].
+
+    Args:
+        text_read: the part of the expression within the limit of tokens, as it was written.
+        unknown_words: words of the whole expression that the vocabulary does not know, each once, in their order.
+        cut: whether the expression is longer than the limit.
+    """
+
+    text_read: str
+    unknown_words: tuple[str, ...]
+    cut: bool
+
+
+def _is_of_a_word(character: str) -> bool:
+    """Whether it is a letter, a digit or an emoji, no punctuation and no space."""
+    return unicodedata.category(character)[0] in "LN" or unicodedata.category(character) == "So"
+
+
+def word_spans(text: str) -> Iterator[tuple[int, int]]:
+    """Start and end of each word: letters, digits and emoji together, with their accents and joiners."""
+    start = None
+    for position, character in enumerate(text):
+        inside = _is_of_a_word(character)
+        if start is not None and not inside and unicodedata.category(character) not in ("Mn", "Mc", "Me", "Cf"):
+            yield start, position
+            start = None
+        elif start is None and inside:
+            start = position
+    if start is not None:
+        yield start, len(text)
+
+
+def reading_note(expression: str, read: ReadExpression) -> str | None:
+    """A sentence on what a model does not read of an expression; None if it reads all of it."""
+    notes = []
+    if read.unknown_words:
+        words = ", ".join(map(repr, read.unknown_words))
+        notes.append(f"the vocabulary does not know {words}")
+    if read.cut:
+        notes.append(f"it is too long, and only {read.text_read!r} is read")
+    return f"The expression {expression!r} is not read as it is: {'; '.join(notes)}." if notes else None
+
+
+def _not_covered(text: str, known: list[tuple[int, int]]) -> tuple[str, ...]:
+    """The words of a text of which a character lies in no known token's (start, end)."""
+    covered = {position for start, end in known for position in range(start, end)}
+    left = [position for position in range(len(text)) if position not in covered]
+    if not any(_is_of_a_word(text[position]) for position in left):
+        return ()
+    words = [
+        text[start:end]
+        for start, end in word_spans(text)
+        if any(start <= position < end and _is_of_a_word(text[position]) for position in left)
+    ]
+    return tuple(dict.fromkeys(words))
+
+
 def pair_expressions(num_images: int, text: str | Sequence) -> list[list[str]]:
     """The expressions of each image."""
     expressions = _as_expressions(text)
@@ -697,10 +758,14 @@ class CrossVLTProcessor(ProcessorMixin):
         Args:
             save_directory: folder; it is made where there is none.
             push_to_hub: whether to upload what was saved.
-            kwargs: see [`ProcessorMixin.save_pretrained`].
+            kwargs: see [`ProcessorMixin.save_pretrained`], and of `push_to_hub`.
         """
+        options = take_hub_options(save_directory, kwargs) if push_to_hub else {}
         copy_code(save_directory)
-        return super().save_pretrained(str(save_directory), push_to_hub=push_to_hub, **kwargs)
+        files = super().save_pretrained(str(save_directory), **kwargs)
+        if push_to_hub:
+            self.push_to_hub(**options)
+        return files
 
     @property
     def model_input_names(self) -> list[str]:
@@ -752,7 +817,7 @@ class CrossVLTProcessor(ProcessorMixin):
         groups = None if text is None else self._group(images, text)
         if groups is not None:
             single = images is None and isinstance(text, str)
-            data |= self.tokenizer(text if single else _flat(groups), **text_kwargs)
+            data |= self._tokenize(text if single else _flat(groups), **text_kwargs)
         if images is not None:
             entries = _as_images(images)
             counts = [1] * len(entries) if groups is None else [len(group) for group in groups]
@@ -828,6 +893,61 @@ class CrossVLTProcessor(ProcessorMixin):
                 f"`input_data_format` must be one of {', '.join(IMAGE_LAYOUTS)}, got {layouts['input_data_format']!r}."
             )
         return {**given, "input_data_format": layouts["input_data_format"]}
+
+    def read_expressions(self, texts: Sequence[str]) -> list[ReadExpression]:
+        """Find out what a model reads of expressions: where they are cut, and which words are unknown.
+
+        Args:
+            texts: expressions.
+
+        Returns:
+            One for each, in their order. A word is unknown if a part of it becomes the tokenizer's unknown token, or
+            no token at all; what becomes bytes, as in some vocabularies, is not. Of a word at the limit `text_read`
+            has the part that is read, or nothing of it where a tokenizer written in Python does not tell its position.
+
+        Raises:
+            ValueError: if one of them is not an expression.
+        """
+        expressions = _flat(_as_expressions(texts)) if len(texts) else []
+        if not expressions:
+            return []
+        lengths = [sum(mask) for mask in self(text=expressions, return_attention_mask=True)["attention_mask"]]  # type: ignore[call-arg]
+        room = [length - self.tokenizer.num_special_tokens_to_add() for length in lengths]
+        if not self.tokenizer.is_fast:
+            return [self._read_by_word(text, count) for text, count in zip(expressions, room, strict=True)]
+        whole = self._tokenize(expressions, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        parts = zip(expressions, room, whole["input_ids"], whole["offset_mapping"], strict=True)
+        return [self._read_by_position(*part) for part in parts]
+
+    def _tokenize(self, text: str | list[str], **kwargs: Any) -> Any:
+        with _TOKENIZING:
+            return self.tokenizer(text, **kwargs)
+
+    def _read_by_position(self, text: str, count: int, ids: list[int], spans: list[tuple[int, int]]) -> ReadExpression:
+        """Read a text, of which `count` tokens are kept, with the (start, end) of all its tokens."""
+        unknown = self.tokenizer.unk_token_id
+        words = _not_covered(text, [span for span, token in zip(spans, ids, strict=True) if token != unknown])
+        if len(spans) <= count:
+            return ReadExpression(text, words, cut=False)
+        from_the_left = self.tokenizer.truncation_side == "left"
+        kept = spans[len(spans) - count :] if from_the_left else spans[:count]
+        text_read = text[min((start for start, _ in kept), default=0) : max((end for _, end in kept), default=0)]
+        return ReadExpression(text_read.strip(), words, cut=True)
+
+    def _read_by_word(self, text: str, count: int) -> ReadExpression:
+        """Read a text, of which `count` tokens are kept, with a tokenizer that does not tell their positions."""
+
+        def tokens(part: str) -> list[int]:
+            return self._tokenize(part, add_special_tokens=False, verbose=False)["input_ids"]
+
+        found = [text[start:end] for start, end in word_spans(text)]
+        unknown = [word for word in found if not tokens(word) or self.tokenizer.unk_token_id in tokens(word)]
+        cut = len(tokens(text)) > count
+        words = text.split() if cut else []
+        from_the_left = self.tokenizer.truncation_side == "left"
+        while words and len(tokens(" ".join(words))) > count:
+            words.pop(0 if from_the_left else -1)
+        return ReadExpression(" ".join(words) if cut else text, tuple(dict.fromkeys(unknown)), cut)
 
     def _prepare_images(
         self, images: list[ImageLike], counts: list[int], images_kwargs: dict[str, Any]
@@ -943,4 +1063,4 @@ class CrossVLTProcessor(ProcessorMixin):
         return [result["mask"].long() for result in self.post_process_masks(outputs, target_sizes)]
 
 
-__all__ = ["CrossVLTProcessor"]
+__all__ = ["CrossVLTProcessor", "ReadExpression"]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ..modeling_crossvlt import CrossVLTModel, CrossVLTOutput
+from ..modeling_crossvlt import CrossVLTModel, CrossVLTOutput, evaluating
 from ..processing_crossvlt import CrossVLTProcessor, ImageLike, to_rgb
 
 
@@ -266,15 +266,12 @@ def _recording(model: CrossVLTModel) -> Iterator[None]:
         config = model.config
         parts = {name: getattr(config, name)._attn_implementation for name in config.sub_configs}
         before = {"": config._attn_implementation, **parts}
-        training = [module for module in model.modules() if module.training]
         try:
             model.set_attn_implementation("eager")
-            model.eval()
-            yield
+            with evaluating(model):
+                yield
         finally:
             model.set_attn_implementation(before)
-            for module in training:
-                module.training = True
 
 
 @torch.no_grad()
