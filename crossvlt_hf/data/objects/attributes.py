@@ -132,6 +132,7 @@ def describe(
     *,
     crowds: Sequence[bool] | None = None,
     hardly_visible: float = HARDLY_VISIBLE,
+    doubles: bool = True,
 ) -> list[DescribedObject]:
     """Measure labelled objects.
 
@@ -141,6 +142,7 @@ def describe(
         classes: the class of each object.
         crowds: which labels stand for several objects or for parts of several.
         hardly_visible: share of the picture below which an object is not clear.
+        doubles: whether one object may be labelled twice: see `drop_doubles`.
 
     Returns:
         One description for each object; those without pixels are not clear.
@@ -150,13 +152,15 @@ def describe(
     """
     flags = [False] * len(masks) if crowds is None else list(crowds)
     if not len(masks) == len(classes) == len(flags):
-        raise ValueError(f"`masks`, `classes`, `crowds` must be of one length, got {len(masks)}, {len(classes)}, {len(flags)}.")
+        raise ValueError(
+            f"`masks`, `classes`, `crowds` must be of one length, got {len(masks)}, {len(classes)}, {len(flags)}."
+        )
     codes = None if image is None else colour_codes(np.asarray(image))
     found = [
         _describe(codes, np.asarray(mask) != 0, label, not crowd, hardly_visible)
         for mask, label, crowd in zip(masks, classes, flags, strict=True)
     ]
-    return drop_doubles(found)
+    return drop_doubles(found) if doubles else found
 
 
 def _describe(
