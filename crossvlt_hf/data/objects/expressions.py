@@ -33,6 +33,7 @@ UNCERTAIN_FAMILIES = ("noun", "attribute", "absolute")
 
 # Two positions nearer than this share of the picture, and two areas of a smaller ratio, are not told apart in words
 MARGIN, AREA_RATIO, CLEAR_AREA_RATIO = 0.06, 1.6, 2.5
+BIG = 0.04  # share of the picture of what is called big at least
 ORDINALS = ("first", "second", "third", "fourth", "fifth")
 NUMBERS = ("two", "three", "four", "five", "six")
 
@@ -124,7 +125,7 @@ def _further(key: str) -> Callable[[DescribedObject, DescribedObject], Answer]:
         return lambda one, other: _before(one, other, key)
     ratio = CLEAR_AREA_RATIO if key in ("big", "small") else AREA_RATIO
     if key in ("largest", "big"):
-        return lambda one, other: _larger(one, other, ratio)
+        return lambda one, other: _larger(one, other, ratio) if key != "big" or one.area >= BIG else None
     return lambda one, other: _larger(other, one, ratio)
 
 
@@ -173,7 +174,7 @@ def _at_side(thing: DescribedObject, side: str, limit: float) -> Answer:
     flip = side in ("right", "bottom")
     centre = 1 - thing.centre[axis] if flip else thing.centre[axis]
     far = 1 - thing.box[axis] if flip else thing.box[axis + 2]
-    if centre <= limit and far <= limit + 0.22:
+    if centre <= limit and far <= 0.6:
         return True
     return False if centre >= 0.5 else None
 
@@ -187,7 +188,7 @@ def _in_middle(thing: DescribedObject) -> Answer:
 
 def in_region(thing: DescribedObject, sides: Sequence[str]) -> Answer:
     """Whether a thing lies at all of the sides."""
-    limit = 0.4 if len(sides) == 1 else 0.35
+    limit = 0.38 if len(sides) == 1 else 0.35
     answer: Answer = True
     for side in sides:
         answer = both(answer, _at_side(thing, side, limit))
@@ -470,11 +471,13 @@ def _absent_colours(world: World) -> Iterator[Query]:
 
 def _absent_places(world: World) -> Iterator[Query]:
     for phrase, (words, sides) in product(world.phrases, REGIONS.items()):
-        if not phrase.adjective and len(sides) == 1:
-            yield Query(
-                f"{_words(phrase)} {words}",
-                lambda p=phrase, s=sides: world.where(p, lambda thing: in_region(thing, s)),
-            )
+        if not phrase.adjective and len(sides) == 1 and sides[0] in OPPOSITES:
+            there = world.where(phrase, lambda thing, s=sides: in_region(thing, (OPPOSITES[s[0]],)))
+            if True in there:
+                yield Query(
+                    f"{_words(phrase)} {words}",
+                    lambda p=phrase, s=sides: world.where(p, lambda thing: in_region(thing, s)),
+                )
 
 
 def _absent_relations(world: World) -> Iterator[Query]:
