@@ -84,13 +84,13 @@ def cut_out(image: NDArray[np.uint8], mask: NDArray, label: str, most: int = MOS
     return CutOut(np.asarray(picture), label)
 
 
-def _plain_background(rng: np.random.Generator, size: int) -> NDArray[np.uint8]:
+def _plain_background(rng: np.random.Generator, size: int) -> Image.Image:
     """A soft gradient between two colours."""
     ends = rng.uniform(60, 245, (2, 1, 1, 1)) + rng.uniform(-25, 25, (2, 1, 1, 3))
     ramp = np.linspace(0, 1, size, dtype=np.float32)
     ramp = (ramp[:, None] if rng.random() < 0.5 else ramp[None, :])[..., None]
     noise = rng.normal(0, 3, (size, size, 1))
-    return np.asarray((ends[0] * (1 - ramp) + ends[1] * ramp + noise).clip(0, 255).astype(np.uint8))
+    return Image.fromarray((ends[0] * (1 - ramp) + ends[1] * ramp + noise).clip(0, 255).astype(np.uint8))
 
 
 class Composer:
@@ -131,8 +131,8 @@ class Composer:
         for number, cutout in enumerate(self.cutouts):
             self.of_class.setdefault(lookup(cutout.label).name, []).append(number)
         self.labels = sorted(self.of_class)
-        self.weights = np.sqrt([len(self.of_class[label]) for label in self.labels])
-        self.weights /= self.weights.sum()
+        shares = np.cumsum(np.sqrt([len(self.of_class[label]) for label in self.labels]))
+        self.shares = shares / shares[-1]
 
     def scene(self, index: int, attempt: int = 0) -> ComposedScene:
         """Draw a scene.
@@ -149,7 +149,7 @@ class Composer:
             if scene is not None:
                 return scene
 
-    def _background(self, rng: np.random.Generator) -> tuple[NDArray[np.uint8], frozenset[str]]:
+    def _background(self, rng: np.random.Generator) -> tuple[Image.Image, frozenset[str]]:
         if not self.backgrounds or rng.random() < self.plain:
             return _plain_background(rng, self.size), frozenset()
         background = self.backgrounds[int(rng.integers(len(self.backgrounds)))]
@@ -161,11 +161,11 @@ class Composer:
         )
         if rng.random() < 0.5:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return np.array(picture), background.labels
+        return picture, background.labels
 
     def _choose(self, rng: np.random.Generator, seen: Collection[str]) -> list[int]:
         """Numbers of cut-outs: two or more of one class, then others of one or two further classes."""
-        labels = [str(label) for label in rng.choice(self.labels, size=8, p=self.weights)]
+        labels = [self.labels[place] for place in np.searchsorted(self.shares, rng.random(8), side="right")]
         free = [label for label in dict.fromkeys(labels) if all(word_fits(label, s) is False for s in seen)]
         if not free:
             return []
@@ -173,22 +173,22 @@ class Composer:
         same = int(rng.integers(2, total + 1)) if total > 2 else 2
         kinds = [free[0]] * same
         kinds += [free[1 + int(rng.integers(min(2, len(free) - 1)))] if len(free) > 1 else free[0] for _ in range(total - same)]
-        return [int(rng.choice(self.of_class[kind])) for kind in kinds]
+        return [self.of_class[kind][int(rng.integers(len(self.of_class[kind])))] for kind in kinds]
 
     def _compose(
-        self, rng: np.random.Generator, background: NDArray[np.uint8], chosen: list[int]
+        self, rng: np.random.Generator, background: Image.Image, chosen: list[int]
     ) -> ComposedScene | None:
         canvas = _Canvas(background)
         base = rng.uniform(*self.scale)
         order = [chosen[place] for place in rng.permutation(len(chosen))]
         for number in order:
-            pixels = self._prepare(rng, self.cutouts[number].pixels, base)
-            if not any(canvas.paste(pixels, *_place(rng, pixels.shape, self.size)) for _ in range(12)):
+            piece = _Piece(self._prepare(rng, self.cutouts[number].pixels, base))
+            if not any(canvas.paste(piece, *_place(rng, piece.solid.shape, self.size)) for _ in range(12)):
                 return None
         classes = tuple(self.cutouts[number].label for number in order)
-        return ComposedScene(canvas.image(), np.stack(canvas.masks), classes, tuple(order)) if order else None
+        return ComposedScene(np.array(canvas.picture), np.stack(canvas.masks), classes, tuple(order)) if order else None
 
-    def _prepare(self, rng: np.random.Generator, pixels: NDArray[np.uint8], base: float) -> NDArray[np.uint8]:
+    def _prepare(self, rng: np.random.Generator, pixels: NDArray[np.uint8], base: float) -> Image.Image:
         """A cut-out scaled, turned, lit and feathered."""
         picture = Image.fromarray(pixels)
         side = self.size * min(self.scale[1] * 1.1, base * math.exp(rng.normal(0, 0.3)))
@@ -200,20 +200,22 @@ class Composer:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if rng.random() < 0.3:
             picture = picture.rotate(rng.uniform(-20, 20), Image.Resampling.BILINEAR, expand=True)
-        values = np.array(picture, dtype=np.float32)
-        values[..., :3] = ((values[..., :3] - 128) * rng.uniform(0.85, 1.15) + 128) * rng.uniform(0.85, 1.12)
+        light, contrast = rng.uniform(0.85, 1.12), rng.uniform(0.85, 1.15)
+        levels = (((np.arange(256) - 128) * contrast + 128) * light).clip(0, 255).astype(np.uint8)
+        values = np.array(picture)
+        values[..., :3] = levels[values[..., :3]]
         values[..., 3] = _feather(picture.getchannel("A"), rng)
-        return np.asarray(values.clip(0, 255))
+        return Image.fromarray(values)
 
 
-def _feather(alpha: Image.Image, rng: np.random.Generator) -> NDArray[np.float32]:
+def _feather(alpha: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Alpha drawn in by a pixel, where it is large enough, and blurred, by a radius of chance."""
     if min(alpha.size) > 24 and rng.random() < 0.7:
         framed = Image.new("L", (alpha.width + 2, alpha.height + 2))
         framed.paste(alpha, (1, 1))
         alpha = framed.filter(ImageFilter.MinFilter(3)).crop((1, 1, alpha.width + 1, alpha.height + 1))
     radius = (0.0, 0.6, 1.0, 1.6)[int(rng.integers(4))]
-    return np.asarray(alpha.filter(ImageFilter.GaussianBlur(radius)) if radius else alpha, dtype=np.float32)
+    return alpha.filter(ImageFilter.GaussianBlur(radius)) if radius else alpha
 
 
 def _place(rng: np.random.Generator, shape: tuple[int, ...], size: int) -> tuple[int, int]:
@@ -225,35 +227,39 @@ def _place(rng: np.random.Generator, shape: tuple[int, ...], size: int) -> tuple
     return int(top), int(left)
 
 
+class _Piece:
+    """What is pasted, and which of its pixels hide what is behind."""
+
+    def __init__(self, picture: Image.Image) -> None:
+        self.picture = picture
+        self.solid = np.asarray(picture.getchannel("A")) >= 128
+        self.area = int(self.solid.sum())
+
+
 class _Canvas:
     """A picture on which objects are pasted, and what is left visible of each."""
 
-    def __init__(self, background: NDArray[np.uint8]) -> None:
-        self.picture = background.astype(np.float32)
+    def __init__(self, background: Image.Image) -> None:
+        self.picture = background
         self.masks: list[NDArray[np.bool_]] = []
-        self.areas: list[int] = []
+        self.spare: list[float] = []  # pixels of each that may still be covered
 
-    def paste(self, pixels: NDArray[np.float32], top: int, left: int) -> bool:
+    def paste(self, piece: _Piece, top: int, left: int) -> bool:
         """Paste an object, unless that covers too much of another."""
-        size = self.picture.shape[0]
-        rows = slice(max(0, top), min(size, top + pixels.shape[0]))
-        columns = slice(max(0, left), min(size, left + pixels.shape[1]))
-        part = pixels[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
-        solid = part[..., 3] >= 128
-        area, whole = int(solid.sum()), int((pixels[..., 3] >= 128).sum())
-        kept = [int(mask.sum()) - int((mask[rows, columns] & solid).sum()) for mask in self.masks]
-        if area < max(16, VISIBLE * whole) or any(k < VISIBLE * a for k, a in zip(kept, self.areas, strict=True)):
+        size = self.picture.width
+        rows = slice(max(0, top), min(size, top + piece.solid.shape[0]))
+        columns = slice(max(0, left), min(size, left + piece.solid.shape[1]))
+        solid = piece.solid[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+        area = int(solid.sum())
+        covered = [int((mask[rows, columns] & solid).sum()) for mask in self.masks]
+        if area < max(16, VISIBLE * piece.area) or any(c > s for c, s in zip(covered, self.spare, strict=True)):
             return False
-        alpha = part[..., 3:] / 255
-        self.picture[rows, columns] += alpha * (part[..., :3] - self.picture[rows, columns])
+        self.picture.paste(piece.picture, (left, top), piece.picture)
         for mask in self.masks:
             mask[rows, columns] &= ~solid
         mask = np.zeros((size, size), dtype=bool)
         mask[rows, columns] = solid
         self.masks.append(mask)
-        self.areas.append(whole)
+        self.spare = [s - c for c, s in zip(covered, self.spare, strict=True)]
+        self.spare.append(area - VISIBLE * piece.area)
         return True
-
-    def image(self) -> NDArray[np.uint8]:
-        """The picture as it is."""
-        return np.asarray(self.picture.clip(0, 255).astype(np.uint8))

@@ -7,8 +7,10 @@ are as many as its family says.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from itertools import pairwise, product
 
 import numpy as np
@@ -33,6 +35,7 @@ UNCERTAIN_FAMILIES = ("noun", "attribute", "absolute")
 
 # Two positions nearer than this share of the picture, and two areas of a smaller ratio, are not told apart in words
 MARGIN, AREA_RATIO, CLEAR_AREA_RATIO = 0.06, 1.6, 2.5
+MOST_ABSENT = 8  # classes that a picture lacks, of which it is then said
 BIG = 0.04  # share of the picture of what is called big at least
 ORDINALS = ("first", "second", "third", "fourth", "fifth")
 NUMBERS = ("two", "three", "four", "five", "six")
@@ -78,11 +81,13 @@ class Query:
         text: what is said.
         answer: for every object whether it is meant.
         useful: whether the noun alone would not do.
+        group: what kind of statement; each group has an equal chance, however many queries it has.
     """
 
     text: str
     answer: Callable[[], Answers]
     useful: bool = True
+    group: str = ""
 
 
 def both(one: Answer, other: Answer) -> Answer:
@@ -230,6 +235,9 @@ class World:
         self.objects, self.least_area = tuple(objects), least_area
         self.labels = sorted({lookup(label).name for label in labels or [thing.label for thing in objects]})
         kinds = usable_kinds(self.labels)
+        present = {lookup(thing.label).name for thing in self.objects}
+        absent = [label for label in self.labels if label not in present]
+        self.absent = [absent[place] for place in rng.permutation(len(absent))[:MOST_ABSENT]]
         self.nouns: dict[str, list[str]] = {}
         for thing in self.objects:
             noun = lookup(thing.label)
@@ -344,7 +352,8 @@ def _counted(phrase: Phrase) -> Phrase | None:
     return phrase
 
 
-def _words(phrase: Phrase, relation: str = "") -> str:
+@lru_cache(maxsize=16384)
+def _words(phrase: Phrase) -> str:
     return f"the {_counted(phrase) or phrase}"
 
 
@@ -361,10 +370,10 @@ def attribute_queries(world: World) -> Iterator[Query]:
         if phrase.colour or phrase.adjective:
             shorter = [Phrase(phrase.word, None, phrase.adjective), Phrase(phrase.word, phrase.colour)]
             useful = all(world.count(s) > 1 for s in shorter if s != phrase)
-            yield Query(_words(phrase), lambda p=phrase: world.fits(p), useful)
+            yield Query(_words(phrase), lambda p=phrase: world.fits(p), useful, phrase.colour or "adjective")
     for phrase, word in product(world.crowded, ("big", "small")):
         if (counted := _counted(phrase)) is not None and phrase.colour is None:
-            yield Query(f"the {word} {counted}", lambda p=phrase, w=word: world.first(p, _further(w)))
+            yield Query(f"the {word} {counted}", lambda p=phrase, w=word: world.first(p, _further(w)), group="size")
 
 
 def absolute_queries(world: World) -> Iterator[Query]:
@@ -376,6 +385,7 @@ def absolute_queries(world: World) -> Iterator[Query]:
                 f"{_words(phrase)} {words}",
                 lambda p=phrase, s=sides: world.where(p, lambda thing: in_region(thing, s)),
                 useful,
+                str(sides),
             )
 
 
@@ -410,7 +420,7 @@ def superlative_queries(world: World) -> Iterator[Query]:
         if (counted := _counted(phrase)) is not None:
             words = SUPERLATIVES | (COMPARATIVES if world.sure(phrase) == 2 else {})
             for word, key in words.items():
-                yield Query(f"the {word} {counted}", lambda p=phrase, k=key: world.first(p, _further(k)))
+                yield Query(f"the {word} {counted}", lambda p=phrase, k=key: world.first(p, _further(k)), group=key)
 
 
 def negation_queries(world: World) -> Iterator[Query]:
@@ -419,7 +429,12 @@ def negation_queries(world: World) -> Iterator[Query]:
         verb = "are" if lookup(phrase.word).form == "plural" else "is"
         start = f"{_words(phrase)} that {verb} not"
         for test, words in _negated(world, phrase):
-            yield Query(f"{start} {words}", lambda p=phrase, t=test: world.where(p, lambda o: opposite(t(o))))
+            answer = partial(_without, world, phrase, test)
+            yield Query(f"{start} {words}", answer, group=words if words in REGIONS else "")
+
+
+def _without(world: World, phrase: Phrase, test: Callable[[DescribedObject], Answer]) -> Answers:
+    return world.where(phrase, lambda thing: opposite(test(thing)))
 
 
 def _negated(world: World, phrase: Phrase) -> Iterator[tuple[Callable[[DescribedObject], Answer], str]]:
@@ -449,7 +464,9 @@ def plural_queries(world: World) -> Iterator[Query]:
             yield Query(text, lambda p=phrase: world.fits(p))
         for words, sides in REGIONS.items():
             yield Query(
-                f"the {plural} {words}", lambda p=phrase, s=sides: world.where(p, lambda thing: in_region(thing, s))
+                f"the {plural} {words}",
+                lambda p=phrase, s=sides: world.where(p, lambda thing: in_region(thing, s)),
+                group="place",
             )
 
 
@@ -466,7 +483,7 @@ def _absent_colours(world: World) -> Iterator[Query]:
         noun = lookup(phrase.word)
         if colour != phrase.colour and (noun.colours is None or colour in noun.colours) and colour not in phrase.word:
             wrong = Phrase(phrase.word, colour)
-            yield Query(_words(wrong), lambda p=wrong: world.fits(p))
+            yield Query(_words(wrong), lambda p=wrong: world.fits(p), group="colour")
 
 
 def _absent_places(world: World) -> Iterator[Query]:
@@ -477,6 +494,7 @@ def _absent_places(world: World) -> Iterator[Query]:
                 yield Query(
                     f"{_words(phrase)} {words}",
                     lambda p=phrase, s=sides: world.where(p, lambda thing: in_region(thing, s)),
+                    group="place",
                 )
 
 
@@ -488,17 +506,17 @@ def _absent_relations(world: World) -> Iterator[Query]:
                 yield Query(
                     f"{_words(phrase)} {relation} {_words(anchor)}",
                     lambda p=phrase, s=side, a=anchor: world.beside(p, s, a),
+                    group="relation",
                 )
 
 
 def _absent_things(world: World) -> Iterator[Query]:
-    present = {lookup(thing.label).name for thing in world.objects}
-    for label, phrase in product(world.labels, world.phrases):
-        if label not in present and not phrase.adjective:
-            allowed = lookup(label).colours
-            if phrase.colour is None or allowed is None or phrase.colour in allowed:
-                wrong = Phrase(label, phrase.colour if phrase.colour not in label.split() else None)
-                yield Query(_words(wrong), lambda p=wrong: world.fits(p))
+    colours = dict.fromkeys(phrase.colour for phrase in world.phrases if not phrase.adjective)
+    for label, colour in product(world.absent, colours):
+        allowed = lookup(label).colours
+        if colour is None or ((allowed is None or colour in allowed) and colour not in label.split()):
+            wrong = Phrase(label, colour)
+            yield Query(_words(wrong), lambda p=wrong: world.fits(p), group="thing")
 
 
 QUERIES: dict[str, Callable[[World], Iterator[Query]]] = {
@@ -526,8 +544,10 @@ def verified_targets(world: World, query: Query, family: str) -> tuple[int, ...]
 
 
 def _in_random_order(queries: Sequence[Query], rng: np.random.Generator) -> Iterator[Query]:
-    """Those first whose noun alone would not do, but for one in five."""
-    keys = rng.random(len(queries)) + [0.0 if query.useful else 0.8 for query in queries]
+    """Each group with an equal chance to come first, queries whose noun alone would do with a tenth of it."""
+    sizes = Counter(query.group for query in queries)
+    weights = [(1.0 if query.useful else 0.1) / sizes[query.group] for query in queries]
+    keys = rng.exponential(size=len(queries)) / weights
     return (queries[index] for index in np.argsort(keys))
 
 
