@@ -1,12 +1,12 @@
 """What can be measured of labelled objects: colour, size and place.
 
 Colours are the eleven basic ones of English (Berlin and Kay, 1969). A pixel belongs to each of them in part, by its
-distance in CIELAB to examples of each (compare the fuzzy sets of Benavente et al., 2008); an object has the mean of its
-pixels. A colour is true of an object where most of it agrees, false where hardly any does, and open in between.
+distance in CIELAB to examples of each (compare the fuzzy sets of Benavente et al., 2008); an object has the mean of
+its pixels. A colour is true of an object where most of it agrees, false where hardly any does, and open in between.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -22,8 +22,24 @@ _EXAMPLES: dict[str, list[tuple[int, int, int]]] = {
     "red": [(200, 20, 30), (150, 10, 22), (225, 45, 45), (110, 10, 20), (190, 40, 55)],
     "orange": [(240, 130, 20), (255, 160, 10), (225, 100, 30), (250, 150, 60)],
     "yellow": [(250, 220, 30), (255, 240, 90), (225, 195, 40), (250, 225, 120)],
-    "green": [(30, 130, 50), (80, 170, 60), (10, 80, 40), (125, 200, 100), (95, 115, 40), (165, 200, 60), (60, 80, 45)],
-    "blue": [(30, 60, 180), (70, 130, 220), (20, 30, 100), (120, 180, 230), (45, 85, 135), (10, 150, 205), (95, 130, 175)],
+    "green": [
+        (30, 130, 50),
+        (80, 170, 60),
+        (10, 80, 40),
+        (125, 200, 100),
+        (95, 115, 40),
+        (165, 200, 60),
+        (60, 80, 45),
+    ],
+    "blue": [
+        (30, 60, 180),
+        (70, 130, 220),
+        (20, 30, 100),
+        (120, 180, 230),
+        (45, 85, 135),
+        (10, 150, 205),
+        (95, 130, 175),
+    ],
     "purple": [(110, 40, 150), (150, 90, 190), (80, 25, 95), (175, 130, 205)],
     "pink": [(240, 130, 170), (255, 185, 205), (220, 60, 130), (235, 150, 165), (250, 95, 140)],
     "brown": [(110, 60, 30), (140, 90, 50), (80, 50, 35), (160, 105, 65), (100, 75, 55)],
@@ -39,6 +55,7 @@ AGREED, OPEN = 0.62, 0.12
 
 # Share of the picture below which an object is hardly visible
 HARDLY_VISIBLE = 0.004
+HIDDEN, CROWD, DOUBLE = "hardly visible", "crowd", "labelled twice"
 
 
 def _to_lab(rgb: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -90,8 +107,8 @@ class DescribedObject:
         area: share of the picture.
         colours: share of each basic colour among its pixels; None where it was not measured.
         cut: whether it touches the picture's border, so that its size is not known.
-        clear: false where a person may overlook it or not count it: hardly visible, a crowd, labelled twice. It is
-            never meant, and nothing is said that would fit it.
+        unclear: why a person may overlook it or not count it: "hardly visible", "crowd", "labelled twice"; empty where
+            it is clear. What is unclear is never meant, and nothing is said that would fit it.
         adjectives: other words that are true of it ("striped").
     """
 
@@ -101,8 +118,13 @@ class DescribedObject:
     area: float
     colours: Mapping[str, float] | None = None
     cut: bool = False
-    clear: bool = True
-    adjectives: tuple[str, ...] = field(default=())
+    unclear: str = ""
+    adjectives: tuple[str, ...] = ()
+
+    @property
+    def clear(self) -> bool:
+        """Whether it can be meant."""
+        return not self.unclear
 
     def is_coloured(self, colour: str) -> bool | None:
         """Whether a colour is true of it; None where people might differ."""
@@ -157,14 +179,14 @@ def describe(
         )
     codes = None if image is None else colour_codes(np.asarray(image))
     found = [
-        _describe(codes, np.asarray(mask) != 0, label, not crowd, hardly_visible)
+        _describe(codes, np.asarray(mask) != 0, label, CROWD if crowd else "", hardly_visible)
         for mask, label, crowd in zip(masks, classes, flags, strict=True)
     ]
     return drop_doubles(found) if doubles else found
 
 
 def _describe(
-    codes: NDArray[np.uint16] | None, mask: NDArray[np.bool_], label: str, single: bool, hardly_visible: float
+    codes: NDArray[np.uint16] | None, mask: NDArray[np.bool_], label: str, unclear: str, hardly_visible: float
 ) -> DescribedObject:
     if codes is not None and codes.shape != mask.shape:
         raise ValueError(f"A mask must have the image's size {codes.shape}, got {mask.shape}.")
@@ -172,7 +194,7 @@ def _describe(
     rows, columns = mask.sum(axis=1), mask.sum(axis=0)
     pixels = int(rows.sum())
     if not pixels:
-        return DescribedObject(clean(label), (0.0, 0.0, 0.0, 0.0), (0.0, 0.0), 0.0, clear=False)
+        return DescribedObject(clean(label), (0.0, 0.0, 0.0, 0.0), (0.0, 0.0), 0.0, unclear=HIDDEN)
     ys, xs = np.flatnonzero(rows), np.flatnonzero(columns)
     left, right, top, bottom = int(xs[0]), int(xs[-1]) + 1, int(ys[0]), int(ys[-1]) + 1
     centre = (
@@ -188,7 +210,7 @@ def _describe(
         area,
         None if codes is None else measure_colours(codes[window][mask[window]]),
         cut=left == 0 or top == 0 or right == width or bottom == height,
-        clear=single and area >= hardly_visible,
+        unclear=unclear or (HIDDEN if area < hardly_visible else ""),
     )
 
 
@@ -211,8 +233,7 @@ def drop_doubles(objects: list[DescribedObject], at_least: float = 0.85) -> list
     }
     if not doubled:
         return objects
-    return [_unclear(thing) if index in doubled else thing for index, thing in enumerate(objects)]
-
-
-def _unclear(thing: DescribedObject) -> DescribedObject:
-    return DescribedObject(**{**vars(thing), "clear": False})
+    return [
+        replace(thing, unclear=thing.unclear or DOUBLE) if index in doubled else thing
+        for index, thing in enumerate(objects)
+    ]

@@ -172,12 +172,13 @@ class Composer:
         total = int(rng.integers(self.count[0], self.count[1] + 1))
         same = int(rng.integers(2, total + 1)) if total > 2 else 2
         kinds = [free[0]] * same
-        kinds += [free[1 + int(rng.integers(min(2, len(free) - 1)))] if len(free) > 1 else free[0] for _ in range(total - same)]
+        kinds += [
+            free[1 + int(rng.integers(min(2, len(free) - 1)))] if len(free) > 1 else free[0]
+            for _ in range(total - same)
+        ]
         return [self.of_class[kind][int(rng.integers(len(self.of_class[kind])))] for kind in kinds]
 
-    def _compose(
-        self, rng: np.random.Generator, background: Image.Image, chosen: list[int]
-    ) -> ComposedScene | None:
+    def _compose(self, rng: np.random.Generator, background: Image.Image, chosen: list[int]) -> ComposedScene | None:
         canvas = _Canvas(background)
         base = rng.uniform(*self.scale)
         order = [chosen[place] for place in rng.permutation(len(chosen))]
@@ -186,7 +187,9 @@ class Composer:
             if not any(canvas.paste(piece, *_place(rng, piece.solid.shape, self.size)) for _ in range(12)):
                 return None
         classes = tuple(self.cutouts[number].label for number in order)
-        return ComposedScene(np.array(canvas.picture), np.stack(canvas.masks), classes, tuple(order)) if order else None
+        return (
+            ComposedScene(np.array(canvas.picture), np.stack(canvas.masks), classes, tuple(order)) if order else None
+        )
 
     def _prepare(self, rng: np.random.Generator, pixels: NDArray[np.uint8], base: float) -> Image.Image:
         """A cut-out scaled, turned, lit and feathered."""
@@ -203,7 +206,7 @@ class Composer:
         light, contrast = rng.uniform(0.85, 1.12), rng.uniform(0.85, 1.15)
         levels = (((np.arange(256) - 128) * contrast + 128) * light).clip(0, 255).astype(np.uint8)
         values = np.array(picture)
-        values[..., :3] = levels[values[..., :3]]
+        values[..., :3] = levels.take(values[..., :3])
         values[..., 3] = _feather(picture.getchannel("A"), rng)
         return Image.fromarray(values)
 

@@ -6,7 +6,6 @@ sneaker), and where an object is not `clear`. An expression is used only if no a
 are as many as its family says.
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from itertools import pairwise, product
 
 import numpy as np
 
-from .attributes import AGREED, COLOURS, DescribedObject
+from .attributes import COLOURS, DescribedObject
 from .words import lookup, pluralise, usable_kinds, word_fits
 
 
@@ -454,7 +453,7 @@ def plural_queries(world: World) -> Iterator[Query]:
     """`all red cups`, `the two cups on the left`."""
     for phrase in world.crowded:
         counted = _counted(phrase)
-        if counted is None or lookup(phrase.word).form == "plural" and phrase.word != "object":
+        if counted is None or (lookup(phrase.word).form == "plural" and phrase.word != "object"):
             continue
         plural, number = plural_of(counted), world.sure(phrase) or 0
         starts = [f"all {plural}", f"the {plural}", f"all the {plural}", f"every {counted}"]

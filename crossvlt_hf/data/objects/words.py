@@ -111,6 +111,11 @@ def _index() -> dict[str, str]:
     return {**found, **{name: name for name in _table()}}
 
 
+def in_table(label: str) -> bool:
+    """Whether the table of nouns knows a class."""
+    return clean(label) in _index()
+
+
 def _closure(kinds: Collection[str]) -> Iterator[str]:
     for kind in kinds:
         yield kind
@@ -125,12 +130,16 @@ def lookup(label: str) -> Noun:
         ends_in_s = re.search(r"[^suia]s$", word) is not None
         # "sports car": neither "car" nor "sports" is said of it, as a "hot dog" is no dog
         parts = frozenset(word.split(" ")) - {word, "of", "the", "and"}
-        return Noun(word, word if ends_in_s else pluralise(word), perhaps=parts, form="plural" if ends_in_s else "count")
+        return Noun(
+            word, word if ends_in_s else pluralise(word), perhaps=parts, form="plural" if ends_in_s else "count"
+        )
     name = _index()[word]
     entry = _table()[name]
     form, colours = entry.get("form", "count"), entry.get("colours")
     kinds = tuple(dict.fromkeys(_closure(entry.get("kinds", ()))))
-    parts = frozenset(name.split(" ")) | {other for kind in kinds for other in _table().get(kind, {}).get("perhaps", ())}
+    parts = frozenset(name.split(" ")) | {
+        other for kind in kinds for other in _table().get(kind, {}).get("perhaps", ())
+    }
     return Noun(
         name,
         entry.get("plural", name if form == "plural" else pluralise(name)),
