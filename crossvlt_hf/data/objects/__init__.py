@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .attributes import DescribedObject, describe
+    from .composed import load_compositions
     from .composition import Background, ComposedScene, Composer, CutOut, cut_out
-    from .cutouts import load_backgrounds, load_cutouts
+    from .cutouts import backgrounds_of, cutouts_of, load_backgrounds, load_cutouts
     from .expressions import FAMILIES, Expression, make_expressions
     from .load import FORMS, load_objects
     from .record import ObjectRecord, ObjectScene, ObjectSource
@@ -36,10 +37,13 @@ _MODULES = {
     "ObjectSource": "record",
     "ReferOptions": "references",
     "Report": "references",
+    "backgrounds_of": "cutouts",
     "cut_out": "composition",
+    "cutouts_of": "cutouts",
     "describe": "attributes",
     "expressions_dataset": "references",
     "load_backgrounds": "cutouts",
+    "load_compositions": "composed",
     "load_cutouts": "cutouts",
     "load_objects": "load",
     "make_expressions": "expressions",
@@ -72,10 +76,13 @@ __all__ = [
     "ObjectSource",
     "ReferOptions",
     "Report",
+    "backgrounds_of",
     "cut_out",
+    "cutouts_of",
     "describe",
     "expressions_dataset",
     "load_backgrounds",
+    "load_compositions",
     "load_cutouts",
     "load_objects",
     "make_expressions",

@@ -53,6 +53,8 @@ _WIDTH = 7.0  # of the border between two colours, in units of CIELAB
 # Least share of an object's pixels by which a colour is true of it, and that by which it is not false
 AGREED, OPEN = 0.62, 0.12
 
+MOST_PIXELS = 800  # of an object, at even distances, that its colour is taken from
+
 # Share of the picture below which an object is hardly visible
 HARDLY_VISIBLE = 0.004
 HIDDEN, CROWD, DOUBLE = "hardly visible", "crowd", "labelled twice"
@@ -92,7 +94,8 @@ def measure_colours(codes: NDArray[np.uint16]) -> dict[str, float]:
     """The share of each basic colour among pixels given by their codes; those below 1 % are left out."""
     if not codes.size:
         return {}
-    shares = _memberships()[codes.ravel()].mean(axis=0)
+    sample = codes.ravel()[:: max(1, codes.size // MOST_PIXELS)]
+    shares = _memberships()[sample].mean(axis=0)
     return {name: float(share) for name, share in zip(COLOURS, shares, strict=False) if share >= 0.01}
 
 

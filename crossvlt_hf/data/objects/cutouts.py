@@ -7,7 +7,7 @@ from PIL import Image
 
 from ..files import opening
 from .composition import MOST_PIXELS, Background, CutOut, cut_out
-from .record import IMAGE_SUFFIXES
+from .record import IMAGE_SUFFIXES, ObjectSource
 
 
 def load_cutouts(folder: str | Path, most: int = MOST_PIXELS) -> list[CutOut]:
@@ -62,3 +62,50 @@ def load_backgrounds(folder: str | Path, most: int = 384) -> list[Background]:
     if not found:
         raise ValueError(f"{root} must hold pictures, it has none.")
     return found
+
+
+def cutouts_of(
+    source: ObjectSource, *, least_area: float = 0.03, most: int = MOST_PIXELS, limit: int | None = None
+) -> list[CutOut]:
+    """The labelled objects of pictures as cut-outs, but for crowds and those that the picture's border cuts.
+
+    Args:
+        source: of labels.
+        least_area: share of the picture that an object has at least.
+        most: longest side in pixels as they are kept.
+        limit: how many at most.
+
+    Raises:
+        OSError: if a picture cannot be read.
+        ValueError: if labels are broken.
+    """
+    found: list[CutOut] = []
+    for scene in source:
+        described = scene.describe(colours=False)
+        chosen = [n for n, thing in enumerate(described) if thing.clear and not thing.cut and thing.area >= least_area]
+        values = np.asarray(scene.open()) if chosen else None
+        for number in chosen:
+            piece = cut_out(values, scene.mask([number]), scene.objects[number].label, most)
+            if piece is not None:
+                found.append(piece)
+        if limit is not None and len(found) >= limit:
+            return found[:limit]
+    return found
+
+
+def backgrounds_of(source: ObjectSource, *, most: int = 384, limit: int | None = None) -> list[Background]:
+    """Labelled pictures as backgrounds, each with the classes that are seen on it.
+
+    Args:
+        source: of labels.
+        most: longest side in pixels.
+        limit: how many at most.
+
+    Raises:
+        OSError: if a picture cannot be read.
+        ValueError: if labels are broken.
+    """
+    scenes = (source[index] for index in range(len(source) if limit is None else min(limit, len(source))))
+    return [
+        Background(np.asarray(scene.open(most)), frozenset(thing.label for thing in scene.objects)) for scene in scenes
+    ]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, Value
 from datasets import Image as ImageFeature
 from numpy.typing import NDArray
 from PIL import Image
@@ -75,7 +75,7 @@ class HubObjects(ObjectSource):
             raise ValueError(f"The data set has no column {missing[0]!r}; it has {', '.join(plain.column_names)}.")
         if self.kind == "mask" and self.class_column is None:
             raise ValueError("The data set needs a column of classes; give it as `class_column`.")
-        self.dataset = _undecoded(plain.select_columns(list(dict.fromkeys(needed))))
+        self.dataset = _undecoded(plain.select_columns(list(dict.fromkeys(needed))), image)
         self.names = list(names) if names is not None else _names(plain, self.class_column or self.column)
         self.labels = tuple(dict.fromkeys(self._all_classes()))
 
@@ -87,8 +87,7 @@ class HubObjects(ObjectSource):
         if self.kind == "mask":
             return sorted({str(value) for value in self.dataset[str(self.class_column)]})
         if self.kind == "objects":
-            found = {str(label) for things in self.dataset[self.column] for label, *_ in _things(things, self.name)}
-            return sorted(found)
+            return sorted({label for things in self.dataset[self.column] for label in _labels(things)})
         raise ValueError("The numbers of a map need names of classes; give them as `names`.")
 
     def __len__(self) -> int:
@@ -100,8 +99,9 @@ class HubObjects(ObjectSource):
         size = _size(picture)
         try:
             objects = tuple(self._objects(row, size, where))
-        except (TypeError, OSError, SyntaxError) as error:
-            raise ValueError(f"{where}: {error}") from error
+        except (TypeError, OSError, SyntaxError, ValueError) as error:
+            told = str(error).removeprefix(where).removeprefix(": ")
+            raise ValueError(f"{where}: {told}") from error
         return ObjectScene(
             image=lambda: picture,
             image_id=str(index if self.id_column is None else row[self.id_column]),
@@ -181,10 +181,11 @@ def _kind_of(dataset: Dataset, column: str) -> Kind:
     return "objects"
 
 
-def _undecoded(dataset: Dataset) -> Dataset:
-    """The same with files of pictures in place of decoded ones, as far as columns are pictures."""
+def _undecoded(dataset: Dataset, image: str) -> Dataset:
+    """The same with files of pictures in place of decoded ones; bytes in the column of images are such files."""
     for name, feature in dataset.features.items():
-        if isinstance(feature, ImageFeature):
+        bytes_of_image = name == image and feature in (Value("binary"), Value("large_binary"))
+        if isinstance(feature, ImageFeature) or bytes_of_image:
             dataset = dataset.cast_column(name, ImageFeature(decode=False))
     return dataset
 
@@ -257,6 +258,14 @@ def _things(value: Any, where: str) -> list[tuple[Any, Any, bool]]:
             raise ValueError(f"{where}, object {number} must have a class and a mask; it has {', '.join(thing)}.")
         found.append((label, mask, bool(thing.get("iscrowd") or thing.get("is_crowd") or False)))
     return found
+
+
+def _labels(value: Any) -> list[str]:
+    """The classes of a row's objects; a broken row is reported when it is read."""
+    try:
+        return [str(label) for label, *_ in _things(value, "")]
+    except (ValueError, AttributeError):
+        return []
 
 
 def to_segmentation(mask: Any, size: tuple[int, int], where: str) -> Any:

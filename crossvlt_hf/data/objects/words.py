@@ -85,9 +85,10 @@ def _plural_of(word: str) -> str:
 def clean(label: str) -> str:
     """A class name as words: `DiningTable_2`, `dining-table` and `dining table` are "dining table".
 
-    Hyphens stay in what the table of nouns spells with one ("t-shirt").
+    Hyphens stay in what the table of nouns spells with one ("t-shirt"). Of several names with commas between them, as
+    ADE20K has them, the first is taken.
     """
-    text = re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", " ", label)
+    text = re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", " ", label.split(",")[0])
     text = re.sub(r"[_/]+", " ", text).strip().lower()
     text = re.sub(r"[\s.]*\b\d+$", "", text) or text
     text = re.sub(r"\s+", " ", text)
