@@ -16,7 +16,9 @@ def write_expressions(arguments: argparse.Namespace) -> None:
     """Write the folder, and say what became of the objects."""
     with needs_extra("train"):
         from ..data.objects import ReferOptions, load_objects, write_references
+        from ..data.objects.load import detect_form
 
+    form = arguments.form or detect_form(arguments.labels)
     options = ReferOptions(
         families=arguments.families,
         per_family=arguments.per_family,
@@ -30,9 +32,9 @@ def write_expressions(arguments: argparse.Namespace) -> None:
     try:
         source = load_objects(
             arguments.labels,
-            form=arguments.form,
+            form=form,
             images=arguments.images,
-            split=arguments.split,
+            split=arguments.split if form in ("hub", "voc") else None,
             **parse_options(arguments.option),
         )
     except TypeError as error:
@@ -62,7 +64,7 @@ def add_command(commands: Any) -> None:
     command.add_argument("--output", metavar="FOLDER", required=True, help="a new folder")
     command.add_argument("--form", choices=FORMS, help="of the labels (default: detected)")
     command.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the form's reader")
-    command.add_argument("--split", help="of the data set; also that of the references (train)")
+    command.add_argument("--split", help="of the references, and of a data set that has some (train)")
     command.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES), help="default: all")
     command.add_argument(
         "--per-family", type=int, default=1, help="expressions of each family and image (%(default)s)"

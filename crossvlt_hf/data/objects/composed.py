@@ -14,7 +14,7 @@ from .expressions import FAMILIES, Expression, make_expressions
 
 
 MOST_ATTEMPTS = 100  # scenes drawn for one index, until one has what is asked for
-PATIENCE = 5  # of these, after which any family will do
+PATIENCE = 3  # of these, after which any family will do
 
 
 @dataclass
@@ -53,15 +53,15 @@ class CompositionDecoder:
         self, objects: list[DescribedObject], rng: np.random.Generator, wanted: list[str], any_family: bool
     ) -> list[Expression]:
         """An expression of each family, no two of which mean the same object."""
-        chosen: list[Expression] = []
         spare = [str(self.families[place]) for place in rng.permutation(len(self.families))] if any_family else []
+        families = list(dict.fromkeys([*wanted, *spare]))
+        found = make_expressions(objects, rng, families, labels=self.composer.labels, per_family=4)
+        chosen: list[Expression] = []
         for family in [*wanted, *spare]:
             taken = {target for expression in chosen for target in expression.targets}
-            candidates = make_expressions(objects, rng, [family], labels=self.composer.labels, per_family=4)
-            fresh = [e for e in candidates if not taken & set(e.targets) and e.text not in {c.text for c in chosen}]
-            chosen += fresh[:1]
-            if len(chosen) == self.expressions:
-                break
+            fresh = (e for e in found if e.family == family and not taken & set(e.targets) and e not in chosen)
+            if len(chosen) < self.expressions and (expression := next(fresh, None)) is not None:
+                chosen.append(expression)
         return chosen
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
@@ -113,8 +113,8 @@ def load_compositions(
     """
     if scenes < 1 or not 1 <= expressions <= 3 or not families:
         raise ValueError(
-            f"`scenes` must be 1 or more, `expressions` 1 to 3, and `families` not empty, got {scenes}, {expressions}, "
-            f"{len(families)} families."
+            f"`scenes` must be 1 or more, `expressions` 1 to 3, and `families` not empty, got {scenes}, "
+            f"{expressions}, {len(families)} families."
         )
     composer = Composer(cutouts, backgrounds, size, seed, **options)
     decoder = CompositionDecoder(composer, split, expressions, tuple(families))

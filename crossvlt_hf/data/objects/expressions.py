@@ -404,8 +404,8 @@ def ordinal_queries(world: World) -> Iterator[Query]:
     """`the second cup from the left`."""
     for phrase in world.crowded:
         counted, number = _counted(phrase), world.count(phrase)
-        if counted is not None and 3 <= number <= 6:
-            for (rank, word), side in product(enumerate(ORDINALS[: number - 1]), SIDES):
+        if counted is not None and 3 <= number <= len(ORDINALS):
+            for (rank, word), side in product(enumerate(ORDINALS[:number]), SIDES):
                 yield Query(
                     f"the {word} {counted} from the {side}",
                     lambda p=phrase, r=rank, s=side: world.ranked(p, s, r),

@@ -81,9 +81,8 @@ class HubObjects(ObjectSource):
 
     def _all_classes(self) -> list[str]:
         if self.names is not None:
-            return [
-                name for number, name in enumerate(self.names) if number not in self.background or self.kind == "mask"
-            ]
+            absent = self.background if self.kind in ("instances", "semantic") else ()
+            return [name for number, name in enumerate(self.names) if number not in absent]
         if self.kind == "mask":
             return sorted({str(value) for value in self.dataset[str(self.class_column)]})
         if self.kind == "objects":
@@ -100,8 +99,8 @@ class HubObjects(ObjectSource):
         try:
             objects = tuple(self._objects(row, size, where))
         except (TypeError, OSError, SyntaxError, ValueError) as error:
-            told = str(error).removeprefix(where).removeprefix(": ")
-            raise ValueError(f"{where}: {told}") from error
+            message = str(error)
+            raise ValueError(message if message.startswith(where) else f"{where}: {message}") from error
         return ObjectScene(
             image=lambda: picture,
             image_id=str(index if self.id_column is None else row[self.id_column]),

@@ -325,7 +325,7 @@ def write_references(
                         file.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n")
                     for expression in expressions:
                         shown.add((scene, expression))
-        if not report.families:
+        if not report.families or (not report.objects["meant"] and set(options.families) != {"no_target"}):
             raise ValueError(_nothing(source, report))
         (whole / "report.json").write_text(json.dumps(report.as_dict(), indent=2, ensure_ascii=False) + "\n", "utf-8")
         if shown.kept:

@@ -89,10 +89,12 @@ def clean(label: str) -> str:
     ADE20K has them, the first is taken.
     """
     text = re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", " ", label.split(",")[0])
-    text = re.sub(r"[_/]+", " ", text).strip().lower()
-    text = re.sub(r"[\s.]*\b\d+$", "", text) or text
-    text = re.sub(r"\s+", " ", text)
-    return text if text in _index() else re.sub(r"\s+", " ", text.replace("-", " ")).strip() or text
+    text = " ".join(re.sub(r"[_/]", " ", text).lower().split())
+    for spelled in (text, " ".join(text.replace("-", " ").split()) or text):
+        words = re.sub(r"([\s.]+\d+)+$", "", spelled) or spelled
+        if words in _index():
+            break
+    return words or "object"
 
 
 @cache
