@@ -11,7 +11,7 @@ from crossvlt_hf.data.masks import encode_mask
 
 
 HEIGHT, WIDTH = 60, 80
-# label, colour, box (left, top, right, bottom) in pixels
+# Label, colour and box of each object; a box is left, top, right and bottom in pixels
 SCENE = (
     ("cup", (205, 25, 35), (5, 20, 25, 40)),
     ("cup", (40, 80, 200), (55, 20, 75, 40)),

@@ -42,7 +42,7 @@ class CompositionDecoder:
         wanted = [self.families[(first + n) % len(self.families)] for n in range(self.expressions)]
         for attempt in range(MOST_ATTEMPTS):
             scene = self.composer.scene(index, attempt)
-            objects = describe(scene.image, scene.masks, scene.classes, doubles=False)
+            objects = describe(scene.image, list(scene.masks), scene.classes, doubles=False)
             rng = np.random.default_rng([self.composer.seed, index, attempt, 1])
             found = self._choose(objects, rng, wanted, attempt >= PATIENCE)
             if len(found) == self.expressions:

@@ -83,11 +83,11 @@ def cutouts_of(
     for scene in source:
         described = scene.describe(colours=False)
         chosen = [n for n, thing in enumerate(described) if thing.clear and not thing.cut and thing.area >= least_area]
-        values = np.asarray(scene.open()) if chosen else None
-        for number in chosen:
-            piece = cut_out(values, scene.mask([number]), scene.objects[number].label, most)
-            if piece is not None:
-                found.append(piece)
+        if chosen:
+            values = np.asarray(scene.open())
+            masks = ((number, scene.mask([number])) for number in chosen)
+            pieces = (cut_out(values, mask, scene.objects[number].label, most) for number, mask in masks)
+            found += [piece for piece in pieces if piece is not None]
         if limit is not None and len(found) >= limit:
             return found[:limit]
     return found

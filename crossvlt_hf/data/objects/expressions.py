@@ -300,6 +300,10 @@ class World:
             for answer, thing in zip(self.fits(phrase), self.objects, strict=True)
         )
 
+    def at(self, phrase: Phrase, sides: Sequence[str]) -> Answers:
+        """The objects of a phrase at all of some sides of the picture."""
+        return self.where(phrase, partial(in_region, sides=sides))
+
     def first(self, phrase: Phrase, further: Callable[[DescribedObject, DescribedObject], Answer]) -> Answers:
         """The one object that is further than all others that a phrase may fit."""
         answers = self.fits(phrase)
@@ -360,7 +364,7 @@ def noun_queries(world: World) -> Iterator[Query]:
     """`the cat`."""
     for phrase in world.phrases:
         if phrase.colour is None and phrase.adjective is None and phrase.word != "object":
-            yield Query(f"the {phrase}", lambda p=phrase: world.fits(p))
+            yield Query(f"the {phrase}", partial(world.fits, phrase))
 
 
 def attribute_queries(world: World) -> Iterator[Query]:
@@ -369,10 +373,10 @@ def attribute_queries(world: World) -> Iterator[Query]:
         if phrase.colour or phrase.adjective:
             shorter = [Phrase(phrase.word, None, phrase.adjective), Phrase(phrase.word, phrase.colour)]
             useful = all(world.count(s) > 1 for s in shorter if s != phrase)
-            yield Query(_words(phrase), lambda p=phrase: world.fits(p), useful, phrase.colour or "adjective")
+            yield Query(_words(phrase), partial(world.fits, phrase), useful, phrase.colour or "adjective")
     for phrase, word in product(world.crowded, ("big", "small")):
         if (counted := _counted(phrase)) is not None and phrase.colour is None:
-            yield Query(f"the {word} {counted}", lambda p=phrase, w=word: world.first(p, _further(w)), group="size")
+            yield Query(f"the {word} {counted}", partial(world.first, phrase, _further(word)), group="size")
 
 
 def absolute_queries(world: World) -> Iterator[Query]:
@@ -382,7 +386,7 @@ def absolute_queries(world: World) -> Iterator[Query]:
             useful = world.count(phrase) > 1
             yield Query(
                 f"{_words(phrase)} {words}",
-                lambda p=phrase, s=sides: world.where(p, lambda thing: in_region(thing, s)),
+                partial(world.at, phrase, sides),
                 useful,
                 str(sides),
             )
@@ -395,7 +399,7 @@ def relation_queries(world: World) -> Iterator[Query]:
             useful = world.count(phrase) > 1 and phrase.word != anchor.word
             yield Query(
                 f"{_words(phrase)} {relation} {_words(anchor)}",
-                lambda p=phrase, s=side, a=anchor: world.beside(p, s, a),
+                partial(world.beside, phrase, side, anchor),
                 useful,
             )
 
@@ -408,7 +412,7 @@ def ordinal_queries(world: World) -> Iterator[Query]:
             for (rank, word), side in product(enumerate(ORDINALS[:number]), SIDES):
                 yield Query(
                     f"the {word} {counted} from the {side}",
-                    lambda p=phrase, r=rank, s=side: world.ranked(p, s, r),
+                    partial(world.ranked, phrase, side, rank),
                     rank > 0,
                 )
 
@@ -419,7 +423,7 @@ def superlative_queries(world: World) -> Iterator[Query]:
         if (counted := _counted(phrase)) is not None:
             words = SUPERLATIVES | (COMPARATIVES if world.sure(phrase) == 2 else {})
             for word, key in words.items():
-                yield Query(f"the {word} {counted}", lambda p=phrase, k=key: world.first(p, _further(k)), group=key)
+                yield Query(f"the {word} {counted}", partial(world.first, phrase, _further(key)), group=key)
 
 
 def negation_queries(world: World) -> Iterator[Query]:
@@ -436,17 +440,25 @@ def _without(world: World, phrase: Phrase, test: Callable[[DescribedObject], Ans
     return world.where(phrase, lambda thing: opposite(test(thing)))
 
 
+def _is_coloured(colour: str, thing: DescribedObject) -> Answer:
+    return thing.is_coloured(colour)
+
+
+def _is_called(word: str, thing: DescribedObject) -> Answer:
+    return word_fits(word, thing.label)
+
+
 def _negated(world: World, phrase: Phrase) -> Iterator[tuple[Callable[[DescribedObject], Answer], str]]:
     """What can be denied of some of the things that a phrase fits."""
     if phrase.colour is None:
         for colour in sorted({p.colour for p in world.phrases if p.colour}):
-            yield lambda thing, c=colour: thing.is_coloured(c), colour
+            yield partial(_is_coloured, colour), colour
     for word in sorted({p.word for p in world.phrases} - {phrase.word, "object"}):
         if phrase.word in (*lookup(word).kinds, "object"):
-            yield lambda thing, w=word: word_fits(w, thing.label), article(word)
+            yield partial(_is_called, word), article(word)
     for words, sides in REGIONS.items():
         if len(sides) == 1 and not words.endswith("side"):
-            yield lambda thing, s=sides: in_region(thing, s), words
+            yield partial(in_region, sides=sides), words
 
 
 def plural_queries(world: World) -> Iterator[Query]:
@@ -460,11 +472,11 @@ def plural_queries(world: World) -> Iterator[Query]:
         starts += [f"the {NUMBERS[number - 2]} {plural}"] if 2 <= number <= 6 else []
         starts += [f"both {plural}"] if number == 2 else []
         for text in starts:
-            yield Query(text, lambda p=phrase: world.fits(p))
+            yield Query(text, partial(world.fits, phrase))
         for words, sides in REGIONS.items():
             yield Query(
                 f"the {plural} {words}",
-                lambda p=phrase, s=sides: world.where(p, lambda thing: in_region(thing, s)),
+                partial(world.at, phrase, sides),
                 group="place",
             )
 
@@ -482,17 +494,17 @@ def _absent_colours(world: World) -> Iterator[Query]:
         noun = lookup(phrase.word)
         if colour != phrase.colour and (noun.colours is None or colour in noun.colours) and colour not in phrase.word:
             wrong = Phrase(phrase.word, colour)
-            yield Query(_words(wrong), lambda p=wrong: world.fits(p), group="colour")
+            yield Query(_words(wrong), partial(world.fits, wrong), group="colour")
 
 
 def _absent_places(world: World) -> Iterator[Query]:
     for phrase, (words, sides) in product(world.phrases, REGIONS.items()):
         if not phrase.adjective and len(sides) == 1 and sides[0] in OPPOSITES:
-            there = world.where(phrase, lambda thing, s=sides: in_region(thing, (OPPOSITES[s[0]],)))
+            there = world.at(phrase, (OPPOSITES[sides[0]],))
             if True in there:
                 yield Query(
                     f"{_words(phrase)} {words}",
-                    lambda p=phrase, s=sides: world.where(p, lambda thing: in_region(thing, s)),
+                    partial(world.at, phrase, sides),
                     group="place",
                 )
 
@@ -504,7 +516,7 @@ def _absent_relations(world: World) -> Iterator[Query]:
             if True in there:
                 yield Query(
                     f"{_words(phrase)} {relation} {_words(anchor)}",
-                    lambda p=phrase, s=side, a=anchor: world.beside(p, s, a),
+                    partial(world.beside, phrase, side, anchor),
                     group="relation",
                 )
 
@@ -515,7 +527,7 @@ def _absent_things(world: World) -> Iterator[Query]:
         allowed = lookup(label).colours
         if colour is None or ((allowed is None or colour in allowed) and colour not in label.split()):
             wrong = Phrase(label, colour)
-            yield Query(_words(wrong), lambda p=wrong: world.fits(p), group="thing")
+            yield Query(_words(wrong), partial(world.fits, wrong), group="thing")
 
 
 QUERIES: dict[str, Callable[[World], Iterator[Query]]] = {

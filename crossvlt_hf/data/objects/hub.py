@@ -281,7 +281,7 @@ def to_segmentation(mask: Any, size: tuple[int, int], where: str) -> Any:
         mask = [mask]
     if (isinstance(mask, dict) and "counts" in mask) or (isinstance(mask, list) and len(mask) != size[0]):
         return check_segmentation(mask, size, where)
-    return encode_mask(_array(mask, size, where).any(axis=2))
+    return encode_mask(np.asarray(_array(mask, size, where).any(axis=2)))
 
 
 def connected_parts(mask: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
@@ -299,7 +299,7 @@ def connected_parts(mask: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
 
     firsts = np.searchsorted(rows, np.arange(mask.shape[0] + 1))
     for row in range(1, mask.shape[0]):
-        above, here = firsts[row - 1], firsts[row]
+        above, here = int(firsts[row - 1]), int(firsts[row])
         while above < firsts[row] and here < firsts[row + 1]:
             if starts[above] < ends[here] and starts[here] < ends[above]:
                 parent[root(here)] = root(above)
@@ -308,6 +308,6 @@ def connected_parts(mask: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
             else:
                 here += 1
     parts: dict[int, NDArray[np.bool_]] = {}
-    for run, (row, start, end) in enumerate(zip(rows, starts, ends, strict=True)):
+    for run, (row, start, end) in enumerate(zip(rows.tolist(), starts.tolist(), ends.tolist(), strict=True)):
         parts.setdefault(root(run), np.zeros(mask.shape, dtype=bool))[row, start:end] = True
     return list(parts.values())

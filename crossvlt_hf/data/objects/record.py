@@ -187,7 +187,7 @@ class ObjectSource(ABC, Sequence[ObjectScene]):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def __getitem__(self, index: int) -> ObjectScene: ...  # type: ignore[override]
+    def __getitem__(self, index: int) -> ObjectScene: ...
 
     def __iter__(self) -> Iterator[ObjectScene]:
         return (self[index] for index in range(len(self)))
