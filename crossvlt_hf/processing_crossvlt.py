@@ -243,10 +243,13 @@ def word_spans(text: str) -> Iterator[tuple[int, int]]:
 def _not_covered(text: str, known: list[tuple[int, int]]) -> tuple[str, ...]:
     """The words of a text of which a character lies in no known token's (start, end)."""
     covered = {position for start, end in known for position in range(start, end)}
+    left = [position for position in range(len(text)) if position not in covered]
+    if not any(_is_of_a_word(text[position]) for position in left):
+        return ()
     words = [
         text[start:end]
         for start, end in word_spans(text)
-        if any(position not in covered and _is_of_a_word(text[position]) for position in range(start, end))
+        if any(start <= position < end and _is_of_a_word(text[position]) for position in left)
     ]
     return tuple(dict.fromkeys(words))
 
@@ -456,13 +459,14 @@ class CrossVLTProcessor(ProcessorMixin):
             return []
         lengths = [sum(mask) for mask in self(text=expressions, return_attention_mask=True)["attention_mask"]]  # type: ignore[call-arg]
         room = [length - self.tokenizer.num_special_tokens_to_add() for length in lengths]
-        read = self._read_by_position if self.tokenizer.is_fast else self._read_by_word
-        return [read(expression, count) for expression, count in zip(expressions, room, strict=True)]
+        if not self.tokenizer.is_fast:
+            return [self._read_by_word(text, count) for text, count in zip(expressions, room, strict=True)]
+        whole = self.tokenizer(expressions, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        parts = zip(expressions, room, whole["input_ids"], whole["offset_mapping"], strict=True)
+        return [self._read_by_position(*part) for part in parts]
 
-    def _read_by_position(self, text: str, count: int) -> ReadExpression:
-        """Read a text, of which `count` tokens are kept, with a tokenizer that tells their positions."""
-        whole = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        spans, ids = whole["offset_mapping"], whole["input_ids"]
+    def _read_by_position(self, text: str, count: int, ids: list[int], spans: list[tuple[int, int]]) -> ReadExpression:
+        """Read a text, of which `count` tokens are kept, with the (start, end) of all its tokens."""
         unknown = self.tokenizer.unk_token_id
         words = _not_covered(text, [span for span, token in zip(spans, ids, strict=True) if token != unknown])
         if len(spans) <= count:
