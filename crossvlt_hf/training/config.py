@@ -122,7 +122,7 @@ class OptimizationOptions:
         betas: of AdamW.
         weight_decay: of all but norms, relative position biases and temperatures.
         schedule: a name of `transformers.get_scheduler`.
-        schedule_options: its further arguments.
+        schedule_options: its further arguments; None is power 0.9 down to 0 for "polynomial", nothing for others.
         warmup_steps: in which the learning rate rises from 0.
         max_grad_norm: the gradient is clipped to; None clips nothing.
         ema_decay: of the averaged weights that are evaluated and saved; None averages nothing.
@@ -140,13 +140,17 @@ class OptimizationOptions:
     betas: list[float | int] = field(default_factory=lambda: [0.9, 0.999], metadata={"validator": [_two_shares]})
     weight_decay: float | int = validated_field(_at_least(0), default=0.01)
     schedule: str = "polynomial"
-    schedule_options: dict[str, Any] = field(default_factory=lambda: {"power": 0.9, "lr_end": 0.0})
+    schedule_options: dict[str, Any] | None = None
     warmup_steps: int = validated_field(_at_least(0), default=0)
     max_grad_norm: float | int | None = validated_field(_positive, default=None)
     ema_decay: float | int | None = validated_field(_decay, default=None)
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
     sync_batch_norm: bool = True
     freeze_batch_norm: bool = False
+
+    def __post_init__(self) -> None:
+        if self.schedule_options is None:
+            self.schedule_options = {"power": 0.9, "lr_end": 0.0} if self.schedule == "polynomial" else {}
 
 
 @strict
@@ -249,7 +253,7 @@ def check_same_run(config: TrainingConfig, before: TrainingConfig) -> None:
             if full in LENGTH and config.optimization.schedule == before.optimization.schedule:
                 raise ValueError(
                     f"{changed}, but the learning rates of the schedule {config.optimization.schedule!r} depend on "
-                    "the number of steps, so the run cannot be prolonged exactly; begin another from its weights, with "
+                    "the number of steps, so the run cannot be prolonged exactly; begin another from its weights by "
                     f"model.checkpoint={Path(config.output.folder) / 'last'} and another output.folder."
                 )
             raise ValueError(f"{changed}; give the same, or another output.folder.")

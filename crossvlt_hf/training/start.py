@@ -131,6 +131,8 @@ def build_model(options: ModelOptions, datasets: Sequence[Dataset] = ()) -> tupl
     else:
         model, processor = _new_model(options)
     if options.add_words:
+        from .. import add_words
+
         add_words(model, processor, [text for dataset in datasets for text in EvaluationPairs(dataset).texts()])
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(tuple(options.freeze)))
