@@ -18,13 +18,16 @@ from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 from conftest import fake_batch, tiny_config
+from documents import code_blocks
 from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
 from processes import run_python
 from torch import nn
 from transformers import AutoModel, AutoProcessor
 
 from crossvlt_hf import CrossVLTModel
 from crossvlt_hf.data import load_data, write_folder
+from crossvlt_hf.loading import load_checkpoint
 from crossvlt_hf.training import TrainingRun, load_config, start
 from crossvlt_hf.training.__main__ import main
 from crossvlt_hf.training.checkpoints import list_checkpoints, prune, write_whole
@@ -39,6 +42,7 @@ from crossvlt_hf.training.optimization import (
 )
 
 
+ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(
     path.stem for path in Path(sys.modules["crossvlt_hf.training"].__file__).parent.glob("configs/*.yaml")
 )
@@ -375,6 +379,63 @@ def test_checkpoints_are_there_whole_or_not_at_all(tmp_path):
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-9", "step-10"]
 
 
+# ---- one's own data
+
+
+@pytest.fixture
+def own_data(tmp_path, monkeypatch):
+    """The folder `my-data` of the README, in the working directory, with words that the built-in checkpoint lacks."""
+    monkeypatch.chdir(tmp_path)
+    rng, mask = np.random.default_rng(0), np.zeros((40, 40), np.uint8)
+    (tmp_path / "my-data").mkdir()
+    lines = []
+    for number in range(6):
+        Image.fromarray(rng.integers(0, 255, (40, 40, 3), np.uint8)).save(f"my-data/{number}.png")
+        mask[5:20, 5 : 15 + number] = 255
+        Image.fromarray(mask).save(f"my-data/{number}-mask.png")
+        texts = ["the zebra", "the red circle " + "left of the red circle " * 5]
+        split = "train" if number < 4 else "validation"
+        row = {"image": f"{number}.png", "mask": f"{number}-mask.png", "expressions": texts, "split": split}
+        lines.append(json.dumps(row))
+    (tmp_path / "my-data" / "metadata.jsonl").write_text("\n".join(lines))
+    (code,) = [block.code for block in code_blocks((ROOT / "README.md").read_text()) if block.language == "yaml"]
+    (tmp_path / "my.yaml").write_text(code)
+    return code
+
+
+FEW = ["optimization.max_steps=3", "optimization.batch_size=2", "output.evaluation_steps=3", "output.pictures=0"]
+
+
+def test_six_lines_fine_tune_the_built_in_checkpoint(own_data, capfd):
+    assert len(own_data.splitlines()) == 6
+    assert main(["my.yaml", *FEW, "data.workers=0"]) == 0
+    output, errors = capfd.readouterr()
+    reading = next(line for line in errors.splitlines() if "expressions" in line)
+    assert reading.startswith("Reading 8 expressions: ")
+    assert "4 longer than the model reads" in reading
+    _, before = load_checkpoint("built-in")
+    model, processor = load_checkpoint("runs/mine/last")
+    assert before.read_expressions(["the zebra"])[0].unknown_words == ("zebra",)
+    assert processor.read_expressions(["the zebra"])[0].unknown_words == ()
+    assert len(processor.tokenizer) <= model.config.text_config.vocab_size
+    assert "shards" not in output + errors
+    (line,) = [line for line in errors.replace("\r", "\n").splitlines() if line.startswith("step ")]
+    assert re.fullmatch(
+        r"step 3/3  overall IoU \d\.\d{4}  mean IoU \d\.\d{4}  P@0\.5 \d\.\d{4}  \(4 expressions\)", line
+    )
+
+
+def test_words_that_are_not_added_are_counted(own_data, capsys):
+    run = TrainingRun(load_config("my.yaml", [*FEW, "model.add_words=false", "model.max_length=12"]))
+    line = capsys.readouterr().err.splitlines()[0]
+    assert re.search(
+        r"Reading 8 expressions: \d\.\d % of the words are unknown to the vocabulary \(zebra\); 4 longer", line
+    )
+    assert run.processor(text="the zebra")["input_ids"].shape[-1] == 12
+    with pytest.raises(ValueError, match=r"`model\.max_length` must be at most 32, the model's positions, got 99"):
+        TrainingRun(load_config("my.yaml", [*FEW, "model.max_length=99"]))
+
+
 # ---- whole runs
 
 
@@ -462,6 +523,57 @@ def test_an_evaluation_that_was_interrupted_is_made_up_for(finished, tmp_path, m
     small_run(tmp_path, resume=True).run()
     scores = [[e["validation/mean_iou"] for e in log_of(f) if "validation/mean_iou" in e] for f in (folder, tmp_path)]
     assert scores[0] == scores[1]
+
+
+CONSTANT = {**SMALL["optimization"], "schedule": "constant_with_warmup"}
+
+
+def test_a_finished_run_is_prolonged_exactly_where_the_schedule_allows(finished, tmp_path, capsys):
+    """Four steps and then six are six; checkpoints stand between evaluations, too, and the log has means."""
+    spare = {
+        "output__evaluation_steps": 6,
+        "output__checkpoint_steps": 2,
+        "data__validation": [],
+        "output__log_steps": 3,
+    }
+    short, long = tmp_path / "short", tmp_path / "long"
+    small_run(long, optimization=CONSTANT, **spare).run()
+    small_run(short, optimization={**CONSTANT, "max_steps": 4}, **spare).run()
+    assert [path.name for path in list_checkpoints(short / "run" / "checkpoints")] == ["step-2", "step-4"]
+    small_run(short, resume=True, optimization=CONSTANT, **spare).run()
+    names = ["step-2", "step-4", "step-6"]
+    assert [path.name for path in list_checkpoints(short / "run" / "checkpoints")] == names
+    expected, found = (AutoModel.from_pretrained(at / "run" / "last").state_dict() for at in (long, short))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert (
+        main([str(write_config(short, optimization=CONSTANT, **spare)), "--resume", "optimization.max_steps=5"]) == 2
+    )
+    assert "is at step 6 and must be given at least as many, got 5" in capsys.readouterr().err
+    folder = finished[0]
+    assert main([str(write_config(folder)), "--resume", "optimization.max_steps=9"]) == 2
+    error = capsys.readouterr().err
+    assert "cannot be prolonged exactly" in error
+    assert f"model.checkpoint={folder / 'run' / 'last'}" in error
+
+
+def test_lines_of_the_log_are_means_over_their_steps(finished, tmp_path, monkeypatch):
+    """Also of steps before an interruption; and a short run has a line for every step unless told otherwise."""
+    every = losses_of(finished[0])
+    settings = {"output__log_steps": 4, "output__checkpoint_steps": 1, "output__evaluation_steps": 6}
+    step = TrainingRun._step
+
+    def interrupted(run, batches):
+        if run.progress.step == 2:
+            raise KeyboardInterrupt
+        return step(run, batches)
+
+    monkeypatch.setattr(TrainingRun, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        small_run(tmp_path, **settings).run()
+    monkeypatch.undo()
+    small_run(tmp_path, resume=True, **settings).run()
+    assert losses_of(tmp_path) == pytest.approx([np.mean(every[:4]), np.mean(every[4:])], rel=1e-6)
+    assert small_run(tmp_path / "other", output__log_steps=None).log_every == 1
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ class ModelOptions:
         tokenizer: folder or Hub id; None takes that of the text encoder, or bert-base-uncased's, which is built in;
             "refshapes" the words of RefShapes alone.
         image_size: side in pixels to which images are squashed; None takes the checkpoint's.
-        max_length: the most tokens of an expression, [CLS] and [SEP] included.
+        max_length: the most tokens of an expression, [CLS] and [SEP] included; None takes the checkpoint's, or 21.
         freeze: beginnings of the names of parameters that are not trained, such as "text_model.embeddings".
         gradient_checkpointing: compute activations twice instead of keeping them.
     """
@@ -74,7 +74,7 @@ class ModelOptions:
     config: dict[str, Any] = field(default_factory=dict)
     tokenizer: str | None = None
     image_size: int | None = validated_field(_at_least(1), default=None)
-    max_length: int = validated_field(_at_least(3), default=21)
+    max_length: int | None = validated_field(_at_least(3), default=None)
     freeze: list[str] = field(default_factory=list)
     gradient_checkpointing: bool = False
 

@@ -25,8 +25,12 @@ from .config import DataOptions, ModelOptions, OptimizationOptions, TrainingConf
 from .optimization import build_schedule
 
 
-def check_config(config: TrainingConfig) -> None:
+def check_config(config: TrainingConfig, processes: int | None = None) -> None:
     """Find what is wrong with a configuration on this machine before weights and data are loaded, which takes time.
+
+    Args:
+        config: of the run.
+        processes: that train; None takes those that were launched.
 
     Raises:
         OSError: if there is no such checkpoint.
@@ -38,8 +42,7 @@ def check_config(config: TrainingConfig) -> None:
     for name in ("train", "validation", "exclude"):
         for number, source in enumerate(getattr(config.data, name)):
             _check_data(source, f"data.{name}[{number}]")
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    share = config.optimization.accumulation * processes
+    share = config.optimization.accumulation * (processes or int(os.environ.get("WORLD_SIZE", "1")))
     if config.optimization.batch_size % share:
         raise ValueError(
             f"`optimization.batch_size` must be divisible by {share} (`optimization.accumulation` times processes), "
@@ -122,14 +125,15 @@ def build_model(options: ModelOptions, datasets: Sequence[Dataset] = ()) -> tupl
     """
     if options.checkpoint is not None:
         model, processor = load_checkpoint(options.checkpoint, dtype="float32")
-        if options.image_size is not None:
-            processor = CrossVLTProcessor.from_tokenizer(
-                processor.tokenizer,
-                options.image_size,
-                processor.tokenizer.init_kwargs.get("max_length", options.max_length),
-            )
+        if options.image_size is not None or options.max_length is not None:
+            processor = _resized(processor, options)
     else:
         model, processor = _new_model(options)
+    limit = model.config.text_config.max_position_embeddings
+    if options.max_length is not None and options.max_length > limit:
+        raise ValueError(
+            f"`model.max_length` must be at most {limit}, the model's positions, got {options.max_length}."
+        )
     if options.add_words:
         from .. import add_words
 
@@ -145,9 +149,18 @@ def build_model(options: ModelOptions, datasets: Sequence[Dataset] = ()) -> tupl
     return model.train(), processor
 
 
+def _resized(processor: CrossVLTProcessor, options: ModelOptions) -> CrossVLTProcessor:
+    """A checkpoint's processor with the sizes that the options name."""
+    size = processor.image_processor.size
+    tokens = len(processor(text=["a"])["input_ids"][0])  # type: ignore[call-arg]
+    return CrossVLTProcessor.from_tokenizer(
+        processor.tokenizer, options.image_size or (size["height"], size["width"]), options.max_length or tokens
+    )
+
+
 def _new_model(options: ModelOptions) -> tuple[CrossVLTModel, CrossVLTProcessor]:
     tokenizer, size = build_tokenizer(options), options.image_size or 480
-    processor = CrossVLTProcessor.from_tokenizer(tokenizer, size, options.max_length)
+    processor = CrossVLTProcessor.from_tokenizer(tokenizer, size, options.max_length or 21)
     vision, text_encoder = options.vision_encoder, options.text_encoder
     if vision is None and text_encoder is None:
         text = {"vocab_size": len(tokenizer), **options.config.get("text_config", {})}
