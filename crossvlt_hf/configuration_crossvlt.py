@@ -60,6 +60,24 @@ def copy_code(folder: str | Path) -> None:
             shutil.copyfile(source, target / source.name)
 
 
+def code_files(folder: str | Path) -> set[str]:
+    """Names of what `copy_code` has put into a folder."""
+    return {path.name for path in Path(folder).glob("*_crossvlt.py")} | {"handler.py", "requirements.txt"}
+
+
+def take_hub_options(folder: str | Path, options: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `push_to_hub`, taken out of those of `save_pretrained(folder, push_to_hub=True, ...)`.
+
+    Transformers' own `save_pretrained` uploads what has changed in the folder; code that is there already, and what
+    other parts of a pipeline have saved, would be missing in the repository.
+    """
+    names = ("commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
+    taken = {name: options.pop(name) for name in names if name in options}
+    if "max_shard_size" in options:
+        taken["max_shard_size"] = options["max_shard_size"]
+    return {"repo_id": options.pop("repo_id", None) or Path(folder).resolve().name, **taken}
+
+
 def _check_positive(config: PreTrainedConfig, *names: str) -> None:
     for name in names:
         if not getattr(config, name) > 0:  # NaN is refused too
@@ -392,11 +410,14 @@ class CrossVLTConfig(PreTrainedConfig):
         Args:
             save_directory: folder; it is made where there is none.
             push_to_hub: whether to upload what was saved.
-            kwargs: see [`PreTrainedConfig.save_pretrained`].
+            kwargs: see [`PreTrainedConfig.save_pretrained`], and of `push_to_hub`.
         """
+        options = take_hub_options(save_directory, kwargs) if push_to_hub else {}
         if not Path(save_directory).is_file():  # of which Transformers tells
             copy_code(save_directory)
-        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        super().save_pretrained(save_directory, **kwargs)
+        if push_to_hub:
+            self.push_to_hub(**options)
 
     def to_json_file(self, json_file_path: str | Path, use_diff: bool = True) -> None:
         """Write what `to_json_string` gives, and where the code is."""

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Subset
 
 from .data.pairs import EvaluationPairs
 from .metrics import Areas, ReferringSegmentationMetric, mask_areas
-from .modeling_crossvlt import CrossVLTModel
+from .modeling_crossvlt import CrossVLTModel, evaluating
 from .processing_crossvlt import CrossVLTProcessor, resize_label_map
 from .tokenization import summarize_reading
 
@@ -126,7 +126,9 @@ def _areas(margin: Tensor, mask: np.ndarray, protocol: Protocol) -> tuple[int, i
 
 def _predict(model: CrossVLTModel, loader: Iterable[Any]) -> Iterator[tuple[Tensor, dict[str, Any]]]:
     for inputs, pairs in loader:
-        logits = model(**{name: value.to(model.device) for name, value in inputs.items()}).logits
+        moved = {name: value.to(model.device) for name, value in inputs.items()}
+        with evaluating(model):
+            logits = model(**moved, return_dict=True).logits
         yield from zip((logits[:, 1] - logits[:, 0]).cpu(), pairs, strict=True)
 
 
@@ -140,7 +142,7 @@ def evaluate(
     """Evaluate on every expression of a data set of records; under `accelerate launch` the processes share the work.
 
     Args:
-        model: on its device; it is put into eval mode, and back.
+        model: on its device; it is evaluated as if not in training, and keeps its mode.
         processor: the model's.
         dataset: see `crossvlt_hf.data.load_data`.
         options: see `EvaluationOptions`.
@@ -165,15 +167,10 @@ def evaluate(
         num_workers=options.workers,
         collate_fn=_Collator(processor, options, expressions),
     )
-    was_training = model.training
-    model.eval()
-    try:
-        found = [
-            _sample(margin, pair, options.protocol)
-            for margin, pair in tqdm(_predict(model, loader), total=longest, disable=not options.progress)
-        ][: len(own)]
-    finally:
-        model.train(was_training)
+    found = [
+        _sample(margin, pair, options.protocol)
+        for margin, pair in tqdm(_predict(model, loader), total=longest, disable=not options.progress)
+    ][: len(own)]
     return ReferringSegmentationMetric(gather_object(found) if state.num_processes > 1 else found)
 
 
@@ -188,7 +185,7 @@ def find_masks(
     """Predict single expressions as `evaluate` does, to look at: one at a time, in this process alone.
 
     Args:
-        model: on its device; it is put into eval mode, and back.
+        model: on its device; it is evaluated as if not in training, and keeps its mode.
         processor: the model's.
         dataset: see `evaluate`.
         indices: of expressions, as they are counted in the metric's samples.
@@ -201,18 +198,13 @@ def find_masks(
     pairs = EvaluationPairs(dataset)
     expressions = shuffled_expressions(pairs) if options.shuffle else None
     collate = _Collator(processor, options, expressions)
-    was_training = model.training
-    model.eval()
-    try:
-        for index in indices:
-            pair = pairs[index]
-            said = pair["expression"] if expressions is None else expressions[index]
-            ((margin, _),) = _predict(model, [collate([dict(pair)])])
-            size = pair["mask"].shape
-            margin = torch.nn.functional.interpolate(margin[None, None], size=size, mode="bilinear")[0, 0]
-            yield {**pair, "expression": said}, (margin > 0).numpy()
-    finally:
-        model.train(was_training)
+    for index in indices:
+        pair = pairs[index]
+        said = pair["expression"] if expressions is None else expressions[index]
+        ((margin, _),) = _predict(model, [collate([dict(pair)])])
+        size = pair["mask"].shape
+        margin = torch.nn.functional.interpolate(margin[None, None], size=size, mode="bilinear")[0, 0]
+        yield {**pair, "expression": said}, (margin > 0).numpy()
 
 
 def _sample(margin: Tensor, pair: dict[str, Any], protocol: Protocol) -> Areas:

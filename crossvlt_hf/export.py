@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from .modeling_crossvlt import CrossVLTModel
+from .modeling_crossvlt import CrossVLTModel, evaluating
 from .processing_crossvlt import CrossVLTProcessor
 
 
@@ -52,7 +52,8 @@ class ExportedNetwork(nn.Module):
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """See [`export_program`]."""
-        return self.model(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask).logits
+        inputs = {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": attention_mask}
+        return self.model(**inputs, return_dict=True).logits
 
 
 def example_inputs(model: CrossVLTModel, batch: int, height: int, width: int, words: int) -> dict[str, Tensor]:
@@ -166,7 +167,8 @@ def check_export(
     for batch, height, width, words in _check_cases(processor, _longest(model, processor)):
         inputs = example_inputs(model, batch, height, width, words)
         with torch.no_grad():
-            expected = model(**{name: value.to(model.device) for name, value in inputs.items()}).logits.cpu()
+            moved = {name: value.to(model.device) for name, value in inputs.items()}
+            expected = model(**moved, return_dict=True).logits.cpu()
             actual = exported(inputs)
         row = {
             **{"batch": batch, "height": height, "width": width, "words": words},
@@ -306,9 +308,8 @@ def export_model(
         else:
             torch.export.save(program, beside / file)
         del program
-        training = model.training  # an export may come in the middle of it
-        checks = check_export(load_exported(beside), model.eval(), processor)
-        model.train(training)
+        with evaluating(model):  # an export may come in the middle of training
+            checks = check_export(load_exported(beside), model, processor)
         summary = {**_summary(model, processor, file), "checks": checks}
         processor.image_processor.save_pretrained(beside)
         processor.tokenizer.save_pretrained(beside)

@@ -14,6 +14,9 @@ from .processing_crossvlt import CrossVLTProcessor
 # Trained on RefShapes; its card is beside it
 DEFAULT_CHECKPOINT = Path(__file__).parent / "assets" / "refshapes"
 BUILT_IN = "built-in"
+BUILT_IN_NOTE = (
+    "the built-in checkpoint is used. It was trained on drawn shapes (RefShapes) and knows nothing of photographs."
+)
 
 
 def resolve_checkpoint(source: str | Path | None) -> str | Path:

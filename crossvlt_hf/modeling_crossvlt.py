@@ -8,9 +8,11 @@ width, N = H * W its positions. Pixels stay a grid (B, H, W, C) throughout.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
+from threading import Lock
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -28,7 +30,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import maybe_autocast, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .configuration_crossvlt import CrossVLTConfig, CrossVLTTextConfig, CrossVLTVisionConfig
+from .configuration_crossvlt import CrossVLTConfig, CrossVLTTextConfig, CrossVLTVisionConfig, code_files
 
 
 # Added to the attention scores of what must not be read. Finite, so that a row of nothing but padding stays finite,
@@ -861,6 +863,40 @@ def total_loss(
     return MASK_LOSS_WEIGHT * (mask_loss + config.dice_loss_weight * dice_loss) + alignment_loss
 
 
+# ---- evaluation in the midst of training
+
+# Modules that are in evaluation mode for the time being, and how many `evaluating` contexts each is in
+_EVALUATING: dict[nn.Module, int] = {}
+_EVALUATING_LOCK = Lock()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and every module back into its own mode afterwards.
+
+    `model.eval()` and `model.train()` would not do: the second puts frozen BatchNorms and dropouts into training mode
+    as well. Contexts of several threads may overlap; the last one that ends restores the modes. A training step of
+    the same model must not run in another thread meanwhile: it would compute in evaluation mode.
+
+    Args:
+        model: any module; nothing of it is changed but the mode.
+    """
+    with _EVALUATING_LOCK:
+        modules = [module for module in model.modules() if module.training or module in _EVALUATING]
+        for module in modules:
+            _EVALUATING[module] = _EVALUATING.get(module, 0) + 1
+            module.training = False
+    try:
+        yield
+    finally:
+        with _EVALUATING_LOCK:
+            for module in modules:
+                _EVALUATING[module] -= 1
+                if not _EVALUATING[module]:
+                    del _EVALUATING[module]
+                    module.training = True
+
+
 # ---- the models
 
 
@@ -919,6 +955,11 @@ class CrossVLTPreTrainedModel(PreTrainedModel):
     _keep_in_fp32_modules = [r".*fusion"]  # what quantizers leave alone; see "int8 weights" in the README
     # Trainer must divide the loss by the accumulation steps itself.
     accepts_loss_kwargs = False
+
+    def _get_files_timestamps(self, working_dir: Any) -> dict[str, float]:
+        """What `save_pretrained(push_to_hub=True)` need not upload if it is as old afterwards: no code, ever."""
+        times = super()._get_files_timestamps(working_dir)
+        return {name: time for name, time in times.items() if name not in code_files(working_dir)}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -1259,4 +1300,5 @@ __all__ = [
     "CrossVLTTextOutput",
     "CrossVLTVisionModel",
     "CrossVLTVisionOutput",
+    "evaluating",
 ]

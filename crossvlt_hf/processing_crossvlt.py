@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from http.client import HTTPException
 from io import BytesIO
 from pathlib import Path
+from threading import RLock
 from typing import Any, NamedTuple
 from urllib.request import Request, urlopen
 
@@ -21,11 +22,13 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 
-from .configuration_crossvlt import AUTO_MAP, copy_code
+from .configuration_crossvlt import AUTO_MAP, copy_code, take_hub_options
 
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 OVERSHOOT = 0.01
+# A fast tokenizer keeps padding and truncation as a state, which calls of several threads must not change under way
+_TOKENIZING = RLock()
 MASK_VALUES = ({0, 1}, {0, 255}, {0, 1, 255})
 
 
@@ -240,6 +243,17 @@ def word_spans(text: str) -> Iterator[tuple[int, int]]:
         yield start, len(text)
 
 
+def reading_note(expression: str, read: ReadExpression) -> str | None:
+    """A sentence on what a model does not read of an expression; None if it reads all of it."""
+    notes = []
+    if read.unknown_words:
+        words = ", ".join(map(repr, read.unknown_words))
+        notes.append(f"the vocabulary does not know {words}")
+    if read.cut:
+        notes.append(f"it is too long, and only {read.text_read!r} is read")
+    return f"The expression {expression!r} is not read as it is: {'; '.join(notes)}." if notes else None
+
+
 def _not_covered(text: str, known: list[tuple[int, int]]) -> tuple[str, ...]:
     """The words of a text of which a character lies in no known token's (start, end)."""
     covered = {position for start, end in known for position in range(start, end)}
@@ -380,10 +394,14 @@ class CrossVLTProcessor(ProcessorMixin):
         Args:
             save_directory: folder; it is made where there is none.
             push_to_hub: whether to upload what was saved.
-            kwargs: see [`ProcessorMixin.save_pretrained`].
+            kwargs: see [`ProcessorMixin.save_pretrained`], and of `push_to_hub`.
         """
+        options = take_hub_options(save_directory, kwargs) if push_to_hub else {}
         copy_code(save_directory)
-        return super().save_pretrained(str(save_directory), push_to_hub=push_to_hub, **kwargs)
+        files = super().save_pretrained(str(save_directory), **kwargs)
+        if push_to_hub:
+            self.push_to_hub(**options)
+        return files
 
     @property
     def model_input_names(self) -> list[str]:
@@ -429,13 +447,13 @@ class CrossVLTProcessor(ProcessorMixin):
             expressions = _flat(_as_expressions(text))
             if not expressions:
                 raise ValueError(f"`text` is {text!r}, without an expression; give at least one.")
-            data |= self.tokenizer(text if isinstance(text, str) else expressions, **merged["text_kwargs"])
+            data |= self._tokenize(text if isinstance(text, str) else expressions, **merged["text_kwargs"])
         elif text is None:
             counts = [1] * len(_as_images(images))
             data |= self._prepare_images(images, counts, segmentation_maps, merged["images_kwargs"])
         else:
             groups = pair_expressions(len(_as_images(images)), text)
-            data |= self.tokenizer([entry for group in groups for entry in group], **merged["text_kwargs"])
+            data |= self._tokenize([entry for group in groups for entry in group], **merged["text_kwargs"])
             counts = [len(group) for group in groups]
             data |= self._prepare_images(images, counts, segmentation_maps, merged["images_kwargs"])
         return BatchFeature(data, tensor_type=merged["text_kwargs"].get("return_tensors"))
@@ -461,9 +479,13 @@ class CrossVLTProcessor(ProcessorMixin):
         room = [length - self.tokenizer.num_special_tokens_to_add() for length in lengths]
         if not self.tokenizer.is_fast:
             return [self._read_by_word(text, count) for text, count in zip(expressions, room, strict=True)]
-        whole = self.tokenizer(expressions, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        whole = self._tokenize(expressions, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         parts = zip(expressions, room, whole["input_ids"], whole["offset_mapping"], strict=True)
         return [self._read_by_position(*part) for part in parts]
+
+    def _tokenize(self, text: str | list[str], **kwargs: Any) -> Any:
+        with _TOKENIZING:
+            return self.tokenizer(text, **kwargs)
 
     def _read_by_position(self, text: str, count: int, ids: list[int], spans: list[tuple[int, int]]) -> ReadExpression:
         """Read a text, of which `count` tokens are kept, with the (start, end) of all its tokens."""
@@ -480,7 +502,7 @@ class CrossVLTProcessor(ProcessorMixin):
         """Read a text, of which `count` tokens are kept, with a tokenizer that does not tell their positions."""
 
         def tokens(part: str) -> list[int]:
-            return self.tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]
+            return self._tokenize(part, add_special_tokens=False, verbose=False)["input_ids"]
 
         found = [text[start:end] for start, end in word_spans(text)]
         unknown = [word for word in found if not tokens(word) or self.tokenizer.unk_token_id in tokens(word)]

@@ -10,11 +10,10 @@ import numpy as np
 from PIL import Image
 
 from ..data.refshapes import FAMILIES, Example, make_scene
-from ..loading import load_checkpoint, resolve_checkpoint
+from ..loading import BUILT_IN_NOTE, load_checkpoint, resolve_checkpoint
 from ..pipeline_crossvlt import ReferringImageSegmentationPipeline
 from ..visualization import arrange, overlay
 from .extras import needs_extra
-from .segment import DEFAULT_NOTE
 
 
 TILE = 384
@@ -48,7 +47,7 @@ def demo(arguments: argparse.Namespace) -> None:
 def _write_panel(arguments: argparse.Namespace, source: str | Path) -> None:
     model, processor = load_checkpoint(source, device=arguments.device)
     if arguments.model is None:
-        print(DEFAULT_NOTE, file=sys.stderr)
+        print(f"No --model was given: {BUILT_IN_NOTE}", file=sys.stderr)
     pipeline = ReferringImageSegmentationPipeline(model=model, processor=processor, device=model.device)
     side = processor.image_processor.size["height"]
     tiles = []

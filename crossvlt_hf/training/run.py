@@ -350,7 +350,7 @@ class TrainingRun:
         for number, (batch, own) in enumerate(zip(batches, counts, strict=True)):
             last = number == len(batches) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.network):
-                output = self.network(**batch.inputs)
+                output = self.network(**batch.inputs, return_dict=True)
                 loss = normalised_loss(self.model, output, own, total)
                 self.accelerator.backward(loss * processes)  # of which DDP takes the mean
             found = {
