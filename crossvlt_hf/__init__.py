@@ -17,6 +17,7 @@ from .loading import BUILT_IN_NOTE, DEFAULT_CHECKPOINT
 from .modeling_crossvlt import CrossVLTModel, CrossVLTOutput, CrossVLTTextModel, CrossVLTVisionModel
 from .pipeline_crossvlt import ReferringImageSegmentationPipeline
 from .processing_crossvlt import CrossVLTProcessor
+from .tokenization import add_words
 
 
 __version__ = version("crossvlt_hf")
@@ -66,5 +67,6 @@ __all__ = [
     "CrossVLTVisionConfig",
     "CrossVLTVisionModel",
     "ReferringImageSegmentationPipeline",
+    "add_words",
     "convert_checkpoint",
 ]

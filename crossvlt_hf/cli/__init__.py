@@ -46,7 +46,13 @@ def _orderly_end() -> Iterator[None]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; wrong input is told in one line, with exit code 2; Ctrl-C with 130."""
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    settings = [entry for entry in rest if "=" in entry and not entry.startswith("-")]  # behind an option of `train`
+    if len(settings) < len(rest) or (rest and not hasattr(arguments, "settings")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.settings += rest
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     set_hub_verbosity_error()

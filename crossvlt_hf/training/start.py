@@ -20,7 +20,7 @@ from ..encoders import from_pretrained_encoders
 from ..loading import check_source, load_checkpoint
 from ..modeling_crossvlt import CrossVLTModel
 from ..processing_crossvlt import CrossVLTProcessor
-from ..tokenization import default_tokenizer, load_tokenizer
+from ..tokenization import add_words, default_tokenizer, load_tokenizer
 from .config import DataOptions, ModelOptions, OptimizationOptions, TrainingConfig
 from .optimization import build_schedule
 
@@ -135,8 +135,6 @@ def build_model(options: ModelOptions, datasets: Sequence[Dataset] = ()) -> tupl
             f"`model.max_length` must be at most {limit}, the model's positions, got {options.max_length}."
         )
     if options.add_words:
-        from .. import add_words
-
         add_words(model, processor, [text for dataset in datasets for text in EvaluationPairs(dataset).texts()])
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(tuple(options.freeze)))
