@@ -85,7 +85,7 @@ def _load_adapter(
         raise ValueError(f"The adapter in {source} does not name its base model (`base_model_name_or_path`).")
     try:
         check_source(base)
-        model, info, processor = _load(base, dtype)
+        model, info, processor = _load(resolve_checkpoint(base), dtype)
     except OSError as error:
         raise OSError(f"The base model of the adapter in {source} cannot be loaded. {error}") from error
     adapted = PeftModel(model, PeftConfig.from_pretrained(str(source)))  # type: ignore[arg-type]
@@ -129,7 +129,7 @@ def load_checkpoint(
 
     Args:
         source: a folder, a Hub id, or "built-in" (or None) for the checkpoint that comes with the package; of a model
-        or of an adapter that peft saved, whose weights are then merged into those of its base model.
+            or of an adapter that peft saved, whose weights are then merged into those of its base model.
         device: where the model goes.
         dtype: "float32", "bfloat16", "float16", or "auto" for that of the file.
 

@@ -17,8 +17,7 @@ def _train_in_processes(options: list[str], arguments: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     parsed = launch_command_parser().parse_args([*options, "--module", "crossvlt_hf.training", *arguments])
-    # Ctrl-C reaches the processes, too: they finish their step and save. The launcher would send it a second time
-    parsed.signals_to_handle = "SIGTERM,SIGHUP,SIGQUIT"
+    # Ctrl-C reaches a single process, too, which finishes its step and saves; several get it from torch's launcher
     before = signal.signal(signal.SIGINT, lambda *_: None)
     logging.disable(logging.ERROR)  # which process failed, at length
     try:
