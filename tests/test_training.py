@@ -26,6 +26,7 @@ from torch import nn
 from transformers import AutoModel, AutoProcessor
 
 from crossvlt_hf import CrossVLTModel
+from crossvlt_hf.cli import main as crossvlt
 from crossvlt_hf.data import load_data, write_folder
 from crossvlt_hf.loading import load_checkpoint
 from crossvlt_hf.training import TrainingRun, load_config, start
@@ -434,6 +435,27 @@ def test_words_that_are_not_added_are_counted(own_data, capsys):
     assert run.processor(text="the zebra", return_tensors="pt")["input_ids"].shape == (1, 12)
     with pytest.raises(ValueError, match=r"`model\.max_length` must be at most 32, the model's positions, got 99"):
         TrainingRun(load_config("my.yaml", [*FEW, "model.max_length=99"]))
+
+
+@pytest.mark.parametrize("processes", [[], ["--processes", "2"]])
+def test_crossvlt_train_names_wrong_settings_in_one_line(own_data, capfd, processes):
+    for setting in ("optimization.epoch=3", "output.trackers=[nothing]", "optimization.batch_size=0"):
+        assert crossvlt(["train", "my.yaml", *processes, setting]) == 2
+        error = capfd.readouterr().err
+        assert error.count("\n") == 1, error
+        assert setting.partition("=")[0][:-1] in error
+    with pytest.raises(SystemExit):
+        crossvlt(["train", "my.yaml", "--processes", "2", "epochs"])
+
+
+@pytest.mark.parametrize("command", [["segment", "i.png", "the red circle", "--output", "o.png"], ["evaluate"]])
+def test_the_built_in_checkpoint_has_a_name(tmp_path, monkeypatch, capfd, command):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (40, 40)).save("i.png")
+    data = ["--data", "refshapes", "--split", "test", "--option", "scenes=2", "--device", "cpu"]
+    assert crossvlt([*command, "--model", "built-in", *(data if command == ["evaluate"] else [])]) == 0
+    if command == ["evaluate"]:
+        assert capfd.readouterr().err.startswith("Reading 2 expressions: the vocabulary knows all words; 0 longer")
 
 
 # ---- whole runs

@@ -58,11 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_hub_verbosity_error()
     try:
         with _orderly_end():
-            arguments.run(arguments)
+            return arguments.run(arguments) or 0
     except (OSError, ValueError, StrictDataclassError) as error:
         print(f"crossvlt: {in_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("crossvlt: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
-    return 0

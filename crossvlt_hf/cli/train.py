@@ -35,7 +35,7 @@ def _train_in_processes(options: list[str], arguments: list[str]) -> int:
     return 0
 
 
-def train(arguments: argparse.Namespace) -> None:
+def train(arguments: argparse.Namespace) -> int:
     """Train; the exit code is that of `python -m crossvlt_hf.training`."""
     with needs_extra("train"):
         from ..training import load_config
@@ -45,7 +45,7 @@ def train(arguments: argparse.Namespace) -> None:
 
     given = [arguments.config, *arguments.settings, *(["--resume"] if arguments.resume else [])]
     if arguments.processes is None and arguments.accelerate_config is None:
-        raise SystemExit(main(given))
+        return main(given)
     if arguments.processes is not None and arguments.processes < 1:
         raise ValueError(f"`--processes` must be 1 or more, got {arguments.processes}.")
     check_config(load_config(arguments.config, arguments.settings), arguments.processes)  # once, not in each of them
@@ -54,7 +54,7 @@ def train(arguments: argparse.Namespace) -> None:
         options += ["--num_processes", str(arguments.processes)]
     if not torch.cuda.is_available():
         os.environ["ACCELERATE_USE_CPU"] = "true"  # else each process would train a model of its own
-    raise SystemExit(_train_in_processes(options, given))
+    return _train_in_processes(options, given)
 
 
 def add_command(commands: Any) -> None:
