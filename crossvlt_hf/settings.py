@@ -68,8 +68,9 @@ def read_yaml(text: str, source: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        reason = f"{error.problem} (line {mark.line + 1})" if mark else " ".join(str(error).split())  # type: ignore[attr-defined]
+        reason = " ".join(str(error).split())
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+            reason = f"{error.problem} (line {error.problem_mark.line + 1})"
         raise ValueError(f"{source} cannot be read as YAML: {reason}") from error
 
 
@@ -151,7 +152,8 @@ def _words(kind: Any, plural: bool = False) -> str:
     kind, optional = _alternatives(kind)
     end = " or null" if optional else ""
     if kind in SCALARS:
-        return SCALARS[kind][2 if plural else 1] + end
+        _, one, many = SCALARS[kind]
+        return (many if plural else one) + end
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(str, get_args(kind)))}{end}"
     if get_origin(kind) is list:
