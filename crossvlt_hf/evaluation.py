@@ -16,6 +16,7 @@ from .data.pairs import EvaluationPairs
 from .metrics import Areas, ReferringSegmentationMetric, mask_areas
 from .modeling_crossvlt import CrossVLTModel, evaluating
 from .processing_crossvlt import CrossVLTProcessor, resize_label_map
+from .tokenization import summarize_reading
 
 
 Protocol = Literal["paper", "original"]
@@ -79,6 +80,26 @@ class _Collator:
         images = self.processor.image_processor([pair.pop("image") for pair in pairs], return_tensors="pt")
         inputs = {"pixel_values": images["pixel_values"], **tokenize(self.processor, said, self.options.truncation)}
         return inputs, pairs
+
+
+MOST_DRAWN = 500  # references that are drawn for their expressions
+
+
+def describe_reading(processor: CrossVLTProcessor, datasets: Sequence[Dataset]) -> str:
+    """Say in a line which share of the words the vocabulary does not know, and how many expressions are cut.
+
+    Args:
+        processor: the model's.
+        datasets: of records; of those that do not store their expressions, such as RefShapes, the first references
+            are read, and the line says so.
+    """
+    texts, drawn = [], False
+    for dataset in datasets:
+        stored = "expressions" in dataset.with_format(None).column_names
+        part = dataset if stored or len(dataset) <= MOST_DRAWN else dataset.select(range(MOST_DRAWN))
+        drawn = drawn or len(part) < len(dataset)
+        texts += EvaluationPairs(part).texts()
+    return f"{'A sample of' if drawn else 'Reading'} {summarize_reading(processor, texts)}"
 
 
 def shuffled_expressions(pairs: EvaluationPairs) -> dict[int, str]:

@@ -17,7 +17,7 @@ from huggingface_hub.utils import httpx, validate_repo_id
 from .cards import MARK, NO_EVIDENCE, render_checkpoint_card
 from .configuration_crossvlt import CrossVLTConfig
 from .evidence import FILES, Evidence
-from .loading import load_checkpoint
+from .loading import load_checkpoint, resolve_checkpoint
 from .modeling_crossvlt import CrossVLTModel
 from .processing_crossvlt import CrossVLTProcessor
 
@@ -29,7 +29,7 @@ def read_evidence(
     source: str | Path, about: str | Path | None = None, reports: tuple[str | Path, ...] = ()
 ) -> Evidence:
     """What is known of a checkpoint, from its folder or its repository on the Hub; see [`Evidence.read`]."""
-    folder = Path(source)
+    folder = Path(resolve_checkpoint(source))
     if not folder.is_dir():
         folder = Path(snapshot_download(str(source), allow_patterns=[*FILES]))
     return Evidence.read(folder, about, reports)

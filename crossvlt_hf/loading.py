@@ -16,9 +16,18 @@ from .processing_crossvlt import CrossVLTProcessor
 
 # Trained on RefShapes; its card is beside it
 DEFAULT_CHECKPOINT = Path(__file__).parent / "assets" / "refshapes"
+BUILT_IN = "built-in"
 BUILT_IN_NOTE = (
     "the built-in checkpoint is used. It was trained on drawn shapes (RefShapes) and knows nothing of photographs."
 )
+
+
+def resolve_checkpoint(source: str | Path | None) -> str | Path:
+    """The folder or Hub id that a name stands for: that of the built-in checkpoint for "built-in" or None.
+
+    A folder that is itself named so can be given as "./built-in".
+    """
+    return DEFAULT_CHECKPOINT if source is None or source == BUILT_IN else source
 
 
 def parse_device(name: str) -> torch.device:
@@ -76,7 +85,7 @@ def _load_adapter(
         raise ValueError(f"The adapter in {source} does not name its base model (`base_model_name_or_path`).")
     try:
         check_source(base)
-        model, info, processor = _load(base, dtype)
+        model, info, processor = _load(resolve_checkpoint(base), dtype)
     except OSError as error:
         raise OSError(f"The base model of the adapter in {source} cannot be loaded. {error}") from error
     adapted = PeftModel(model, PeftConfig.from_pretrained(str(source)))  # type: ignore[arg-type]
@@ -100,26 +109,27 @@ def _check(source: str | Path, info: dict[str, Any], model: CrossVLTModel, proce
 
 
 def check_source(source: str | Path) -> None:
-    """Whether it is a folder, or can be a Hub id.
+    """Whether it is a folder, "built-in", or can be a Hub id.
 
     Raises:
         FileNotFoundError: if neither.
     """
+    source = resolve_checkpoint(source)
     folder = Path(source)
     if not folder.is_dir() and (folder.is_absolute() or len(folder.parts) != 2 or str(source).startswith(".")):
         raise FileNotFoundError(
-            f"There is no checkpoint folder {source}; give a folder, or a Hub id such as name/model."
+            f"There is no checkpoint folder {source}; give a folder, a Hub id such as name/model, or {BUILT_IN!r}."
         )
 
 
 def load_checkpoint(
-    source: str | Path, *, device: str = "cpu", dtype: str = "auto"
+    source: str | Path | None, *, device: str = "cpu", dtype: str = "auto"
 ) -> tuple[CrossVLTModel, CrossVLTProcessor]:
     """Load a model and its processor, for inference.
 
     Args:
-        source: a folder or a Hub id, of a model or of an adapter that peft saved, whose weights are then merged into
-            those of its base model.
+        source: a folder, a Hub id, or "built-in" (or None) for the checkpoint that comes with the package; of a model
+            or of an adapter that peft saved, whose weights are then merged into those of its base model.
         device: where the model goes.
         dtype: "float32", "bfloat16", "float16", or "auto" for that of the file.
 
@@ -128,7 +138,7 @@ def load_checkpoint(
         ValueError: if weights are missing, left over or do not fit the config, the device does not exist, or
             peft is missing for an adapter.
     """
-    target = parse_device(device)
+    target, source = parse_device(device), resolve_checkpoint(source)
     check_source(source)
     try:
         adapter = _adapter_config(source)

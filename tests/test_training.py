@@ -15,14 +15,21 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType
 from conftest import fake_batch, tiny_config
+from documents import code_blocks
+from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
 from processes import run_python
 from torch import nn
 from transformers import AutoModel, AutoProcessor
 
 from crossvlt_hf import CrossVLTModel
+from crossvlt_hf.cli import main as crossvlt
 from crossvlt_hf.data import load_data, write_folder
-from crossvlt_hf.training import TrainingRun, load_config
+from crossvlt_hf.loading import load_checkpoint
+from crossvlt_hf.training import TrainingRun, load_config, start
 from crossvlt_hf.training.__main__ import main
 from crossvlt_hf.training.checkpoints import list_checkpoints, prune, write_whole
 from crossvlt_hf.training.config import OptimizationOptions
@@ -36,6 +43,7 @@ from crossvlt_hf.training.optimization import (
 )
 
 
+ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(
     path.stem for path in Path(sys.modules["crossvlt_hf.training"].__file__).parent.glob("configs/*.yaml")
 )
@@ -140,33 +148,136 @@ def test_overrides_and_numbers_as_yaml_reads_them(tmp_path):
     assert load_config(path, ["optimization.max_grad_norm=null"]).optimization.max_grad_norm is None
 
 
+TEXTS = ["no", "yes", "off", "007", "010", "1e-3", "1_000", "12:30", "0x1F", "2024-01-01", "true", "1.0", "x #1", "@x"]
+
+
+@pytest.mark.parametrize("text", [*TEXTS, "a: b", "[x", "*x", "x,y"])
+def test_text_on_the_command_line_stays_text(tmp_path, text):
+    config = load_config(write_config(tmp_path), [f"output.folder={text}"])
+    assert config.output.folder == text
+    config.save(tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml") == config
+
+
+@pytest.mark.parametrize("text", [text for text in TEXTS if text not in ("x #1", "@x")])
+def test_text_in_yaml_stays_text(tmp_path, text):
+    """With quotes and without, in a setting, in a list, and as an argument of a data set."""
+    path = tmp_path / "config.yaml"
+    for written in (text, f"'{text}'"):
+        path.write_text(
+            f"data:\n  root: {written}\n  train: [{{name: {written}, split: {written}, root: {written}}}]\n"
+            f"model: {{freeze: [{written}]}}\noutput: {{folder: {written}}}\n"
+        )
+        config = load_config(path)
+        found = (config.data.root, *config.data.train[0].values(), *config.model.freeze, config.output.folder)
+        assert found == (text,) * 6
+        config.save(tmp_path / "saved.yaml")
+        assert load_config(tmp_path / "saved.yaml") == config
+
+
+def test_arguments_of_data_sets_are_numbers_where_they_look_so(tmp_path):
+    written = (
+        "{name: refshapes, split: train, scenes: 14, count: [3, 4], a: 1e-3, b: true, c: null, d: '1', e: 007, f: no}"
+    )
+    (source,) = load_config(write_config(tmp_path), [f"data.train=[{written}]"]).data.train
+    assert [*source.values()] == ["refshapes", "train", 14, [3, 4], 1e-3, True, None, "1", "007"]
+    assert (
+        load_config(write_config(tmp_path), ["model.config.dice_loss_weight=1"]).model.config["dice_loss_weight"] == 1
+    )
+
+
+def test_precision_none_and_no_are_two(tmp_path):
+    for text, value in (("no", "no"), ("'no'", "no"), ("null", None), ("bf16", "bf16")):
+        config = load_config(write_config(tmp_path), [f"optimization.mixed_precision={text}"])
+        assert config.optimization.mixed_precision == value
+    assert (
+        load_config(write_config(tmp_path), ["optimization.sync_batch_norm=no"]).optimization.sync_batch_norm is False
+    )
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optimization.learning_rat=1", "There is no setting `optimization.learning_rat`; there are epochs"),
-        ("sed=1", "There is no setting `sed`; there are model, data"),
-        ("optimization.batch_size=many", "`optimization.batch_size` is 'many'; give int"),
-        ("optimization.batch_size=0", "`optimization.batch_size` is 0; give 1 or more"),
-        ("optimization.max_steps=-1", "`optimization.max_steps` is -1; give 1 or more"),
-        ("optimization.max_grad_norm=-1", "`optimization.max_grad_norm` is -1.0; give a number above 0"),
-        ("data.masked_words=5", "`data.masked_words` is 5.0; give a number between 0 and 1"),
-        ("data.train=[refcoco]", "`data.train` is ['refcoco']; give list[dict[str, Any]]"),
-        ("model.freeze=[3]", "`model.freeze` is [3]; give list[str]"),
-        ("model.checkpoint=somewhere", "`model.config` says nothing beside `model.checkpoint`"),
-        ("output.evaluation_steps=0", "`output.evaluation_steps` is 0; give 1 or more"),
-        ("optimization.mixed_precision=int8", "`optimization.mixed_precision` is 'int8'"),
-        ("optimization.ema_decay=2", "`optimization.ema_decay` is 2.0"),
-        ("optimization=3", "`optimization.` is 3; give a table"),
+        ("optimization.learning_rat=1", "`optimization.learning_rat`; did you mean `optimization.learning_rate`?"),
+        ("sed=1", "There is no setting `sed`; did you mean `seed`?"),
+        ("batch_size=1", "There is no setting `batch_size`; did you mean `optimization.batch_size`?"),
+        ("data.batchsize=1", "did you mean `optimization.batch_size`?"),
+        ("model.zzz=1", "There is no setting `model.zzz`; there are checkpoint, add_words"),
+        ("optimization.batch_size=many", "`optimization.batch_size` must be an integer, got 'many'."),
+        ("optimization.batch_size=8.5", "`optimization.batch_size` must be an integer, got '8.5'."),
+        ("optimization.batch_size=010", "`optimization.batch_size` must be an integer, got '010'."),
+        ("optimization.batch_size=0", "`optimization.batch_size` must be 1 or more, got 0."),
+        ("optimization.batch_size=null", "`optimization.batch_size` must be an integer, got null."),
+        ("optimization.max_steps=-1", "`optimization.max_steps` must be 1 or more, got -1."),
+        ("optimization.max_grad_norm=-1", "`optimization.max_grad_norm` must be a number above 0, got -1.0."),
+        ("optimization.learning_rate=nan", "`optimization.learning_rate` must be a number above 0, got nan."),
+        ("optimization.learning_rate=12:30", "`optimization.learning_rate` must be a number, got '12:30'."),
+        ("optimization.betas=[0.9]", "`optimization.betas` must be two numbers"),
+        ("data.masked_words=5", "`data.masked_words` must be a number between 0 and 1, got 5.0."),
+        ("data.train=[refcoco]", "`data.train[0]` must be a table of names and values, got 'refcoco'."),
+        ("data.train=[{name: refcoco}]", "`data.train[0]` must have `name` and `split`"),
+        ("data.on_error=ignore", "`data.on_error` must be one of stop, skip, got 'ignore'."),
+        ("output.trackers=wandb", "`output.trackers` must be a list of text, got 'wandb'."),
+        ("output.folder=", "`output.folder` must be text, got null."),
+        ("model.checkpoint=somewhere", "`model.config` has no effect with `model.checkpoint`; set only one of them."),
+        ("model.gradient_checkpointing=maybe", "`model.gradient_checkpointing` must be true or false, got 'maybe'."),
+        ("output.evaluation_steps=0", "`output.evaluation_steps` must be 1 or more, got 0."),
+        ("optimization.mixed_precision=int8", "must be one of no, bf16, fp16 or null, got 'int8'."),
+        ("optimization.ema_decay=2", "`optimization.ema_decay` must be a number between 0 and 1, got 2.0."),
+        ("optimization=3", "`optimization` must be a table of names and values, got '3'."),
         ("seed.more=3", "There is no setting `seed.more`"),
-        ("data.train=[]", "`data.train` is empty"),
-        ("seed", "has no value; write name=value"),
-        ("seed=[", "cannot be read as YAML"),
-        ("output.keep=0", "`output.keep` is 0; give 1 or more"),
+        ("data.train=[]", "`data.train` must have at least one data set"),
+        ("seed", "The setting 'seed' must be name=value."),
+        ("seed=[", "The setting 'seed=[' cannot be read as YAML"),
+        ("data={train: [], train: []}", "`train` is given twice (line 1)"),
     ],
 )
 def test_bad_settings_are_named(tmp_path, override, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         load_config(write_config(tmp_path, seed=1), [override])
+
+
+def test_settings_in_python_are_checked_too():
+    assert OptimizationOptions(weight_decay=0, betas=[0, 0.9]).weight_decay == 0
+    for wrong in ({"batch_size": 0}, {"batch_size": "8"}, {"mixed_precision": "int8"}, {"ema_decay": 1.0}):
+        with pytest.raises(StrictDataclassError, match=next(iter(wrong))):
+            OptimizationOptions(**wrong)
+
+
+def missing_trackers() -> list[str]:
+    """All trackers of Accelerate that are not installed here."""
+    return [name for name in LoggerType.list() if name != "all" and name not in map(str, get_available_trackers())]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        *(
+            (f"output.trackers=[tensorboard, {name}]", f"got '{name}'; install {name}, or")
+            for name in missing_trackers()
+        ),
+        ("output.trackers=[WandB]", "got 'WandB'. Did you mean wandb?"),
+        ("output.trackers=[tensorbord]", "got 'tensorbord'. Did you mean tensorboard?"),
+        ("optimization.schedule=polynomal", "got 'polynomal'. Did you mean polynomial?"),
+        ("optimization.schedule=reduce_lr_on_plateau", "`optimization.schedule` must be one of linear"),
+        ("optimization.schedule_options={power: 1, pow: 2}", "`optimization.schedule_options`"),
+        ("optimization.accumulation=3", "`optimization.batch_size` must be divisible by 3"),
+        ("data.validation=[{name: refcocoo, split: val}]", "`data.validation[0].name` must be a folder or a data set"),
+        ("model={checkpoint: ./nowhere}", "There is no checkpoint folder ./nowhere"),
+        ("model={vision_encoder: x}", "Give both `model.vision_encoder` and `model.text_encoder`, or neither."),
+    ],
+)
+def test_what_cannot_run_is_named_before_anything_loads(tmp_path, monkeypatch, capsys, setting, message):
+    def load(*arguments, **options):
+        raise AssertionError("too late")
+
+    for name in ("load_data", "load_checkpoint", "CrossVLTModel"):
+        monkeypatch.setattr(start, name, load)
+    assert main([str(write_config(tmp_path)), setting]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+    assert not (tmp_path / "run").exists()
 
 
 def test_command_line_tells_errors_in_one_line(tmp_path, capsys):
@@ -269,6 +380,84 @@ def test_checkpoints_are_there_whole_or_not_at_all(tmp_path):
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-9", "step-10"]
 
 
+# ---- one's own data
+
+
+@pytest.fixture
+def own_data(tmp_path, monkeypatch):
+    """The folder `my-data` of the README, in the working directory, with words that the built-in checkpoint lacks."""
+    monkeypatch.chdir(tmp_path)
+    rng, mask = np.random.default_rng(0), np.zeros((40, 40), np.uint8)
+    (tmp_path / "my-data").mkdir()
+    lines = []
+    for number in range(6):
+        Image.fromarray(rng.integers(0, 255, (40, 40, 3), np.uint8)).save(f"my-data/{number}.png")
+        mask[5:20, 5 : 15 + number] = 255
+        Image.fromarray(mask).save(f"my-data/{number}-mask.png")
+        texts = ["the zebra", "the red circle " + "left of the red circle " * 5]
+        split = "train" if number < 4 else "validation"
+        row = {"image": f"{number}.png", "mask": f"{number}-mask.png", "expressions": texts, "split": split}
+        lines.append(json.dumps(row))
+    (tmp_path / "my-data" / "metadata.jsonl").write_text("\n".join(lines))
+    (code,) = [block.code for block in code_blocks((ROOT / "README.md").read_text()) if block.language == "yaml"]
+    (tmp_path / "my.yaml").write_text(code)
+    return code
+
+
+FEW = ["optimization.max_steps=3", "optimization.batch_size=2", "output.evaluation_steps=3", "output.pictures=0"]
+
+
+def test_six_lines_fine_tune_the_built_in_checkpoint(own_data, capfd):
+    assert len(own_data.splitlines()) == 6
+    assert main(["my.yaml", *FEW, "data.workers=0"]) == 0
+    output, errors = capfd.readouterr()
+    reading = next(line for line in errors.splitlines() if "expressions" in line)
+    assert reading.startswith("Reading 8 expressions: ")
+    assert "4 longer than the model reads" in reading
+    _, before = load_checkpoint("built-in")
+    model, processor = load_checkpoint("runs/mine/last")
+    assert before.read_expressions(["the zebra"])[0].unknown_words == ("zebra",)
+    assert processor.read_expressions(["the zebra"])[0].unknown_words == ()
+    assert len(processor.tokenizer) <= model.config.text_config.vocab_size
+    assert "shards" not in output + errors
+    (line,) = [line for line in errors.replace("\r", "\n").splitlines() if line.startswith("step ")]
+    assert re.fullmatch(
+        r"step 3/3  overall IoU \d\.\d{4}  mean IoU \d\.\d{4}  P@0\.5 \d\.\d{4}  \(4 expressions\)", line
+    )
+
+
+def test_words_that_are_not_added_are_counted(own_data, capsys):
+    run = TrainingRun(load_config("my.yaml", [*FEW, "model.add_words=false", "model.max_length=12"]))
+    line = capsys.readouterr().err.splitlines()[0]
+    assert re.search(
+        r"Reading 8 expressions: \d\.\d % of the words are unknown to the vocabulary \(zebra\); 4 longer", line
+    )
+    assert run.processor(text="the zebra", return_tensors="pt")["input_ids"].shape == (1, 12)
+    with pytest.raises(ValueError, match=r"`model\.max_length` must be at most 32, the model's positions, got 99"):
+        TrainingRun(load_config("my.yaml", [*FEW, "model.max_length=99"]))
+
+
+@pytest.mark.parametrize("processes", [[], ["--processes", "2"]])
+def test_crossvlt_train_names_wrong_settings_in_one_line(own_data, capfd, processes):
+    for setting in ("optimization.epoch=3", "output.trackers=[nothing]", "optimization.batch_size=0"):
+        assert crossvlt(["train", "my.yaml", *processes, setting]) == 2
+        error = capfd.readouterr().err
+        assert error.count("\n") == 1, error
+        assert setting.partition("=")[0][:-1] in error
+    with pytest.raises(SystemExit):
+        crossvlt(["train", "my.yaml", "--processes", "2", "epochs"])
+
+
+@pytest.mark.parametrize("command", [["segment", "i.png", "the red circle", "--output", "o.png"], ["evaluate"]])
+def test_the_built_in_checkpoint_has_a_name(tmp_path, monkeypatch, capfd, command):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (40, 40)).save("i.png")
+    data = ["--data", "refshapes", "--split", "test", "--option", "scenes=2", "--device", "cpu"]
+    assert crossvlt([*command, "--model", "built-in", *(data if command == ["evaluate"] else [])]) == 0
+    if command == ["evaluate"]:
+        assert capfd.readouterr().err.startswith("Reading 2 expressions: the vocabulary knows all words; 0 longer")
+
+
 # ---- whole runs
 
 
@@ -356,6 +545,57 @@ def test_an_evaluation_that_was_interrupted_is_made_up_for(finished, tmp_path, m
     small_run(tmp_path, resume=True).run()
     scores = [[e["validation/mean_iou"] for e in log_of(f) if "validation/mean_iou" in e] for f in (folder, tmp_path)]
     assert scores[0] == scores[1]
+
+
+CONSTANT = {**SMALL["optimization"], "schedule": "constant_with_warmup"}
+
+
+def test_a_finished_run_is_prolonged_exactly_where_the_schedule_allows(finished, tmp_path, capsys):
+    """Four steps and then six are six; checkpoints stand between evaluations, too, and the log has means."""
+    spare = {
+        "output__evaluation_steps": 6,
+        "output__checkpoint_steps": 2,
+        "data__validation": [],
+        "output__log_steps": 3,
+    }
+    short, long = tmp_path / "short", tmp_path / "long"
+    small_run(long, optimization=CONSTANT, **spare).run()
+    small_run(short, optimization={**CONSTANT, "max_steps": 4}, **spare).run()
+    assert [path.name for path in list_checkpoints(short / "run" / "checkpoints")] == ["step-2", "step-4"]
+    small_run(short, resume=True, optimization=CONSTANT, **spare).run()
+    names = ["step-2", "step-4", "step-6"]
+    assert [path.name for path in list_checkpoints(short / "run" / "checkpoints")] == names
+    expected, found = (AutoModel.from_pretrained(at / "run" / "last").state_dict() for at in (long, short))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert (
+        main([str(write_config(short, optimization=CONSTANT, **spare)), "--resume", "optimization.max_steps=5"]) == 2
+    )
+    assert "is at step 6 and must be given at least as many, got 5" in capsys.readouterr().err
+    folder = finished[0]
+    assert main([str(write_config(folder)), "--resume", "optimization.max_steps=9"]) == 2
+    error = capsys.readouterr().err
+    assert "cannot be prolonged exactly" in error
+    assert f"model.checkpoint={folder / 'run' / 'last'}" in error
+
+
+def test_lines_of_the_log_are_means_over_their_steps(finished, tmp_path, monkeypatch):
+    """Also of steps before an interruption; and a short run has a line for every step unless told otherwise."""
+    every = losses_of(finished[0])
+    settings = {"output__log_steps": 4, "output__checkpoint_steps": 1, "output__evaluation_steps": 6}
+    step = TrainingRun._step
+
+    def interrupted(run, batches):
+        if run.progress.step == 2:
+            raise KeyboardInterrupt
+        return step(run, batches)
+
+    monkeypatch.setattr(TrainingRun, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        small_run(tmp_path, **settings).run()
+    monkeypatch.undo()
+    small_run(tmp_path, resume=True, **settings).run()
+    assert losses_of(tmp_path) == pytest.approx([np.mean(every[:4]), np.mean(every[4:])], rel=1e-6)
+    assert small_run(tmp_path / "other", output__log_steps=None).log_every == 1
 
 
 @pytest.mark.parametrize(
@@ -538,7 +778,7 @@ def test_a_checkpoint_goes_on_at_another_size(finished, tmp_path):
 
 
 def test_batches_that_cannot_be_divided(tmp_path):
-    with pytest.raises(ValueError, match=r"`optimization\.batch_size` 8 cannot be divided among 3"):
+    with pytest.raises(ValueError, match=r"`optimization\.batch_size` must be divisible by 3"):
         small_run(tmp_path, optimization__accumulation=3)
 
 

@@ -10,13 +10,10 @@ import torch
 from huggingface_hub import snapshot_download
 
 from ..configuration_crossvlt import SIZES, CrossVLTConfig
-from ..loading import DEFAULT_CHECKPOINT, check_source
+from ..loading import check_source, resolve_checkpoint
 from ..modeling_crossvlt import CrossVLTModel
 from ..processing_crossvlt import CrossVLTProcessor
 from ..tokenization import default_tokenizer
-
-
-BUILT_IN = "built-in"
 
 
 @dataclass(frozen=True)
@@ -64,10 +61,8 @@ def open_sources(names: Sequence[str], seed: int, dtypes: Sequence[str] = ("floa
 
 
 def _open_given(name: str, dtypes: Sequence[str]) -> Source:
-    if name == BUILT_IN:
-        folder = DEFAULT_CHECKPOINT
-    elif Path(name).is_dir():
-        folder = Path(name)
+    if Path(resolve_checkpoint(name)).is_dir():
+        folder = Path(resolve_checkpoint(name))
     else:
         check_source(name)
         folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt"]))

@@ -14,7 +14,7 @@ from huggingface_hub.utils.logging import set_verbosity_error as set_hub_verbosi
 from transformers.utils import logging
 
 from ..errors import in_one_line
-from . import benchmark, convert, demo, evaluate, export, predict, publish, refer, refshapes, segment
+from . import benchmark, convert, demo, evaluate, export, predict, publish, refer, refshapes, segment, train
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -22,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="crossvlt", description="Referring image segmentation with CrossVLT.")
     parser.add_argument("--version", action="version", version=f"crossvlt_hf {version('crossvlt_hf')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (segment, predict, demo, evaluate, convert, export, publish, refer, refshapes, benchmark):
+    for module in (segment, predict, demo, train, evaluate, convert, export, publish, refer, refshapes, benchmark):
         module.add_command(commands)
     return parser
 
@@ -46,17 +46,22 @@ def _orderly_end() -> Iterator[None]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; wrong input is told in one line, with exit code 2; Ctrl-C with 130."""
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    settings = [entry for entry in rest if "=" in entry and not entry.startswith("-")]  # behind an option of `train`
+    if len(settings) < len(rest) or (rest and not hasattr(arguments, "settings")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.settings += rest
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     set_hub_verbosity_error()
     try:
         with _orderly_end():
-            arguments.run(arguments)
+            return arguments.run(arguments) or 0
     except (OSError, ValueError, StrictDataclassError) as error:
         print(f"crossvlt: {in_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("crossvlt: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
-    return 0

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.refshapes import FAMILIES, Example, make_scene
-from ..loading import BUILT_IN_NOTE, DEFAULT_CHECKPOINT, load_checkpoint
+from ..loading import BUILT_IN_NOTE, load_checkpoint, resolve_checkpoint
 from ..pipeline_crossvlt import ReferringImageSegmentationPipeline
 from ..visualization import arrange, overlay
 from .extras import needs_extra
@@ -35,7 +35,7 @@ def draw_examples(seed: int, side: int) -> list[Example]:
 
 def demo(arguments: argparse.Namespace) -> None:
     """Serve the page, or write the panel and print a JSON line for each expression."""
-    source = DEFAULT_CHECKPOINT if arguments.model is None else arguments.model
+    source = resolve_checkpoint(arguments.model)
     if not arguments.serve:
         _write_panel(arguments, source)
         return
@@ -73,7 +73,7 @@ def _write_panel(arguments: argparse.Namespace, source: str | Path) -> None:
 def add_command(commands: Any) -> None:
     """Add the command to the parser."""
     command = commands.add_parser("demo", help="draw scenes and segment in them, or serve a page for the browser")
-    command.add_argument("--model", help="checkpoint: a folder or a Hub id (default: the built-in one)")
+    command.add_argument("--model", help="checkpoint: a folder, a Hub id, or built-in (the default)")
     command.add_argument("--output", default="crossvlt-output/demo.png", help="PNG of the panel (%(default)s)")
     command.add_argument("--seed", type=int, default=1, help="of the scenes in the panel (%(default)s)")
     command.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps, ... (%(default)s)")

@@ -7,26 +7,23 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ..loading import DEFAULT_CHECKPOINT, describe_hardware, load_checkpoint
+from ..loading import describe_hardware, load_checkpoint
 from ..metrics import ReferringSegmentationMetric, markdown_table
+from ..settings import TEXT_OPTIONS, convert, parse_value
 from ..visualization import evaluation_gallery
 from .extras import needs_extra
 from .outputs import make_room
 
 
 def parse_options(settings: list[str]) -> dict[str, Any]:
-    """`name=value` settings, the values read as YAML."""
+    """`name=value` settings, the values read as YAML where they are no text."""
     options = {}
     for setting in settings:
         name, equals, value = setting.partition("=")
         if not equals:
-            raise ValueError(f"--option {setting!r} has no value; write name=value.")
-        try:
-            options[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ValueError(f"--option {setting!r} cannot be read as YAML: {error}") from error
+            raise ValueError(f"--option {setting!r} must be name=value.")
+        kind = str | None if name in TEXT_OPTIONS else Any
+        options[name] = convert(parse_value(value, kind, f"--option {setting!r}"), kind, name)
     return options
 
 
@@ -69,7 +66,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         from accelerate import PartialState
 
         from ..data import load_data
-        from ..evaluation import EvaluationOptions
+        from ..evaluation import EvaluationOptions, describe_reading
         from ..evaluation import evaluate as evaluate_model
 
     if arguments.limit is not None and arguments.limit < 1:
@@ -101,9 +98,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
     state = PartialState(cpu=arguments.device == "cpu")
     alone = state.num_processes == 1 and arguments.device is not None
     device = arguments.device if alone else str(state.device)  # several processes have a GPU each
-    model, processor = load_checkpoint(
-        DEFAULT_CHECKPOINT if arguments.model is None else arguments.model, device=device, dtype=arguments.dtype
-    )
+    model, processor = load_checkpoint(arguments.model, device=device, dtype=arguments.dtype)
+    if state.is_main_process:
+        print(describe_reading(processor, [dataset]), file=sys.stderr)
     metric = evaluate_model(model, processor, dataset, options)
     if state.is_main_process:
         hardware = describe_hardware(model.device, state.num_processes)
@@ -116,7 +113,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 def add_command(commands: Any) -> None:
     """Add the command to the parser."""
     command = commands.add_parser("evaluate", help="measure a checkpoint on a data set")
-    command.add_argument("--model", help="checkpoint: a folder or a Hub id (default: the built-in one)")
+    command.add_argument("--model", help="checkpoint: a folder, a Hub id, or built-in (the default)")
     command.add_argument("--data", required=True, help="refcoco, refcoco+, refcocog, ..., refshapes, or a folder")
     command.add_argument("--split", required=True, help="val, testA, testB, test, ...")
     command.add_argument("--root", help="folder in which the annotations and images lie")

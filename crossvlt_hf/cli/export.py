@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from ..export import FILES, export_model
-from ..loading import BUILT_IN_NOTE, DEFAULT_CHECKPOINT, load_checkpoint
+from ..loading import BUILT_IN_NOTE, load_checkpoint, resolve_checkpoint
 from .extras import needs_extra
 
 
@@ -17,7 +17,7 @@ def export(arguments: argparse.Namespace) -> None:
         with needs_extra("export"):
             for name in ("onnx", "onnxscript", "onnxruntime"):
                 import_module(name)
-    source = DEFAULT_CHECKPOINT if arguments.model is None else arguments.model
+    source = resolve_checkpoint(arguments.model)
     model, processor = load_checkpoint(source, dtype="float32")
     if arguments.model is None:
         print(f"No --model was given: {BUILT_IN_NOTE}", file=sys.stderr)
@@ -38,7 +38,7 @@ def export(arguments: argparse.Namespace) -> None:
 def add_command(commands: Any) -> None:
     """Add the command to the parser."""
     command = commands.add_parser("export", help="write a checkpoint as ONNX, or as a program of torch.export")
-    command.add_argument("--model", help="checkpoint: a folder or a Hub id (default: the built-in one)")
+    command.add_argument("--model", help="checkpoint: a folder, a Hub id, or built-in (the default)")
     command.add_argument("--format", default="onnx", choices=list(FILES), help="(%(default)s)")
     command.add_argument("--output", required=True, metavar="FOLDER", help="a new folder, or an earlier export")
     command.add_argument("--opset", type=int, help="version of the ONNX operators (default: the exporter's own)")

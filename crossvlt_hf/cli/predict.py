@@ -7,7 +7,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from ..loading import DEFAULT_CHECKPOINT, load_checkpoint
+from ..loading import load_checkpoint, resolve_checkpoint
 from .evaluate import parse_options
 from .extras import needs_extra
 
@@ -67,7 +67,7 @@ def predict(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{arguments.data} has no such --option: {error}") from error
     state = PartialState(cpu=arguments.device == "cpu")
     alone = state.num_processes == 1 and arguments.device is not None
-    source = DEFAULT_CHECKPOINT if arguments.model is None else arguments.model
+    source = resolve_checkpoint(arguments.model)
     model, processor = load_checkpoint(
         source, device=arguments.device if alone else str(state.device), dtype=arguments.dtype
     )
@@ -100,7 +100,7 @@ def add_command(commands: Any) -> None:
         "data", metavar="DATA", help="JSONL file, folder (images or metadata.jsonl), name or id of a data set"
     )
     command.add_argument("--output", required=True, help="folder of the shards: a new one, or that of the same job")
-    command.add_argument("--model", help="checkpoint: a folder or a Hub id (default: the built-in one)")
+    command.add_argument("--model", help="checkpoint: a folder, a Hub id, or built-in (the default)")
     command.add_argument(
         "--expression",
         action="append",

@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..loading import BUILT_IN_NOTE, DEFAULT_CHECKPOINT, load_checkpoint
+from ..loading import BUILT_IN_NOTE, load_checkpoint, resolve_checkpoint
 from ..modeling_crossvlt import CrossVLTModel
 from ..pipeline_crossvlt import ReferringImageSegmentationPipeline
 from ..processing_crossvlt import CrossVLTProcessor, pair_expressions, to_rgb
@@ -70,7 +70,7 @@ def _outputs(arguments: argparse.Namespace, explains: bool) -> tuple[list[_Outpu
 def _load(arguments: argparse.Namespace) -> tuple[CrossVLTModel, CrossVLTProcessor]:
     if arguments.model is None:
         print(f"No --model was given: {BUILT_IN_NOTE}", file=sys.stderr)
-    source = DEFAULT_CHECKPOINT if arguments.model is None else arguments.model
+    source = resolve_checkpoint(arguments.model)
     return load_checkpoint(source, device=arguments.device, dtype=arguments.dtype)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..data.refshapes import FAMILIES, make_scene, vocabulary
-from ..loading import DEFAULT_CHECKPOINT
+from ..loading import DEFAULT_CHECKPOINT, resolve_checkpoint
 from ..modeling_crossvlt import CrossVLTModel
 from ..processing_crossvlt import CrossVLTProcessor
 
@@ -31,7 +31,7 @@ def knows_only_drawn_shapes(processor: CrossVLTProcessor) -> bool:
 
 def describe(model: CrossVLTModel, processor: CrossVLTProcessor, source: str | Path) -> str:
     """Say in a line of Markdown what the model is called, what it was trained on and how large it is."""
-    built_in = Path(source).absolute() == DEFAULT_CHECKPOINT.absolute()
+    built_in = Path(resolve_checkpoint(source)).absolute() == DEFAULT_CHECKPOINT.absolute()
     name = "built-in checkpoint of crossvlt_hf" if built_in else str(source).replace("`", "")
     drawn = knows_only_drawn_shapes(processor)
     trained = "RefShapes (drawn shapes, no photographs)" if drawn else "what its card says (its config does not)"

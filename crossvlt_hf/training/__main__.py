@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("config", help="a YAML file, or the name of a configuration of the package")
     parser.add_argument("settings", nargs="*", metavar="name=value", help="settings to override")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     try:
         TrainingRun(load_config(arguments.config, arguments.settings), resume=arguments.resume).run()
     except (OSError, ValueError, StrictDataclassError, FloatingPointError) as error:

@@ -1,44 +1,85 @@
 """What a training run is made of, read from YAML; the defaults are the authors' recipe (`docs/reproduce.md`)."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import yaml
+from huggingface_hub.dataclasses import strict, validated_field
 
-from ..data.readable import ON_ERROR
+from ..settings import TEXT_OPTIONS, override, read_settings, read_yaml, write_yaml
 
 
+Validator = Callable[[Any], None]
+
+
+def _at_least(low: int) -> Validator:
+    """A whole or broken number, or None."""
+
+    def validate(value: Any) -> None:
+        if value is not None and not low <= value < math.inf:
+            raise ValueError(f"must be {low} or more, got {value}.")
+
+    return validate
+
+
+def _positive(value: Any) -> None:
+    if value is not None and not 0 < value < math.inf:
+        raise ValueError(f"must be a number above 0, got {value}.")
+
+
+def _share(value: Any) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"must be a number between 0 and 1, got {value}.")
+
+
+def _decay(value: Any) -> None:
+    if value is not None and not 0 < value < 1:
+        raise ValueError(f"must be a number between 0 and 1, got {value}.")
+
+
+def _two_shares(values: Any) -> None:
+    if len(values) != 2 or not all(0 <= value < 1 for value in values):
+        raise ValueError(f"must be two numbers from 0 to below 1, got {values}.")
+
+
+SOURCES = {"text": TEXT_OPTIONS}  # metadata of fields that hold arguments of `load_data`
+
+
+@strict
 @dataclass
 class ModelOptions:
     """Where the weights start.
 
     Args:
-        checkpoint: a CrossVLT checkpoint to go on from (folder or Hub id), in place of encoders, config and tokenizer.
+        checkpoint: a CrossVLT checkpoint to go on from (folder, Hub id, or "built-in"), in place of encoders, config
+            and tokenizer.
+        add_words: give the tokenizer the words of the training data that it does not know, with new embeddings.
         vision_encoder: pretrained Swin (folder, file or Hub id); None starts from noise.
         text_encoder: pretrained BERT (folder or Hub id); None starts from noise.
         config: fields of `CrossVLTConfig` to override.
         tokenizer: folder or Hub id; None takes that of the text encoder, or bert-base-uncased's, which is built in;
             "refshapes" the words of RefShapes alone.
         image_size: side in pixels to which images are squashed; None takes the checkpoint's.
-        max_length: the most tokens of an expression, [CLS] and [SEP] included.
+        max_length: the most tokens of an expression, [CLS] and [SEP] included; None takes the checkpoint's, or 21.
         freeze: beginnings of the names of parameters that are not trained, such as "text_model.embeddings".
         gradient_checkpointing: compute activations twice instead of keeping them.
     """
 
     checkpoint: str | None = None
+    add_words: bool = False
     vision_encoder: str | None = None
     text_encoder: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
     tokenizer: str | None = None
-    image_size: int | None = None
-    max_length: int = 21
+    image_size: int | None = validated_field(_at_least(1), default=None)
+    max_length: int | None = validated_field(_at_least(3), default=None)
     freeze: list[str] = field(default_factory=list)
     gradient_checkpointing: bool = False
 
 
+@strict
 @dataclass
 class DataOptions:
     """What is learnt from. A data set is a dict of the arguments of `load_data`: name, split, root, ...
@@ -56,16 +97,17 @@ class DataOptions:
     """
 
     root: str | None = None
-    train: list[dict[str, Any]] = field(default_factory=list)
-    validation: list[dict[str, Any]] = field(default_factory=list)
-    exclude: list[dict[str, Any]] = field(default_factory=list)
-    group: int = 1
-    masked_words: float = 0.0
-    masked_patches: float = 0.0
-    workers: int = 2
-    on_error: str = "stop"
+    train: list[dict[str, Any]] = field(default_factory=list, metadata=SOURCES)
+    validation: list[dict[str, Any]] = field(default_factory=list, metadata=SOURCES)
+    exclude: list[dict[str, Any]] = field(default_factory=list, metadata=SOURCES)
+    group: int = validated_field(_at_least(1), default=1)
+    masked_words: float | int = validated_field(_share, default=0.0)
+    masked_patches: float | int = validated_field(_share, default=0.0)
+    workers: int = validated_field(_at_least(0), default=2)
+    on_error: Literal["stop", "skip"] = "stop"
 
 
+@strict
 @dataclass
 class OptimizationOptions:
     """How it is learnt.
@@ -80,7 +122,7 @@ class OptimizationOptions:
         betas: of AdamW.
         weight_decay: of all but norms, relative position biases and temperatures.
         schedule: a name of `transformers.get_scheduler`.
-        schedule_options: its further arguments.
+        schedule_options: its further arguments; None is power 0.9 down to 0 for "polynomial", nothing for others.
         warmup_steps: in which the learning rate rises from 0.
         max_grad_norm: the gradient is clipped to; None clips nothing.
         ema_decay: of the averaged weights that are evaluated and saved; None averages nothing.
@@ -89,32 +131,39 @@ class OptimizationOptions:
         freeze_batch_norm: BatchNorm with its running statistics, which then do not change.
     """
 
-    epochs: int = 40
-    max_steps: int | None = None
-    batch_size: int = 12
-    accumulation: int = 1
-    learning_rate: float = 3e-5
-    text_learning_rate: float | None = None
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    weight_decay: float = 0.01
+    epochs: int = validated_field(_at_least(1), default=40)
+    max_steps: int | None = validated_field(_at_least(1), default=None)
+    batch_size: int = validated_field(_at_least(1), default=12)
+    accumulation: int = validated_field(_at_least(1), default=1)
+    learning_rate: float | int = validated_field(_positive, default=3e-5)
+    text_learning_rate: float | int | None = validated_field(_positive, default=None)
+    betas: list[float | int] = field(default_factory=lambda: [0.9, 0.999], metadata={"validator": [_two_shares]})
+    weight_decay: float | int = validated_field(_at_least(0), default=0.01)
     schedule: str = "polynomial"
-    schedule_options: dict[str, Any] = field(default_factory=lambda: {"power": 0.9, "lr_end": 0.0})
-    warmup_steps: int = 0
-    max_grad_norm: float | None = None
-    ema_decay: float | None = None
-    mixed_precision: str | None = None
+    schedule_options: dict[str, Any] | None = None
+    warmup_steps: int = validated_field(_at_least(0), default=0)
+    max_grad_norm: float | int | None = validated_field(_positive, default=None)
+    ema_decay: float | int | None = validated_field(_decay, default=None)
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = None
     sync_batch_norm: bool = True
     freeze_batch_norm: bool = False
 
+    def __post_init__(self) -> None:
+        if self.schedule_options is None:
+            self.schedule_options = {"power": 0.9, "lr_end": 0.0} if self.schedule == "polynomial" else {}
 
+
+@strict
 @dataclass
 class OutputOptions:
     """What is written, and when.
 
     Args:
         folder: of everything.
-        log_steps: steps between lines of the log.
-        evaluation_steps: steps between evaluations and checkpoints; None is once an epoch.
+        log_steps: steps between lines of the log, which hold means over them; None is 50, or a twentieth of a run of
+            less than 1,000 steps.
+        evaluation_steps: steps between evaluations; None is once an epoch.
+        checkpoint_steps: steps between checkpoints, beside those before every evaluation; None writes only these.
         evaluation_batch_size: pairs at a time, in each process.
         keep: how many checkpoints stay.
         pictures: how many predictions are drawn at each evaluation.
@@ -123,15 +172,17 @@ class OutputOptions:
     """
 
     folder: str = "runs/crossvlt"
-    log_steps: int = 50
-    evaluation_steps: int | None = None
-    evaluation_batch_size: int = 16
-    keep: int = 2
-    pictures: int = 8
+    log_steps: int | None = validated_field(_at_least(1), default=None)
+    evaluation_steps: int | None = validated_field(_at_least(1), default=None)
+    checkpoint_steps: int | None = validated_field(_at_least(1), default=None)
+    evaluation_batch_size: int = validated_field(_at_least(1), default=16)
+    keep: int = validated_field(_at_least(1), default=2)
+    pictures: int = validated_field(_at_least(0), default=8)
     trackers: list[str] = field(default_factory=list)
     push_to_hub: str | None = None
 
 
+@strict
 @dataclass
 class TrainingConfig:
     """A training run.
@@ -148,58 +199,26 @@ class TrainingConfig:
     data: DataOptions = field(default_factory=DataOptions)
     optimization: OptimizationOptions = field(default_factory=OptimizationOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
-    seed: int = 42
+    seed: int = validated_field(_at_least(0), default=42)
 
     def __post_init__(self) -> None:
         if not self.data.train:
-            raise ValueError("`data.train` is empty; give at least one data set.")
-        for section in (self.model, self.data, self.optimization, self.output):
-            name = next(entry.name for entry in fields(self) if getattr(self, entry.name) is section)
-            for setting, (low, high) in RANGES.items():
-                value = getattr(section, setting, None)
-                if value is not None and not low <= value <= high:
-                    raise ValueError(f"`{name}.{setting}` is {value}; give {_range(low, high)}.")
-        if self.optimization.mixed_precision not in (None, "no", "bf16", "fp16"):
-            raise ValueError(
-                f"`optimization.mixed_precision` is {self.optimization.mixed_precision!r}; give no, bf16 or fp16."
-            )
-        if self.data.on_error not in ON_ERROR:
-            raise ValueError(f"`data.on_error` is {self.data.on_error!r}; give one of {', '.join(ON_ERROR)}.")
-        if len(self.optimization.betas) != 2:
-            raise ValueError(f"`optimization.betas` is {self.optimization.betas}; give two numbers.")
-        self._check_model()
-
-    def _check_model(self) -> None:
-        """A checkpoint brings what it is made of."""
+            raise ValueError("`data.train` must have at least one data set, got an empty list.")
+        for name in ("train", "validation", "exclude"):
+            for number, source in enumerate(getattr(self.data, name)):
+                if not source.get("name") or not source.get("split"):
+                    raise ValueError(f"`data.{name}[{number}]` must have `name` and `split`, got {source}.")
         if self.model.checkpoint is None:
             return
-        for name in ("vision_encoder", "text_encoder", "config", "tokenizer"):
+        for name in ("vision_encoder", "text_encoder", "config", "tokenizer"):  # a checkpoint brings its own
             if getattr(self.model, name):
-                raise ValueError(f"`model.{name}` says nothing beside `model.checkpoint`; give one of the two.")
+                raise ValueError(f"`model.{name}` has no effect with `model.checkpoint`; set only one of them.")
 
     def save(self, path: Path) -> None:
         """Write the whole configuration, defaults included, as YAML; a file that is there is replaced at once."""
         partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(yaml.safe_dump(asdict(self), sort_keys=False))
+        partial.write_text(write_yaml(asdict(self)), encoding="utf-8")
         partial.replace(path)
-
-
-# Settings that have a least and a greatest value, in whatever section
-TINY = 1e-30
-RANGES = {
-    **dict.fromkeys(("epochs", "max_steps", "batch_size", "accumulation", "group", "image_size"), (1, math.inf)),
-    **dict.fromkeys(("log_steps", "evaluation_steps", "evaluation_batch_size", "keep"), (1, math.inf)),
-    **dict.fromkeys(("workers", "warmup_steps", "pictures", "weight_decay"), (0, math.inf)),
-    **dict.fromkeys(("learning_rate", "text_learning_rate", "max_grad_norm"), (TINY, math.inf)),
-    **dict.fromkeys(("masked_words", "masked_patches"), (0, 1)),
-    "ema_decay": (TINY, 1 - 1e-9),
-}
-
-
-def _range(low: float, high: float) -> str:
-    if math.isinf(high):
-        return "a number above 0" if low == TINY else f"{low} or more"
-    return "a number between 0 and 1"
 
 
 # What may be another when a run goes on: it changes where, how fast and whether, not what is computed
@@ -210,73 +229,46 @@ MAY_CHANGE = (
     "model.gradient_checkpointing",
     "optimization.accumulation",
 )
+LENGTH = ("optimization.epochs", "optimization.max_steps")
+# The learning rate of a step does not depend on how many there will be
+ENDLESS_SCHEDULES = ("constant", "constant_with_warmup", "inverse_sqrt")
 
 
 def check_same_run(config: TrainingConfig, before: TrainingConfig) -> None:
-    """Check that a run goes on with the settings it began with.
+    """Check that a run goes on with the settings it began with; it may become longer where that changes no step.
 
     Raises:
         ValueError: if one differs that would make it another run.
     """
     now, then = asdict(config), asdict(before)
+    endless = config.optimization.schedule in ENDLESS_SCHEDULES
     for section in ("model", "data", "optimization"):
         for name, value in now[section].items():
-            if value != then[section][name] and f"{section}.{name}" not in MAY_CHANGE:
+            full, old = f"{section}.{name}", then[section][name]
+            if value == old or full in MAY_CHANGE or (full in LENGTH and endless):
+                continue
+            if full == "optimization.epochs" and config.optimization.max_steps and before.optimization.max_steps:
+                continue  # which counts instead
+            changed = f"`{full}` was {old!r} when the run began and is {value!r}"
+            if full in LENGTH and config.optimization.schedule == before.optimization.schedule:
                 raise ValueError(
-                    f"`{section}.{name}` was {then[section][name]!r} when the run began and is {value!r}; give the "
-                    "same, or another output.folder."
+                    f"{changed}, but the learning rates of the schedule {config.optimization.schedule!r} depend on "
+                    "the number of steps, so the run cannot be prolonged exactly; begin another from its weights by "
+                    f"model.checkpoint={Path(config.output.folder) / 'last'} and another output.folder."
                 )
+            raise ValueError(f"{changed}; give the same, or another output.folder.")
     if config.seed != before.seed:
         raise ValueError(f"`seed` was {before.seed} when the run began and is {config.seed}; give the same.")
-
-
-def _fill(kind: type, values: Any, name: str) -> Any:
-    """A dataclass of nested dicts; numbers may be written as integers, or as YAML reads 3e-5 (a string)."""
-    if not isinstance(values, dict):
-        raise ValueError(f"`{name or 'the configuration'}` is {values!r}; give a table of names and values.")
-    known = {entry.name: entry for entry in fields(kind)}
-    if unknown := sorted(map(str, values.keys() - known.keys())):
-        raise ValueError(f"There is no setting `{name}{unknown[0]}`; there are {', '.join(known)}.")
-    filled = {}
-    for key, value in values.items():
-        default = getattr(kind(), key) if kind is not TrainingConfig else None
-        section = known[key].default_factory if kind is TrainingConfig else None
-        if isinstance(section, type) and is_dataclass(section):
-            filled[key] = _fill(section, value, f"{key}.")
-        else:
-            filled[key] = _converted(value, str(known[key].type), default, f"{name}{key}")
-    return kind(**filled)
-
-
-def _converted(value: Any, kind: str, default: Any, name: str) -> Any:
-    """A value of the kind that its field is annotated with."""
-    optional, kind = (
-        "None" in kind,
-        kind.replace("typing.", "").replace(" | None", "").removeprefix("<class '").removesuffix("'>"),
-    )
-    try:
-        if value is None and optional:
-            return None
-        if kind == "float" and isinstance(value, int | float | str) and not isinstance(value, bool):
-            return float(value)
-        if kind == "list[float]" and isinstance(value, list):
-            return [float(entry) for entry in value]
-    except (ValueError, TypeError):
-        pass
-    plain = {"int": int, "bool": bool, "str": str}.get(kind, list if kind.startswith("list") else dict)
-    entries = {"list[str]": str, "list[dict[str, Any]]": dict}.get(kind)
-    wrong = entries is not None and isinstance(value, list) and any(type(entry) is not entries for entry in value)
-    if kind == "float" or type(value) is not plain or wrong:
-        raise ValueError(f"`{name}` is {value!r}; give {kind}{' or null' if optional else ''}.")
-    return value
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainingConfig:
     """Read a configuration.
 
+    Text is text, whatever it looks like in YAML: `no`, `007`, `12:30`, dates.
+
     Args:
         path: of a YAML file, or the name of one that comes with the package (`refcoco`, `refshapes`, ...).
-        overrides: such as "optimization.batch_size=8"; the value is read as YAML.
+        overrides: such as "optimization.batch_size=8"; the value is read as YAML, unless the setting is text.
 
     Raises:
         OSError: if there is no such file.
@@ -291,20 +283,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainingConf
             f"There is no configuration {path}; give a YAML file{f', or one of {shipped}' if shipped else ''}."
         )
     try:
-        values = yaml.safe_load(source.read_text(encoding="utf-8")) or {}
-        for override in overrides:
-            name, equals, value = override.partition("=")
-            if not equals:
-                raise ValueError(f"The setting {override!r} has no value; write name=value.")
-            _set(values, name.split("."), yaml.safe_load(value))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
-    return _fill(TrainingConfig, values, "")
-
-
-def _set(values: Any, names: list[str], value: Any) -> None:
-    for name in names[:-1]:
-        values = values.setdefault(name, {}) if isinstance(values, dict) else values
-    if not isinstance(values, dict):
-        raise ValueError(f"There is no setting `{'.'.join(names)}`.")
-    values[names[-1]] = value
+        values = read_yaml(source.read_text(encoding="utf-8"), str(path))
+        for setting in overrides:
+            values = override(TrainingConfig, values, setting)
+        return read_settings(TrainingConfig, values)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read as YAML: {error}") from error

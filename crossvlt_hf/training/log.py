@@ -7,6 +7,20 @@ from typing import Any
 
 
 SCORE = "validation/overall_iou"
+# What an evaluation prints, under which name
+PRINTED = {
+    "overall IoU": "overall_iou",
+    "mean IoU": "mean_iou",
+    "P@0.5": "precision@0.5",
+    "right object": "right_object_rate",
+    "no target": "no_target_accuracy",
+}
+
+
+def evaluation_line(step: int, steps: int, metrics: dict[str, Any]) -> str:
+    """An evaluation as a line, aligned with those of the run's other evaluations."""
+    shares = [f"{name} {metrics[key]:.4f}" for name, key in PRINTED.items() if metrics.get(key) is not None]
+    return f"step {step:>{len(str(steps))}}/{steps}  {'  '.join(shares)}  ({metrics['samples']} expressions)"
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

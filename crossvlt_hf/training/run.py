@@ -1,11 +1,9 @@
 """A training run: its steps, checkpoints, evaluations, and how it goes on after an interruption."""
 
-import json
 import math
 import os
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -36,7 +34,7 @@ from torch.utils.data import DataLoader
 
 from ..data.pairs import Collator, ReferenceSampler, ShardedBatchSampler, TrainingPairs
 from ..data.readable import Batch, BatchCollator, ReadablePairs
-from ..evaluation import EvaluationOptions, evaluate
+from ..evaluation import EvaluationOptions, describe_reading, evaluate
 from ..evidence import Evidence
 from ..hub import publish
 from ..interruption import EndNow, Interruption, InterruptionError, ignore_signals
@@ -46,10 +44,11 @@ from ..modeling_crossvlt import CrossVLTModel
 from ..visualization import training_curves
 from .checkpoints import is_whole, list_checkpoints, prune, put_in_place, recover, seal, sweep, write_whole
 from .config import TrainingConfig, check_same_run, load_config
-from .log import append, best_score, is_evaluated, read_log, rewind
+from .console import say, without_bars
+from .log import append, best_score, evaluation_line, is_evaluated, read_log, rewind
 from .optimization import build_average, build_optimizer, build_schedule, loss_counts, normalised_loss
 from .pictures import draw_predictions
-from .start import build_model, load_datasets, load_training_data
+from .start import build_model, check_config, load_datasets, load_training_data
 from .summary import describe_model, describe_run, validation_report
 
 
@@ -59,6 +58,20 @@ class Progress:
     def __init__(self) -> None:
         self.step = 0
         self.skipped = 0  # references that could not be read, over all processes
+        self.sums: dict[str, Tensor] = {}  # of the losses of the steps since the last line of the log
+        self.summed = 0  # how many these are
+
+    def add(self, losses: dict[str, Tensor]) -> None:
+        """Take a step's losses into the means."""
+        before = {name: value.to(losses[name].device) for name, value in self.sums.items()}
+        self.sums = {name: before.get(name, 0.0) + value for name, value in losses.items()}
+        self.summed += 1
+
+    def take_means(self) -> dict[str, Tensor]:
+        """The means of the losses since the last call."""
+        means = {name: value / self.summed for name, value in self.sums.items()}
+        self.sums, self.summed = {}, 0
+        return means
 
     def state_dict(self) -> dict[str, Any]:
         """For Accelerate."""
@@ -87,6 +100,7 @@ class TrainingRun:
     """
 
     def __init__(self, config: TrainingConfig, *, resume: bool = False) -> None:
+        check_config(config)
         self.config, self.folder = config, Path(config.output.folder)
         self.log_path = self.folder / "log.jsonl"
         self.accelerator = Accelerator(
@@ -100,10 +114,10 @@ class TrainingRun:
         self.interruption = Interruption()
         self.checkpoints = self._whole_checkpoints()
         self._check_folder(resume)
-        set_seed(config.seed)
         torch.set_flush_denormal(True)  # tiny gradients would otherwise slow the CPU down tenfold
-        self._build_model()
         self._build_data()
+        set_seed(config.seed)
+        self._build_model()
         self._build_optimization()
         set_seed(config.seed, device_specific=True)  # dropout of its own in every process
         self.progress, self.asked_to_end = Progress(), False
@@ -112,6 +126,11 @@ class TrainingRun:
             self.accelerator.register_for_checkpointing(self.average)
         if self.checkpoints:
             self._load_checkpoint(self.checkpoints[-1])
+        if self.progress.step > self.steps:
+            raise ValueError(
+                f"The run in {self.folder} is at step {self.progress.step} and must be given at least as many, got "
+                f"{self.steps}."
+            )
         self._prepare_folder()
 
     # ---- building
@@ -130,8 +149,8 @@ class TrainingRun:
         found = list_checkpoints(self.folder / "checkpoints")
         whole = [checkpoint for checkpoint in found if is_whole(checkpoint)]
         for checkpoint in found:
-            if checkpoint not in whole:
-                self.accelerator.print(f"{checkpoint} is damaged and left aside.", file=sys.stderr)
+            if checkpoint not in whole and self.accelerator.is_main_process:
+                say(f"{checkpoint} is damaged and left aside.")
         if found and not whole:
             raise ValueError(
                 f"All checkpoints in {self.folder} are damaged; give another output.folder to start anew."
@@ -149,20 +168,17 @@ class TrainingRun:
 
     def _build_model(self) -> None:
         options = self.config.optimization
-        self.model, self.processor = build_model(self.config.model)
+        with without_bars():
+            self.model, self.processor = build_model(self.config.model, self.pairs.datasets)
+        if self.accelerator.is_main_process:
+            say(describe_reading(self.processor, self.pairs.datasets))
         if options.sync_batch_norm and self.accelerator.num_processes > 1 and self.accelerator.device.type == "cuda":
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
 
     def _build_data(self) -> None:
         data, options = self.config.data, self.config.optimization
         datasets = load_training_data(data)
-        share = options.accumulation * self.accelerator.num_processes
-        if options.batch_size % share:
-            raise ValueError(
-                f"`optimization.batch_size` {options.batch_size} cannot be divided among {share} (processes times "
-                "accumulated batches)."
-            )
-        self.batch_size = options.batch_size // share
+        self.batch_size = options.batch_size // (options.accumulation * self.accelerator.num_processes)
         self.pairs = TrainingPairs(datasets, seed=self.config.seed)
         self.sampler = ReferenceSampler(datasets, group=data.group, seed=self.config.seed)
         self.steps_per_epoch = len(self.pairs) // options.batch_size
@@ -172,6 +188,7 @@ class TrainingRun:
             )
         self.steps = options.max_steps or options.epochs * self.steps_per_epoch
         self.every = self.config.output.evaluation_steps or self.steps_per_epoch
+        self.log_every = self.config.output.log_steps or min(50, max(1, self.steps // 20))
         self.validation = load_datasets(data.validation, data.root)
 
     def _build_optimization(self) -> None:
@@ -232,24 +249,25 @@ class TrainingRun:
             self._start_clock()
             self._train_mode()
             for batches in self._batches():
-                losses = self._step(batches)
+                self.progress.add(self._step(batches))
                 bar.update()
-                if self._is_due(self.config.output.log_steps) or self._is_due(self.every):
-                    bar.set_postfix(loss=f"{self._log_step(losses):.3f}", refresh=False)
-                if self._is_due(self.every):
+                if self._is_due(self.log_every) or self._is_due(self.every):
+                    bar.set_postfix(loss=f"{self._log_steps():.3f}", refresh=False)
+                intervals = self.every, self.config.output.checkpoint_steps
+                saves = self._is_asked_to_end() or any(map(self._is_due, intervals))
+                if saves:
                     self.save_checkpoint()
+                if self._is_due(self.every):
                     metrics = self._evaluate_if_due()
                     self._start_clock()
-                if self._is_asked_to_end() and self.progress.step < self.steps:
-                    if not self._is_due(self.every):
-                        self.save_checkpoint()
+                if saves and self._is_asked_to_end() and self.progress.step < self.steps:
                     self._end_early()
         self._finish()
         return metrics
 
-    def _is_due(self, every: int) -> bool:
-        """Whether something is done after this step that is done every so many, and after the last."""
-        return self.progress.step % every == 0 or self.progress.step == self.steps
+    def _is_due(self, every: int | None) -> bool:
+        """Whether an action with this interval is due (always after the last step; never without an interval)."""
+        return every is not None and (self.progress.step % every == 0 or self.progress.step == self.steps)
 
     def _is_asked_to_end(self) -> bool:
         """Several processes have to agree, which they do before a step."""
@@ -309,7 +327,7 @@ class TrainingRun:
         for sample in batch.broken:
             if not batch.inputs:
                 raise ValueError(f"{sample}. Mend it, remove it, or set data.on_error=skip.")
-            sys.stderr.write(f"skipped: {sample}\n")
+            say(f"skipped: {sample}")
         return replace(batch, inputs=send_to_device(batch.inputs, self.accelerator.device))
 
     def _agree(self, batches: list[Batch], counts: list[Tensor]) -> Tensor:
@@ -374,9 +392,10 @@ class TrainingRun:
         if self.accelerator.is_main_process:
             append(self.log_path, entry)
 
-    def _log_step(self, losses: dict[str, Tensor]) -> float:
-        """Log the means over the processes, and return the loss."""
-        mean = {name: self.accelerator.reduce(value, "mean").item() for name, value in losses.items()}
+    def _log_steps(self) -> float:
+        """Log the means of the steps since the last line, over all processes, and return the loss."""
+        means = self.progress.take_means()
+        mean = {name: self.accelerator.reduce(value, "mean").item() for name, value in means.items()}
         skipped = {"skipped": self.progress.skipped} if self.config.data.on_error == "skip" else {}
         samples = (self.progress.step - self.clocked_step) * self.config.optimization.batch_size
         seconds = time.perf_counter() - self.clock
@@ -427,7 +446,8 @@ class TrainingRun:
             self._save_weights(self.folder / "best")  # and then the line, after which this is not done again
         named = {f"validation/{name}": value for name, value in metrics.items()}
         self._log({"step": self.progress.step, **named, "validation/families": families})
-        self.accelerator.print(f"step {self.progress.step}: {json.dumps({**metrics, **families})}")
+        if self.accelerator.is_main_process:
+            say(evaluation_line(self.progress.step, self.steps, metrics))
         if self.config.output.pictures:
             self._draw(model)
         self._train_mode()
@@ -460,7 +480,7 @@ class TrainingRun:
                 model.save_pretrained(folder, state_dict=state)
                 self.processor.save_pretrained(folder)
 
-            with self._told_if_not_written(target.with_name(f".{target.name}.partial"), target):
+            with without_bars(), self._told_if_not_written(target.with_name(f".{target.name}.partial"), target):
                 write_whole(target, write)
         self.accelerator.wait_for_everyone()
 
@@ -470,6 +490,9 @@ class TrainingRun:
         target = folder / f"step-{self.progress.step}"
         partial_folder = folder / f".{target.name}.partial"
         self._check_weights()
+        if self.accelerator.num_processes > 1:  # only the first one's are kept
+            sums = self.progress.sums.items()
+            self.progress.sums = {name: self.accelerator.reduce(value, "mean") for name, value in sums}
         if self.accelerator.is_main_process:
             shutil.rmtree(partial_folder, ignore_errors=True)  # of an interruption
         self.accelerator.wait_for_everyone()
@@ -512,9 +535,7 @@ class TrainingRun:
             folders = [self.folder / name for name in ("best", "last") if (self.folder / name).is_dir()]
             for folder in folders:
                 self._describe(folder)
-            self.accelerator.print(
-                f"The run is in {self.folder}: {', '.join(folder.name for folder in folders)}, log.jsonl"
-            )
+            say(f"The run is in {self.folder}: {', '.join(folder.name for folder in folders)}, log.jsonl")
             if self.config.output.push_to_hub:
                 publish(folders[0], self.config.output.push_to_hub)
 
