@@ -149,10 +149,8 @@ def build_model(options: ModelOptions, datasets: Sequence[Dataset] = ()) -> tupl
 
 def _resized(processor: CrossVLTProcessor, options: ModelOptions) -> CrossVLTProcessor:
     """A checkpoint's processor with the sizes that the options name."""
-    size = processor.image_processor.size
-    tokens = len(processor(text=["a"])["input_ids"][0])  # type: ignore[call-arg]
     return CrossVLTProcessor.from_tokenizer(
-        processor.tokenizer, options.image_size or (size["height"], size["width"]), options.max_length or tokens
+        processor.tokenizer, options.image_size or processor.image_size, options.max_length or processor.max_length
     )
 
 
