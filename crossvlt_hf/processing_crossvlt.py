@@ -3,11 +3,12 @@
 import copy
 import math
 import struct
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterator, Sequence
 from http.client import HTTPException
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -206,6 +207,50 @@ def _flat(entries: list) -> list:
     return [item for entry in entries for item in (entry if isinstance(entry, list | tuple) else [entry])]
 
 
+class ReadExpression(NamedTuple):
+    """What a model reads of an expression; see [`CrossVLTProcessor.read_expressions`].
+
+    Args:
+        text_read: the part of the expression within the limit of tokens, as it was written.
+        unknown_words: words of the whole expression that the vocabulary does not know, each once, in their order.
+        cut: whether the expression is longer than the limit.
+    """
+
+    text_read: str
+    unknown_words: tuple[str, ...]
+    cut: bool
+
+
+def _is_of_a_word(character: str) -> bool:
+    """Whether it is a letter, a digit or an emoji, no punctuation and no space."""
+    return unicodedata.category(character)[0] in "LN" or unicodedata.category(character) == "So"
+
+
+def word_spans(text: str) -> Iterator[tuple[int, int]]:
+    """Start and end of each word: letters, digits and emoji together, with their accents and joiners."""
+    start = None
+    for position, character in enumerate(text):
+        inside = _is_of_a_word(character)
+        if start is not None and not inside and unicodedata.category(character) not in ("Mn", "Mc", "Me", "Cf"):
+            yield start, position
+            start = None
+        elif start is None and inside:
+            start = position
+    if start is not None:
+        yield start, len(text)
+
+
+def _not_covered(text: str, known: list[tuple[int, int]]) -> tuple[str, ...]:
+    """The words of a text of which a character lies in no known token's (start, end)."""
+    covered = {position for start, end in known for position in range(start, end)}
+    words = [
+        text[start:end]
+        for start, end in word_spans(text)
+        if any(position not in covered and _is_of_a_word(text[position]) for position in range(start, end))
+    ]
+    return tuple(dict.fromkeys(words))
+
+
 def pair_expressions(num_images: int, text: str | Sequence) -> list[list[str]]:
     """The expressions of each image."""
     expressions = _as_expressions(text)
@@ -392,6 +437,56 @@ class CrossVLTProcessor(ProcessorMixin):
             data |= self._prepare_images(images, counts, segmentation_maps, merged["images_kwargs"])
         return BatchFeature(data, tensor_type=merged["text_kwargs"].get("return_tensors"))
 
+    def read_expressions(self, texts: Sequence[str]) -> list[ReadExpression]:
+        """Find out what a model reads of expressions: where they are cut, and which words are unknown.
+
+        Args:
+            texts: expressions.
+
+        Returns:
+            One for each, in their order. A word is unknown if a part of it becomes the tokenizer's unknown token, or
+            no token at all; what becomes bytes, as in some vocabularies, is not. Of a word at the limit `text_read`
+            has the part that is read, or nothing of it where a tokenizer written in Python does not tell its position.
+
+        Raises:
+            ValueError: if one of them is not an expression.
+        """
+        expressions = _flat(_as_expressions(texts)) if len(texts) else []
+        if not expressions:
+            return []
+        lengths = [sum(mask) for mask in self(text=expressions, return_attention_mask=True)["attention_mask"]]  # type: ignore[call-arg]
+        room = [length - self.tokenizer.num_special_tokens_to_add() for length in lengths]
+        read = self._read_by_position if self.tokenizer.is_fast else self._read_by_word
+        return [read(expression, count) for expression, count in zip(expressions, room, strict=True)]
+
+    def _read_by_position(self, text: str, count: int) -> ReadExpression:
+        """Read a text, of which `count` tokens are kept, with a tokenizer that tells their positions."""
+        whole = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        spans, ids = whole["offset_mapping"], whole["input_ids"]
+        unknown = self.tokenizer.unk_token_id
+        words = _not_covered(text, [span for span, token in zip(spans, ids, strict=True) if token != unknown])
+        if len(spans) <= count:
+            return ReadExpression(text, words, cut=False)
+        from_the_left = self.tokenizer.truncation_side == "left"
+        kept = spans[len(spans) - count :] if from_the_left else spans[:count]
+        text_read = text[min((start for start, _ in kept), default=0) : max((end for _, end in kept), default=0)]
+        return ReadExpression(text_read.strip(), words, cut=True)
+
+    def _read_by_word(self, text: str, count: int) -> ReadExpression:
+        """Read a text, of which `count` tokens are kept, with a tokenizer that does not tell their positions."""
+
+        def tokens(part: str) -> list[int]:
+            return self.tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]
+
+        found = [text[start:end] for start, end in word_spans(text)]
+        unknown = [word for word in found if not tokens(word) or self.tokenizer.unk_token_id in tokens(word)]
+        cut = len(tokens(text)) > count
+        words = text.split() if cut else []
+        from_the_left = self.tokenizer.truncation_side == "left"
+        while words and len(tokens(" ".join(words))) > count:
+            words.pop(0 if from_the_left else -1)
+        return ReadExpression(" ".join(words) if cut else text, tuple(dict.fromkeys(unknown)), cut)
+
     def _prepare_images(
         self, images: Any, counts: list[int], masks: Any, images_kwargs: dict[str, Any]
     ) -> dict[str, Any]:
@@ -468,4 +563,4 @@ class CrossVLTProcessor(ProcessorMixin):
         return {"mask": mask, "score": score, "box": mask_box(mask)}
 
 
-__all__ = ["CrossVLTProcessor"]
+__all__ = ["CrossVLTProcessor", "ReadExpression"]
