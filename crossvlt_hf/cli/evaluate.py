@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from ..evidence import hash_weights
 from ..loading import DEFAULT_CHECKPOINT, describe_hardware, load_checkpoint
 from ..metrics import ReferringSegmentationMetric, markdown_table
 from ..visualization import evaluation_gallery
@@ -43,6 +44,7 @@ def _report(
         "model": str(arguments.model or "built-in (RefShapes)"),
         **{setting: getattr(arguments, setting) for setting in settings},
         "option": parse_options(arguments.option),
+        "weights": hash_weights(arguments.model or DEFAULT_CHECKPOINT),
         "image_size": [image_size["height"], image_size["width"]],
         "hardware": hardware,
         "metrics": total,

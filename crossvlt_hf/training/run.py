@@ -50,7 +50,7 @@ from .log import append, best_score, is_evaluated, read_log, rewind
 from .optimization import build_average, build_optimizer, build_schedule, loss_counts, normalised_loss
 from .pictures import draw_predictions
 from .start import build_model, load_datasets, load_training_data
-from .summary import describe_model, describe_run, validation_report
+from .summary import count_shared_images, describe_model, describe_run, validation_report
 
 
 class Progress:
@@ -530,5 +530,5 @@ class TrainingRun:
         report = validation_report(
             self.folder, best=folder.name == "best", image_size=(size["height"], size["width"]), hardware=hardware
         )
-        training = describe_run(self.folder, hardware)
+        training = describe_run(self.folder, hardware, count_shared_images(self.pairs.datasets, self.validation))
         Evidence(describe_model(self.config), [report] if report else [], training=training).save(folder)
