@@ -9,7 +9,7 @@ from ..data.pairs import EvaluationPairs
 from ..evaluation import find_masks
 from ..modeling_crossvlt import CrossVLTModel
 from ..processing_crossvlt import CrossVLTProcessor
-from ..visualization import arrange, overlay, to_mask_image
+from ..visualization import CELL, arrange, overlay, to_mask_image
 
 
 SIDE, GAP, COLUMNS = 256, 8, 3
@@ -38,7 +38,7 @@ def draw_predictions(model: CrossVLTModel, processor: CrossVLTProcessor, dataset
 
 def _draw_pair(image: Image.Image, expression: str, found: NDArray[np.bool_], truth: NDArray[np.bool_]) -> Image.Image:
     """The image twice, with what was found and with the truth, and a legend."""
-    photo = _fit(image, "white", Image.Resampling.BICUBIC)
+    photo = _fit(image, CELL, Image.Resampling.BICUBIC)
     wide = Image.new("RGB", (2 * SIDE + GAP, SIDE), "white")
     masks = []
     for left, mask in ((0, found), (SIDE + GAP, truth)):
@@ -47,7 +47,7 @@ def _draw_pair(image: Image.Image, expression: str, found: NDArray[np.bool_], tr
         masks[-1].paste(_fit(to_mask_image(mask), 0, Image.Resampling.NEAREST), (left, 0))
     union = np.count_nonzero(found | truth)
     iou = np.count_nonzero(found & truth) / union if union else float(not truth.any())
-    return overlay(wide, masks, [f"IoU {iou:.2f}: {expression}", "truth"])
+    return overlay(wide, masks, [f"found (IoU {iou:.2f}): {expression}", "truth"])
 
 
 def _fit(image: Image.Image, colour: str | int, method: Image.Resampling) -> Image.Image:

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..metrics import Areas
 from ..modeling_crossvlt import CrossVLTModel
 from ..processing_crossvlt import CrossVLTProcessor
 from .canvas import BLUE, GREY, PINK, add_axes, add_text, new_figure, to_image, wrap
-from .overlay import PALETTE, draw_contour, to_mask_image
+from .overlay import CELL, PALETTE, draw_contour, to_mask_image
 
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _choose_of_group(group: str, samples: Sequence[Areas], ranked: list[int], co
     ious = [sample.iou for sample in samples if sample.group == group]
     own = [index for index in ranked if samples[index].group == group]
     places = np.linspace(0, len(own) - 1, min(columns, len(own))).round().astype(int)
-    title = f"{group}: {len(ious)} expressions, mean IoU {np.mean(ious):.3f}; others of it, from best to worst"
+    title = f"{group}: {len(ious)} expressions, mean IoU {np.mean(ious):.3f}; those not above, from best to worst"
     return Choice(title, [own[place] for place in places])
 
 
@@ -177,8 +177,7 @@ def _draw_sheet(rows: list[Choice], samples: Sequence[Areas], tiles: dict[int, _
 
 
 def _show(axes: "Axes", picture: Image.Image) -> None:
-    axes.imshow(np.asarray(picture), interpolation="antialiased")
-    axes.set_anchor("S")
+    axes.imshow(np.asarray(ImageOps.pad(picture, (TILE, TILE), color=CELL)), interpolation="antialiased")
     axes.set_axis_off()
 
 

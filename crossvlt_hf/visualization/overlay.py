@@ -32,6 +32,7 @@ PALETTE: tuple[Colour, ...] = (
 WHITE: Colour = (255, 255, 255)
 INK: Colour = (26, 30, 36)
 GREY: Colour = (104, 112, 124)
+CELL: Colour = (238, 240, 243)  # around pictures of several shapes in a grid
 
 MIN_WIDTH = 320  # narrower pictures have no room for a legend
 MAX_UPSCALED_HEIGHT = 2048
