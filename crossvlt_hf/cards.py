@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from .complexity import count_flops, count_parameters
 from .configuration_crossvlt import CrossVLTConfig
-from .evidence import Evidence
+from .evidence import About, Evidence
 from .metrics import markdown_table
 from .modeling_crossvlt import CrossVLTModel
 from .processing_crossvlt import CrossVLTProcessor
@@ -25,8 +26,26 @@ INDEXED_METRICS = {
     **{f"precision@{x}": f"P@{x}" for x in (0.5, 0.7, 0.9)},
 }
 USUAL = {"merge": "union", "truncation": "keep_sep", "dtype": "auto"}  # what `crossvlt evaluate` does unasked
+MOST_WORDS_LISTED = 300  # of a vocabulary
+# Of these the card's snippet takes the first that the model can read, where nobody wrote one
+EXPRESSIONS = (About().expression, "the largest object", "the object on the left", "the object")
 # What has to be the same for figures to stand in one table
 CONDITIONS = ("protocol", "image_size", "hardware", "source", *USUAL)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What the words that a model knows say of its uses.
+
+    Args:
+        words: all that it knows, where they are few.
+        unknown: words of the expression of `about.yaml` that it does not know.
+        expression: of the card's snippet; None takes that of `about.yaml`.
+    """
+
+    words: Sequence[str] = ()
+    unknown: Sequence[str] = ()
+    expression: str | None = None
 
 
 def template_path() -> Path:
@@ -43,6 +62,7 @@ def render_card(
     max_length: int,
     evidence: Evidence = NO_EVIDENCE,
     built_in: bool = False,
+    vocabulary: Vocabulary = Vocabulary(),
 ) -> ModelCard:
     """Write the card of a checkpoint.
 
@@ -53,6 +73,7 @@ def render_card(
         max_length: the most tokens of an expression.
         evidence: see [`Evidence`].
         built_in: whether it is the checkpoint that comes with this package.
+        vocabulary: what the model can read, as far as it limits the uses.
 
     Returns:
         The card, with the metadata that the Hub reads.
@@ -69,7 +90,10 @@ def render_card(
         about=about,
         model_id=model_id,
         image=_literal(about.image),
-        expression=_literal(about.expression),
+        expression=_literal(vocabulary.expression or about.expression),
+        vocabulary=vocabulary,
+        started_from=evidence.training.get("started_from") or [f"`{name}`" for name in about.base_model],
+        shared=evidence.training.get("shared_images"),
         built_in=built_in,
         config=config,
         image_size=image_size,
@@ -97,6 +121,25 @@ def render_checkpoint_card(
         max_length=processor.max_length,
         evidence=evidence,
         built_in=built_in,
+        vocabulary=read_vocabulary(processor, evidence.about),
+    )
+
+
+def read_vocabulary(processor: CrossVLTProcessor, about: About) -> Vocabulary:
+    """What the vocabulary of a processor says of the uses of its model."""
+    tokenizer = processor.tokenizer
+    special = set(tokenizer.all_special_tokens)
+    pieces = sorted(set(tokenizer.get_vocab()) - special)
+    words = [piece for piece in pieces if piece.isalpha()]
+    # What has pieces of words can put together others
+    closed = len(pieces) <= MOST_WORDS_LISTED and not any(piece.startswith("##") for piece in pieces)
+    unknown = {text: processor.read_expressions([text])[0].unknown_words for text in (about.expression, *EXPRESSIONS)}
+    readable = [text for text in EXPRESSIONS if not unknown[text]]
+    written = about.expression != About().expression
+    return Vocabulary(
+        words=words if closed else [],
+        unknown=unknown[about.expression] if written else (),
+        expression=about.expression if written else next(iter(readable), " ".join(words[:3]) or about.expression),
     )
 
 
@@ -130,7 +173,7 @@ def _card_data(evidence: Evidence, model_id: str) -> ModelCardData:
         library_name="transformers",
         pipeline_tag="image-segmentation",
         tags=TAGS,
-        base_model=about.base_model or None,
+        base_model=about.base_model or evidence.training.get("base_model") or None,
         datasets=about.datasets or None,
         model_name=model_id.split("/")[-1] if results else None,
         eval_results=results or None,

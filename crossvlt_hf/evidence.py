@@ -7,13 +7,14 @@ results.json   `evaluations`, a list of reports as `crossvlt evaluate` writes th
                else's), `timing`, a list of what was measured of size and speed, and `weights`, the hash of the file of
                weights that all this is of
 training.json  how it was trained, as `crossvlt_hf.training` writes it
+*.json         reports as `crossvlt evaluate` writes them, under any name
 """
 
 import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import yaml
 
 ABOUT, RESULTS, TRAINING = FILES = ("about.yaml", "results.json", "training.json")
 WEIGHTS = "model.safetensors"
+LARGEST_REPORT = 10_000_000  # in bytes; the JSON file of a tokenizer may be larger
 LOCAL_OPTIONS = {"images", "path", "root"}  # of data sets: where they lie on a machine
 ONE_LINE = ("name", "image", "expression")
 
@@ -121,7 +123,7 @@ class Evidence:
     def read(
         cls, folder: str | Path, about: str | Path | None = None, reports: Sequence[str | Path] = ()
     ) -> "Evidence":
-        """What lies in a checkpoint folder, and what is given beside it.
+        """What lies in a checkpoint folder, reports of `crossvlt evaluate` included, and what is given beside it.
 
         Args:
             folder: of the checkpoint, or of its files of evidence alone.
@@ -130,15 +132,19 @@ class Evidence:
 
         Raises:
             OSError: if a file that was named cannot be read.
-            ValueError: if a file does not hold what it should, or the results are those of other weights.
+            ValueError: if a file does not hold what it should, or figures are those of other weights.
         """
         folder = Path(folder)
         words = folder / ABOUT if about is None and (folder / ABOUT).is_file() else about
         results = _read_json(folder / RESULTS) if (folder / RESULTS).is_file() else {}
-        _check_weights(folder, results)
+        _check_weights(folder, results, folder / RESULTS)
         found = _entries(results, "evaluations", folder / RESULTS)
         evaluations = [_checked_report(report, folder / RESULTS) for report in found]
-        evaluations += [_checked_report(_read_json(path), path) for path in reports]
+        named = [(_read_json(path), path) for path in reports]
+        for report, path in [*_reports_beside(folder), *named]:
+            _check_weights(folder, report, path)
+            if (checked := _checked_report(report, path)) not in evaluations:
+                evaluations.append(checked)
         return cls(
             about=About() if words is None else About.read(words),
             evaluations=evaluations,
@@ -166,13 +172,32 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check_weights(folder: Path, results: dict[str, Any]) -> None:
-    known, file = results.get("weights"), folder / WEIGHTS
-    if known is not None and file.is_file() and _hash(file) != known:
+def hash_weights(folder: str | Path) -> str | None:
+    """What tells the weights in a checkpoint folder from others; None where there is no single file of them."""
+    file = Path(folder) / WEIGHTS
+    return _hash(file) if file.is_file() else None
+
+
+def _check_weights(folder: Path, results: dict[str, Any], path: str | Path) -> None:
+    known = results.get("weights")
+    if known is not None and hash_weights(folder) not in (None, known):
+        also = f" and {TRAINING}" if Path(path).name == RESULTS else ""
         raise ValueError(
-            f"The figures in {folder / RESULTS} are those of other weights than {file}; measure these, or remove "
-            f"{RESULTS} and {TRAINING}."
+            f"The figures in {path} are those of other weights than {folder / WEIGHTS}; measure these, or remove "
+            f"{Path(path).name}{also}."
         )
+
+
+def _reports_beside(folder: Path) -> Iterator[tuple[dict[str, Any], Path]]:
+    """The reports of `crossvlt evaluate` among the JSON files of a folder."""
+    for path in sorted(folder.glob("*.json")):
+        if path.name not in FILES and path.stat().st_size < LARGEST_REPORT:
+            try:
+                values = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError:  # whatever it is, it is no report
+                continue
+            if isinstance(values, dict) and values.keys() >= {"model", "data", "split", "metrics"}:
+                yield values, path
 
 
 def _read_json(path: str | Path) -> dict[str, Any]:
@@ -209,7 +234,7 @@ def _checked_report(report: dict[str, Any], path: str | Path) -> dict[str, Any]:
     families = report.get("families") or {}
     if odd := [name for name, row in families.items() if not isinstance(row, dict)]:
         raise ValueError(f"The family {odd[0]!r} in {path} has no metrics; give what `crossvlt evaluate` writes.")
-    kept = {key: value for key, value in report.items() if key not in ("model", "option")}
+    kept = {key: value for key, value in report.items() if key not in ("model", "option", "weights")}
     option = {key: value for key, value in (report.get("option") or {}).items() if key not in LOCAL_OPTIONS}
     return {
         **kept,
@@ -228,8 +253,13 @@ def _finite(metrics: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether a name can be that of a repository `owner/name`, and is no folder here."""
+    return re.fullmatch(r"[\w.+-]+/[\w.+-]+", name) is not None and not Path(name).is_dir()
+
+
 def public_name(data: str) -> str:
     """The name of a data set: a Hub id and a known name as they are, of a folder only its last part."""
-    if re.fullmatch(r"[\w.+-]+(/[\w.+-]+)?", data) and not Path(data).is_dir():
+    if is_hub_id(data) or (re.fullmatch(r"[\w.+-]+", data) and not Path(data).is_dir()):
         return data
     return Path(data).resolve().name

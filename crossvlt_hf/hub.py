@@ -31,7 +31,7 @@ def read_evidence(
     """What is known of a checkpoint, from its folder or its repository on the Hub; see [`Evidence.read`]."""
     folder = Path(resolve_checkpoint(source))
     if not folder.is_dir():
-        folder = Path(snapshot_download(str(source), allow_patterns=[*FILES]))
+        folder = Path(snapshot_download(str(source), allow_patterns=[*FILES, "*.json"]))
     return Evidence.read(folder, about, reports)
 
 

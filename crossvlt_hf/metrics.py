@@ -105,7 +105,8 @@ def summarise(samples: Sequence[Areas]) -> dict[str, float | int | None]:
     """All metrics of some samples, as shares of 1; None where there is nothing to divide by.
 
     P@X is of the samples that have a target, as GRES counts it. The right-object rate is two-way: it compares with one
-    other object, so chance alone gives 50 %.
+    other object, so chance alone gives 50 %. Beside the shares stand the numbers of "samples", of "no_target_samples"
+    among them, and of "right_object_samples", which had another object to be compared with.
 
     The sums are exact (of integers, or by `math.fsum`), so the order of the samples does not matter.
     """
@@ -120,12 +121,14 @@ def summarise(samples: Sequence[Areas]) -> dict[str, float | int | None]:
         "no_target_accuracy": _share([sample.predicted == 0 for sample in untargeted]),
         "target_accuracy": _share([sample.predicted > 0 for sample in targeted]),
         "samples": len(samples),
+        "no_target_samples": len(untargeted),
     }
     if compared := [
         (sample.iou, sample.distractor[0] / max(sample.distractor[1], 1)) for sample in samples if sample.distractor
     ]:
         metrics["distractor_iou"] = math.fsum(other for _, other in compared) / len(compared)
         metrics["right_object_rate"] = _share([own > other for own, other in compared])
+        metrics["right_object_samples"] = len(compared)
     return metrics
 
 
@@ -193,6 +196,20 @@ NO_TARGET_COLUMNS = {"N-acc": "no_target_accuracy", "T-acc": "target_accuracy"}
 DISTRACTOR_COLUMNS = {"right object": "right_object_rate"}
 
 
+def _percent(row: Mapping[str, Any], key: str) -> str:
+    """A metric of a row, with the number of samples that it is of where that need not be the row's."""
+    samples, untargeted = row.get("samples"), row.get("no_target_samples")
+    count = samples
+    if key == "right_object_rate":
+        count = row.get("right_object_samples")
+    elif key == "no_target_accuracy":
+        count = untargeted
+    elif samples is not None and untargeted is not None and key not in ("overall_iou", "mean_iou"):
+        count = samples - untargeted
+    shown = count is not None and (count != samples or key == "right_object_rate")
+    return f"{100 * row[key]:.2f}" + (f" (of {count})" if shown else "")
+
+
 def markdown_table(rows: Mapping[str, Mapping[str, Any]], heading: str) -> str:
     """Metrics in percent as a Markdown table.
 
@@ -201,7 +218,7 @@ def markdown_table(rows: Mapping[str, Mapping[str, Any]], heading: str) -> str:
         heading: of the first column.
 
     Returns:
-        The table; without a column that no row has a value for.
+        The table; without a column that no row has a value for. A share of other than all samples says of how many.
     """
     columns = dict(COLUMNS)
     if any(row.get("no_target_accuracy") is not None for row in rows.values()):
@@ -213,7 +230,7 @@ def markdown_table(rows: Mapping[str, Mapping[str, Any]], heading: str) -> str:
     lines = [f"| {' | '.join(titles)} |", f"|---|{'---:|' * (len(titles) - 1)}"]
     for name, row in rows.items():
         cells = [str(row.get("samples", "-"))] if counted else []
-        cells += ["-" if row.get(key) is None else f"{100 * row[key]:.2f}" for key in known.values()]
+        cells += ["-" if row.get(key) is None else _percent(row, key) for key in known.values()]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+import yaml
 from documents import code_blocks, run_python
 from hub_server import HubServer
 from huggingface_hub import ModelCard, constants
@@ -17,12 +19,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from crossvlt_hf import DEFAULT_CHECKPOINT, CrossVLTConfig
-from crossvlt_hf.cards import render_card
+from crossvlt_hf import DEFAULT_CHECKPOINT, CrossVLTConfig, CrossVLTProcessor
+from crossvlt_hf.cards import render_card, render_checkpoint_card
+from crossvlt_hf.cli import main as crossvlt
 from crossvlt_hf.complexity import count_flops, count_parameters
+from crossvlt_hf.data import load_data
+from crossvlt_hf.data.masks import pack
+from crossvlt_hf.data.records import Record, build_dataset
 from crossvlt_hf.data.refshapes import make_example
-from crossvlt_hf.evidence import About, Evidence
+from crossvlt_hf.evidence import About, Evidence, hash_weights
+from crossvlt_hf.hub import export, read_evidence
+from crossvlt_hf.loading import load_checkpoint
 from crossvlt_hf.metrics import markdown_table
+from crossvlt_hf.tokenization import default_tokenizer
+from crossvlt_hf.training.summary import count_shared_images, describe_run
 
 
 ROOT = Path(__file__).parents[1]
@@ -135,6 +145,135 @@ def test_a_part_of_the_data_is_called_that_and_not_indexed():
     assert configs == {"refcoco val", "refcoco val, merge reference"}
     with pytest.raises(ValueError, match="two reports on 'refcoco val'"):
         card_of(Evidence(evaluations=[reports[1], reports[1]]))
+
+
+def test_a_card_says_of_how_many_a_rate_is():
+    metrics = {"mean_iou": 0.5, "samples": 9, "right_object_rate": 0.5, "right_object_samples": 4}
+    report = {"data": "mine", "split": "val", "metrics": metrics}
+    assert "| mine val | 9 | 50.00 | 50.00 (of 4) |" in card_of(Evidence(evaluations=[report])).text
+
+
+def test_a_card_says_when_there_is_no_licence(capsys, checkpoint, tmp_path):
+    assert "| licence | **not stated**" in card_of(Evidence()).text
+    assert "| licence | mit |" in card_of(Evidence(About(license="mit"))).text
+    assert crossvlt(["publish", str(checkpoint), "alice/new", "--folder", str(tmp_path / "new")]) == 0
+    assert "states no licence: set `license` in about.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("training", "about", "row", "base_model"),
+    [
+        ({"started_from": ["`alice/a`"], "base_model": ["alice/a"]}, {}, "`alice/a`", ["alice/a"]),
+        ({"started_from": ["`best` (Mine)"], "base_model": []}, {}, "`best` (Mine)", None),
+        ({}, {"base_model": ["a/swin", "b/bert"]}, "`a/swin`, `b/bert`", ["a/swin", "b/bert"]),
+        ({"started_from": ["`alice/a`"], "base_model": ["alice/a"]}, {"base_model": ["b/c"]}, "`alice/a`", ["b/c"]),
+    ],
+)
+def test_a_card_names_what_the_checkpoint_started_from(training, about, row, base_model):
+    card = card_of(Evidence(About(**about), training=training))
+    assert f"| started from | {row} |" in card.text
+    assert card.data.base_model == base_model
+
+
+def test_a_card_says_when_images_are_shared():
+    card = card_of(Evidence(training={"shared_images": {"shared": 2, "images": 1300}}))
+    assert "2 of the 1,300 images of the validation data are also trained on." in card.text
+    assert "also trained on" not in card_of(Evidence(training={"shared_images": {}})).text
+
+
+def test_images_shared_by_training_and_validation_are_counted(tmp_path):
+    def dataset(name, *rows):
+        records = [
+            Record(file, image_id, number, ["the cup"], pack([], 4, 4), "train", name, "here")
+            for number, (file, image_id) in enumerate(rows)
+        ]
+        return build_dataset(records)
+
+    (tmp_path / "a.png").touch()
+    (tmp_path / "link.png").symlink_to(tmp_path / "a.png")
+    training = [dataset("one", (tmp_path / "a.png", 1), (tmp_path / "b.png", 2)), dataset("two", (0, 7), (1, 8))]
+    for validation, found in (
+        ([dataset("one", (tmp_path / "c.png", 3)), dataset("three", (0, 7))], {}),  # equal ids of other data sets
+        ([dataset("three", (tmp_path / "link.png", 9), (tmp_path / "c.png", 9))], {"shared": 1, "images": 2}),
+        ([dataset("two", (5, 7), (6, 7), (9, 9))], {"shared": 1, "images": 2}),
+        ([load_data("refshapes", "val", scenes=2)], {}),
+        ([], {}),
+    ):
+        assert count_shared_images(training, validation) == found
+    drawn = load_data("refshapes", "train", scenes=3)
+    assert count_shared_images([drawn], [drawn.select([0])]) == {"shared": 1, "images": 1}
+
+
+@pytest.mark.parametrize(
+    ("model", "names", "base"),
+    [
+        ({"checkpoint": "alice/model"}, ["`alice/model`"], ["alice/model"]),
+        ({"checkpoint": str(DEFAULT_CHECKPOINT)}, ["the built-in checkpoint of `crossvlt_hf` (RefShapes)"], []),
+        ({"checkpoint": "FOLDER"}, ["`best` (Cups)"], []),
+        ({"vision_encoder": "a/swin", "text_encoder": "b/bert"}, ["`a/swin`", "`b/bert`"], ["a/swin", "b/bert"]),
+        ({}, [], []),
+    ],
+    ids=str,
+)
+def test_a_run_records_what_it_started_from(model, names, base, tmp_path):
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "about.yaml").write_text("name: Cups")
+    model = {key: value.replace("FOLDER", str(tmp_path / "best")) for key, value in model.items()}
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump({"model": model, "data": {"train": [{"name": "refcoco", "split": "train"}]}})
+    )
+    (tmp_path / "log.jsonl").write_text("")
+    facts = describe_run(tmp_path, "a machine", {"shared": 1, "images": 2})
+    assert (facts["started_from"], facts["base_model"]) == (names, base)
+    assert facts["shared_images"] == {"shared": 1, "images": 2}
+    assert f", from {' and '.join(names) or 'noise'}, seed" in facts["summary"]
+    assert str(tmp_path) not in json.dumps(facts)
+
+
+def test_reports_beside_the_weights_are_taken(checkpoint, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    report = {"model": str(folder), "data": "refcoco", "split": "val", "metrics": {"mean_iou": 0.5, "samples": 3}}
+    for name, text in {
+        "evaluation.json": json.dumps({**report, "weights": hash_weights(folder)}),
+        "testA.json": json.dumps({**report, "split": "testA"}),
+        "notes.json": '{"data": 1}',
+        "list.json": "[]",
+        "cut.json": "{",
+    }.items():
+        (folder / name).write_text(text)
+    evidence = read_evidence(folder)
+    assert [entry["split"] for entry in evidence.evaluations] == ["val", "testA"]
+    published = export(*load_checkpoint(folder), folder, evidence=evidence)
+    text = (published / "README.md").read_text()
+    assert "| refcoco val | 3 | 50.00 |" in text
+    assert "| refcoco testA | 3 | 50.00 |" in text
+    assert read_evidence(folder).evaluations == evidence.evaluations  # which are now in results.json, too
+    assert read_evidence(folder, reports=(folder / "testA.json",)).evaluations == evidence.evaluations
+    (folder / "evaluation.json").write_text(json.dumps({**report, "weights": "0" * 64}))
+    with pytest.raises(ValueError, match=r"figures in .*evaluation.json are those of other weights"):
+        read_evidence(folder)
+
+
+def test_an_evaluation_says_which_weights_it_measured(checkpoint, tmp_path):
+    output = tmp_path / "report.json"
+    options = ["--option", "scenes=2", "--output", str(output), "--device", "cpu", "--model", str(checkpoint)]
+    assert crossvlt(["evaluate", "--data", "refshapes", "--split", "test", *options]) == 0
+    assert json.loads(output.read_text())["weights"] == hash_weights(checkpoint)
+
+
+def test_a_card_claims_no_use_that_the_vocabulary_cannot_read():
+    model, processor = load_checkpoint(DEFAULT_CHECKPOINT)
+    card = render_checkpoint_card(model, processor, "a/b")
+    assert "It reads these 63 words and no others:" in card.text
+    assert "the man in red" not in card.text
+    assert 'text=["the largest object"]' in card.text
+    written = render_checkpoint_card(model, processor, "a/b", Evidence(About(expression="the zebra left of the star")))
+    assert "has words that the vocabulary does not know: zebra." in written.text
+    processor = CrossVLTProcessor.from_tokenizer(default_tokenizer())
+    card = render_checkpoint_card(model, processor, "a/b")
+    assert "and no others" not in card.text
+    assert 'text=["the man in red left of the bus"]' in card.text
 
 
 def card_of(evidence):

@@ -14,6 +14,7 @@ from crossvlt_hf.metrics import (
     ReferringSegmentationMetric,
     RunningMetrics,
     compute_metrics,
+    markdown_table,
     mask_areas,
     preprocess_logits_for_metrics,
     summarise,
@@ -264,3 +265,22 @@ def test_evaluate_metric_at_once(metric):
 def test_evaluate_metric_refuses(metric):
     with pytest.raises(ValueError, match="do not fit labels of shape"):
         metric.compute(predictions=[[[1, 1]]], references=[[[1, 0], [0, 0]]])
+
+
+def test_a_table_says_of_how_many_samples_a_share_is():
+    """Where it is not of all of them."""
+    samples = [Areas(8, 10, 9, distractor=(0, 9)), Areas(1, 10, 9), Areas(0, 0, 0, has_target=False)]
+    metrics = summarise(samples)
+    assert (metrics["samples"], metrics["no_target_samples"], metrics["right_object_samples"]) == (3, 1, 1)
+    _, _, row = markdown_table({"a": metrics}, "data").splitlines()
+    shares = [
+        "45.00",
+        "63.33",
+        *["50.00 (of 2)"] * 4,
+        "0.00 (of 2)",
+        "100.00 (of 1)",
+        "100.00 (of 2)",
+        "100.00 (of 1)",
+    ]
+    assert row == f"| a | 3 | {' | '.join(shares)} |"
+    assert markdown_table({"a": summarise(samples[:1])}, "data").splitlines()[2].endswith("| 100.00 (of 1) |")

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_config, tiny_tokenizer
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, List, Value, load_dataset
 from datasets import Image as HubImage
+from documents import code_blocks
+from documents import run_python as run_block
 from kill_prediction import write_rows
 from PIL import Image
 from processes import run_python
@@ -23,7 +25,7 @@ from crossvlt_hf.loading import load_checkpoint
 from crossvlt_hf.prediction import PredictionOptions, Shards, open_requests, predict
 
 
-KEYS = ["row", "name", "number", "expression", "score", "box", "mask", "error"]
+KEYS = ["row", "name", "number", "expression", "text_read", "unknown_words", "score", "box", "mask", "error"]
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +57,8 @@ def test_predictions_are_those_of_the_pipeline(rows, checkpoint, tmp_path, capsy
     counts = json.loads(capsys.readouterr().out)
     assert (counts["rows"], counts["predictions"], counts["errors"]) == (10, 15, 0)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        ".predictions.json",
         *(f"predictions-0000{shard}-of-00003.jsonl" for shard in range(3)),
-        "predictions.json",
     ]
     lines = lines_of(tmp_path / "out")
     assert [list(line) for line in lines] == [KEYS] * 15
@@ -189,9 +191,148 @@ def test_sources(rows, checkpoint, tmp_path, capsys):
     assert {line["name"] for line in lines_of(tmp_path / "out-2")} >= {"0.png", "deeper/a.jpg"}
 
 
+def test_a_folder_of_images_and_other_files(checkpoint, tmp_path, capsys):
+    """What Pillow opens as a picture is predicted, under any name; the rest is named."""
+    folder, picture = tmp_path / "photos", Image.new("RGB", (40, 30), "red")
+    (folder / "deeper.jpg").mkdir(parents=True)
+    for name in ("a.PNG", "b.tga", "c.qoi", "d.webp", "deeper.jpg/e.jpeg", "f.mpo", "g.ico"):
+        picture.save(folder / name, format={".PNG": "PNG", ".mpo": "JPEG"}.get(Path(name).suffix))
+    picture.save(folder / "scan", format="TIFF")
+    picture.save(folder / "photo.jpg.orig", format="JPEG")
+    others = ["clip.mpg", "data.bufr", "features.h5", "figure.eps", "list.csv", "notes", "old.wmf", "report.pdf"]
+    for name in others:
+        (folder / name).write_bytes(b"\x00\x00\x01\xb3" + bytes(100))
+    picture.save(folder / "report.pdf")
+    picture.save(folder / "figure.eps")
+    (folder / "features.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    (folder / ".DS_Store").touch()
+    os.symlink(folder, folder / "deeper.jpg" / "up")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(folder / "pipe.jpg")  # reading it would last for ever
+        others = sorted([*others, "pipe.jpg"])
+    assert run(folder, "--expression", "the cup", "--output", tmp_path / "out", checkpoint=checkpoint) == 0
+    said = capsys.readouterr().err
+    shown = ", ".join(others[:5])
+    assert f"Passed over {len(others)} files that are not images: {shown} and {len(others) - 5} more" in said
+    names = [line["name"] for line in lines_of(tmp_path / "out")]
+    expected = ["a.PNG", "b.tga", "c.qoi", "d.webp", "deeper.jpg/e.jpeg", "f.mpo", "g.ico", "scan", "photo.jpg.orig"]
+    assert names == sorted(expected)
+
+
+def test_damaged_images_of_a_folder(checkpoint, tmp_path, capsys, monkeypatch):
+    """Whatever is wrong with what should be an image, it is an error in one line, or in the image's own."""
+    folder, picture = tmp_path / "photos", Image.effect_noise((64, 64), 50).convert("RGB")
+    folder.mkdir()
+    picture.save(folder / "whole.png")
+    (folder / "empty.jpg").touch()
+    (folder / "text.png").write_text("no image")
+    for suffix in ("png", "jpg", "webp", "tiff", "avif", "qoi", "gif", "bmp", "tga", "jp2"):
+        picture.save(folder / f"cut.{suffix}")
+        data = (folder / f"cut.{suffix}").read_bytes()
+        (folder / f"cut.{suffix}").write_bytes(data[: len(data) // 3])
+    (folder / "texture.blp").write_bytes(b"BLP2" + bytes(30))
+    os.symlink(folder / "nowhere", folder / "lost.png")
+    os.symlink("circle.png", folder / "circle.png")
+    Image.new("1", (100, 101)).save(folder / "huge.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000)
+    broken = sorted({path.name for path in folder.iterdir()} - {"whole.png"})
+    assert len(broken) == 16
+    command = [folder, "--expression", "the cup", "--output", tmp_path / "out"]
+    assert run(*command, checkpoint=checkpoint) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("crossvlt: ")]
+    assert f"{broken[0]} cannot be read" in line
+    assert run(*command, "--on-error", "skip", checkpoint=checkpoint) == 0
+    lines = {line["name"]: line["error"] for line in lines_of(tmp_path / "out")}
+    assert {name for name, error in lines.items() if error} == set(broken)
+    assert lines["whole.png"] is None
+    assert "too large" in lines["huge.png"]
+    assert "There is no image file" in lines["lost.png"]
+
+
+def test_what_is_not_read_is_said(rows, checkpoint, tmp_path, capsys):
+    """In a line before the prediction, and in columns of their own."""
+    long = " ".join(["the red cup"] * 20)
+    rows.write_text(json.dumps({"image": "0.png", "expressions": ["the xyzzy cup Plugh", "the cup", long]}) + "\n{\n")
+    for file_format in ("jsonl", "parquet"):
+        output = tmp_path / file_format
+        options = ["--output", output, "--format", file_format, "--on-error", "skip"]
+        assert run(rows, *options, checkpoint=checkpoint) == 0
+        printed = capsys.readouterr()
+        (said,) = [line for line in printed.err.splitlines() if line.startswith("3 expressions: ")]
+        assert "3.0 % of the words are unknown to the vocabulary (" in said
+        assert {"xyzzy", "plugh"} <= set(said.replace("(", " ").replace(")", " ").replace(",", " ").split())
+        assert said.endswith("; 1 longer than the model reads.")
+        counts = json.loads(printed.out)
+        assert (counts["predictions"], counts["cut"], counts["unknown"], counts["errors"]) == (3, 1, 1, 1)
+        lines = list(Shards(output, 2, 500, file_format).read())
+        assert [line["unknown_words"] for line in lines] == [["xyzzy", "Plugh"], [], [], None]
+        assert [line["text_read"] for line in lines[:2]] == ["the xyzzy cup Plugh", "the cup"]
+        assert long.startswith(lines[2]["text_read"])
+        assert len(lines[2]["text_read"]) < len(long) / 2
+        assert lines[3]["text_read"] is None
+
+
+def test_the_expressions_of_all_sources_are_looked_at(rows, tmp_path):
+    Dataset.from_dict({"image": [None, None], "text": [["a", "b"], []]}).save_to_disk(tmp_path / "saved")
+    drawn = open_requests("refshapes", split="test", options={"scenes": 3, "expressions": 1})
+    sources = [open_requests(str(rows)), open_requests(str(rows.parent), expressions=["the cup"])]
+    assert list(sources[0].texts()) == [text for row in sources[0] for text in row.expressions]
+    assert list(sources[1].texts()) == ["the cup"]
+    assert list(open_requests(str(tmp_path / "saved")).texts()) == ["a", "b"]
+    assert list(drawn.texts()) == [drawn[index].expressions[0] for index in range(3)]
+
+
+def test_the_folder_reads_as_a_table(rows, checkpoint, tmp_path):
+    """By the libraries that people read tables with: the settings are none of its files."""
+    output = tmp_path / "out"
+    assert run(rows, "--output", output, "--format", "parquet", "--shard-size", 4, checkpoint=checkpoint) == 0
+    pandas, dataset = pytest.importorskip("pandas"), pytest.importorskip("pyarrow.dataset")
+    assert list(pandas.read_parquet(output)) == KEYS
+    assert len(pandas.read_parquet(output)) == dataset.dataset(output).count_rows() == 15
+    loaded = load_dataset(str(output), split="train", cache_dir=str(tmp_path / "cache"))
+    assert (loaded.column_names, len(loaded)) == (KEYS, 15)
+    assert run(rows, "--output", tmp_path / "lines", "--shard-size", 4, checkpoint=checkpoint) == 0
+    loaded = load_dataset(str(tmp_path / "lines"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert (set(loaded.column_names), len(loaded)) == (set(KEYS), 15)
+
+
+def test_a_folder_of_the_former_version_goes_on(rows, checkpoint, tmp_path, capsys):
+    """Its settings were not hidden; they are renamed when they are those of the same job."""
+    output = tmp_path / "out"
+    command = [rows, "--output", output, "--shard-size", 4]
+    assert run(*command, checkpoint=checkpoint) == 0
+    whole = {path.name: path.read_bytes() for path in output.iterdir()}
+    (output / ".predictions.json").rename(output / "predictions.json")
+    (output / "predictions-00001-of-00003.jsonl").unlink()
+    assert run(*command, "--shard-size", 5, checkpoint=checkpoint) == 2
+    assert "whose `shard_size` is 4 and not 5" in capsys.readouterr().err
+    assert (output / "predictions.json").is_file()
+    assert run(*command, checkpoint=checkpoint) == 0
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == whole
+
+
+def test_the_readme_shows_how_to_read_the_masks(rows, checkpoint, tmp_path, monkeypatch):
+    for name in ("pandas", "pycocotools"):
+        pytest.importorskip(name)
+    monkeypatch.chdir(tmp_path)
+    for name, file_format in (("test-masks", "parquet"), ("masks", "jsonl")):
+        assert run(rows, "--output", name, "--format", file_format, checkpoint=checkpoint) == 0
+    readme = Path(__file__).parents[1] / "README.md"
+    (block,) = [block for block in code_blocks(readme.read_text()) if "read_parquet" in block.code]
+    scope = {}
+    run_block(block.code, readme, block.line, scope)
+    for line, mask in zip(lines_of(tmp_path / "masks"), scope["masks"], strict=True):
+        assert np.array_equal(mask, decode_segmentation(line["mask"], *line["mask"]["size"]))
+
+
 WRONG = {
     "nowhere.jsonl": "There is no file or folder",
-    "DATA --expression the": "need a folder of images",
+    "DATA --expression the": "`--expression` must come with a folder of images",
+    "PHOTOS": "has 2 images and no metadata.jsonl; give `--expression TEXT`",
+    "NOTES --expression the": "has no images to segment; it has 1 other file(s): notes.txt",
+    "SAVED": "must have a column expressions, expression, text, texts, sentences, sentence or caption, got the "
+    "columns image; add one.",
+    "SAVED --text-column words": "`--text-column` must be one of the columns image, got 'words'",
     "DATA --shard-size 0": "`shard_size` is 0",
     "DATA --batch-size 0": "`batch_size` is 0",
     "DATA --workers -1": "`workers` is -1",
@@ -208,7 +349,12 @@ WRONG = {
 @pytest.mark.parametrize("options", WRONG)
 def test_wrong_input_is_told_in_a_line(rows, checkpoint, tmp_path, capsys, options):
     (tmp_path / "empty.jsonl").write_text("\n\n")
-    names = {"DATA": str(rows), "FOLDER": str(rows.parent), "EMPTY": str(tmp_path / "empty.jsonl")}
+    for name in ("photos/more/b.webp", "photos/a.jpg", "photos/report.pdf", "notes/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    Dataset.from_dict({"image": [Image.new("RGB", (4, 4))]}).save_to_disk(tmp_path / "saved")
+    names = {name.upper(): str(tmp_path / name) for name in ("photos", "notes", "saved")}
+    names |= {"DATA": str(rows), "FOLDER": str(rows.parent), "EMPTY": str(tmp_path / "empty.jsonl")}
     words = [names.get(word, word) for word in options.split()]
     if words[0] == "nowhere.jsonl":
         words[0] = str(tmp_path / words[0])
@@ -237,7 +383,7 @@ def test_a_full_disk_keeps_the_shards_before(rows, checkpoint, tmp_path, capsys,
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "predictions-00001-of-00003.jsonl could not be written" in capsys.readouterr().err
-    assert sorted(path.name for path in output.iterdir()) == ["predictions-00000-of-00003.jsonl", "predictions.json"]
+    assert sorted(path.name for path in output.iterdir()) == [".predictions.json", "predictions-00000-of-00003.jsonl"]
     monkeypatch.undo()
     assert run(rows, "--output", output, "--shard-size", 4, checkpoint=checkpoint) == 0
     assert len(lines_of(output)) == 15

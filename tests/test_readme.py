@@ -193,8 +193,8 @@ def test_every_block_runs(workspace, tmp_path):
     assert isinstance(scope["model"], CrossVLTModel)
     assert scope["report"].unused
     for name in (
-        "masks/predictions.json",
-        "dogs/predictions.json",
+        "masks/.predictions.json",
+        "dogs/.predictions.json",
         "mask-1.png",
         "explanation.png",
         "gallery.png",

@@ -14,9 +14,12 @@ from conftest import tiny_config, tiny_tokenizer
 from PIL import Image
 from three_processes import balanced_model, records
 
-from crossvlt_hf import CrossVLTModel, CrossVLTProcessor
+from crossvlt_hf import DEFAULT_CHECKPOINT, CrossVLTModel, CrossVLTProcessor
+from crossvlt_hf.data.folder import load_folder
 from crossvlt_hf.evaluation import EvaluationOptions, evaluate, find_masks
+from crossvlt_hf.loading import load_checkpoint
 from crossvlt_hf.metrics import Areas, mask_areas
+from crossvlt_hf.training.pictures import draw_predictions
 from crossvlt_hf.visualization import (
     PALETTE,
     choose_samples,
@@ -25,8 +28,9 @@ from crossvlt_hf.visualization import (
     explanation_figure,
     training_curves,
 )
-from crossvlt_hf.visualization.canvas import one_line, wrap
+from crossvlt_hf.visualization.canvas import DPI, one_line, wrap
 from crossvlt_hf.visualization.gallery import draw_tile
+from crossvlt_hf.visualization.panels import BETWEEN, HEADINGS, LEFT, TITLE, _panel_height
 
 
 needs_matplotlib = pytest.mark.skipif(not find_spec("matplotlib"), reason="needs the extra `plot`")
@@ -123,24 +127,41 @@ def areas(*ious, group=""):
 
 
 def test_best_and_worst_are_chosen():
-    samples = areas(0.5, 0.1, 0.9, 0.0, 0.7, 1.0, 0.3)
+    samples = areas(0.5, 0.1, 0.9, 0.0, 0.7, 1.0, 0.3, 0.4, 0.6, 0.45)
     best, worst, chance = choose_samples(samples, columns=3)
     assert [row.title for row in (best, worst, chance)] == ["Best", "Worst", "Random"]
     assert best.indices == [5, 2, 4]
     assert worst.indices == [3, 1, 6]
+    assert set(chance.indices) < {0, 7, 8, 9}
     assert len(set(chance.indices)) == 3
     assert choose_samples(samples, 3) == [best, worst, chance]
     assert choose_samples(samples, 3, seed=1)[2] != chance
 
 
 def test_groups_are_shown_from_best_to_worst():
-    samples = [*areas(*np.linspace(0, 1, 11), group="left"), *areas(0.25, 0.75, group="right"), *areas(0.5)]
+    samples = [*areas(*np.linspace(0, 1, 51), group="left"), *areas(0.25, 0.75, group="right"), *areas(0.5)]
     rows = choose_samples(samples, columns=5)
     assert len(rows) == 5
     ious = [[samples[index].iou for index in row.indices] for row in rows[3:]]
-    assert np.allclose(ious[0], [1.0, 0.8, 0.5, 0.2, 0.0])
-    assert ious[1] == [0.75, 0.25]
-    assert rows[3].title == "left: 11 expressions, mean IoU 0.500, from best to worst"
+    for own in ious:
+        assert own == sorted(own, reverse=True)
+    shown = {samples[index].iou for row in rows[:3] for index in row.indices if samples[index].group == "left"}
+    others = [round(iou, 2) for iou in np.linspace(0, 1, 51).tolist() if round(iou, 2) not in shown]
+    assert (ious[0][0], ious[0][-1], len(ious[0])) == (max(others), min(others), 5)
+    assert rows[3].title == "left: 51 expressions, mean IoU 0.500; those not above, from best to worst"
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 5, 7, 11, 60])
+@pytest.mark.parametrize("columns", [1, 4])
+def test_no_sample_is_shown_twice(count, columns):
+    ious = np.random.default_rng(count).random(count)
+    samples = [Areas(round(100 * iou), 100, 100, True, f"group {number % 3}") for number, iou in enumerate(ious)]
+    rows = choose_samples(samples, columns)
+    shown = [index for row in rows for index in row.indices]
+    assert len(shown) == len(set(shown)) >= min(count, 3 * columns)
+    assert all(1 <= len(row.indices) <= columns for row in rows)
+    assert max(samples[index].iou for index in shown) == max(sample.iou for sample in samples)
+    assert min(samples[index].iou for index in shown) == min(sample.iou for sample in samples)
 
 
 def test_equals_are_chosen_by_chance():
@@ -151,7 +172,8 @@ def test_equals_are_chosen_by_chance():
 
 
 def test_fewer_samples_than_columns():
-    assert [row.indices for row in choose_samples(areas(0.5), columns=9)] == [[0]] * 3
+    (row,) = choose_samples(areas(0.5, 0.9), columns=9)
+    assert (row.title, row.indices) == ("All, from best to worst", [1, 0])
 
 
 @pytest.mark.parametrize(("samples", "columns"), [([], 5), (areas(0.5), 0)])
@@ -195,10 +217,50 @@ def test_gallery_of_an_evaluation(monkeypatch, evaluated):
     sheet = evaluation_gallery(model, processor, dataset, samples, columns=3)
     assert sheet.mode == "RGB"
     assert sheet.width == evaluation_gallery(model, processor, dataset, samples, columns=3, seed=1).width
-    assert sheet.height > 5 * 220  # best, worst, random, even, odd
-    assert 3 <= len(asked) <= 2 * 10, "a chosen sample is computed more than once"
+    assert sheet.height > 4 * 220  # best, worst, random, and one sample that is left
+    assert len(asked) == 2 * 10, "a chosen sample is computed more than once"
     with pytest.raises(ValueError, match="9 samples of 10 expressions"):
         evaluation_gallery(model, processor, dataset, samples[:9])
+
+
+@needs_matplotlib
+def test_no_panel_of_an_explanation_is_empty(explained):
+    """Where there is no map, the photo is shown."""
+    for missing, left in (("pixels_read", LEFT[2]), ("alignment_maps", LEFT[0])):
+        values = np.asarray(explanation_figure(replace(explained, **{missing: {}})))
+        for row in range(4):
+            top = TITLE + HEADINGS + row * (_panel_height(explained) + BETWEEN)
+            box = [round(DPI * edge) for edge in (top + 0.5, top + 1, left + 0.5, left + 2)]
+            assert (values[box[0] : box[1], box[2] : box[3]] < 250).mean() > 0.9
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 5])
+def test_pictures_of_a_run_show_the_truth_beside_each_prediction(count, tmp_path):
+    """In cells of one size, whatever the shapes of the images, and as full rows as there can be."""
+    model, processor = load_checkpoint(DEFAULT_CHECKPOINT)
+    lines = []
+    for number, size in enumerate([(90, 30), (30, 90), (60, 60), (20, 80), (80, 20)]):
+        Image.new("RGB", size, (100, 110, 120)).save(tmp_path / f"{number}.png")
+        mask = Image.new("L", size)
+        mask.paste(255, (size[0] // 2, 0, *size))
+        mask.save(tmp_path / f"mask-{number}.png")
+        lines.append({"image": f"{number}.png", "mask": f"mask-{number}.png", "expression": "the largest object"})
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    model.train()
+    picture = draw_predictions(model, processor, load_folder(tmp_path), count)
+    assert model.training
+    columns, rows = {1: (1, 1), 2: (2, 1), 4: (2, 2), 5: (3, 2)}[count]
+    width, height = (picture.width - 8) / columns, (picture.height - 8) / rows
+    assert (width, round(height) == height) == (528, True)
+    values = np.asarray(picture).astype(int)
+    for number in range(count):
+        row, column = divmod(number, columns)
+        shift = (columns - min(columns, count - row * columns)) / 2
+        left, top = 8 + round((column + shift) * width), 8 + round(row * height)
+        found, truth = (values[top : top + 256, left + x : left + x + 256] for x in (0, 264))
+        tint = np.array([100, 110, 120]) * 0.55 + np.array(PALETTE[1]) * 0.45
+        assert (np.abs(truth - tint).max(-1) <= 2).sum() > 500
+        assert not (np.abs(found - np.array(PALETTE[1])).max(-1) <= 2).any()
 
 
 def test_tile_shows_prediction_and_truth():

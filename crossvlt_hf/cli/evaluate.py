@@ -7,7 +7,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ..loading import describe_hardware, load_checkpoint
+from ..evidence import hash_weights
+from ..loading import describe_hardware, load_checkpoint, resolve_checkpoint
 from ..metrics import ReferringSegmentationMetric, markdown_table
 from ..settings import TEXT_OPTIONS, convert, parse_value
 from ..visualization import evaluation_gallery
@@ -40,6 +41,7 @@ def _report(
         "model": str(arguments.model or "built-in (RefShapes)"),
         **{setting: getattr(arguments, setting) for setting in settings},
         "option": parse_options(arguments.option),
+        "weights": hash_weights(resolve_checkpoint(arguments.model)),
         "image_size": list(image_size),
         "hardware": hardware,
         "metrics": total,

@@ -36,12 +36,22 @@ def _identify(source: str | Path, model: Any) -> str:
     return digest.hexdigest()
 
 
+def _report(requests: Any, reading: str) -> None:
+    """Say what is not predicted, and what is not read."""
+    from ..prediction import ImageRequests, some_names
+
+    if isinstance(requests, ImageRequests) and (others := requests.passed_over):
+        files = "1 file that is not an image" if len(others) == 1 else f"{len(others)} files that are not images"
+        print(f"Passed over {files}: {some_names(others)}", file=sys.stderr)
+    print(reading, file=sys.stderr)
+
+
 def predict(arguments: argparse.Namespace) -> None:
     """Write the shards; print the counts as a line of JSON."""
     with needs_extra("train"):
         from accelerate import PartialState
 
-        from ..prediction import PredictionOptions, open_requests
+        from ..prediction import PredictionOptions, describe_reading, open_requests
         from ..prediction import predict as predict_rows
 
     options = PredictionOptions(
@@ -71,6 +81,8 @@ def predict(arguments: argparse.Namespace) -> None:
     model, processor = load_checkpoint(
         source, device=arguments.device if alone else str(state.device), dtype=arguments.dtype
     )
+    if state.is_main_process:
+        _report(requests, describe_reading(processor, requests))
     job = {
         "model": str(arguments.model or "built-in (RefShapes)"),
         "checkpoint": _identify(source, model),

@@ -15,6 +15,8 @@ def run(arguments: argparse.Namespace) -> None:
         evidence = read_evidence(arguments.checkpoint, arguments.about, tuple(arguments.results))
         print(export(model, processor, arguments.folder, model_id=arguments.repo_id, evidence=evidence))
         print("Its card is README.md; what only you can say goes into about.yaml.", file=sys.stderr)
+        if evidence.about.license is None:
+            print("The card states no licence: set `license` in about.yaml.", file=sys.stderr)
         return
     info = publish(
         arguments.checkpoint,

@@ -1,7 +1,7 @@
 """Batch prediction: the masks of a whole data set, in shards that an interruption neither loses nor repeats."""
 
-from .requests import ImageRequests, JsonlRequests, Request, Requests, RowRequests, open_requests
-from .run import PredictionOptions, predict
+from .requests import ImageRequests, JsonlRequests, Request, Requests, RowRequests, open_requests, some_names
+from .run import PredictionOptions, describe_reading, predict
 from .shards import FORMATS, Shards
 
 
@@ -14,6 +14,8 @@ __all__ = [
     "Requests",
     "RowRequests",
     "Shards",
+    "describe_reading",
     "open_requests",
     "predict",
+    "some_names",
 ]

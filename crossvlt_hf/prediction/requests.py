@@ -1,7 +1,8 @@
 """What to segment: rows of an image and its expressions, from a file, a folder or a data set, read one at a time."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -9,18 +10,21 @@ from typing import Any, Protocol
 
 import numpy as np
 from datasets import Dataset, load_dataset, load_from_disk
-from PIL import Image
 
 from ..data.files import inside
 from ..data.folder import METADATA
 from ..data.loading import NAMES, load_data
 from ..data.records import clean_expressions
 from ..processing_crossvlt import ImageLike, opening
+from .picture_files import find_pictures
 
 
 IMAGE_KEYS = ("image", "file_name", "image_path", "path")
 TEXT_KEYS = ("expressions", "expression", "text", "texts", "sentences", "sentence", "caption")
 NAME_KEYS = ("ref_id", "id", "image_id")
+# What `datasets` finds expressions in, also beside pictures
+TABLES = (".arrow", ".csv", ".json", ".jsonl", ".parquet", ".tsv", ".tar", ".zip")
+NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,10 @@ class Requests(Protocol):
 
     def name(self, index: int) -> str:
         """What to call a row that is broken."""
+        ...
+
+    def texts(self) -> Iterator[str]:
+        """The expressions, without their images: those of rows that can be read, or those of all rows once."""
         ...
 
 
@@ -122,26 +130,33 @@ class JsonlRequests:
         given = next((row[key] for key in NAME_KEYS if isinstance(row.get(key), str | int)), name)
         return Request(str(given), image, expressions)
 
+    def texts(self) -> Iterator[str]:
+        """The expressions of the lines that can be read."""
+        for index in range(len(self)):
+            with suppress(OSError, ValueError):
+                yield from self[index].expressions
+
 
 class ImageRequests:
-    """All images of a folder and those in it, with the same expressions.
+    """All pictures of a folder and those in it, with the same expressions.
+
+    A picture is a file whose name ends as one of a format that Pillow decodes, also if it turns out to be damaged, or
+    any other file that holds one. Other files are listed in `passed_over`; hidden ones are ignored.
 
     Args:
         folder: of the images.
         expressions: what to look for in each.
+
+    Raises:
+        OSError: if a folder in it cannot be listed.
+        ValueError: if there are no expressions, or one is empty.
     """
 
     def __init__(self, folder: Path, expressions: Sequence[str]) -> None:
-        known = Image.registered_extensions()
         self.folder, self.expressions = folder, clean_expressions(expressions, "--expression")
-        self.paths = np.array(
-            sorted(
-                str(path.relative_to(folder))
-                for path in folder.rglob("*")
-                if path.suffix.lower() in known and path.is_file() and not path.name.startswith(".")
-            )
-        )
-        self.digest = blake2b(json.dumps([*self.paths, *self.expressions]).encode(), digest_size=16).hexdigest()
+        pictures, self.passed_over = find_pictures(folder)
+        self.paths = np.array(pictures)
+        self.digest = blake2b(json.dumps([*pictures, *self.expressions]).encode(), digest_size=16).hexdigest()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -152,6 +167,10 @@ class ImageRequests:
 
     def __getitem__(self, index: int) -> Request:
         return Request(self.name(index), str(self.folder / self.name(index)), self.expressions)
+
+    def texts(self) -> Iterator[str]:
+        """What to look for, once for all images."""
+        return iter(self.expressions)
 
 
 class RowRequests:
@@ -180,10 +199,16 @@ class RowRequests:
 
     @staticmethod
     def _choose(columns: Sequence[str], wanted: str | None, usual: Sequence[str], kind: str) -> str:
-        found = next((name for name in ([wanted] if wanted else usual) if name in columns), None)
+        if wanted and wanted not in columns:
+            raise ValueError(f"`--{kind}-column` must be one of the columns {', '.join(columns)}, got {wanted!r}.")
+        found = wanted or next((name for name in usual if name in columns), None)
         if found is None:
-            missing = repr(wanted) if wanted else f"none of {', '.join(usual)}"
-            raise ValueError(f"Of columns there is {missing}; give `--{kind}-column`, one of {', '.join(columns)}.")
+            others = [name for name in columns if name not in (*IMAGE_KEYS, *NAME_KEYS)]
+            advice = f"name another one with `--{kind}-column`" if others else "add one"
+            raise ValueError(
+                f"The data set must have a column {', '.join(usual[:-1])} or {usual[-1]}, got the columns "
+                f"{', '.join(columns)}; {advice}."
+            )
         return found
 
     def __len__(self) -> int:
@@ -200,6 +225,14 @@ class RowRequests:
         if row[self.image] is None:
             raise ValueError(f"{self.name(index)} has no image.")
         return Request(str(name), row[self.image], _expressions(row[self.text], self.name(index)))
+
+    def texts(self) -> Iterator[str]:
+        """The expressions of the rows that can be read; images are decoded only where the texts are not stored."""
+        stored = self.text in self.dataset.column_names
+        rows = self.dataset.with_format(None).select_columns([self.text]) if stored else self.dataset
+        for index in range(len(rows)):
+            with suppress(OSError, ValueError):
+                yield from _expressions(rows[index][self.text], self.name(index))
 
 
 def _digest(dataset: Dataset) -> str:
@@ -223,6 +256,37 @@ def _load_rows(source: str, split: str) -> Dataset:
         raise
     except Exception as error:  # broken files make the library stumble in any way
         raise OSError(f"{source} cannot be read as a data set. {type(error).__name__}: {error}") from error
+
+
+def some_names(names: Sequence[str]) -> str:
+    """The first of many names, for a message."""
+    more = len(names) - NAMES_SHOWN
+    return ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _open_pictures(folder: Path, expressions: Sequence[str]) -> ImageRequests:
+    if not folder.is_dir():
+        raise ValueError(
+            f"`--expression` must come with a folder of images, got {folder}; `crossvlt segment` takes a single image."
+        )
+    requests = ImageRequests(folder, expressions)
+    if not len(requests):
+        others = requests.passed_over
+        rest = f"; it has {len(others)} other file(s): {some_names(others)}" if others else ""
+        raise ValueError(f"{folder} has no images to segment{rest}.")
+    return requests
+
+
+def _check_has_expressions(folder: Path) -> None:
+    """Raise ValueError for a folder that holds pictures and nothing that could say what to look for in them."""
+    if (folder / "state.json").is_file() or not folder.is_dir():
+        return
+    pictures, others = find_pictures(folder)
+    if pictures and not any(name.lower().endswith(TABLES) for name in others):
+        raise ValueError(
+            f"{folder} has {len(pictures)} images and no {METADATA}; give `--expression TEXT`, what to look for in "
+            f"each of them, or write {METADATA}, a line for each image with its expressions."
+        )
 
 
 def open_requests(
@@ -254,9 +318,7 @@ def open_requests(
     path, below = Path(source), None if root is None else Path(root)
     requests: Requests
     if expressions:
-        if not path.is_dir():
-            raise ValueError(f"Expressions for every image need a folder of images; {source} is none.")
-        requests = ImageRequests(path, expressions)
+        requests = _open_pictures(path, expressions)
     elif path.is_file() and path.suffix == ".jsonl":
         requests = JsonlRequests(path, below, image_column, text_column)
     elif (path / METADATA).is_file():
@@ -264,6 +326,7 @@ def open_requests(
     elif source in NAMES:
         requests = RowRequests(load_data(source, split, root=root, **(options or {})), image_column, text_column)
     else:
+        _check_has_expressions(path)
         requests = RowRequests(_load_rows(source, split), image_column, text_column)
     if not len(requests):
         raise ValueError(f"{source} has no rows to segment.")

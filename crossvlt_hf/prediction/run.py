@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,13 @@ from ..data.readable import ON_ERROR
 from ..errors import in_one_line
 from ..interruption import ignore_signals
 from ..modeling_crossvlt import CrossVLTModel, evaluating
-from ..processing_crossvlt import CrossVLTProcessor, check_threshold
+from ..processing_crossvlt import CrossVLTProcessor, ReadExpression, check_threshold
+from ..tokenization import summarize_reading
 from .requests import Requests
-from .shards import Shards
+from .shards import SCHEMA, Shards
+
+
+MOST_TEXTS = 10_000  # that are looked at before a prediction begins
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class _Row:
     index: int
     name: str
     expressions: list[str]
+    read: list[ReadExpression]
     inputs: dict[str, Tensor]
     error: str | None = None
 
@@ -90,11 +95,13 @@ class _PreparedRows(TorchDataset):
         try:
             request = self.requests[index]
             inputs: Any = self.processor(request.image, request.expressions, return_tensors="pt")  # type: ignore[call-arg]
+            read = self.processor.read_expressions(request.expressions)
         except Exception as error:  # images make decoders stumble in any way, and one row must not cost the others
             kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
-            return _Row(index, _storable(self.requests.name(index)), [], {}, _storable(f"{kind}{in_one_line(error)}"))
+            reason = _storable(f"{kind}{in_one_line(error)}")
+            return _Row(index, _storable(self.requests.name(index)), [], [], {}, reason)
         kept = {name: value for name, value in inputs.items() if name != "expressions_per_image"}
-        return _Row(index, _storable(request.name), request.expressions, kept)
+        return _Row(index, _storable(request.name), request.expressions, read, kept)
 
 
 def _storable(text: str) -> str:
@@ -142,6 +149,8 @@ def _predict_batch(
                 "name": piece.row.name,
                 "number": number,
                 "expression": piece.row.expressions[number],
+                "text_read": piece.row.read[number].text_read,
+                "unknown_words": list(piece.row.read[number].unknown_words),
                 "score": result["score"],
                 "box": result["box"],
                 "mask": encode_mask(result["mask"].numpy()),
@@ -150,8 +159,14 @@ def _predict_batch(
 
 
 def _broken(row: _Row) -> dict[str, Any]:
-    nothing = dict.fromkeys(("number", "expression", "score", "box", "mask"))
-    return {"row": row.index, "name": row.name, **nothing, "error": row.error}
+    return {**dict.fromkeys(SCHEMA.names), "row": row.index, "name": row.name, "error": row.error}
+
+
+def describe_reading(processor: CrossVLTProcessor, requests: Requests) -> str:
+    """One line about the expressions: the share of unknown words, and how many expressions are cut."""
+    texts = list(islice(requests.texts(), MOST_TEXTS + 1))
+    first = "The first " if len(texts) > MOST_TEXTS else ""
+    return f"{first}{summarize_reading(processor, texts[:MOST_TEXTS])}"
 
 
 @torch.no_grad()
@@ -173,14 +188,16 @@ def predict(
         processor: the model's.
         requests: see `open_requests`.
         folder: of the shards: `predictions-00000-of-00010.jsonl` and so on, lines of "row" (number in the data),
-            "name", "number" (of the expression in its row), "expression", "score", "box" ([x_min, y_min, x_max, y_max]
+            "name", "number" (of the expression in its row), "expression", "text_read" (the part of it that the model
+            reads), "unknown_words" (that its vocabulary does not know), "score", "box" ([x_min, y_min, x_max, y_max]
             in pixels, the maxima exclusive; None if the mask is empty), "mask" (COCO run lengths: "size", height and
             width, and "counts") and "error" (None, or why the row could not be read).
         options: see `PredictionOptions`.
         job: what else the predictions depend on, such as the model's name; what JSON can hold.
 
     Returns:
-        Counts of "predictions", "empty" masks among them, and "errors"; None in a process that ends before others.
+        Counts of "predictions", and among them of "empty" masks, of expressions that are "cut", and of those "unknown"
+        in part; and of "errors". None in a process that ends before others.
 
     Raises:
         OSError: if something cannot be written.
@@ -223,7 +240,7 @@ def _predict_shard(
                 yield row
                 continue
             if options.on_error == "stop":
-                raise ValueError(f"{row.name} cannot be read: {row.error.rstrip('.')}. Mend it, or skip such rows.")
+                raise ValueError(f"{row.name} cannot be read: {row.error.rstrip('.')}. Fix it, or skip such rows.")
             lines.append(_broken(row))
 
     for batch in _cut(whole(), options.batch_size):

@@ -1,4 +1,4 @@
-"""The files of a batch prediction: one for so many rows, each there whole or not at all."""
+"""The files of a batch prediction: one for every `shard_size` rows, written atomically."""
 
 import json
 import os
@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 
 
 FORMATS = ("jsonl", "parquet")
-MANIFEST = "predictions.json"
+# Hidden, so that pandas, pyarrow, datasets and DuckDB read the folder as the table that its shards are
+MANIFEST = ".predictions.json"
+FORMER_MANIFEST = "predictions.json"
 MARK = "crossvlt_hf"
 PARTIAL = ".*.partial"
 SCHEMA = pa.schema(
@@ -20,6 +22,8 @@ SCHEMA = pa.schema(
         "name": pa.string(),
         "number": pa.int32(),
         "expression": pa.string(),
+        "text_read": pa.string(),
+        "unknown_words": pa.list_(pa.string()),
         "score": pa.float64(),
         "box": pa.list_(pa.int32()),
         "mask": pa.struct({"size": pa.list_(pa.int32()), "counts": pa.string()}),
@@ -57,7 +61,7 @@ def _as_jsonl(rows: Sequence[dict[str, Any]]) -> bytes:
 
 
 class Shards:
-    """A folder of shards, and of `predictions.json`, which says what they are of.
+    """A folder of shards, and of `.predictions.json`, which says what they are of.
 
     Args:
         folder: a new or empty one, or one of the same job.
@@ -91,9 +95,12 @@ class Shards:
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"{self.folder} is a file; give a folder.")
         self.folder.mkdir(parents=True, exist_ok=True)
-        manifest = self.folder / MANIFEST
+        manifest, former = self.folder / MANIFEST, self.folder / FORMER_MANIFEST
         if manifest.is_file():
             self._check(manifest, description)
+        elif former.is_file():
+            self._check(former, description)
+            former.replace(manifest)
         elif any(not entry.match(PARTIAL) for entry in self.folder.iterdir()):
             raise ValueError(f"{self.folder} is not empty, and no prediction; give a new folder.")
         else:
@@ -155,17 +162,23 @@ class Shards:
         """Once no shard is missing, count what they hold and note it; whoever comes last does so, or several do.
 
         Returns:
-            "predictions", "empty" (masks without a pixel) and "errors"; None while shards are missing.
+            "predictions", among them "empty" (masks without a pixel), "cut" (expressions longer than the model reads)
+            and "unknown" (expressions with words that it does not know), and "errors"; None while shards are missing.
         """
         if self.missing():
             return None
         for partial in self.folder.glob(PARTIAL):  # of interruptions
             partial.unlink(missing_ok=True)
-        counts = {"predictions": 0, "empty": 0, "errors": 0}
+        counts = dict.fromkeys(("predictions", "empty", "cut", "unknown", "errors"), 0)
         for row in self.read():
-            kind = "errors" if row["error"] is not None else "predictions"
-            counts[kind] += 1
-            counts["empty"] += row["error"] is None and row["box"] is None
+            if row["error"] is not None:
+                counts["errors"] += 1
+                continue
+            counts["predictions"] += 1
+            counts["empty"] += row["box"] is None
+            # Shards of version 0.1 do not say what was read
+            counts["cut"] += row.get("text_read", row["expression"]) != row["expression"]
+            counts["unknown"] += bool(row.get("unknown_words"))
         manifest = self.folder / MANIFEST
         description = json.loads(manifest.read_bytes()) | {"finished": counts}
         write_atomically(manifest, json.dumps(description, indent=2).encode() + b"\n")

@@ -2,29 +2,54 @@
 
 import numpy as np
 from datasets import Dataset
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
 
 from ..data.pairs import EvaluationPairs
+from ..evaluation import find_masks
 from ..modeling_crossvlt import CrossVLTModel
-from ..pipeline_crossvlt import ReferringImageSegmentationPipeline
 from ..processing_crossvlt import CrossVLTProcessor
-from ..visualization import arrange, overlay
+from ..visualization import CELL, arrange, overlay, to_mask_image
 
 
-SIDE, COLUMNS = 256, 4
+SIDE, GAP, COLUMNS = 256, 8, 3
 
 
 def draw_predictions(model: CrossVLTModel, processor: CrossVLTProcessor, dataset: Dataset, count: int) -> Image.Image:
-    """The masks found for some pairs spread over a data set."""
-    pairs = EvaluationPairs(dataset)
-    indices = np.linspace(0, len(pairs) - 1, min(count, len(pairs))).astype(int).tolist()
-    pipeline = ReferringImageSegmentationPipeline(model=model, processor=processor, device=model.device)
-    tiles = []
-    for pair in pairs.__getitems__(indices):
-        (result,) = pipeline(pair["image"], text=pair["expression"])
-        scale = SIDE / max(pair["image"].size)
-        size = tuple(round(scale * side) for side in pair["image"].size)
-        tiles.append(
-            overlay(pair["image"].resize(size), [result["mask"].resize(size)], [pair["expression"]], [result["score"]])
-        )
-    return arrange(tiles, COLUMNS)
+    """The masks found for some expressions, evenly spread over a data set, each beside the true one.
+
+    Args:
+        model: on its device; it is put into eval mode, and back.
+        processor: the model's.
+        dataset: see `evaluate`.
+        count: how many expressions, at most.
+
+    Returns:
+        New image of mode "RGB": cells of equal size, whatever the shapes of the images.
+    """
+    expressions = len(EvaluationPairs(dataset))
+    indices = np.linspace(0, expressions - 1, min(count, expressions)).round().astype(int).tolist()
+    cells = [
+        _draw_pair(pair["image"], pair["expression"], found, pair["mask"] == 1)
+        for pair, found in find_masks(model, processor, dataset, indices)
+    ]
+    return arrange(cells, COLUMNS)
+
+
+def _draw_pair(image: Image.Image, expression: str, found: NDArray[np.bool_], truth: NDArray[np.bool_]) -> Image.Image:
+    """The image twice, with what was found and with the truth, and a legend."""
+    photo = _fit(image, CELL, Image.Resampling.BICUBIC)
+    wide = Image.new("RGB", (2 * SIDE + GAP, SIDE), "white")
+    masks = []
+    for left, mask in ((0, found), (SIDE + GAP, truth)):
+        wide.paste(photo, (left, 0))
+        masks.append(Image.new("L", wide.size))
+        masks[-1].paste(_fit(to_mask_image(mask), 0, Image.Resampling.NEAREST), (left, 0))
+    union = np.count_nonzero(found | truth)
+    iou = np.count_nonzero(found & truth) / union if union else float(not truth.any())
+    return overlay(wide, masks, [f"found (IoU {iou:.2f}): {expression}", "truth"])
+
+
+def _fit(image: Image.Image, colour: str | int, method: Image.Resampling) -> Image.Image:
+    """The image in the middle of a square of `SIDE` pixels."""
+    return ImageOps.pad(image, (SIDE, SIDE), method, colour)

@@ -49,7 +49,7 @@ from .log import append, best_score, evaluation_line, is_evaluated, read_log, re
 from .optimization import build_average, build_optimizer, build_schedule, loss_counts, normalised_loss
 from .pictures import draw_predictions
 from .start import build_model, check_config, load_datasets, load_training_data
-from .summary import describe_model, describe_run, validation_report
+from .summary import count_shared_images, describe_model, describe_run, validation_report
 
 
 class Progress:
@@ -549,5 +549,5 @@ class TrainingRun:
         hardware = describe_hardware(self.accelerator.device, self.accelerator.num_processes)
         best = folder.name == "best"
         report = validation_report(self.folder, best=best, image_size=self.processor.image_size, hardware=hardware)
-        training = describe_run(self.folder, hardware)
+        training = describe_run(self.folder, hardware, count_shared_images(self.pairs.datasets, self.validation))
         Evidence(describe_model(self.config), [report] if report else [], training=training).save(folder)

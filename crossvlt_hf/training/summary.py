@@ -1,24 +1,35 @@
 """What a finished run has to tell to a model card."""
 
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..evidence import About, public_name
+from datasets import Dataset
+
+from ..evidence import ABOUT, About, is_hub_id, public_name
+from ..loading import DEFAULT_CHECKPOINT
 from .config import TrainingConfig, load_config
 from .log import SCORE, read_log
 
 
-def describe_run(folder: str | Path, hardware: str) -> dict[str, Any]:
+BUILT_IN = "built-in"
+
+
+def describe_run(folder: str | Path, hardware: str, shared_images: dict[str, int] | None = None) -> dict[str, Any]:
     """What `config.yaml` and `log.jsonl` of a run say, as numbers and in words; no path of this machine.
 
     Args:
         folder: of the run.
         hardware: on which it ran.
+        shared_images: see [`count_shared_images`].
 
     Returns:
         `steps`, `samples`, `hours` (of the logged steps, without evaluations), `optimization` (all its settings),
-        `seed`, `data` (names), `curve` (mean IoU on validation data by step), `hardware`, and `summary`, Markdown.
+        `seed`, `data` (names), `curve` (mean IoU on the `validation_samples`, by step), `hardware`,
+        `started_from` (names), `base_model` (those of them that are Hub ids), `shared_images`, and `summary`,
+        Markdown.
     """
     folder = Path(folder)
     config, entries = load_config(folder / "config.yaml"), read_log(folder / "log.jsonl")
@@ -32,10 +43,14 @@ def describe_run(folder: str | Path, hardware: str) -> dict[str, Any]:
         "seed": config.seed,
         "data": [" ".join(_name(dataset)) for dataset in config.data.train],
         "optimization": asdict(config.optimization),
+        "validation_samples": max((entry.get("validation/samples", 0) for entry in entries), default=0),
         "curve": {
             str(entry["step"]): entry["validation/mean_iou"] for entry in entries if "validation/mean_iou" in entry
         },
         "hardware": hardware,
+        "started_from": _origins(config),
+        "base_model": [name for name in _sources(config) if is_hub_id(name)],
+        "shared_images": shared_images or {},
     }
     return {**facts, "summary": _summarise(config, facts)}
 
@@ -65,16 +80,58 @@ def _duration(hours: float) -> str:
     return f"{hours:.1f} hours" if hours >= 0.1 else f"{60 * hours:.1f} minutes"
 
 
-def _origin(config: TrainingConfig) -> str:
+def _sources(config: TrainingConfig) -> list[str]:
+    """The checkpoints that the weights come from: Hub ids and folders."""
     model = config.model
-    if model.checkpoint:
-        return "the weights of another checkpoint"
-    encoders = [Path(name).name for name in (model.vision_encoder, model.text_encoder) if name]
-    return " and ".join(encoders) or "noise"
+    names = (model.checkpoint,) if model.checkpoint else (model.vision_encoder, model.text_encoder)
+    return [str(name) for name in names if name]
+
+
+def _origins(config: TrainingConfig) -> list[str]:
+    """Their names, without the path of a folder; a folder that says what it holds is called that, too."""
+    return [_origin(source) for source in _sources(config)]
+
+
+def _origin(source: str) -> str:
+    folder = DEFAULT_CHECKPOINT if source == BUILT_IN else Path(source)
+    if folder.resolve() == DEFAULT_CHECKPOINT.resolve():
+        return "the built-in checkpoint of `crossvlt_hf` (RefShapes)"
+    name = f"`{public_name(source)}`"
+    return f"{name} ({About.read(folder / ABOUT).name})" if (folder / ABOUT).is_file() else name
+
+
+def count_shared_images(training: Sequence[Dataset], validation: Sequence[Dataset]) -> dict[str, int]:
+    """How many images of the validation data are also trained on, as far as paths and ids of images tell.
+
+    Args:
+        training: data sets of records.
+        validation: data sets of records.
+
+    Returns:
+        `shared` and `images`, of the validation data; {} if none are shared.
+    """
+    known = {name for dataset in training for names in _image_names(dataset) for name in names}
+    images = {names for dataset in validation for names in _image_names(dataset)}
+    shared = sum(not known.isdisjoint(names) for names in images)
+    return {"shared": shared, "images": len(images)} if shared else {}
+
+
+def _image_names(dataset: Dataset) -> Iterator[tuple[str, ...]]:
+    """What tells the image of each reference from others: its file, and its id within a data set."""
+    stored = dataset.with_format(None)
+    if "image_id" not in stored.column_names:
+        return
+    columns = [name for name in ("image", "image_id", "dataset") if name in stored.column_names]
+    for batch in stored.select_columns(columns).iter(1000):
+        sets = batch.get("dataset", [""] * len(batch["image_id"]))
+        files = batch.get("image", [None] * len(batch["image_id"]))
+        for file, image_id, name in zip(files, batch["image_id"], sets, strict=True):
+            ids = (f"{name}\0{image_id}",)
+            yield (*ids, os.path.realpath(file)) if isinstance(file, str) and not file.isdigit() else ids
 
 
 def _summarise(config: TrainingConfig, facts: dict[str, Any]) -> str:
-    options = config.optimization
+    options, origin = config.optimization, " and ".join(facts["started_from"]) or "noise"
     curve = ", ".join(f"{value:.3f} (step {step})" for step, value in facts["curve"].items() if value is not None)
     text_rate = f", {options.text_learning_rate:g} for the language stages" if options.text_learning_rate else ""
     warm_up = f"warm-up of {options.warmup_steps} steps"
@@ -82,14 +139,15 @@ def _summarise(config: TrainingConfig, facts: dict[str, Any]) -> str:
         warm_up += ", in which the run ended, below its peak"
     lines = [
         f"{facts['samples']:,} pairs of an image and an expression of {', '.join(facts['data'])}, in "
-        f"{facts['steps']:,} steps of {options.batch_size}, from {_origin(config)}, seed {config.seed}; "
+        f"{facts['steps']:,} steps of {options.batch_size}, from {origin}, seed {config.seed}; "
         f"{_duration(facts['hours'])} of logged steps on {facts['hardware']}.",
         f"AdamW, peak learning rate {options.learning_rate:g}{text_rate}, schedule {options.schedule}, {warm_up}, "
         f"weight decay {options.weight_decay:g}, mixed precision {options.mixed_precision or 'as launched'}"
         f"{f', averaged weights ({options.ema_decay:g})' if options.ema_decay else ''}.",
     ]
     if curve:
-        lines.append(f"Mean IoU on validation data: {curve}.")
+        of_how_many = f"{facts['validation_samples']:,} expressions of " if facts["validation_samples"] else ""
+        lines.append(f"Mean IoU on {of_how_many}validation data: {curve}.")
     return "\n".join(lines)
 
 

@@ -7,11 +7,12 @@ drawn.
 from .curves import training_curves
 from .explanation import Explanation, explain
 from .gallery import Choice, choose_samples, evaluation_gallery
-from .overlay import MIN_WIDTH, PALETTE, Mask, arrange, overlay, to_mask_image
+from .overlay import CELL, MIN_WIDTH, PALETTE, Mask, arrange, overlay, to_mask_image
 from .panels import explanation_figure
 
 
 __all__ = [
+    "CELL",
     "MIN_WIDTH",
     "PALETTE",
     "Choice",

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..metrics import Areas
 from ..modeling_crossvlt import CrossVLTModel
 from ..processing_crossvlt import CrossVLTProcessor
 from .canvas import BLUE, GREY, PINK, add_axes, add_text, new_figure, to_image, wrap
-from .overlay import PALETTE, draw_contour, to_mask_image
+from .overlay import CELL, PALETTE, draw_contour, to_mask_image
 
 
 if TYPE_CHECKING:
@@ -42,12 +42,16 @@ class Choice:
 def choose_samples(samples: Sequence[Areas], columns: int = 5, seed: int = 0) -> list[Choice]:
     """What a gallery shows: the best, the worst, random ones, and of every group a range from its best to its worst.
 
-    Among samples of equal IoU chance decides, so that one image does not fill a row with all its expressions.
+    No sample is in two rows. Among samples of equal IoU chance decides, so that one image does not fill a row with all
+    its expressions.
 
     Args:
         samples: of an evaluation.
         columns: how many stand in a row, at most.
         seed: of the chance.
+
+    Returns:
+        Rows of at least one sample; a single one, from best to worst, where it holds them all.
 
     Raises:
         ValueError: if there are no samples or columns.
@@ -56,18 +60,25 @@ def choose_samples(samples: Sequence[Areas], columns: int = 5, seed: int = 0) ->
         raise ValueError(f"There are {len(samples)} samples and {columns} columns; give at least one of each.")
     shuffled = np.random.default_rng(seed).permutation(len(samples)).tolist()
     ranked = sorted(shuffled, key=lambda index: samples[index].iou, reverse=True)
-    rows = [
-        Choice("Best", ranked[:columns]),
-        Choice("Worst", ranked[::-1][:columns]),
-        Choice("Random", shuffled[:columns]),
-    ]
+    if len(samples) <= columns:
+        return [Choice("All, from best to worst", ranked)]
+    worst = ranked[max(columns, len(ranked) - columns) :]
+    rows = [Choice("Best", ranked[:columns]), Choice("Worst", worst[::-1])]
+    shown = {index for row in rows for index in row.indices}
+    rows.append(Choice("Random", [index for index in shuffled if index not in shown][:columns]))
+    shown.update(rows[-1].indices)
     for group in sorted({sample.group for sample in samples} - {""}):
-        own = [index for index in ranked if samples[index].group == group]
-        mean = np.mean([samples[index].iou for index in own])
-        places = np.linspace(0, len(own) - 1, min(columns, len(own))).round().astype(int)
-        title = f"{group}: {len(own)} expressions, mean IoU {mean:.3f}, from best to worst"
-        rows.append(Choice(title, [own[place] for place in places]))
-    return rows
+        rows.append(_choose_of_group(group, samples, [index for index in ranked if index not in shown], columns))
+    return [row for row in rows if row.indices]
+
+
+def _choose_of_group(group: str, samples: Sequence[Areas], ranked: list[int], columns: int) -> Choice:
+    """A range, from the best to the worst, of those of a group that are not shown yet."""
+    ious = [sample.iou for sample in samples if sample.group == group]
+    own = [index for index in ranked if samples[index].group == group]
+    places = np.linspace(0, len(own) - 1, min(columns, len(own))).round().astype(int)
+    title = f"{group}: {len(ious)} expressions, mean IoU {np.mean(ious):.3f}; those not above, from best to worst"
+    return Choice(title, [own[place] for place in places])
 
 
 def evaluation_gallery(
@@ -91,7 +102,7 @@ def evaluation_gallery(
         dataset: that was evaluated.
         samples: `evaluate(...).samples`: one for every expression of the data set, in order.
         options: those of the evaluation.
-        columns: how many stand in a row.
+        columns: how many stand in a row, at most.
         seed: of the random row.
 
     Returns:
@@ -166,8 +177,7 @@ def _draw_sheet(rows: list[Choice], samples: Sequence[Areas], tiles: dict[int, _
 
 
 def _show(axes: "Axes", picture: Image.Image) -> None:
-    axes.imshow(np.asarray(picture), interpolation="antialiased")
-    axes.set_anchor("S")
+    axes.imshow(np.asarray(ImageOps.pad(picture, (TILE, TILE), color=CELL)), interpolation="antialiased")
     axes.set_axis_off()
 
 

@@ -32,6 +32,7 @@ PALETTE: tuple[Colour, ...] = (
 WHITE: Colour = (255, 255, 255)
 INK: Colour = (26, 30, 36)
 GREY: Colour = (104, 112, 124)
+CELL: Colour = (238, 240, 243)  # around pictures of several shapes in a grid
 
 MIN_WIDTH = 320  # narrower pictures have no room for a legend
 MAX_UPSCALED_HEIGHT = 2048
@@ -92,17 +93,24 @@ def overlay(
 
 
 def arrange(tiles: Sequence[Image.Image], columns: int) -> Image.Image:
-    """Pictures in rows on white, each at the top left of its cell.
+    """Pictures in rows on white, in the middle of cells of equal size.
+
+    Rows are as full as they can be made: of 4 pictures and 3 columns come 2 rows of 2. A last row of fewer stands in
+    the middle.
 
     Args:
         tiles: pictures of any sizes, at least one.
-        columns: how many stand in a row.
+        columns: how many stand in a row, at most.
     """
     width, height = max(tile.width for tile in tiles) + GAP, max(tile.height for tile in tiles) + GAP
     rows = -(-len(tiles) // columns)
-    sheet = Image.new("RGB", (min(columns, len(tiles)) * width, rows * height), "white")
+    columns = -(-len(tiles) // rows)
+    sheet = Image.new("RGB", (columns * width + GAP, rows * height + GAP), "white")
     for number, tile in enumerate(tiles):
-        sheet.paste(tile, (number % columns * width, number // columns * height))
+        row, column = divmod(number, columns)
+        missing = columns - min(columns, len(tiles) - row * columns)
+        left = GAP + column * width + (missing * width + width - GAP - tile.width) // 2
+        sheet.paste(tile, (left, GAP + row * height + (height - GAP - tile.height) // 2))
     return sheet
 
 

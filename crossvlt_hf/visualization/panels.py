@@ -61,7 +61,8 @@ def explanation_figure(
     """Draw what a model read: a row of panels for each stage, beside the overlay of what was found.
 
     Left: the alignment map, the cosine of every pixel with the sentence. Middle: how the object's attention is spread
-    over the words. Right: where a word looked. Panels of what the model does not have hold a note.
+    over the words. Right: where a word looked. Where the model has no such map, the panel shows the photo alone and
+    says so.
 
     Args:
         explanation: see `explain`.
@@ -205,7 +206,7 @@ def _draw_alignment(
     axes: "Axes", explanation: Explanation, subject: _Subject, stage: int, photo: NDArray[np.float32]
 ) -> None:
     if stage not in explanation.alignment_maps:
-        return _leave_empty(axes, "this stage is not aligned")
+        return _draw_photo(axes, explanation, subject, photo, "this stage is not aligned")
     cosine = explanation.alignment_maps[stage]
     _draw_map(axes, explanation, stage, photo, cosine, cmap=AGREEMENT, vmin=-1, vmax=1, alpha=0.7)
     _finish_image(
@@ -222,8 +223,8 @@ def _draw_pixels(
     axes: "Axes", explanation: Explanation, subject: _Subject, stage: int, photo: NDArray[np.float32]
 ) -> None:
     if stage not in explanation.pixels_read:
-        first = explanation.pixels_read and stage == 1
-        return _leave_empty(axes, "stage 1 reads no pixels" if first else "the words read no pixels")
+        note = "the words of this stage read no pixels" if explanation.pixels_read else "the words read no pixels"
+        return _draw_photo(axes, explanation, subject, photo, note)
     read = explanation.pixels_of(stage, subject.word)
     share = read / read.max()
     _draw_map(axes, explanation, stage, photo, share, cmap=HEAT, vmin=0, vmax=1, alpha=0.9 * share)
@@ -289,6 +290,10 @@ def _draw_words(
     axes.tick_params(length=0)
 
 
-def _leave_empty(axes: "Axes", note: str) -> None:
-    axes.set_axis_off()
-    axes.text(0.5, 0.5, note, ha="center", va="center", fontsize=9, color=GREY, transform=axes.transAxes)
+def _draw_photo(
+    axes: "Axes", explanation: Explanation, subject: _Subject, photo: NDArray[np.float32], note: str
+) -> None:
+    """The photo alone, where there is no map to draw on it."""
+    width, height = explanation.image.size
+    axes.imshow(photo, cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0))
+    _finish_image(axes, explanation, subject, note)
