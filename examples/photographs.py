@@ -1,7 +1,7 @@
 """Rule-made expressions for a table of photographs with labelled objects, and compositions of its cut-outs.
 
-The table is a parquet file with the columns `image` (a file's bytes) and `objects` (a list of `class` and `mask`, a PNG
-of the image's size), and, where there are any, `photo_id` and `exhaustive`:
+The table is a parquet file with the columns `image` (a file's bytes) and `objects` (a list of `class` and `mask`, a
+PNG of the image's size), and, where there are any, `photo_id` and `exhaustive`:
 
     python examples/photographs.py photographs.parquet --output sheet.png
 """
