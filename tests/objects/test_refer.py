@@ -1,6 +1,9 @@
 """`crossvlt refer` and what it writes, read again."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -206,3 +209,14 @@ def test_as_a_data_set_in_memory(tmp_path):
         assert {"the red cup", "the dog"} <= check_rows(rows)
         assert {row["split"] for row in rows} == {"val"}
         assert all(row["image"].size == (WIDTH, HEIGHT) for row in rows)
+
+
+def test_the_example_for_tables_of_photographs(tmp_path):
+    Dataset.from_list([hub_row() | {"photo_id": f"p{number}"} for number in range(3)]).to_parquet(
+        tmp_path / "t.parquet"
+    )
+    script = Path(__file__).parents[2] / "examples" / "photographs.py"
+    command = [sys.executable, script, tmp_path / "t.parquet", "--output", tmp_path / "sheet.png"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "expressions for 3 photographs" in run.stdout
+    assert Image.open(tmp_path / "sheet.png").width > 600
