@@ -1230,9 +1230,7 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
         head = self.presence_head
         presence_logits = None if head is None else head(words[:, 0], feature_maps[-1], mask_logits)
 
-        losses = {}
-        if labels is not None:
-            losses = self._losses(logits, alignment_maps, presence_logits, labels.to(logits.device).long())
+        losses = {} if labels is None else self._losses(logits, presence_logits, alignment_maps, labels)
         return CrossVLTOutput(
             logits=logits,
             presence_logits=presence_logits,
@@ -1241,8 +1239,9 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
         )
 
     def _losses(
-        self, logits: Tensor, alignment_maps: list[Tensor], presence_logits: Tensor | None, labels: Tensor
+        self, logits: Tensor, presence_logits: Tensor | None, alignment_maps: list[Tensor], labels: Tensor
     ) -> dict[str, Tensor]:
+        labels = labels.to(logits.device).long()
         losses = {"mask_loss": mask_loss(logits, labels), "alignment_loss": alignment_loss(alignment_maps, labels)}
         if self.config.dice_loss_weight:
             losses["dice_loss"] = dice_loss(logits, labels)
