@@ -90,6 +90,7 @@ def _name_parts(count: Callable[[str], int], num_stages: int) -> dict[str, int]:
             for stage in stages
         },
         "decoder": count("decoder"),
+        **({"presence": presence} if (presence := count("presence_head")) else {}),
     }
 
 

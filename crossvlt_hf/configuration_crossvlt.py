@@ -436,6 +436,9 @@ class CrossVLTConfig(CarriesCode, PreTrainedConfig):
         fusion_head_dim: width of one head of the fusion.
         decoder_hidden_size: width of the decoder; None means half the width of the last vision stage, as in the paper.
         dice_loss_weight: weight of a Dice term beside the cross-entropy; 0 (the paper) leaves it out.
+        presence_head: whether the model also says if anything in the image fits the expression (`presence_logits`).
+            The paper's model does not.
+        presence_loss_weight: weight of the loss of the presence head.
         initializer_range: standard deviation from which the weights outside the two encoders are drawn.
         kwargs: see [`PreTrainedConfig`]. `id2label` names the channels of the logits, background and object.
 
@@ -459,6 +462,8 @@ class CrossVLTConfig(CarriesCode, PreTrainedConfig):
         "mask_loss",
         "dice_loss",
         "alignment_loss",
+        "presence_loss",
+        "presence_logits",
         "alignment_maps",
         "hidden_states",
         "text_hidden_states",
@@ -479,6 +484,8 @@ class CrossVLTConfig(CarriesCode, PreTrainedConfig):
     fusion_head_dim: int = 64
     decoder_hidden_size: int | None = None
     dice_loss_weight: float | int = 0.0
+    presence_head: bool = False
+    presence_loss_weight: float | int = 1.0
     initializer_range: float | int = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -560,6 +567,8 @@ class CrossVLTConfig(CarriesCode, PreTrainedConfig):
             _check_positive(self, "decoder_hidden_size")
         if not self.dice_loss_weight >= 0:
             raise ValueError(f"`dice_loss_weight` is {self.dice_loss_weight}; give 0 or more.")
+        # A head without a loss would never learn, and its parameters would get no gradient
+        _check_positive(self, "presence_loss_weight")
         if (2 * self.vision_config.embed_dim) % self.fusion_head_dim:
             raise ValueError(
                 f"`fusion_head_dim` is {self.fusion_head_dim}, which does not divide the fusion's width "

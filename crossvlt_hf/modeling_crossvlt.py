@@ -105,12 +105,16 @@ class CrossVLTOutput(ModelOutput):
     """Output of [`CrossVLTModel`].
 
     Args:
-        loss: scalar, `2 * (mask_loss + dice_loss_weight * dice_loss) + alignment_loss`; with labels only.
+        loss: scalar, `2 * (mask_loss + dice_loss_weight * dice_loss) + alignment_loss`, and with a presence head
+            `+ presence_loss_weight * presence_loss`; with labels only.
         logits: (B, 2, height, width) float32 at the size of the image. Channel 1 is the referred object, channel 0 the
             background.
+        presence_logits: (B,) float32, the logit of the probability that something in the image fits the expression;
+            with `config.presence_head` only.
         mask_loss: scalar, weighted cross-entropy of the logits.
         dice_loss: scalar, one minus the soft Dice coefficient; where the config weighs it.
         alignment_loss: scalar, the sum over stages of the binary cross-entropy of the alignment maps.
+        presence_loss: scalar, binary cross-entropy of the presence logits; with `config.presence_head` only.
         alignment_maps: one (B, 1, H, W) float32 map for each aligned stage: cosine of every pixel with the sentence,
             divided by the stage's temperature; with labels, or with `output_alignment_maps=True`.
         hidden_states: as in [`CrossVLTVisionOutput`]; the pixels have read the words in the stages before.
@@ -124,9 +128,11 @@ class CrossVLTOutput(ModelOutput):
 
     loss: Tensor | None = None
     logits: Tensor | None = None
+    presence_logits: Tensor | None = None
     mask_loss: Tensor | None = None
     dice_loss: Tensor | None = None
     alignment_loss: Tensor | None = None
+    presence_loss: Tensor | None = None
     alignment_maps: tuple[Tensor, ...] | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
@@ -832,6 +838,47 @@ class CrossVLTDecoder(nn.Module):
         return self.classifier(joined)
 
 
+class CrossVLTPresenceHead(GradientCheckpointingLayer):
+    """Whether something in the image fits the expression: one logit for each pair.
+
+    It joins the sentence after the last language stage with the coarsest map, pooled over the positions in three ways
+    (mean, maximum, attention of the sentence), and sees how sure the mask is at its surest pixel and how large it is.
+    The mask is only read: no gradient of the presence loss goes into the decoder. Like the fusion it computes in
+    float32 under half precision.
+    """
+
+    def __init__(self, config: CrossVLTConfig) -> None:
+        super().__init__()
+        width, text_width = config.vision_config.hidden_size, config.text_config.hidden_size
+        self.scaling = width**-0.5
+        self.query = CrossVLTFloat32Linear(text_width, width)
+        self.sentence_projection = CrossVLTFloat32Linear(text_width, width)
+        self.pixel_projection = CrossVLTFloat32Linear(3 * width, width)
+        self.norm = CrossVLTFloat32LayerNorm(width, eps=config.vision_config.layer_norm_eps)
+        self.classifier = CrossVLTFloat32Linear(width + 2, 1)
+
+    def forward(self, sentence: Tensor, feature_map: Tensor, mask_logits: Tensor) -> Tensor:
+        """(B, D) sentences, (B, C, H, W) maps and (B, 2, H_1, W_1) logits of the mask in, (B,) float32 out."""
+        with maybe_autocast(device_type=feature_map.device.type, enabled=False):
+            pixels = at_least_float32(feature_map.flatten(2))
+            sentence = sentence.to(pixels.dtype)
+            joined = self.sentence_projection(sentence) + self.pixel_projection(self.pool(pixels, sentence))
+            features = torch.cat([F.gelu(self.norm(joined)), self.read_mask(mask_logits.to(pixels.dtype))], dim=1)
+            return self.classifier(features).squeeze(1)
+
+    def pool(self, pixels: Tensor, sentence: Tensor) -> Tensor:
+        """(B, C, N) pixels -> (B, 3 * C), their mean, their maximum and what the sentence attends to."""
+        weights = F.softmax(self.query(sentence)[:, None] @ pixels * self.scaling, dim=-1)
+        attended = (pixels @ weights.transpose(1, 2)).squeeze(2)
+        return torch.cat([pixels.mean(2), pixels.amax(2), attended], dim=1)
+
+    @staticmethod
+    def read_mask(mask_logits: Tensor) -> Tensor:
+        """(B, 2, H_1, W_1) -> (B, 2): the log-odds of the surest pixel, and log(1 + expected number of pixels)."""
+        log_odds = (mask_logits[:, 1] - mask_logits[:, 0]).detach().flatten(1)
+        return torch.stack([log_odds.amax(1), log_odds.sigmoid().sum(1).log1p()], dim=1)
+
+
 # ---- losses
 
 
@@ -869,11 +916,28 @@ def alignment_loss(alignment_maps: Sequence[Tensor], labels: Tensor) -> Tensor:
     return sum(losses, start=valid.new_zeros(())) / valid.sum().clamp(min=1)
 
 
+def presence_loss(presence_logits: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy of (B,) logits: the target is whether the pair's (H, W) labels hold an object.
+
+    Pairs whose labels are all ignored are left out of the mean; of none the loss is 0.
+    """
+    labels = labels.flatten(1)
+    valid = (labels != IGNORE_INDEX).any(1).to(presence_logits.dtype)
+    target = (labels == 1).any(1).to(presence_logits.dtype)
+    total = F.binary_cross_entropy_with_logits(presence_logits, target, weight=valid, reduction="sum")
+    return total / valid.sum().clamp(min=1)
+
+
 def total_loss(
-    config: CrossVLTConfig, mask_loss: Tensor, alignment_loss: Tensor, dice_loss: Tensor | float = 0.0
+    config: CrossVLTConfig,
+    mask_loss: Tensor,
+    alignment_loss: Tensor,
+    dice_loss: Tensor | float = 0.0,
+    presence_loss: Tensor | float = 0.0,
 ) -> Tensor:
-    """What is minimised (section III-D), with the optional Dice term beside the cross-entropy."""
-    return MASK_LOSS_WEIGHT * (mask_loss + config.dice_loss_weight * dice_loss) + alignment_loss
+    """What is minimised (section III-D), with the optional Dice and presence terms."""
+    loss = MASK_LOSS_WEIGHT * (mask_loss + config.dice_loss_weight * dice_loss) + alignment_loss
+    return loss + config.presence_loss_weight * presence_loss
 
 
 # ---- evaluation in the midst of training
@@ -989,13 +1053,15 @@ class CrossVLTPreTrainedModel(PreTrainedModel):
         "CrossVLTFusion",
         "CrossVLTGatedResidual",
         "CrossVLTDecoderBlock",
+        "CrossVLTPresenceHead",
     ]
     _supports_sdpa = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     # In `from_pretrained`; elsewhere (`.to`, `from_config`) the weights are cast and only the computing is float32
-    _keep_in_fp32_modules_strict = ["fusion", "merged_fusion"]
-    _keep_in_fp32_modules = [r".*fusion"]  # what quantizers leave alone; see "int8 weights" in the README
+    _keep_in_fp32_modules_strict = ["fusion", "merged_fusion", "presence_head"]
+    # What quantizers leave alone; see "int8 weights" in the README
+    _keep_in_fp32_modules = [r".*fusion", r".*presence_head"]
     # Trainer must divide the loss by the accumulation steps itself.
     accepts_loss_kwargs = False
 
@@ -1176,7 +1242,10 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
         self.text_model = CrossVLTTextModel._from_config(config.text_config)
         self.stages = nn.ModuleList(CrossVLTStage(config, stage) for stage in range(config.num_stages))
         self.decoder = CrossVLTDecoder(config)
+        self.presence_head = CrossVLTPresenceHead(config) if config.presence_head else None
         self.post_init()
+        # FSDP refuses names of modules that there are none of: what an ablation or an optional head leaves out
+        self._no_split_modules &= {type(module).__name__ for module in self.modules()}
 
     def get_input_embeddings(self) -> nn.Module:
         """The word embedding of the language encoder."""
@@ -1300,16 +1369,29 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
                 if stage.merged_fusion is not None:
                     pixels = stage.merged_gate(pixels, stage.merged_fusion(pixels, words, mask, **kwargs))
                 context = pixels
-        logits = upsample(at_least_float32(self.decoder(feature_maps)), like=pixel_values)
+        mask_logits = at_least_float32(self.decoder(feature_maps))
+        logits = upsample(mask_logits, like=pixel_values)
+        head = self.presence_head
+        presence_logits = None if head is None else head(words[:, 0], feature_maps[-1], mask_logits)
 
-        losses = {} if labels is None else self._losses(logits, alignment_maps, labels.to(logits.device).long())
-        return CrossVLTOutput(logits=logits, alignment_maps=tuple(alignment_maps) if align else None, **losses)
+        losses = {} if labels is None else self._losses(logits, presence_logits, alignment_maps, labels)
+        return CrossVLTOutput(
+            logits=logits,
+            presence_logits=presence_logits,
+            alignment_maps=tuple(alignment_maps) if align else None,
+            **losses,
+        )
 
-    def _losses(self, logits: Tensor, alignment_maps: list[Tensor], labels: Tensor) -> dict[str, Any]:
+    def _losses(
+        self, logits: Tensor, presence_logits: Tensor | None, alignment_maps: list[Tensor], labels: Tensor
+    ) -> dict[str, Tensor]:
+        labels = labels.to(logits.device).long()
         maps = [map_.to(logits.device) for map_ in alignment_maps]  # of a model that is split over several devices
         losses = {"mask_loss": mask_loss(logits, labels), "alignment_loss": alignment_loss(maps, labels)}
         if self.config.dice_loss_weight:
             losses["dice_loss"] = dice_loss(logits, labels)
+        if presence_logits is not None:
+            losses["presence_loss"] = presence_loss(presence_logits.to(logits.device), labels)
         return {"loss": total_loss(self.config, **losses), **losses}
 
     @staticmethod

@@ -60,6 +60,7 @@ def test_unknown_size():
         ({"vision_config": {"hidden_act": "nope"}}, "`hidden_act` is 'nope'"),
         ({"text_config": {"pad_token_id": 40000}}, "`pad_token_id` is 40000; give an id below `vocab_size` 30522"),
         ({"initializer_range": -1}, "`initializer_range` is -1"),
+        ({"presence_loss_weight": 0}, "`presence_loss_weight` is 0; give a number above 0"),
         ({"alignment_temperature": float("nan")}, "`alignment_temperature` is nan"),
         ({"dice_loss_weight": float("nan")}, "`dice_loss_weight` is nan"),
         ({"num_stages": 3}, "`num_stages` is derived"),

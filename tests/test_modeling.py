@@ -30,6 +30,7 @@ from crossvlt_hf.modeling_crossvlt import (
     instance_norm,
     interpolation,
     mask_loss,
+    presence_loss,
     shift_mask,
 )
 
@@ -591,10 +592,212 @@ def test_it_learns(model):
     assert losses[-1] < 0.6 * losses[0]
 
 
-def test_modules_that_must_not_be_split_exist(model):
+@pytest.mark.parametrize(
+    "fields", [{}, {"presence_head": True}, {"alignment_stages": "none"}, {"fusion_direction": "late"}]
+)
+def test_modules_that_must_not_be_split_exist(fields):
+    """FSDP refuses a model that names others."""
+    model = CrossVLTModel(tiny_config(**fields))
     names = {type(module).__name__ for module in model.modules()}
-    assert set(model._no_split_modules) <= names
+    assert set(model._no_split_modules) == names & set(CrossVLTModel._no_split_modules)
     assert CrossVLTFusion.__name__ in model._no_split_modules
+
+
+# ---- presence
+
+
+@pytest.fixture
+def presence_model() -> CrossVLTModel:
+    torch.manual_seed(0)
+    return CrossVLTModel(tiny_config(presence_head=True)).eval()
+
+
+def presence(model, batch: dict) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**without_labels(batch)).presence_logits
+
+
+def test_the_paper_has_no_presence_head(model):
+    output = model(**fake_batch(model.config))
+    assert not any("presence" in key for key in model.state_dict())
+    assert not any("presence" in key for key in output)
+    model.config.presence_loss_weight = 7.0
+    assert model(**fake_batch(model.config)).loss.item() == output.loss.item()
+
+
+def test_the_presence_head_changes_nothing_else(model, presence_model):
+    """Seeds and checkpoints give the same masks with and without it."""
+    weights = presence_model.state_dict()
+    assert set(weights) - set(model.state_dict()) == {key for key in weights if key.startswith("presence_head.")}
+    model.load_state_dict({key: value for key, value in weights.items() if not key.startswith("presence_head.")})
+    batch = fake_batch(model.config)
+    assert torch.equal(logits(model, batch), logits(presence_model, batch))
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_presence_is_one_logit_for_each_pair(direction):
+    torch.manual_seed(0)
+    model = CrossVLTModel(tiny_config(presence_head=True, fusion_direction=direction)).train()
+    batch = fake_batch(model.config, 3, 32, 64)
+    output = model(**batch)
+    assert output.presence_logits.shape == (3,)
+    assert output.presence_logits.dtype == torch.float32
+    assert list(output)[:3] == ["loss", "logits", "presence_logits"]
+    expected = 2 * output.mask_loss + output.alignment_loss + output.presence_loss
+    assert output.loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    output.loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert not name.startswith("presence_head.") or parameter.grad.abs().max() > 0, name
+
+
+def test_the_presence_head_reads_image_and_words(presence_model):
+    batch = fake_batch(presence_model.config)
+    before = presence(presence_model, batch)
+    assert (presence(presence_model, batch | {"pixel_values": batch["pixel_values"].flip(-1)}) != before).all()
+    assert (presence(presence_model, batch | {"input_ids": (batch["input_ids"] + 1) % 60}) != before).all()
+
+
+def test_the_presence_loss_leaves_the_decoder_alone(presence_model):
+    presence_model(**fake_batch(presence_model.config)).presence_loss.backward()
+    with_gradient = {name for name, parameter in presence_model.named_parameters() if parameter.grad is not None}
+    assert not any(name.startswith("decoder.") for name in with_gradient)
+    assert {"stages.3.fusion.projection.weight", "text_model.stages.3.layers.0.mlp.fc1.weight"} <= with_gradient
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 90), (64, 64)])
+def test_presence_at_any_size_and_of_pairs_one_by_one(presence_model, size):
+    batch = fake_batch(presence_model.config, 3, *size)
+    together = presence(presence_model, batch)
+    alone = [
+        presence(presence_model, {name: value[row : row + 1] for name, value in batch.items()}) for row in range(3)
+    ]
+    assert (torch.cat(alone) - together).abs().max() <= 1e-4
+
+
+def test_presence_of_expressions_that_share_their_image(presence_model):
+    batch = without_labels(fake_batch(presence_model.config, 3))
+    batch["pixel_values"], counts = batch["pixel_values"][:2], torch.tensor([1, 2])
+    expected = presence(presence_model, batch | {"pixel_values": batch["pixel_values"].repeat_interleave(counts, 0)})
+    actual = presence(presence_model, batch | {"expressions_per_image": counts})
+    assert torch.allclose(actual, expected, atol=1e-5)
+
+
+def test_presence_without_a_dict(presence_model):
+    output = presence_model(**without_labels(fake_batch(presence_model.config)), return_dict=False)
+    assert [tuple(value.shape) for value in output] == [(2, 2, 32, 48), (2,)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_presence_is_computed_in_float32_under_half_precision(tmp_path, presence_model, dtype):
+    batch = fake_batch(presence_model.config, 4, 64, 64)
+    expected = presence(presence_model, batch)
+    presence_model.save_pretrained(tmp_path)
+    loaded = CrossVLTModel.from_pretrained(tmp_path, dtype=dtype)
+    assert loaded.presence_head.query.weight.dtype == torch.promote_types(dtype, torch.float32)
+    for model in (loaded, presence_model.to(dtype)):
+        actual = presence(model, batch)
+        assert actual.dtype == torch.promote_types(dtype, torch.float32)
+        assert (actual - expected).abs().max() <= 0.05
+
+
+def test_presence_under_autocast(presence_model):
+    seen = []
+    for module in presence_model.presence_head.modules():
+        module.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        presence(presence_model, fake_batch(presence_model.config))
+    assert set(seen) == {torch.float32}
+
+
+def test_presence_loss_is_the_cross_entropy_of_the_labelled_pairs():
+    labels = torch.tensor([[[0, 1]], [[0, 0]], [[255, 255]], [[255, 0]], [[255, 1]]])
+    presence_logits = torch.tensor([2.0, -1.0, 50.0, 0.5, -3.0])
+    expected = [np.log1p(np.exp(x)) for x in (-2.0, -1.0, 0.5, 3.0)]
+    assert presence_loss(presence_logits, labels).item() == pytest.approx(np.mean(expected), rel=1e-6)
+    assert presence_loss(presence_logits[2:3], labels[2:3]).item() == 0.0
+
+
+def test_the_presence_head_survives_export_and_compilation(presence_model):
+    batch = without_labels(fake_batch(presence_model.config))
+    expected = presence(presence_model, batch)
+    program = torch.export.export(presence_model, (), kwargs=batch)
+    compiled = torch.compile(presence_model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        assert torch.allclose(program.module()(**batch).presence_logits, expected, atol=1e-5)
+        assert torch.allclose(compiled(**batch).presence_logits, expected, atol=1e-5)
+
+
+def test_the_presence_head_on_the_disk(tmp_path, presence_model):
+    batch = fake_batch(presence_model.config)
+    expected = presence(presence_model, batch)
+    accelerate.disk_offload(presence_model, str(tmp_path), execution_device=torch.device("cpu"))
+    assert torch.allclose(presence(presence_model, batch), expected, atol=1e-6)
+
+
+def test_presence_is_learnt(presence_model):
+    """Half of the pairs have an object."""
+    model = presence_model.train()
+    batch = fake_batch(model.config, 4)
+    batch["labels"][2:] = 0
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(40):
+        optimizer.zero_grad()
+        model(**batch).loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        assert (model(**batch).presence_logits > 0).tolist() == [True, True, False, False]
+
+
+# ---- faster inference
+
+
+def stir_statistics(model):
+    """BatchNorms as after training."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            module.weight.data.uniform_(0.5, 2)
+            module.bias.data.normal_()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_fuse_changes_rounding_only_and_is_reversible(model, dtype):
+    stir_statistics(model)
+    model, batch = model.to(dtype), fake_batch(model.config)
+    before, keys = logits(model, batch), set(model.state_dict())
+    assert model.fuse() is model
+    assert all(block.folded_weight1 is not None for block in model.decoder.blocks)
+    assert (
+        0
+        < relative_error(logits(model, batch), before)
+        < {torch.float32: 1e-5, torch.float64: 1e-6, torch.bfloat16: 0.1}[dtype]
+    )
+    assert set(model.state_dict()) == keys
+    assert torch.equal(logits(model.unfuse(), batch), before)
+    assert not any("folded" in name for name, _ in model.named_buffers())
+
+
+def test_what_is_fused_is_not_saved_and_does_not_outlive_its_weights(model, tmp_path):
+    stir_statistics(model)
+    model.fuse().save_pretrained(tmp_path)
+    batch = fake_batch(model.config)
+    assert torch.equal(logits(CrossVLTModel.from_pretrained(tmp_path), batch), logits(model.unfuse(), batch))
+    other = CrossVLTModel(model.config).eval()
+    stir_statistics(other)
+    model.fuse().load_state_dict(other.state_dict())
+    assert torch.equal(logits(model, batch), logits(other, batch))
+    assert model.fuse().train().decoder.blocks[0].folded_weight1 is None
+    with pytest.raises(ValueError, match="training mode"):
+        model.fuse()
+
+
+def test_fuse_follows_to_another_dtype(model):
+    stir_statistics(model)
+    batch = fake_batch(model.config)
+    expected = logits(model.fuse(), batch)
+    assert relative_error(logits(model.to(torch.float64), batch), expected) < 1e-5
 
 
 # ---- inference

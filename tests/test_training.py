@@ -311,8 +311,9 @@ def test_parameter_groups_are_complete_and_spare_the_norms():
     assert slower == {name for name in place if name.startswith("text_model.stages.")}
 
 
-def test_losses_of_parts_add_up_to_that_of_the_whole():
-    model = CrossVLTModel(tiny_config(dice_loss_weight=0.5)).train()
+@pytest.mark.parametrize("presence", [False, True])
+def test_losses_of_parts_add_up_to_that_of_the_whole(presence):
+    model = CrossVLTModel(tiny_config(dice_loss_weight=0.5, presence_head=presence)).train()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
@@ -320,6 +321,7 @@ def test_losses_of_parts_add_up_to_that_of_the_whole():
     batch["labels"][0, :10] = 255
     batch["labels"][3:] *= 0
     batch["labels"][3:, :4, :4] = 1
+    batch["labels"][1], batch["labels"][5] = 255, 0
     whole = model(**batch).loss
     parts = [{name: value[rows] for name, value in batch.items()} for rows in (slice(0, 2), slice(2, 6))]
     counts = [loss_counts(part["labels"]) for part in parts]

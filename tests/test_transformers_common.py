@@ -127,6 +127,19 @@ class CrossVLTModelTest(ModelTesterMixin, unittest.TestCase):
             assert [h.shape[-1] for h in outputs.fusion_hidden_states] == [8, 16, 16, 32, 32, 64, 64]
 
 
+class PresenceModelTester(ModelTester):
+    """The same with the optional head."""
+
+    def get_config(self):
+        return tiny_config(presence_head=True)
+
+
+class CrossVLTPresenceModelTest(CrossVLTModelTest):
+    def setUp(self):
+        super().setUp()
+        self.model_tester = PresenceModelTester(self)
+
+
 class CrossVLTProcessorTest(ProcessorTesterMixin, unittest.TestCase):
     processor_class = CrossVLTProcessor
 

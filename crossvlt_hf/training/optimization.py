@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import SchedulerType, get_scheduler
 
-from ..modeling_crossvlt import CLASS_WEIGHTS, CrossVLTModel, CrossVLTOutput, total_loss
+from ..modeling_crossvlt import CLASS_WEIGHTS, IGNORE_INDEX, CrossVLTModel, CrossVLTOutput, total_loss
 from .config import OptimizationOptions
 
 
@@ -82,9 +82,14 @@ def build_average(model: CrossVLTModel, decay: float | None) -> AveragedModel | 
 
 
 def loss_counts(labels: Tensor) -> Tensor:
-    """Pixels of background and of object, and samples, in a batch of labels: (3,) int64, for `normalised_loss`."""
+    """What the losses of a batch of (B, H, W) labels are means over, for `normalised_loss`.
+
+    Returns:
+        (4,) int64: pixels of background, pixels of object, samples, samples that have a label which is not ignored.
+    """
     background, object_ = (labels == 0).sum(), (labels == 1).sum()
-    return torch.stack([background, object_, background.new_tensor(len(labels))])
+    labelled = (labels != IGNORE_INDEX).flatten(1).any(1).sum()
+    return torch.stack([background, object_, background.new_tensor(len(labels)), labelled])
 
 
 def normalised_loss(model: CrossVLTModel, output: CrossVLTOutput, own: Tensor, total: Tensor) -> Tensor:
@@ -99,8 +104,9 @@ def normalised_loss(model: CrossVLTModel, output: CrossVLTOutput, own: Tensor, t
         own: `loss_counts` of the batch.
         total: their sum over all batches of the step.
     """
-    weigh = own.new_tensor([[*CLASS_WEIGHTS, 0], [1, 1, 0], [0, 0, 1]], dtype=torch.float32)
-    weighted, valid, samples = ((weigh @ own.float()) / (weigh @ total.float()).clamp(min=1)).unbind()
+    weigh = own.new_tensor([[*CLASS_WEIGHTS, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], dtype=torch.float32)
+    weighted, valid, samples, labelled = ((weigh @ own.float()) / (weigh @ total.float()).clamp(min=1)).unbind()
     losses: Any = output
     dice = 0.0 if losses.dice_loss is None else losses.dice_loss * samples
-    return total_loss(model.config, losses.mask_loss * weighted, losses.alignment_loss * valid, dice)
+    presence = 0.0 if losses.presence_loss is None else losses.presence_loss * labelled
+    return total_loss(model.config, losses.mask_loss * weighted, losses.alignment_loss * valid, dice, presence)

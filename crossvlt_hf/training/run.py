@@ -357,6 +357,7 @@ class TrainingRun:
                 "mask_loss": output.mask_loss,
                 "alignment_loss": output.alignment_loss,
                 "dice_loss": output.dice_loss,
+                "presence_loss": output.presence_loss,
             }
             parts = {"loss": loss * processes * len(batches), **{k: v for k, v in found.items() if v is not None}}
             losses = {name: losses.get(name, 0.0) + value.detach() / len(batches) for name, value in parts.items()}

@@ -15,7 +15,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-LOSSES = {"loss": "loss", "mask_loss": "mask", "dice_loss": "Dice", "alignment_loss": "alignment"}
+LOSSES = {
+    "loss": "loss",
+    "mask_loss": "mask",
+    "dice_loss": "Dice",
+    "alignment_loss": "alignment",
+    "presence_loss": "presence",
+}
 SCORES = {"validation/overall_iou": "overall IoU", "validation/mean_iou": "mean IoU"}
 FAMILIES = "validation/families"
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps and values
