@@ -1224,6 +1224,12 @@ def word_mask(attention_mask: Tensor | None, like: Tensor) -> Tensor | None:
     return (attention_mask[:, None, None, :] == 0).to(like.dtype) * MASKED
 
 
+def repeat_images(pixels: Tensor, counts: Tensor, total: int) -> Tensor:
+    """(images, H, W, C) -> (total, H, W, C), each image `counts` times; counts on the CPU spare waiting for a GPU."""
+    order = torch.repeat_interleave(counts, output_size=total)
+    return pixels.index_select(0, order.to(pixels.device, non_blocking=True))
+
+
 class CrossVLTModel(CrossVLTPreTrainedModel):
     """CrossVLT: one image and one expression in, the mask of the object that the expression refers to out."""
 
@@ -1358,7 +1364,7 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
             words = language(words, mask, context, **kwargs)  # words attend to context, then BERT layers
             pixels = vision(pixels, **kwargs)  # Swin blocks
             if expressions_per_image is not None and not feature_maps:  # no expression has been read so far
-                pixels = pixels.repeat_interleave(expressions_per_image, dim=0, output_size=len(words))
+                pixels = repeat_images(pixels, expressions_per_image, total=len(words))
             if align and stage.alignment is not None:
                 alignment_maps.append(stage.alignment(pixels, words[:, 0]))  # every pixel against [CLS]
             fused = stage.fusion(pixels, words, mask, **kwargs)  # every pixel attends to the words
@@ -1408,7 +1414,8 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
             raise ValueError(
                 f"`expressions_per_image` is {counts!r}; give a tensor of {images} integers, one for each image."
             )
-        if torch.compiler.is_compiling():  # values are not known then
+        # While a graph is recorded the values are not known, and to read them from a GPU would wait for it
+        if not is_readable(counts):
             return input_ids.shape[0]
         if counts.min() < 1 or counts.sum() != input_ids.shape[0]:
             raise ValueError(
