@@ -762,44 +762,6 @@ def stir_statistics(model):
             module.bias.data.normal_()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_fuse_changes_rounding_only_and_is_reversible(model, dtype):
-    stir_statistics(model)
-    model, batch = model.to(dtype), fake_batch(model.config)
-    before, keys = logits(model, batch), set(model.state_dict())
-    assert model.fuse() is model
-    assert all(block.folded_weight1 is not None for block in model.decoder.blocks)
-    assert (
-        0
-        < relative_error(logits(model, batch), before)
-        < {torch.float32: 1e-5, torch.float64: 1e-6, torch.bfloat16: 0.1}[dtype]
-    )
-    assert set(model.state_dict()) == keys
-    assert torch.equal(logits(model.unfuse(), batch), before)
-    assert not any("folded" in name for name, _ in model.named_buffers())
-
-
-def test_what_is_fused_is_not_saved_and_does_not_outlive_its_weights(model, tmp_path):
-    stir_statistics(model)
-    model.fuse().save_pretrained(tmp_path)
-    batch = fake_batch(model.config)
-    assert torch.equal(logits(CrossVLTModel.from_pretrained(tmp_path), batch), logits(model.unfuse(), batch))
-    other = CrossVLTModel(model.config).eval()
-    stir_statistics(other)
-    model.fuse().load_state_dict(other.state_dict())
-    assert torch.equal(logits(model, batch), logits(other, batch))
-    assert model.fuse().train().decoder.blocks[0].folded_weight1 is None
-    with pytest.raises(ValueError, match="training mode"):
-        model.fuse()
-
-
-def test_fuse_follows_to_another_dtype(model):
-    stir_statistics(model)
-    batch = fake_batch(model.config)
-    expected = logits(model.fuse(), batch)
-    assert relative_error(logits(model.to(torch.float64), batch), expected) < 1e-5
-
-
 # ---- inference
 
 
