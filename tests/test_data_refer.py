@@ -83,7 +83,7 @@ def test_text_and_merge(root):
     assert dataset[0]["mask"].sum() == load_refer("refcoco", "val", root=root)[0]["mask"].sum() - 9
     with pytest.raises(ValueError, match="`text` is 'tokens'; give one of raw, sent"):
         load_refer("refcoco", "val", root=root, text="tokens")
-    with pytest.raises(ValueError, match="`merge` is 'sum'"):
+    with pytest.raises(ValueError, match="`merge` must be one of union, reference, got 'sum'"):
         load_refer("refcoco", "val", root=root, merge="sum")
 
 

@@ -13,8 +13,8 @@ from PIL import Image
 
 from ..data.files import inside
 from ..data.folder import METADATA
+from ..data.flaws import clean_expressions
 from ..data.loading import NAMES, load_data
-from ..data.records import clean_expressions
 from ..processing_crossvlt import ImageLike
 
 
