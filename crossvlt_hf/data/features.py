@@ -1,4 +1,4 @@
-"""The types of the two heavy columns, `image` and `mask`, which `datasets` stores packed and decodes when a row is read.
+"""The types of the columns `image` and `mask`, which `datasets` stores packed and decodes when a row is read.
 
 As decoding belongs to the type of a column, it survives whatever `datasets` does with rows and columns: selecting,
 renaming, joining, mapping, saving. Everything that decoding needs is in the cell, so that rows of all readers have the
@@ -78,6 +78,7 @@ class Picture:
     _type: str = field(default="CrossVLTPicture", init=False, repr=False)
 
     def __call__(self) -> pa.DataType:
+        """The type of a cell as it is stored."""
         return self.pa_type
 
     def flatten(self) -> "Picture":
@@ -149,6 +150,7 @@ class Mask:
     _type: str = field(default="CrossVLTMask", init=False, repr=False)
 
     def __call__(self) -> pa.DataType:
+        """The type of a cell as it is stored."""
         return self.pa_type
 
     def flatten(self) -> "Mask":
@@ -165,14 +167,11 @@ class Mask:
             return value
         if isinstance(value, dict):  # as `datasets` encodes a PIL image
             value = open_picture(value)
-        if isinstance(value, Image.Image):
-            values = decode_mask(value, value.height, value.width)
-        else:
-            values = np.asarray(value)
+        values = decode_mask(value, *value.size[::-1]) if isinstance(value, Image.Image) else np.asarray(value)
         if values.ndim != 2 or not np.isin(values, (0, 1, 255)).all():
             raise ValueError(
-                f"A mask must be (height, width) of 0, 1 and (ignored) 255, got shape {values.shape} with values up to "
-                f"{values.max(initial=0)}."
+                f"A mask must be (height, width) of 0, 1 and (ignored) 255, got shape {values.shape} with values "
+                f"up to {values.max(initial=0)}."
             )
         return {"packed": pack_mask(values), "merge": "union", "where": ""}
 

@@ -1,4 +1,4 @@
-"""What readers do with flaws that published and home-made data sets have: refuse, leave out, or put right, and say so."""
+"""What readers do with flaws of data sets: refuse them, leave them out, or put them right, and say so."""
 
 import re
 import warnings
@@ -69,7 +69,7 @@ class Flaws:
         dataset: its name, for messages.
         empty_masks: with a reference that has a target but not one pixel of it: "error"; "no_target", make it one
             without a target; "skip" it.
-        empty_sentences: with an expression without text: "error", or "skip" it (and the reference, if it has no other).
+        empty_sentences: with an expression without text: "error", or "skip" it (and a reference without any other).
 
     Raises:
         ValueError: if there is no such option.

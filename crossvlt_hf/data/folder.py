@@ -135,9 +135,7 @@ def _segmentation(row: dict[str, Any], name: str, size: tuple[int, int], source:
     return segmentation
 
 
-def _mask(
-    row: dict[str, Any], image: str, path: Path, root: Path, has_target: bool, source: str, flaws: Flaws
-) -> str:
+def _mask(row: dict[str, Any], image: str, path: Path, root: Path, has_target: bool, source: str, flaws: Flaws) -> str:
     """The packed mask of a row."""
     given = [name for name in _MASK_KEYS if row.get(name) is not None and row[name] != []]
     if len(given) > 1:
@@ -397,8 +395,8 @@ class _ColumnMasks:
             raise ValueError(f"{where}: {error}") from error
         if values.shape != size:
             raise ValueError(
-                f"{where}: the mask is {values.shape[0]}x{values.shape[1]} pixels, the image {size[0]}x{size[1]}; they "
-                "must agree."
+                f"{where}: the mask is {values.shape[0]}x{values.shape[1]} pixels, the image {size[0]}x{size[1]}; "
+                "they must agree."
             )
         return pack_mask(values)
 

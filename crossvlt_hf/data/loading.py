@@ -76,6 +76,8 @@ def load_data(
 
 def _load_own(folder: Path, split: str | None, merge: Merge, options: dict[str, Any]) -> Dataset:
     """One's own folder; without a split, which `load_folder` takes for all rows, an error says which there are."""
+    if found := [each.name for each in sorted(folder.iterdir()) if is_refer_folder(each)]:
+        raise ValueError(f"{folder} is no data set, but holds {', '.join(found)}; give the path of one of these.")
     if split is None:
         check_split(None, splits_of(folder), str(folder))
     return load_folder(folder, split, merge=merge, **options)

@@ -12,8 +12,8 @@ from datasets import Dataset, load_dataset, load_from_disk
 from PIL import Image
 
 from ..data.files import inside
-from ..data.folder import METADATA
 from ..data.flaws import clean_expressions
+from ..data.folder import METADATA
 from ..data.loading import NAMES, load_data
 from ..processing_crossvlt import ImageLike
 

@@ -20,7 +20,7 @@ from .examples import Example, Split, families_at, make_scene
 def _scene(
     split: Split, scene: int, side: int, seed: int, expressions: int, family: str | None, fewest: int, most: int
 ) -> list[Example]:
-    """The examples of a scene; the last ones drawn are kept, as a row has several columns, and a scene several rows."""
+    """The examples of a scene; the last ones drawn are kept, as a row has several columns and a scene several rows."""
     families = families_at(split, scene, expressions) if family is None else [family]
     return make_scene(split, scene, families=families, side=side, seed=seed, count=(fewest, most))
 
@@ -70,6 +70,7 @@ class Drawn:
         return _PARTS[self.part][0]
 
     def __call__(self) -> pa.DataType:
+        """The type of a cell as it is stored."""
         return self.pa_type
 
     def flatten(self) -> "Drawn":
@@ -160,7 +161,9 @@ def load_refshapes(
     index, number = np.divmod(np.arange(scenes * expressions), expressions)
     same = {"split": split, "side": side, "seed": seed, "expressions": expressions, "family": family}
     same |= {"fewest": fewest, "most": most}
-    parts = {name: pa.repeat(pa.scalar(value, Drawn.pa_type.field(name).type), len(index)) for name, value in same.items()}
+    parts = {
+        name: pa.repeat(pa.scalar(value, Drawn.pa_type.field(name).type), len(index)) for name, value in same.items()
+    }
     parts |= {"scene": pa.array(index), "number": pa.array(number, pa.int8())}
     parts["changed"] = pa.nulls(len(index), pa.large_binary())
     names = [each.name for each in Drawn.pa_type]
