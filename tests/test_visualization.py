@@ -212,6 +212,33 @@ def test_no_masks_give_the_photo_alone():
     assert picture.tobytes() == image.tobytes()
 
 
+def test_a_mask_alone_is_enough():
+    mask = box(340, 120, 10, 10, 50, 50)
+    plain = overlay(noise(340, 120), [mask], ["box"]).crop((0, 0, 340, 120))
+    assert overlay(noise(340, 120), mask).tobytes() == plain.tobytes()
+    assert overlay(noise(340, 120), [mask]).tobytes() == plain.tobytes()
+    assert overlay(noise(340, 120), torch.from_numpy(np.asarray(mask))).tobytes() == plain.tobytes()
+    assert overlay(noise(340, 120), mask, "box") == overlay(noise(340, 120), [mask], ["box"])
+    assert overlay(noise(340, 120), mask, "box", 0.5) == overlay(noise(340, 120), [mask], ["box"], [0.5])
+
+
+def test_results_of_the_pipeline_are_enough():
+    masks = [to_mask_image(box(340, 120, 10, 10, 50, 50)), to_mask_image(box(340, 120, 90, 10, 150, 50))]
+    results = [{"mask": mask, "label": f"box {n}", "score": n / 10, "box": None} for n, mask in enumerate(masks)]
+    expected = overlay(noise(340, 120), masks, ["box 0", "box 1"], [0, 0.1])
+    assert overlay(noise(340, 120), results) == expected
+    assert overlay(noise(340, 120), results[1]) == overlay(noise(340, 120), masks[1:], ["box 1"], [0.1])
+    assert overlay(noise(340, 120), results, ["a", "b"]) == overlay(noise(340, 120), masks, ["a", "b"], [0, 0.1])
+
+
+def test_ignored_pixels_of_a_record_are_not_the_object():
+    mask = np.zeros((120, 340), np.uint8)
+    mask[:60, :60] = 1
+    ignored = mask.copy()
+    ignored[60:, 60:] = 255
+    assert overlay(noise(340, 120), ignored) == overlay(noise(340, 120), mask)
+
+
 def test_drawing_twice_gives_the_same_picture():
     mask = box(400, 300, 10, 10, 60, 60)
     assert overlay(noise(400, 300), [mask], ["a"], [1]) == overlay(noise(400, 300), [mask], ["a"], [1])

@@ -17,7 +17,7 @@ from .examples import Example, Split, families_at, make_scene
 
 
 @lru_cache(maxsize=32)
-def _scene(
+def read_scene(
     split: Split, scene: int, side: int, seed: int, expressions: int, family: str | None, fewest: int, most: int
 ) -> list[Example]:
     """The examples of a scene; the last ones drawn are kept, as a row has several columns and a scene several rows."""
@@ -84,7 +84,7 @@ class Drawn:
         cell = dict(value)
         changed, number = cell.pop("changed"), cell.pop("number")
         if changed is None:
-            return _PARTS[self.part][1](_scene(**cell)[number])
+            return _PARTS[self.part][1](read_scene(**cell)[number])
         return unpack(changed.decode()) if self.part == "mask" else Picture().decode_example({"bytes": changed})
 
     def cast_storage(self, storage: pa.Array) -> pa.Array:
@@ -157,7 +157,7 @@ def load_refshapes(
             "three expressions, and one for a family of its own."
         )
     fewest, most = count
-    _scene(split, 0, side, seed, expressions, family, fewest, most)  # checks the rest
+    read_scene(split, 0, side, seed, expressions, family, fewest, most)  # checks the rest
     index, number = np.divmod(np.arange(scenes * expressions), expressions)
     same = {"split": split, "side": side, "seed": seed, "expressions": expressions, "family": family}
     same |= {"fewest": fewest, "most": most}
