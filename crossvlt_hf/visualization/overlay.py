@@ -138,8 +138,7 @@ def to_mask_image(mask: Mask) -> Image.Image:
         mask: `(height, width)` array or tensor of bool or of integers, or image of mode "1" or "L".
 
     Returns:
-        New image of mode "L" and the same size: 255 where the mask is not zero (nor 255 beside 1, which is ignored), and
-        0 elsewhere.
+        New image of mode "L" and the same size: 255 where the mask is not zero (255 beside 1 is ignored), 0 elsewhere.
 
     Raises:
         ValueError: if the mask has not two dimensions, or holds numbers with a fraction.
