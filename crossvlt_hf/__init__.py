@@ -5,6 +5,7 @@ Importing the package registers its classes, so that `AutoConfig`, `AutoModel`, 
 one that comes with the package and knows drawn shapes, no photographs.
 """
 
+import logging
 from importlib.metadata import version
 
 from transformers import AutoConfig, AutoModel, AutoModelForSemanticSegmentation, AutoProcessor
@@ -12,15 +13,23 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_crossvlt import CrossVLTConfig, CrossVLTTextConfig, CrossVLTVisionConfig
 from .conversion import convert_checkpoint
-from .loading import DEFAULT_CHECKPOINT
+from .loading import BUILT_IN_NOTE, DEFAULT_CHECKPOINT
 from .modeling_crossvlt import CrossVLTModel, CrossVLTOutput, CrossVLTTextModel, CrossVLTVisionModel
 from .pipeline_crossvlt import ReferringImageSegmentationPipeline
 from .processing_crossvlt import CrossVLTProcessor
+from .tokenization import add_words
 
 
 __version__ = version("crossvlt_hf")
 
 TASK = "referring-image-segmentation"
+
+
+def _name_the_built_in(record: logging.LogRecord) -> bool:
+    """Let Transformers' warning that no model was named say which one that means, and what it knows."""
+    if str(record.msg).startswith(f"No model was supplied, defaulted to {DEFAULT_CHECKPOINT}"):
+        record.msg = f"No model was named: {BUILT_IN_NOTE}"
+    return True
 
 
 def _register() -> None:
@@ -44,6 +53,8 @@ def _register() -> None:
 
 
 _register()
+# Transformers writes the warning where it chooses the model, and no pipeline can tell a chosen model from a named one
+logging.getLogger("transformers.pipelines").addFilter(_name_the_built_in)
 
 __all__ = [
     "DEFAULT_CHECKPOINT",
@@ -56,5 +67,6 @@ __all__ = [
     "CrossVLTVisionConfig",
     "CrossVLTVisionModel",
     "ReferringImageSegmentationPipeline",
+    "add_words",
     "convert_checkpoint",
 ]

@@ -90,12 +90,11 @@ def render_checkpoint_card(
     built_in: bool = False,
 ) -> ModelCard:
     """The card of a loaded checkpoint; see [`render_card`]."""
-    size = processor.image_processor.size
     return render_card(
         model.config,
         model_id=model_id,
-        image_size=(size["height"], size["width"]),
-        max_length=processor.tokenizer.init_kwargs.get("max_length", processor.text_kwargs["max_length"]),
+        image_size=processor.image_size,
+        max_length=processor.max_length,
         evidence=evidence,
         built_in=built_in,
     )

@@ -109,7 +109,7 @@ def count_training_flops(config: CrossVLTConfig, size: tuple[int, int], tokens: 
     labels = torch.zeros(2, *size, dtype=torch.long, device="meta")
     counter = FlopCounterMode(display=False)
     with counter:
-        model(pixel_values, input_ids, labels=labels).loss.backward()
+        model(pixel_values, input_ids, labels=labels, return_dict=True).loss.backward()
     return counter.get_total_flops() * images // 2
 
 

@@ -5,17 +5,17 @@ of any Swin v1 or BERT checkpoint fits, and one config that joins them. Lists ho
 """
 
 import json
-import shutil
+import os
 from collections.abc import Iterable
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
-from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, logging
 
 
 if TYPE_CHECKING:
@@ -26,7 +26,16 @@ if TYPE_CHECKING:
     from .processing_crossvlt import CrossVLTProcessor  # noqa: F401
 
 
+logger = logging.get_logger(__name__)
+
 NUM_STAGES = 4
+# The least by which a cosine is divided: CLIP's bound, whose scale is at most 100 (Radford et al., 2021, section 2.5)
+MIN_TEMPERATURE = 0.01
+# What a Swin checkpoint's config says of its own training, and not of the network
+SWIN_TRAINING = ("image_size", "drop_path_rate")
+
+# The channels of the logits
+LABELS = {0: "background", 1: "object"}
 
 # What `trust_remote_code=True` finds in a checkpoint folder where this package is not installed
 AUTO_MAP = {
@@ -48,21 +57,96 @@ IS_REMOTE_CODE = __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME)
 def copy_code(folder: str | Path) -> None:
     """Put the files that `AUTO_MAP` and `CUSTOM_PIPELINES` name into a checkpoint folder.
 
-    With them go, where they are at hand and the folder has none, what Inference Endpoints need.
+    Code that is there and differs is replaced, with a warning. With it go, where they are at hand and the folder has
+    none, what Inference Endpoints need. Links into the Hub's cache become files of the folder's own, so that what is
+    saved there next does not change the blobs that other revisions share.
     """
     here, target = Path(__file__).parent, Path(folder)
     target.mkdir(parents=True, exist_ok=True)
+    for path in target.iterdir():
+        if path.is_symlink() and path.is_file() and path.resolve().parent.name == "blobs":
+            write_file(path, path.read_bytes())
     for source in here.glob("*_crossvlt.py"):
-        if not ((target / source.name).exists() and (target / source.name).samefile(source)):
-            shutil.copyfile(source, target / source.name)
+        _update_code(source, target / source.name)
     for source in (here / "handler.py", here / "assets" / "requirements.txt"):
         if source.is_file() and not (target / source.name).exists():
-            shutil.copyfile(source, target / source.name)
+            write_file(target / source.name, source.read_bytes())
+
+
+def _update_code(source: Path, target: Path) -> None:
+    content = source.read_bytes()
+    if target.is_file() and target.read_bytes() == content:
+        return
+    if target.is_file():
+        logger.warning(f"{target} differs from the code of this model and is replaced by it.")
+    write_file(target, content)
+
+
+def write_file(path: str | Path, content: bytes) -> None:
+    """Write a file at once; where there is a link, it is replaced and not what it points to."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class CarriesCode:
+    """For a config with which the model's code is saved, so that the folder is loadable without this package."""
+
+    code: ClassVar[dict[str, Any]]  # what config.json says of it
+
+    @staticmethod
+    def drop_code(kwargs: dict[str, Any]) -> None:
+        """Take what a saved config says of its code out of its fields."""
+        if not IS_REMOTE_CODE:  # else `pipeline` asks for the folder's code, not for ours
+            for name in ("auto_map", "custom_pipelines"):
+                kwargs.pop(name, None)
+
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Save the config, and beside it the code of the model, so that the folder is loadable without this package.
+
+        Args:
+            save_directory: folder; it is made where there is none.
+            push_to_hub: whether to upload what was saved.
+            kwargs: see [`PreTrainedConfig.save_pretrained`], and of `push_to_hub`.
+        """
+        options = take_hub_options(save_directory, kwargs) if push_to_hub else {}
+        if not Path(save_directory).is_file():  # of which Transformers tells
+            copy_code(save_directory)
+        super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
+        if push_to_hub:
+            self.push_to_hub(**options)  # type: ignore[attr-defined]
+
+    def to_json_file(self, json_file_path: str | Path, use_diff: bool = True) -> None:
+        """Write what `to_json_string` gives, and where the code is."""
+        values = {**json.loads(self.to_json_string(use_diff=use_diff)), **self.code}  # type: ignore[attr-defined]
+        write_file(json_file_path, (json.dumps(values, indent=2, sort_keys=True) + "\n").encode())
+
+
+def code_files(folder: str | Path) -> set[str]:
+    """Names of what `copy_code` has put into a folder."""
+    return {path.name for path in Path(folder).glob("*_crossvlt.py")} | {"handler.py", "requirements.txt"}
+
+
+def take_hub_options(folder: str | Path, options: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `push_to_hub`, taken out of those of `save_pretrained(folder, push_to_hub=True, ...)`.
+
+    Transformers' own `save_pretrained` uploads what has changed in the folder; code that is there already, and what
+    other parts of a pipeline have saved, would be missing in the repository.
+    """
+    names = ("commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
+    taken = {name: options.pop(name) for name in names if name in options}
+    if "max_shard_size" in options:
+        taken["max_shard_size"] = options["max_shard_size"]
+    return {"repo_id": options.pop("repo_id", None) or Path(folder).resolve().name, **taken}
 
 
 def _check_positive(config: PreTrainedConfig, *names: str) -> None:
     for name in names:
-        if not getattr(config, name) > 0:  # NaN is refused too
+        if not 0 < getattr(config, name) < float("inf"):  # NaN is refused too
             raise ValueError(f"`{name}` is {getattr(config, name)}; give a number above 0.")
 
 
@@ -103,7 +187,10 @@ def _reject_misspelt(config: PreTrainedConfig, names: Iterable[str]) -> None:
 
 
 def _adopt(config: Any, field: str, own: type[PreTrainedConfig], library: str) -> Any:
-    """Take over what the `library`'s config (an instance, or its dict) of the same architecture says."""
+    """Take over what the `library`'s config (an instance, or its dict) of the same architecture says of the network.
+
+    How a Swin checkpoint was trained (`SWIN_TRAINING`) is its own affair: these fields keep the defaults here.
+    """
     values = config.to_dict() if isinstance(config, PreTrainedConfig) else {} if config is None else config
     if not isinstance(values, dict):
         raise ValueError(f"`{field}` is {config!r}; give a config or a dict of its fields.")
@@ -113,11 +200,12 @@ def _adopt(config: Any, field: str, own: type[PreTrainedConfig], library: str) -
     if model_type != library:
         raise ValueError(f"`{field}` is of type {model_type!r}; give the config of a {library!r} checkpoint.")
     # Of our own fields only: the library's dtype, architectures, ... are those of another model
-    return {name: value for name, value in values.items() if name in own.__annotations__}
+    adopted = set(own.__annotations__) - set(SWIN_TRAINING)
+    return {name: value for name, value in values.items() if name in adopted}
 
 
 @strict
-class CrossVLTVisionConfig(PreTrainedConfig):
+class CrossVLTVisionConfig(CarriesCode, PreTrainedConfig):
     """Swin Transformer v1 encoder, divided into four stages. Field names follow `transformers.SwinConfig`.
 
     Args:
@@ -140,6 +228,12 @@ class CrossVLTVisionConfig(PreTrainedConfig):
     """
 
     model_type = "crossvlt_vision_model"
+    code = {
+        "auto_map": {
+            "AutoConfig": "configuration_crossvlt.CrossVLTVisionConfig",
+            "AutoModel": "modeling_crossvlt.CrossVLTVisionModel",
+        }
+    }
     base_config_key = "vision_config"
     attribute_map = {"num_attention_heads": "num_heads"}
 
@@ -164,6 +258,7 @@ class CrossVLTVisionConfig(PreTrainedConfig):
         # Derived values are properties: a stored copy (as SwinConfig has) goes stale when `embed_dim` is overridden.
         for derived in ("hidden_size", "hidden_sizes", "num_layers", "num_hidden_layers"):
             kwargs.pop(derived, None)
+        self.drop_code(kwargs)
         _reject_misspelt(self, kwargs)
         self.depths, self.num_heads = list(self.depths), list(self.num_heads)
         super().__post_init__(**kwargs)
@@ -211,7 +306,7 @@ class CrossVLTVisionConfig(PreTrainedConfig):
 
 
 @strict
-class CrossVLTTextConfig(PreTrainedConfig):
+class CrossVLTTextConfig(CarriesCode, PreTrainedConfig):
     """BERT encoder, divided into four stages. Field names follow `transformers.BertConfig`.
 
     Args:
@@ -229,9 +324,17 @@ class CrossVLTTextConfig(PreTrainedConfig):
         initializer_range: standard deviation of the normal from which new weights are drawn.
         layer_norm_eps: epsilon of the LayerNorms.
         pad_token_id: id of the padding token.
+        context_dims: widths of the pixels that stages 2-4 read; None is an encoder without cross-attention. In a
+            [`CrossVLTModel`] it follows from the whole config.
     """
 
     model_type = "crossvlt_text_model"
+    code = {
+        "auto_map": {
+            "AutoConfig": "configuration_crossvlt.CrossVLTTextConfig",
+            "AutoModel": "modeling_crossvlt.CrossVLTTextModel",
+        }
+    }
     base_config_key = "text_config"
 
     vocab_size: int = 30522
@@ -247,13 +350,28 @@ class CrossVLTTextConfig(PreTrainedConfig):
     initializer_range: float | int = 0.02
     layer_norm_eps: float = 1e-12
     pad_token_id: int | None = 0
+    context_dims: list[int] | tuple[int, ...] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         # A BERT config says how many layers its checkpoint has; how many of them are used is what `depths` says.
         kwargs.pop("num_hidden_layers", None)
+        self.drop_code(kwargs)
         _reject_misspelt(self, kwargs)
         self.depths = list(self.depths)
+        self.context_dims = None if self.context_dims is None else list(self.context_dims)
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read a saved config; of a whole checkpoint with what the words read there, which follows from the whole."""
+        values, kwargs = super().get_config_dict(*args, **kwargs)
+        if values.get("model_type") == CrossVLTConfig.model_type:
+            context_dims = CrossVLTConfig.from_dict(values).context_dims
+            values = {
+                **values,
+                cls.base_config_key: {**(values.get("text_config") or {}), "context_dims": context_dims},
+            }
+        return values, kwargs
 
     @property
     def num_hidden_layers(self) -> int:
@@ -280,6 +398,8 @@ class CrossVLTTextConfig(PreTrainedConfig):
                 f"`pad_token_id` is {self.pad_token_id}; give an id below `vocab_size` {self.vocab_size}."
             )
         _check_rates(self, "hidden_dropout_prob", "attention_probs_dropout_prob")
+        if self.context_dims is not None and (len(self.context_dims) != NUM_STAGES - 1 or min(self.context_dims) < 1):
+            raise ValueError(f"`context_dims` is {self.context_dims}; give a width above 0 for each of stages 2-4.")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"`num_attention_heads` is {self.num_attention_heads}, which does not divide `hidden_size` "
@@ -298,11 +418,12 @@ SIZES = {
 
 
 @strict
-class CrossVLTConfig(PreTrainedConfig):
+class CrossVLTConfig(CarriesCode, PreTrainedConfig):
     """Configuration of [`CrossVLTModel`]; the defaults are the paper's base model.
 
     Args:
-        vision_config: [`CrossVLTVisionConfig`], a dict of its fields, or a `SwinConfig`.
+        vision_config: [`CrossVLTVisionConfig`], a dict of its fields, or a `SwinConfig`. Of the last all fields are
+            taken but `image_size` and `drop_path_rate`, which are of Swin's own training.
         text_config: [`CrossVLTTextConfig`], a dict of its fields, or a `BertConfig`.
         fusion_direction: who reads whom between the stages. "both" is the paper; "words_to_pixels" gives the words to
             the pixels but no pixels to the words, as LAVT does; "pixels_to_words" the reverse; "late" neither. The
@@ -310,11 +431,13 @@ class CrossVLTConfig(PreTrainedConfig):
         alignment_stages: the stages whose pixels are aligned with the sentence in training: "all" (the paper), "last"
             or "none".
         alignment_dim: width of the space in which pixels and sentence are compared.
-        alignment_temperature: the value at which the learnable temperature of each alignment starts.
+        alignment_temperature: the value at which the learnable temperature of each alignment starts, at least 0.01.
+            The network never divides by less, whatever is learned or loaded.
         fusion_head_dim: width of one head of the fusion.
         decoder_hidden_size: width of the decoder; None means half the width of the last vision stage, as in the paper.
         dice_loss_weight: weight of a Dice term beside the cross-entropy; 0 (the paper) leaves it out.
         initializer_range: standard deviation from which the weights outside the two encoders are drawn.
+        kwargs: see [`PreTrainedConfig`]. `id2label` names the channels of the logits, background and object.
 
     Example:
     ```python
@@ -326,6 +449,7 @@ class CrossVLTConfig(PreTrainedConfig):
     """
 
     model_type = "crossvlt"
+    code = {"auto_map": AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES}
     sub_configs_defaults = {
         "vision_config": SubConfigSpec(CrossVLTVisionConfig),
         "text_config": SubConfigSpec(CrossVLTTextConfig),
@@ -358,10 +482,10 @@ class CrossVLTConfig(PreTrainedConfig):
     initializer_range: float | int = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if not IS_REMOTE_CODE:
-            for name in ("auto_map", "custom_pipelines"):  # else `pipeline` asks for the folder's code, not for ours
-                kwargs.pop(name, None)
+        self.drop_code(kwargs)
         _reject_misspelt(self, kwargs)
+        if self.id2label is None and kwargs.get("num_labels") in (None, len(LABELS)):
+            self.id2label, self.label2id = dict(LABELS), {name: index for index, name in LABELS.items()}
         self.vision_config = _adopt(self.vision_config, "vision_config", CrossVLTVisionConfig, "swin")
         self.text_config = _adopt(self.text_config, "text_config", CrossVLTTextConfig, "bert")
         super().__post_init__(**kwargs)
@@ -386,23 +510,11 @@ class CrossVLTConfig(PreTrainedConfig):
             )
         return cls(vision_config={**SIZES[size], **overrides}, **kwargs)
 
-    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Save the config, and beside it the code of the model, so that the folder is loadable without this package.
-
-        Args:
-            save_directory: folder; it is made where there is none.
-            push_to_hub: whether to upload what was saved.
-            kwargs: see [`PreTrainedConfig.save_pretrained`].
-        """
-        if not Path(save_directory).is_file():  # of which Transformers tells
-            copy_code(save_directory)
-        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
-
-    def to_json_file(self, json_file_path: str | Path, use_diff: bool = True) -> None:
-        """Write what `to_json_string` gives, and where the code is."""
-        values = json.loads(self.to_json_string(use_diff=use_diff))
-        values |= {"auto_map": AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES}
-        Path(json_file_path).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, without what is derived from others."""
+        values = super().to_dict()
+        values["text_config"].pop("context_dims", None)
+        return values
 
     @property
     def num_stages(self) -> int:
@@ -425,6 +537,11 @@ class CrossVLTConfig(PreTrainedConfig):
         return self.fusion_direction in ("both", "pixels_to_words")
 
     @property
+    def context_dims(self) -> list[int] | None:
+        """Widths of the pixels that the language stages 2-4 read; None if they read none."""
+        return self.vision_config.hidden_sizes[1:] if self.words_read_pixels else None
+
+    @property
     def aligned_stages(self) -> list[int]:
         """Indices (from 0) of the stages that align pixels with the sentence."""
         return {"all": list(range(NUM_STAGES)), "last": [NUM_STAGES - 1], "none": []}[self.alignment_stages]
@@ -434,6 +551,11 @@ class CrossVLTConfig(PreTrainedConfig):
         self.vision_config.validate()
         self.text_config.validate()
         _check_positive(self, "alignment_dim", "alignment_temperature", "fusion_head_dim", "initializer_range")
+        if self.alignment_temperature < MIN_TEMPERATURE:
+            raise ValueError(
+                f"`alignment_temperature` is {self.alignment_temperature}; give at least {MIN_TEMPERATURE}, below "
+                "which the network bounds it."
+            )
         if self.decoder_hidden_size is not None:
             _check_positive(self, "decoder_hidden_size")
         if not self.dice_loss_weight >= 0:

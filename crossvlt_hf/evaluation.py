@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Subset
 
 from .data.pairs import EvaluationPairs
 from .metrics import Areas, ReferringSegmentationMetric, mask_areas
-from .modeling_crossvlt import CrossVLTModel
+from .modeling_crossvlt import CrossVLTModel, evaluating
 from .processing_crossvlt import CrossVLTProcessor, resize_label_map
 
 
@@ -57,12 +57,12 @@ class EvaluationOptions:
 def tokenize(processor: CrossVLTProcessor, expressions: list[str], truncation: Truncation) -> dict[str, Tensor]:
     """Token ids and masks of expressions, (B, T) int64."""
     tokenizer = processor.tokenizer
-    length = tokenizer.init_kwargs.get("max_length", processor.text_kwargs["max_length"])
+    length = processor.max_length
     if truncation == "keep_sep":
         return dict(
             tokenizer(expressions, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         )
-    whole = tokenizer(expressions, padding="max_length", max_length=length, truncation=False)
+    whole = tokenizer(expressions, padding="max_length", max_length=length, truncation=False, verbose=False)
     return {name: torch.tensor([row[:length] for row in rows]) for name, rows in whole.items()}
 
 
@@ -105,7 +105,9 @@ def _areas(margin: Tensor, mask: np.ndarray, protocol: Protocol) -> tuple[int, i
 
 def _predict(model: CrossVLTModel, loader: Iterable[Any]) -> Iterator[tuple[Tensor, dict[str, Any]]]:
     for inputs, pairs in loader:
-        logits = model(**{name: value.to(model.device) for name, value in inputs.items()}).logits
+        moved = {name: value.to(model.device) for name, value in inputs.items()}
+        with evaluating(model):
+            logits = model(**moved, return_dict=True).logits
         yield from zip((logits[:, 1] - logits[:, 0]).cpu(), pairs, strict=True)
 
 
@@ -119,7 +121,7 @@ def evaluate(
     """Evaluate on every expression of a data set of records; under `accelerate launch` the processes share the work.
 
     Args:
-        model: on its device; it is put into eval mode, and back.
+        model: on its device; it is evaluated as if not in training, and keeps its mode.
         processor: the model's.
         dataset: see `crossvlt_hf.data.load_data`.
         options: see `EvaluationOptions`.
@@ -144,15 +146,10 @@ def evaluate(
         num_workers=options.workers,
         collate_fn=_Collator(processor, options, expressions),
     )
-    was_training = model.training
-    model.eval()
-    try:
-        found = [
-            _sample(margin, pair, options.protocol)
-            for margin, pair in tqdm(_predict(model, loader), total=longest, disable=not options.progress)
-        ][: len(own)]
-    finally:
-        model.train(was_training)
+    found = [
+        _sample(margin, pair, options.protocol)
+        for margin, pair in tqdm(_predict(model, loader), total=longest, disable=not options.progress)
+    ][: len(own)]
     return ReferringSegmentationMetric(gather_object(found) if state.num_processes > 1 else found)
 
 
@@ -167,7 +164,7 @@ def find_masks(
     """Predict single expressions as `evaluate` does, to look at: one at a time, in this process alone.
 
     Args:
-        model: on its device; it is put into eval mode, and back.
+        model: on its device; it is evaluated as if not in training, and keeps its mode.
         processor: the model's.
         dataset: see `evaluate`.
         indices: of expressions, as they are counted in the metric's samples.
@@ -180,18 +177,13 @@ def find_masks(
     pairs = EvaluationPairs(dataset)
     expressions = shuffled_expressions(pairs) if options.shuffle else None
     collate = _Collator(processor, options, expressions)
-    was_training = model.training
-    model.eval()
-    try:
-        for index in indices:
-            pair = pairs[index]
-            said = pair["expression"] if expressions is None else expressions[index]
-            ((margin, _),) = _predict(model, [collate([dict(pair)])])
-            size = pair["mask"].shape
-            margin = torch.nn.functional.interpolate(margin[None, None], size=size, mode="bilinear")[0, 0]
-            yield {**pair, "expression": said}, (margin > 0).numpy()
-    finally:
-        model.train(was_training)
+    for index in indices:
+        pair = pairs[index]
+        said = pair["expression"] if expressions is None else expressions[index]
+        ((margin, _),) = _predict(model, [collate([dict(pair)])])
+        size = pair["mask"].shape
+        margin = torch.nn.functional.interpolate(margin[None, None], size=size, mode="bilinear")[0, 0]
+        yield {**pair, "expression": said}, (margin > 0).numpy()
 
 
 def _sample(margin: Tensor, pair: dict[str, Any], protocol: Protocol) -> Areas:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from .modeling_crossvlt import CrossVLTModel
+from .modeling_crossvlt import CrossVLTModel, evaluating
 from .processing_crossvlt import CrossVLTProcessor
 
 
@@ -45,14 +45,15 @@ class ExportedNetwork(nn.Module):
 
     def __init__(self, model: CrossVLTModel) -> None:
         super().__init__()
-        self.model = copy.deepcopy(model).cpu().eval().unfuse().requires_grad_(False)
+        self.model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
         self.model.set_attn_implementation("eager")
         for stage in self.model.stages:
             stage.alignment = None
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """See [`export_program`]."""
-        return self.model(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask).logits
+        inputs = {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": attention_mask}
+        return self.model(**inputs, return_dict=True).logits
 
 
 def example_inputs(model: CrossVLTModel, batch: int, height: int, width: int, words: int) -> dict[str, Tensor]:
@@ -140,7 +141,7 @@ def load_exported(folder: str | Path) -> Callable[[dict[str, Tensor]], Tensor]:
 
 def _check_cases(processor: CrossVLTProcessor, longest: int) -> list[tuple[int, int, int, int]]:
     """Batch, height, width and words of four inputs: the processor's size, and odd ones."""
-    height, width = processor.image_processor.size["height"], processor.image_processor.size["width"]
+    height, width = processor.image_size
     half, third = (min(longest, max(3, longest // part)) for part in (2, 3))
     return [
         (1, height, width, longest),
@@ -166,7 +167,8 @@ def check_export(
     for batch, height, width, words in _check_cases(processor, _longest(model, processor)):
         inputs = example_inputs(model, batch, height, width, words)
         with torch.no_grad():
-            expected = model(**{name: value.to(model.device) for name, value in inputs.items()}).logits.cpu()
+            moved = {name: value.to(model.device) for name, value in inputs.items()}
+            expected = model(**moved, return_dict=True).logits.cpu()
             actual = exported(inputs)
         row = {
             **{"batch": batch, "height": height, "width": width, "words": words},
@@ -186,8 +188,7 @@ def check_export(
 
 def _longest(model: CrossVLTModel, processor: CrossVLTProcessor) -> int:
     """The most tokens of an expression that the processor gives and the model takes."""
-    given: Any = processor.tokenizer.init_kwargs.get("max_length") or processor.text_kwargs["max_length"]
-    return min(given, model.config.text_config.max_position_embeddings)
+    return min(processor.max_length, model.config.text_config.max_position_embeddings)
 
 
 def _summary(model: CrossVLTModel, processor: CrossVLTProcessor, file: str) -> dict[str, Any]:
@@ -202,7 +203,7 @@ def _summary(model: CrossVLTModel, processor: CrossVLTProcessor, file: str) -> d
             "attention_mask": ["batch", "words"],
         },
         "outputs": {"logits": ["batch", 2, "height", "width"]},
-        "image_size": [image.size["height"], image.size["width"]],
+        "image_size": list(processor.image_size),
         "image_mean": list(image.image_mean),
         "image_std": list(image.image_std),
         "max_tokens": _longest(model, processor),
@@ -306,9 +307,8 @@ def export_model(
         else:
             torch.export.save(program, beside / file)
         del program
-        training = model.training  # an export may come in the middle of it
-        checks = check_export(load_exported(beside), model.eval(), processor)
-        model.train(training)
+        with evaluating(model):  # an export may come in the middle of training
+            checks = check_export(load_exported(beside), model, processor)
         summary = {**_summary(model, processor, file), "checks": checks}
         processor.image_processor.save_pretrained(beside)
         processor.tokenizer.save_pretrained(beside)

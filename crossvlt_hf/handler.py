@@ -1,7 +1,6 @@
 """Handler of Hugging Face Inference Endpoints; published beside the weights, so it imports nothing of the package."""
 
 import base64
-import binascii
 import io
 from typing import Any
 
@@ -60,13 +59,15 @@ def _read(image: Any) -> Image.Image:
     code = "".join((image.partition(",")[2] if image.startswith("data:") else image).split())
     try:
         opened = Image.open(io.BytesIO(base64.b64decode(code, validate=True)), formats=FORMATS)
-        if opened.width * opened.height > MAX_PIXELS:
-            raise ValueError(f"The image has {opened.width}x{opened.height} pixels; {MAX_PIXELS:,} are the most.")
-        opened.load()
+        too_large = opened.width * opened.height > MAX_PIXELS
+        if not too_large:
+            opened.load()
     except Image.DecompressionBombError as error:
         raise ValueError(f"The image has more than {MAX_PIXELS:,} pixels.") from error
-    except (binascii.Error, OSError, SyntaxError) as error:
+    except Exception as error:  # Pillow's readers raise any exception on corrupt files
         raise ValueError(f"`image` is not base64 of an image file ({', '.join(FORMATS)}).") from error
+    if too_large:
+        raise ValueError(f"The image has {opened.width}x{opened.height} pixels; {MAX_PIXELS:,} are the most.")
     return opened
 
 

@@ -1,10 +1,13 @@
 """Loading a checkpoint strictly: what Transformers would silently re-initialise or leave out is an error here."""
 
+import json
 import platform
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import find_adapter_config_file
 
 from .configuration_crossvlt import CrossVLTConfig
 from .modeling_crossvlt import CrossVLTModel
@@ -13,6 +16,9 @@ from .processing_crossvlt import CrossVLTProcessor
 
 # Trained on RefShapes; its card is beside it
 DEFAULT_CHECKPOINT = Path(__file__).parent / "assets" / "refshapes"
+BUILT_IN_NOTE = (
+    "the built-in checkpoint is used. It was trained on drawn shapes (RefShapes) and knows nothing of photographs."
+)
 
 
 def parse_device(name: str) -> torch.device:
@@ -49,6 +55,39 @@ def _load(source: str | Path, dtype: str) -> tuple[CrossVLTModel, dict[str, Any]
     return *loaded, CrossVLTProcessor.from_pretrained(source)
 
 
+def _adapter_config(source: str | Path) -> dict[str, Any] | None:
+    """The config of an adapter that peft saved without its base model; None if there is a model, or no adapter."""
+    if CrossVLTConfig.get_config_dict(source)[0].get("model_type") is not None:
+        return None
+    file = find_adapter_config_file(str(source))
+    return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+
+
+def _load_adapter(
+    source: str | Path, config: dict[str, Any], dtype: str
+) -> tuple[CrossVLTModel, dict[str, Any], CrossVLTProcessor]:
+    """The base model of an adapter with the adapter's weights merged into it, and the processor of either."""
+    if find_spec("peft") is None:
+        raise ValueError(f"{source} is an adapter, and loading it needs peft: pip install peft.")
+    from peft import PeftConfig, PeftModel
+
+    base = config.get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"The adapter in {source} does not name its base model (`base_model_name_or_path`).")
+    try:
+        check_source(base)
+        model, info, processor = _load(base, dtype)
+    except OSError as error:
+        raise OSError(f"The base model of the adapter in {source} cannot be loaded. {error}") from error
+    adapted = PeftModel(model, PeftConfig.from_pretrained(str(source)))  # type: ignore[arg-type]
+    result = adapted.load_adapter(str(source), "default")
+    for kind in ("missing_keys", "unexpected_keys"):
+        info[kind] = {*info[kind], *getattr(result, kind)}
+    merged: Any = adapted.merge_and_unload(safe_merge=True)
+    own_processor = Path(source, "processor_config.json").is_file()
+    return merged, info, CrossVLTProcessor.from_pretrained(source) if own_processor else processor
+
+
 def _check(source: str | Path, info: dict[str, Any], model: CrossVLTModel, processor: CrossVLTProcessor) -> None:
     kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
     problems = {kind.replace("_", " "): sorted(map(str, info[kind])) for kind in kinds if info[kind]}
@@ -79,21 +118,25 @@ def load_checkpoint(
     """Load a model and its processor, for inference.
 
     Args:
-        source: a folder or a Hub id.
+        source: a folder or a Hub id, of a model or of an adapter that peft saved, whose weights are then merged into
+            those of its base model.
         device: where the model goes.
         dtype: "float32", "bfloat16", "float16", or "auto" for that of the file.
 
     Raises:
         OSError: if there is no checkpoint, or it cannot be read.
-        ValueError: if weights are missing, left over or do not fit the config, or the device does not exist.
+        ValueError: if weights are missing, left over or do not fit the config, the device does not exist, or
+            peft is missing for an adapter.
     """
     target = parse_device(device)
     check_source(source)
     try:
-        model, info, processor = _load(source, dtype)
+        adapter = _adapter_config(source)
+        loaded = _load(source, dtype) if adapter is None else _load_adapter(source, adapter, dtype)
     except (OSError, ValueError):
         raise
     except Exception as error:  # damaged files make Transformers stumble in any way
         raise OSError(f"{source} is no whole checkpoint folder or Hub id. {type(error).__name__}: {error}") from error
+    model, info, processor = loaded
     _check(source, info, model, processor)
     return model.to(target).eval(), processor  # type: ignore[arg-type]

@@ -8,28 +8,39 @@ width, N = H * W its positions. Pixels stay a grid (B, H, W, C) throughout.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import wraps
-from typing import Any, NamedTuple, Self
+from threading import Lock
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import guard_scalar
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
-from transformers.utils.generic import maybe_autocast, merge_with_config_defaults
+from transformers.utils import TransformersKwargs, logging
+from transformers.utils.generic import can_return_tuple, maybe_autocast, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .configuration_crossvlt import CrossVLTConfig, CrossVLTTextConfig, CrossVLTVisionConfig
+from .configuration_crossvlt import (
+    MIN_TEMPERATURE,
+    CrossVLTConfig,
+    CrossVLTTextConfig,
+    CrossVLTVisionConfig,
+    code_files,
+)
 
+
+logger = logging.get_logger(__name__)
 
 # Added to the attention scores of what must not be read. Finite, so that a row of nothing but padding stays finite,
 # and far inside float16's range, so that a score may come on top.
@@ -43,7 +54,18 @@ CLASS_WEIGHTS = (0.9, 1.1)
 MASK_LOSS_WEIGHT = 2.0
 IGNORE_INDEX = 255
 # What others hand to forward with no effect: our processor its sizes, Transformers' decorators and Trainer the rest
-PASSED_ALONG = ("original_sizes", "use_cache", "is_causal")
+PASSED_ALONG = ("original_sizes", "use_cache", "is_causal", "num_items_in_batch")
+# What the library's other models read and this one does not, whatever the attention function: words count from 0
+UNSUPPORTED = ("position_ids", "inputs_embeds", "output_router_logits")
+ARGUMENTS = (
+    "pixel_values",
+    "input_ids",
+    "attention_mask",
+    "token_type_ids",
+    "labels",
+    "output_alignment_maps",
+    "expressions_per_image",
+)
 
 
 @dataclass
@@ -173,7 +195,7 @@ def eager_attention_forward(
     scores = query @ key.transpose(-1, -2) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
-    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.softmax(at_least_float32(scores), dim=-1).to(query.dtype)
     weights = F.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
@@ -181,45 +203,6 @@ def eager_attention_forward(
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
     """(B, L, heads * d) -> (B, heads, L, d)."""
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
-
-
-class CrossVLTFoldable(nn.Module):
-    """What can work out from its weights once what inference needs in every call.
-
-    It lies beside the weights, is never saved, and goes in training mode and when weights are loaded. Where a gradient
-    of the weights is wanted it is not used.
-    """
-
-    foldable: tuple[str, ...]  # names of the buffers
-
-    def keep_folded(self, **buffers: Tensor | None) -> None:
-        for name in self.foldable:
-            self.register_buffer(name, buffers.get(name), persistent=False)
-
-    def fold(self) -> None:
-        with torch.inference_mode(False), torch.no_grad():  # what is kept may take part in a later backward pass
-            self.unfold()
-            self.keep_folded(**self.compute_folded())
-
-    def unfold(self) -> None:
-        self.keep_folded()
-
-    def compute_folded(self) -> dict[str, Tensor]:
-        raise NotImplementedError
-
-    def train(self, mode: bool = True) -> Self:
-        if mode:
-            self.unfold()
-        return super().train(mode)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.unfold()
-        super()._load_from_state_dict(*args, **kwargs)
-
-
-def wants_gradient(weight: Tensor) -> bool:
-    """Whether a backward pass may ask for the gradient of a weight."""
-    return torch.is_grad_enabled() and weight.requires_grad
 
 
 def cut_for_cache(module: nn.Module, x: Tensor, values: int) -> Sequence[Tensor]:
@@ -370,14 +353,12 @@ class CrossVLTWindows(NamedTuple):
         return found
 
 
-class CrossVLTWindowAttention(CrossVLTFoldable):
+class CrossVLTWindowAttention(nn.Module):
     """Self-attention within windows of the grid, with a learned relative position bias (Swin, section 3.2).
 
     The grid is padded at the right and bottom to whole windows. What is padded takes part as ordinary positions whose
     input is zero. All of them have the same query, key and value, so one more position is projected for them.
     """
-
-    foldable = ("folded_position_bias",)
 
     def __init__(self, config: CrossVLTVisionConfig, stage: int) -> None:
         super().__init__()
@@ -392,8 +373,6 @@ class CrossVLTWindowAttention(CrossVLTFoldable):
         self.proj = nn.Linear(width, width)
         self.proj_dropout = nn.Dropout(config.hidden_dropout_prob)
         self.relative_position_index: Tensor
-        self.folded_position_bias: Tensor | None
-        self.unfold()
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * self.window - 1) ** 2, self.num_heads))
         self.register_buffer("relative_position_index", self.compute_relative_position_index(), persistent=False)
 
@@ -404,29 +383,30 @@ class CrossVLTWindowAttention(CrossVLTFoldable):
         rows, columns = (axis[:, None] - axis[None, :] + self.window - 1 for axis in (row, column))
         return (rows * (2 * self.window - 1) + columns).flatten()
 
-    def compute_folded(self) -> dict[str, Tensor]:
-        return {"folded_position_bias": self.position_bias()}
-
     def position_bias(self) -> Tensor:
         """The relative position bias of a window: (1, heads, window**2, window**2)."""
-        if self.folded_position_bias is not None and not wants_gradient(self.relative_position_bias_table):
-            return self.folded_position_bias
         bias = self.relative_position_bias_table[self.relative_position_index].unflatten(0, (self.window**2, -1))
         return bias.permute(2, 0, 1)[None].contiguous()  # what is added to it and attention itself are faster so
 
-    def forward(self, pixels: Tensor, windows: CrossVLTWindows) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, pixels: Tensor, windows: CrossVLTWindows, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[Tensor, Tensor | None]:
         images = cut_for_cache(self, pixels, values=3 * math.prod(pixels.shape[1:]))
-        attended, weights = zip(*(self.attend(some, windows) for some in images), strict=True)
+        attended, weights = zip(*(self.attend(some, windows, **kwargs) for some in images), strict=True)
         return self.proj_dropout(join(attended)), None if weights[0] is None else join(weights)
 
-    def attend(self, pixels: Tensor, windows: CrossVLTWindows) -> tuple[Tensor, Tensor | None]:
+    def attend(
+        self, pixels: Tensor, windows: CrossVLTWindows, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[Tensor, Tensor | None]:
         """Attention in some of the images; the weights are (B * windows, heads, window**2, window**2)."""
         qkv = self.qkv(F.pad(pixels.flatten(1, 2), (0, 0, 1, 0)))
         bias = self.position_bias().to(qkv.dtype)
         scores = qkv.shape[0] * bias.numel()  # of a window in every image
         orders = cut_for_cache(self, windows.order, scores)
         masks = [None] * len(orders) if windows.mask is None else cut_for_cache(self, windows.mask, scores)
-        parts = (self.attend_in_windows(qkv, order, bias, mask) for order, mask in zip(orders, masks, strict=True))
+        parts = (
+            self.attend_in_windows(qkv, order, bias, mask, **kwargs) for order, mask in zip(orders, masks, strict=True)
+        )
         attended, weights = zip(*parts, strict=True)
         pixels = self.proj(join(attended, dim=1).index_select(1, windows.inverse)).view(pixels.shape)
         if weights[0] is not None and len(weights) > 1:
@@ -434,7 +414,12 @@ class CrossVLTWindowAttention(CrossVLTFoldable):
         return pixels, weights[0]  # themselves where nothing was cut, no view: their gradient may be asked for
 
     def attend_in_windows(
-        self, qkv: Tensor, order: Tensor, bias: Tensor, mask: Tensor | None
+        self,
+        qkv: Tensor,
+        order: Tensor,
+        bias: Tensor,
+        mask: Tensor | None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[Tensor, Tensor | None]:
         """Attention in some of the windows.
 
@@ -443,6 +428,7 @@ class CrossVLTWindowAttention(CrossVLTFoldable):
             order: (windows, window**2) int64, what of it is in these windows.
             bias: (1, heads, window**2, window**2).
             mask: (windows, 1, window**2, window**2), or None.
+            kwargs: for the attention function.
 
         Returns:
             (B, windows * window**2, C), and the weights (B * windows, heads, window**2, window**2) if they are kept.
@@ -454,7 +440,7 @@ class CrossVLTWindowAttention(CrossVLTFoldable):
             bias = (bias + mask)[None].expand(batch, -1, -1, -1, -1).flatten(0, 1)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.attention_dropout if self.training else 0.0
-        attended, weights = attend(self, query, key, value, bias, dropout=dropout, scaling=self.scaling)
+        attended, weights = attend(self, query, key, value, bias, dropout=dropout, scaling=self.scaling, **kwargs)
         return attended.flatten(2).unflatten(0, (batch, windows)).flatten(1, 2), weights
 
 
@@ -470,8 +456,8 @@ class CrossVLTVisionBlock(GradientCheckpointingLayer):
         self.mlp = CrossVLTMLP(width, int(config.mlp_ratio * width), config.hidden_act, config.hidden_dropout_prob)
         self.drop_path = CrossVLTDropPath(drop_path_rate)
 
-    def forward(self, pixels: Tensor, windows: CrossVLTWindows) -> Tensor:
-        attended, _ = self.attention(self.norm1(pixels), windows)
+    def forward(self, pixels: Tensor, windows: CrossVLTWindows, **kwargs: Unpack[TransformersKwargs]) -> Tensor:
+        attended, _ = self.attention(self.norm1(pixels), windows, **kwargs)
         pixels = pixels + self.drop_path(attended)
         return pixels + self.drop_path(self.mlp(self.norm2(pixels)))
 
@@ -493,10 +479,10 @@ class CrossVLTVisionStage(nn.Module):
         last = stage == config.num_stages - 1
         self.downsample = None if last else CrossVLTPatchMerging(width, config.layer_norm_eps)
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor, **kwargs: Unpack[TransformersKwargs]) -> Tensor:
         windows, shifted = CrossVLTWindows.of(pixels, self.window, shifts=(0, self.window // 2))
         for index, block in enumerate(self.blocks):
-            pixels = block(pixels, shifted if index % 2 else windows)
+            pixels = block(pixels, shifted if index % 2 else windows, **kwargs)
         return pixels
 
 
@@ -546,7 +532,9 @@ class CrossVLTTextAttention(nn.Module):
         self.value = nn.Linear(context_dim, config.hidden_size)
         self.output = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, words: Tensor, context: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, words: Tensor, context: Tensor, mask: Tensor | None, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[Tensor, Tensor | None]:
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         attended, weights = attend(
             self,
@@ -556,6 +544,7 @@ class CrossVLTTextAttention(nn.Module):
             mask,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
+            **kwargs,
         )
         return self.output(attended.flatten(2)), weights
 
@@ -577,10 +566,12 @@ class CrossVLTTextLayer(GradientCheckpointingLayer):
         )
         self.mlp_norm = CrossVLTFloat32LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, words: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(
+        self, words: Tensor, context: Tensor, mask: Tensor | None, **kwargs: Unpack[TransformersKwargs]
+    ) -> Tensor:
         dtype = self.mlp_norm.weight.dtype  # the model's; of weights that may be quantised, this is not one
         mask = None if mask is None else mask.to(dtype)
-        attended, _ = self.attention(words.to(dtype), context.to(dtype), mask)
+        attended, _ = self.attention(words.to(dtype), context.to(dtype), mask, **kwargs)
         words = self.attention_norm(words + self.attention_dropout(attended))
         return self.mlp_norm(words + self.mlp(words.to(dtype)))
 
@@ -593,11 +584,17 @@ class CrossVLTTextStage(nn.Module):
         self.cross_attention = None if context_dim is None else CrossVLTTextLayer(config, context_dim)
         self.layers = nn.ModuleList(CrossVLTTextLayer(config) for _ in range(config.depths[stage]))
 
-    def forward(self, words: Tensor, mask: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        words: Tensor,
+        mask: Tensor | None = None,
+        context: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> Tensor:
         if self.cross_attention is not None and context is not None:
-            words = self.cross_attention(words, context.flatten(1, 2), None)
+            words = self.cross_attention(words, context.flatten(1, 2), None, **kwargs)
         for layer in self.layers:
-            words = layer(words, words, mask)
+            words = layer(words, words, mask, **kwargs)
         return words
 
 
@@ -643,14 +640,19 @@ class CrossVLTFusionAttention(nn.Module):
         self.value = CrossVLTFloat32Linear(text_width, inner_width)
         self.output = CrossVLTPointwise(inner_width, width, bias=False)
 
-    def forward(self, pixels: Tensor, words: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, pixels: Tensor, words: Tensor, mask: Tensor | None, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[Tensor, Tensor | None]:
         values = pixels.shape[1] * self.query.out_features
         grids, sentences = (cut_for_cache(self, x, values) for x in (pixels, words))
         masks = [None] * len(grids) if mask is None else cut_for_cache(self, mask, values)
-        attended, weights = zip(*map(self.attend, grids, sentences, masks), strict=True)
+        parts = (self.attend(*part, **kwargs) for part in zip(grids, sentences, masks, strict=True))
+        attended, weights = zip(*parts, strict=True)
         return join(attended), None if weights[0] is None else join(weights)
 
-    def attend(self, pixels: Tensor, words: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def attend(
+        self, pixels: Tensor, words: Tensor, mask: Tensor | None, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[Tensor, Tensor | None]:
         """The same in some of the images."""
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         attended, weights = attend(
@@ -659,7 +661,9 @@ class CrossVLTFusionAttention(nn.Module):
             split_heads(self.key(words), self.num_heads),
             split_heads(self.value(words), self.num_heads),
             mask,
+            dropout=0.0,
             scaling=self.scaling,
+            **kwargs,
         )
         return instance_norm(self.output(attended.flatten(2))), weights
 
@@ -676,11 +680,13 @@ class CrossVLTFusion(GradientCheckpointingLayer):
         self.attention = CrossVLTFusionAttention(config, width, inner_width)
         self.projection = CrossVLTPointwise(width, width)
 
-    def forward(self, pixels: Tensor, words: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(
+        self, pixels: Tensor, words: Tensor, mask: Tensor | None, **kwargs: Unpack[TransformersKwargs]
+    ) -> Tensor:
         with maybe_autocast(device_type=pixels.device.type, enabled=False):
             flat = at_least_float32(pixels.flatten(1, 2))
             mask = None if mask is None else mask.to(flat.dtype)
-            attended, _ = self.attention(flat, words.to(flat.dtype), mask)
+            attended, _ = self.attention(flat, words.to(flat.dtype), mask, **kwargs)
             fused = F.gelu(self.projection(flat + attended))
         return fused.view(pixels.shape).to(pixels.dtype)
 
@@ -702,8 +708,35 @@ class CrossVLTGatedResidual(GradientCheckpointingLayer):
         return torch.tanh(self.fc2(F.relu(self.fc1(fused))))
 
 
+class CrossVLTLowerBound(torch.autograd.Function):
+    """`max(x, bound)` whose gradient below the bound passes where it leads back up (Balle et al., ICLR 2018).
+
+    A plain clamp has no gradient there, so what has once fallen below would stay there for ever.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, bound: float) -> Tensor:
+        return x.clamp(min=bound)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.bound = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        return torch.where((x >= ctx.bound) | (gradient < 0), gradient, 0), None
+
+
 class CrossVLTAlignment(GradientCheckpointingLayer):
-    """Cosine similarity of every pixel with the sentence, over a learnable temperature (section III-C)."""
+    """Cosine similarity of every pixel with the sentence, over a learnable temperature (section III-C).
+
+    Original: the temperature is not bounded. Trained, it can cross zero, where the maps are infinite and beyond which
+    the loss teaches the contrary.
+    """
 
     def __init__(self, config: CrossVLTConfig, width: int) -> None:
         super().__init__()
@@ -711,12 +744,16 @@ class CrossVLTAlignment(GradientCheckpointingLayer):
         self.sentence_projection = nn.Linear(config.text_config.hidden_size, config.alignment_dim)
         self.temperature = nn.Parameter(torch.tensor([float(config.alignment_temperature)]))  # FSDP takes no scalars
 
+    def bounded_temperature(self) -> Tensor:
+        """By which the cosine is divided: at least `MIN_TEMPERATURE`, (1,)."""
+        return CrossVLTLowerBound.apply(self.temperature, MIN_TEMPERATURE)
+
     def forward(self, pixels: Tensor, sentence: Tensor) -> Tensor:
         sentence = F.normalize(at_least_float32(self.sentence_projection(sentence.to(pixels.dtype))), dim=-1)
         pixels = at_least_float32(self.pixel_projection(pixels))
         # The cosine as a dot product over a length: to normalise the whole grid took 40 % of a small model's training
         lengths = torch.linalg.vector_norm(pixels, dim=-1).clamp(min=1e-12)
-        return (torch.einsum("bhwc,bc->bhw", pixels, sentence) / lengths)[:, None] / self.temperature
+        return (torch.einsum("bhwc,bc->bhw", pixels, sentence) / lengths)[:, None] / self.bounded_temperature()
 
 
 class CrossVLTStage(nn.Module):
@@ -738,7 +775,8 @@ class CrossVLTStage(nn.Module):
 
 def interpolation(source: int, target: int, like: Tensor) -> Tensor:
     """Linear interpolation with aligned ends as a (target, source) matrix, which has no case that depends on sizes."""
-    from_, to = (torch.arange(size, device=like.device, dtype=torch.float32) for size in (source, target))
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    from_, to = (torch.arange(size, device=like.device, dtype=dtype) for size in (source, target))
     position = to * (from_[-1] / to[-1].clamp(min=1))
     return (1 - (position[:, None] - from_).abs()).clamp(min=0).to(like.dtype)
 
@@ -752,10 +790,8 @@ def upsample(maps: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=True)
 
 
-class CrossVLTDecoderBlock(CrossVLTFoldable):
+class CrossVLTDecoderBlock(nn.Module):
     """Bring the coarse map to the grid of the finer one, join them, and convolve twice."""
-
-    foldable = ("folded_weight1", "folded_bias1", "folded_weight2", "folded_bias2")
 
     def __init__(self, in_width: int, width: int) -> None:
         super().__init__()
@@ -763,35 +799,11 @@ class CrossVLTDecoderBlock(CrossVLTFoldable):
         self.norm1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(width)
-        self.unfold()
 
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
         joined = torch.cat([upsample(coarse, like=fine), fine], dim=1)
-        joined = self.convolve(joined, self.conv1, self.norm1, self.folded_weight1, self.folded_bias1)
-        return self.convolve(joined, self.conv2, self.norm2, self.folded_weight2, self.folded_bias2)
-
-    @staticmethod
-    def convolve(
-        maps: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, weight: Tensor | None, bias: Tensor | None
-    ) -> Tensor:
-        """Convolution, BatchNorm and ReLU; the first two as one where they are folded."""
-        folded = weight is not None and not wants_gradient(conv.weight)
-        maps = F.conv2d(maps, weight, bias, padding=1) if folded else norm(conv(maps))
-        return F.relu(maps, inplace=True)
-
-    def compute_folded(self) -> dict[str, Tensor]:
-        """Convolutions that have taken over the BatchNorm behind them, with its present statistics."""
-        folded: dict[str, Tensor] = {}
-        for place, (conv, norm) in enumerate(((self.conv1, self.norm1), (self.conv2, self.norm2)), start=1):
-            if type(conv) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d:
-                return {}  # an adapter around one of them, such as LoRA's
-            kernel, mean, variance = (at_least_float32(x) for x in (conv.weight, norm.running_mean, norm.running_var))
-            scale, shift = (at_least_float32(x) for x in (norm.weight, norm.bias))
-            weight, bias = fuse_conv_bn_weights(kernel, None, mean, variance, norm.eps, scale, shift)
-            # The maps are channels last, and to reorder the weights takes time in every call
-            weight = weight.detach().to(conv.weight.dtype, memory_format=torch.channels_last)
-            folded |= {f"folded_weight{place}": weight, f"folded_bias{place}": bias.detach().to(conv.weight.dtype)}
-        return folded
+        joined = F.relu(self.norm1(self.conv1(joined)), inplace=True)
+        return F.relu(self.norm2(self.conv2(joined)), inplace=True)
 
 
 class CrossVLTDecoder(nn.Module):
@@ -845,8 +857,11 @@ def dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 def alignment_loss(alignment_maps: Sequence[Tensor], labels: Tensor) -> Tensor:
     """Sum over stages of the binary cross-entropy of the maps, upsampled to the (B, H, W) labels (section III-C)."""
-    valid = (labels != IGNORE_INDEX).float()[:, None]
-    target = (labels == 1).float()[:, None]
+    if not alignment_maps:
+        return torch.zeros((), device=labels.device)
+    labels = labels.to(alignment_maps[0].device)
+    valid = (labels != IGNORE_INDEX).to(alignment_maps[0].dtype)[:, None]
+    target = (labels == 1).to(valid.dtype)[:, None]
     losses = [
         F.binary_cross_entropy_with_logits(upsample(map_, like=target), target, weight=valid, reduction="sum")
         for map_ in alignment_maps
@@ -861,34 +876,98 @@ def total_loss(
     return MASK_LOSS_WEIGHT * (mask_loss + config.dice_loss_weight * dice_loss) + alignment_loss
 
 
+# ---- evaluation in the midst of training
+
+# Modules that are in evaluation mode for the time being, and how many `evaluating` contexts each is in
+_EVALUATING: dict[nn.Module, int] = {}
+_EVALUATING_LOCK = Lock()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and every module back into its own mode afterwards.
+
+    `model.eval()` and `model.train()` would not do: the second puts frozen BatchNorms and dropouts into training mode
+    as well. Contexts of several threads may overlap; the last one that ends restores the modes. A training step of
+    the same model must not run in another thread meanwhile: it would compute in evaluation mode.
+
+    Args:
+        model: any module; nothing of it is changed but the mode.
+    """
+    with _EVALUATING_LOCK:
+        modules = [module for module in model.modules() if module.training or module in _EVALUATING]
+        for module in modules:
+            _EVALUATING[module] = _EVALUATING.get(module, 0) + 1
+            module.training = False
+    try:
+        yield
+    finally:
+        with _EVALUATING_LOCK:
+            for module in modules:
+                _EVALUATING[module] -= 1
+                if not _EVALUATING[module]:
+                    del _EVALUATING[module]
+                    module.training = True
+
+
 # ---- the models
 
 
 def record_both_encoders(forward: Callable) -> Callable:
     """Let `output_hidden_states` and `output_attentions` ask for all that a model can record of that kind.
 
-    Transformers' `capture_outputs` switches on only the keys of exactly these names.
+    Transformers' `capture_outputs` switches on only the keys of exactly these names, and the cross-attentions with
+    the attentions, whatever `output_cross_attentions` says.
     """
 
     @wraps(forward)
     def wrapper(self: PreTrainedModel, *args: Any, **kwargs: Any) -> ModelOutput | tuple:
-        for kind in ("hidden_states", "attentions"):
-            asked = kwargs.get(f"output_{kind}")
-            asked = getattr(self.config, f"output_{kind}", False) if asked is None else asked
-            for key in self._can_record_outputs or {}:
-                if key.endswith(kind):
-                    kwargs.setdefault(f"output_{key}", asked)
-        return forward(self, *args, **kwargs)
+        keys = self._can_record_outputs or {}
+        asked = {key: _is_asked(key, kwargs, self.config) for key in keys}
+        if any(asked[key] and key.endswith("attentions") for key in keys):
+            _warn_without_weights(self)
+        kwargs |= {f"output_{key}": value for key, value in asked.items()}
+        if "cross_attentions" in asked:
+            kwargs["output_attentions"] = asked.get("attentions") or asked["cross_attentions"]
+        return_dict = kwargs.pop("return_dict", None)
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        output = forward(self, *args, **kwargs, return_dict=True)
+        if any(not asked.get(name, True) for name in output):
+            output = type(output)(**{name: value for name, value in output.items() if asked.get(name, True)})
+        return output if return_dict else output.to_tuple()
 
     return wrapper
 
 
-def reject_unknown(kwargs: dict[str, Any]) -> None:
-    """Refuse a misspelt argument, which `**kwargs`, as Transformers wants it, would swallow."""
-    for name, value in kwargs.items():
-        known = name in TransformersKwargs.__annotations__ or name in PASSED_ALONG or name.startswith("output_")
-        if value is not None and not known:
-            raise TypeError(f"forward() got an unexpected keyword argument {name!r}.")
+def _is_asked(key: str, kwargs: dict[str, Any], config: PreTrainedConfig) -> Any:
+    """Whether to record an output: as its own argument says, else that of its kind, else the config."""
+    kind = "hidden_states" if key.endswith("hidden_states") else "attentions"
+    for name in (f"output_{key}", f"output_{kind}"):
+        if kwargs.get(name) is not None:
+            return kwargs[name]
+    return getattr(config, f"output_{kind}", False)
+
+
+def _warn_without_weights(model: PreTrainedModel) -> None:
+    """As the library's models do: only eager attention and functions of the user's own return their weights."""
+    for name in sorted(attention_implementations(model) - {"eager"}):
+        if is_library_attention(name):
+            logger.warning_once(
+                f"`{name}` attention does not return its weights, so the attentions asked for are empty. Load the "
+                'model with `attn_implementation="eager"`, or call `model.set_attn_implementation("eager")`.'
+            )
+
+
+def attention_implementations(model: PreTrainedModel) -> set[str]:
+    """The names of the attention functions of a model and of its parts."""
+    configs = [model.config, *(getattr(model.config, name) for name in model.config.sub_configs)]
+    return {config._attn_implementation or "eager" for config in configs}
+
+
+def is_library_attention(name: str) -> bool:
+    """Whether an attention implementation is the library's, or eager, and not one that a user has registered."""
+    function = ALL_ATTENTION_FUNCTIONS.get(name)
+    return (getattr(function, "__module__", None) or "transformers").startswith("transformers")
 
 
 class CrossVLTPreTrainedModel(PreTrainedModel):
@@ -919,6 +998,34 @@ class CrossVLTPreTrainedModel(PreTrainedModel):
     _keep_in_fp32_modules = [r".*fusion"]  # what quantizers leave alone; see "int8 weights" in the README
     # Trainer must divide the loss by the accumulation steps itself.
     accepts_loss_kwargs = False
+
+    def _get_files_timestamps(self, working_dir: Any) -> dict[str, float]:
+        """What `save_pretrained(push_to_hub=True)` need not upload if it is as old afterwards: no code, ever."""
+        times = super()._get_files_timestamps(working_dir)
+        return {name: time for name, time in times.items() if name not in code_files(working_dir)}
+
+    def _attention_kwargs(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What of forward's further arguments goes to the attention function.
+
+        Raises:
+            TypeError: for an argument that nothing reads, such as a misspelt one, which `**kwargs` would swallow.
+        """
+        recorded = [f"output_{key}" for key in self._can_record_outputs or {}]
+        read = [*recorded, "output_hidden_states", "output_attentions", *PASSED_ALONG]
+        passed = {name: value for name, value in kwargs.items() if value is not None and name not in read}
+        if not passed and not kwargs.get("output_attentions"):
+            return {}
+        custom = any(not is_library_attention(name) for name in attention_implementations(self))
+        for name in passed:
+            close = (
+                [] if torch.compiler.is_compiling() else get_close_matches(name, [*ARGUMENTS, *read], n=1, cutoff=0.8)
+            )
+            if close or not custom or name in UNSUPPORTED:
+                hint = f" Did you mean {close[0]!r}?" if close else ""
+                raise TypeError(f"{type(self).__name__}.forward() got an unexpected keyword argument {name!r}.{hint}")
+        if custom and kwargs.get("output_attentions"):
+            passed["output_attentions"] = True
+        return passed
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -955,10 +1062,16 @@ class CrossVLTPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
 
 
+# Weights of a whole checkpoint that belong to neither encoder
+OF_THE_WHOLE = (r"^stages\.\d+\.(alignment|fusion|norm|gate|merged_fusion|merged_gate)\.", r"^decoder\.")
+
+
 class CrossVLTVisionModel(CrossVLTPreTrainedModel):
     """The vision encoder: a Swin Transformer v1 without final norm, in four stages. On its own it reads no words."""
 
     config: CrossVLTVisionConfig
+    base_model_prefix = "vision_model"  # under which a whole checkpoint has its weights
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", *OF_THE_WHOLE]
     input_modalities = ["image"]
     _can_record_outputs = {
         "hidden_states": OutputRecorder(CrossVLTVisionStage, num_hidden_layers_key="num_stages"),
@@ -975,13 +1088,15 @@ class CrossVLTVisionModel(CrossVLTPreTrainedModel):
         """The convolution of the patch embedding."""
         return self.patch_embeddings.projection
 
+    @record_both_encoders
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(self, pixel_values: Tensor, **kwargs: Unpack[TransformersKwargs]) -> CrossVLTVisionOutput:
         """Encode (B, channels, height, width) normalised images of any size."""
+        kwargs = self._attention_kwargs(kwargs)
         pixels = self.patch_embeddings(pixel_values)
         for stage in self.stages:
-            pixels = stage(pixels)
+            pixels = stage(pixels, **kwargs)
             if stage.downsample is not None:
                 pixels = stage.downsample(pixels)
         return CrossVLTVisionOutput(last_hidden_state=pixels)
@@ -991,6 +1106,8 @@ class CrossVLTTextModel(CrossVLTPreTrainedModel):
     """The language encoder: BERT in four stages. On its own it sees no pixels and skips the cross-attention blocks."""
 
     config: CrossVLTTextConfig
+    base_model_prefix = "text_model"  # under which a whole checkpoint has its weights
+    _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", *OF_THE_WHOLE]
     main_input_name = "input_ids"
     input_modalities = ["text"]
     _can_record_outputs = {
@@ -999,10 +1116,10 @@ class CrossVLTTextModel(CrossVLTPreTrainedModel):
         "cross_attentions": OutputRecorder(CrossVLTTextAttention, index=1, layer_name="cross_attention"),
     }
 
-    def __init__(self, config: CrossVLTTextConfig, context_dims: list[int] | None = None) -> None:
+    def __init__(self, config: CrossVLTTextConfig) -> None:
         super().__init__(config)
         # Stage 1 has no pixels to read
-        dims: list[int | None] = [None] * config.num_stages if context_dims is None else [None, *context_dims]
+        dims = [None, *(config.context_dims or [None] * (config.num_stages - 1))]
         self.embeddings = CrossVLTTextEmbeddings(config)
         self.stages = nn.ModuleList(CrossVLTTextStage(config, stage, dim) for stage, dim in enumerate(dims))
         self.post_init()
@@ -1026,10 +1143,11 @@ class CrossVLTTextModel(CrossVLTPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> CrossVLTTextOutput:
         """Encode (B, T) token ids; `attention_mask` (B, T) is 1 on words and 0 on padding."""
+        kwargs = self._attention_kwargs(kwargs)
         words = self.embeddings(input_ids, token_type_ids)
         mask = word_mask(attention_mask, like=words)
         for stage in self.stages:
-            words = stage(words, mask)
+            words = stage(words, mask, **kwargs)
         return CrossVLTTextOutput(last_hidden_state=words)
 
 
@@ -1053,11 +1171,9 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
     def __init__(self, config: CrossVLTConfig) -> None:
         super().__init__(config)
         config.validate()  # fields may have been set since the config was made
-        merged_widths = config.vision_config.hidden_sizes[1:]
+        config.text_config.context_dims = config.context_dims
         self.vision_model = CrossVLTVisionModel._from_config(config.vision_config)
-        self.text_model = CrossVLTTextModel._from_config(
-            config.text_config, context_dims=merged_widths if config.words_read_pixels else None
-        )
+        self.text_model = CrossVLTTextModel._from_config(config.text_config)
         self.stages = nn.ModuleList(CrossVLTStage(config, stage) for stage in range(config.num_stages))
         self.decoder = CrossVLTDecoder(config)
         self.post_init()
@@ -1070,31 +1186,56 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
         """Replace the word embedding of the language encoder."""
         self.text_model.set_input_embeddings(value)
 
-    def fuse(self) -> "CrossVLTModel":
-        """Work out once, for inference, what depends on the weights alone.
+    @can_return_tuple
+    def get_image_features(
+        self, pixel_values: Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple | BaseModelOutputWithPooling:
+        """Encode images by the vision encoder alone, which then has read no words.
 
-        The decoder's BatchNorms are folded into its convolutions and the position biases of the windows picked. The
-        results differ by rounding. Nothing of it is saved; `unfuse`, `train` and loading weights take it back. It
-        needs memory (of the base model 115 MB in float32), does not follow a change of the weights by hand, and is not
-        used where their gradient is wanted: call the model under `torch.no_grad()`.
+        Args:
+            pixel_values: (B, channels, height, width) normalised images of any size.
+            kwargs: see [`CrossVLTVisionModel`].
 
-        Raises:
-            ValueError: in training mode, where BatchNorm takes its statistics from the batch.
+        Returns:
+            "last_hidden_state" (B, H, W, C), the grid of the last stage; "pooler_output" (B, C), its mean;
+            "hidden_states" and "attentions" as in [`CrossVLTVisionOutput`], if asked for.
         """
-        if self.training:
-            raise ValueError("The model is in training mode, whose BatchNorm cannot be folded; call `eval()` first.")
-        for module in self.modules():
-            # What Accelerate has offloaded comes only for a call
-            if isinstance(module, CrossVLTFoldable) and not any(x.is_meta for x in module.state_dict().values()):
-                module.fold()
-        return self
+        found = self.vision_model(pixel_values, **{**kwargs, "return_dict": True})
+        return BaseModelOutputWithPooling(
+            last_hidden_state=found.last_hidden_state,
+            pooler_output=found.last_hidden_state.mean(dim=(1, 2)),
+            hidden_states=found.hidden_states,
+            attentions=found.attentions,
+        )
 
-    def unfuse(self) -> "CrossVLTModel":
-        """Take `fuse` back."""
-        for module in self.modules():
-            if isinstance(module, CrossVLTFoldable):
-                module.unfold()
-        return self
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | BaseModelOutputWithPooling:
+        """Encode expressions by the language encoder alone, which then has read no pixels.
+
+        Args:
+            input_ids: (B, T) token ids, [CLS] first, padding last.
+            attention_mask: (B, T), 1 on words and 0 on padding; None means no padding.
+            token_type_ids: (B, T) token types; None means 0.
+            kwargs: see [`CrossVLTTextModel`].
+
+        Returns:
+            "last_hidden_state" (B, T, D), the words that leave the last stage; "pooler_output" (B, D), that of [CLS];
+            "hidden_states", the words that leave each stage, and "attentions", (B, heads, T, T) of every layer, if
+            asked for.
+        """
+        found = self.text_model(input_ids, attention_mask, token_type_ids, **{**kwargs, "return_dict": True})
+        return BaseModelOutputWithPooling(
+            last_hidden_state=found.last_hidden_state,
+            pooler_output=found.last_hidden_state[:, 0],
+            hidden_states=found.text_hidden_states,
+            attentions=found.text_attentions,
+        )
 
     @record_both_encoders
     @merge_with_config_defaults
@@ -1124,14 +1265,17 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
             expressions_per_image: (images,) integers that sum up to B: how many consecutive expressions belong to
                 each image. They share what comes before the first fusion: the patch embedding and the blocks of vision
                 stage 1, whose hidden states and attentions are then of the images. None means one each.
-            kwargs: `output_hidden_states`, `output_attentions` (of both encoders and the fusion), `return_dict`;
-                `original_sizes`, which the processor gives for the way back, is not used.
+            kwargs: `output_hidden_states`, `output_attentions` (of both encoders and the fusion; these need eager
+                attention) or one kind alone, such as `output_cross_attentions`; `return_dict`; `original_sizes`, which
+                the processor gives for the way back, is not used. What an attention function of your own, registered
+                in `AttentionInterface`, reads goes to it.
 
         Raises:
+            TypeError: for any other argument.
             ValueError: if the shapes do not fit each other or the config; on the CPU also for token ids outside the
                 vocabulary and for other labels (on other devices, which would have to wait, torch fails by itself).
         """
-        reject_unknown(kwargs)
+        kwargs = self._attention_kwargs(kwargs)
         self._check_inputs(pixel_values, input_ids, attention_mask, token_type_ids, labels, expressions_per_image)
         words = self.text_model.embeddings(input_ids, token_type_ids)
         pixels = self.vision_model.patch_embeddings(pixel_values)
@@ -1142,19 +1286,19 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
         alignment_maps: list[Tensor] = []
         feature_maps: list[Tensor] = []
         for language, vision, stage in zip(self.text_model.stages, self.vision_model.stages, self.stages, strict=True):
-            words = language(words, mask, context)  # words attend to context, then BERT layers
-            pixels = vision(pixels)  # Swin blocks
+            words = language(words, mask, context, **kwargs)  # words attend to context, then BERT layers
+            pixels = vision(pixels, **kwargs)  # Swin blocks
             if expressions_per_image is not None and not feature_maps:  # no expression has been read so far
                 pixels = pixels.repeat_interleave(expressions_per_image, dim=0, output_size=len(words))
             if align and stage.alignment is not None:
                 alignment_maps.append(stage.alignment(pixels, words[:, 0]))  # every pixel against [CLS]
-            fused = stage.fusion(pixels, words, mask)  # every pixel attends to the words
+            fused = stage.fusion(pixels, words, mask, **kwargs)  # every pixel attends to the words
             feature_maps.append(stage.norm(fused).permute(0, 3, 1, 2))  # what the decoder sees
             if vision.downsample is not None:
                 pixels = pixels if stage.gate is None else stage.gate(pixels, fused)
                 pixels = vision.downsample(pixels)  # 2x2 -> 1, twice as wide
                 if stage.merged_fusion is not None:
-                    pixels = stage.merged_gate(pixels, stage.merged_fusion(pixels, words, mask))
+                    pixels = stage.merged_gate(pixels, stage.merged_fusion(pixels, words, mask, **kwargs))
                 context = pixels
         logits = upsample(at_least_float32(self.decoder(feature_maps)), like=pixel_values)
 
@@ -1162,7 +1306,8 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
         return CrossVLTOutput(logits=logits, alignment_maps=tuple(alignment_maps) if align else None, **losses)
 
     def _losses(self, logits: Tensor, alignment_maps: list[Tensor], labels: Tensor) -> dict[str, Any]:
-        losses = {"mask_loss": mask_loss(logits, labels), "alignment_loss": alignment_loss(alignment_maps, labels)}
+        maps = [map_.to(logits.device) for map_ in alignment_maps]  # of a model that is split over several devices
+        losses = {"mask_loss": mask_loss(logits, labels), "alignment_loss": alignment_loss(maps, labels)}
         if self.config.dice_loss_weight:
             losses["dice_loss"] = dice_loss(logits, labels)
         return {"loss": total_loss(self.config, **losses), **losses}
@@ -1259,4 +1404,5 @@ __all__ = [
     "CrossVLTTextOutput",
     "CrossVLTVisionModel",
     "CrossVLTVisionOutput",
+    "evaluating",
 ]

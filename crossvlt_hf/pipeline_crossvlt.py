@@ -1,6 +1,8 @@
 """Pipeline `referring-image-segmentation`: images and expressions in, masks at the images' own size out."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers.pipelines.base import ChunkPipeline
 
-from .processing_crossvlt import ImageLike, check_threshold, pair_expressions, to_rgb
+from .configuration_crossvlt import take_hub_options
+from .modeling_crossvlt import evaluating
+from .processing_crossvlt import (
+    ImageLike,
+    ReadExpression,
+    check_threshold,
+    pair_expressions,
+    reading_note,
+    to_rgb,
+    to_rgb_together,
+)
 
 
 EXPRESSIONS_TOGETHER = 8  # of one image, where no `batch_size` is given: their memory grows with their number
@@ -38,78 +50,81 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
     processor: Any
     model: Any
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if not self.model.training:
-            self.model.fuse()
-
     def __call__(
         self, image: Any, text: str | Sequence[str] | Sequence[Sequence[str]] | None = None, **kwargs: Any
     ) -> Any:
         """Segment.
 
         Args:
-            image: an image (path, URL, PIL image, array, tensor), with `text` given; a list of images, with `text` a
-                list of expressions or lists of expressions, one for each; or, without `text`, a dict
-                `{"image": ..., "text": ...}`, or a list, generator or dataset of such dicts.
+            image: an image (path, URL, PIL image, array, tensor), with `text` given; a list, generator or dataset of
+                images, with `text` one expression for all, or a list with an expression or a list of expressions for
+                each; or, without `text`, a dict `{"image": ..., "text": ...}`, or a list, generator or dataset of
+                such dicts.
             text: the expressions, where they are not in `image`.
-            kwargs: `threshold` (see `CrossVLTProcessor.post_process_masks`), `batch_size` (pairs of image and
-                expression that go through the model together, where consecutive ones share their image; 1, or 8 for
-                the expressions of a single image), `timeout` in seconds for URLs.
+            kwargs: `threshold` and `return_probabilities` (see `CrossVLTProcessor.post_process_masks`), `batch_size`
+                (pairs of image and expression that go through the model together, where consecutive ones share their
+                image; 1, or 8 for the expressions of a single image), `timeout` in seconds for URLs.
 
         Returns:
             For one image a list with one dict for each of its expressions, in their order: "label" (the expression),
             "score" (mean probability of the object over the mask, 0.0 if it is empty), "mask" (PIL image of mode "L",
             255 on the object, of the image's own upright size), "box" (dict of xmin, ymin, xmax, ymax in pixels, the
-            maxima exclusive; None if the mask is empty). For a list a list of these; for a generator or dataset an
-            iterator over these.
+            maxima exclusive; None if the mask is empty), "text_read" (the part of the expression that the model read:
+            all of it, unless it is too long), "unknown_words" (list of the words that the vocabulary does not know),
+            and, on request, "probabilities" (float32 array, (height, width), 0 to 1). For a list a list of these; for
+            a generator or dataset an iterator over these. A warning says which expressions are not read as they are.
 
         Raises:
             OSError: if an image cannot be read.
             ValueError: if images and expressions do not fit each other.
         """
         if isinstance(image, np.ndarray | Tensor) and image.ndim == 4:
-            image = list(image)
+            image = to_rgb_together(list(image))
         if text is not None and isinstance(image, dict):
             raise ValueError("`text` is given twice, in the dict and beside it; give it once.")
-        if text is not None:
-            single = not isinstance(image, list | tuple)
-            if not single and not image:
-                return []
-            groups = pair_expressions(1 if single else len(image), text)
-            pairs = [{"image": i, "text": g} for i, g in zip([image] if single else image, groups, strict=True)]
-            return self._of_one_image(pairs[0], **kwargs) if single else super().__call__(pairs, **kwargs)
         if isinstance(image, dict):
             return self._of_one_image(image, **kwargs)
         if isinstance(image, list | tuple):
-            return super().__call__(list(image), **kwargs) if len(image) else []
-        rows = image
-        if isinstance(image, Dataset) and hasattr(image, "__len__"):
-            rows = (image[index] for index in range(len(image)))  # iteration over it need not end
-        elif isinstance(image, Iterable) and not isinstance(image, dict | Dataset | str | bytes | np.ndarray | Tensor):
-            rows = (row for row in image)  # a data set of another library
-        return super().__call__(rows, **kwargs)
+            rows = list(image if text is None or not image else _with_text(image, _groups(text, len(image))))
+            return super().__call__(rows, **kwargs) if rows else []
+        if _is_stream(image):
+            length = len(image) if isinstance(image, Sized) else None
+            stream = _stream(image) if text is None else _with_text(_stream(image), _groups(text, length))
+            return super().__call__(stream, **kwargs)
+        if text is not None:
+            return self._of_one_image({"image": image, "text": pair_expressions(1, text)[0]}, **kwargs)
+        return super().__call__(image, **kwargs)
 
     def _of_one_image(self, pair: dict[str, Any], **kwargs: Any) -> list[dict[str, Any]]:
         kwargs.setdefault("batch_size", self._batch_size or EXPRESSIONS_TOGETHER)
         return super().__call__([pair], **kwargs)[0]
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
-        if unknown := kwargs.keys() - {"threshold", "timeout"}:
-            names = "text, threshold, timeout and batch_size"
+        if unknown := kwargs.keys() - {"threshold", "timeout", "return_probabilities"}:
+            names = "text, threshold, return_probabilities, timeout and batch_size"
             raise ValueError(f"The pipeline has no option {sorted(unknown)[0]!r}; it has {names}.")
         check_threshold(kwargs.get("threshold"))
+        if not isinstance(kwargs.get("return_probabilities", False), bool):
+            raise ValueError(f"`return_probabilities` must be True or False, got {kwargs['return_probabilities']!r}.")
         preprocess = {"timeout": kwargs["timeout"]} if "timeout" in kwargs else {}
-        postprocess = {"threshold": kwargs["threshold"]} if "threshold" in kwargs else {}
-        return preprocess, {}, postprocess
+        forward = {name: kwargs[name] for name in ("threshold", "return_probabilities") if name in kwargs}
+        return preprocess, forward, {}
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Save the model and its processor, from which the pipeline can be made again.
 
         Transformers' own would leave the processor out and bind the folder to a copy of this file.
+
+        Args:
+            save_directory: folder; it is made where there is none.
+            push_to_hub: whether to upload all of it, as a repository `repo_id`, or of the folder's name.
+            kwargs: of the model's `save_pretrained`, and of `push_to_hub`.
         """
+        options = take_hub_options(save_directory, kwargs) if push_to_hub else {}
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
+        if push_to_hub:
+            self.push_to_hub(**options)
 
     def preprocess(self, inputs: dict[str, Any], timeout: float | None = 60.0) -> Iterator[dict[str, Any]]:
         """One chunk for each expression; the image is prepared once."""
@@ -120,41 +135,90 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
         (expressions,) = pair_expressions(1, inputs["text"])
         image: ImageLike = to_rgb(inputs["image"], timeout)
         prepared = self.processor(image, return_tensors="pt").to(self.dtype)
-        for index, expression in enumerate(expressions):
-            words = self.processor(text=[expression], return_tensors="pt")
+        for index, read in enumerate(self.processor.read_expressions(expressions)):
+            words = self.processor(text=[expressions[index]], return_tensors="pt")
             place = {"is_first": index == 0, "is_last": index == len(expressions) - 1}
-            yield {**place, "label": expression, **prepared, **words}
+            yield {**place, "begun": _begin_result(expressions[index], read), **prepared, **words}
 
     def forward(self, model_inputs: dict[str, Any], **forward_params: Any) -> Any:
         """Predict; a model that is being trained does so as if it were not, and goes on training."""
-        training = self.model.training
-        if not training:
+        with evaluating(self.model):
             return super().forward(model_inputs, **forward_params)
-        self.model.eval()
-        try:
-            return super().forward(model_inputs, **forward_params)
-        finally:
-            self.model.train()
 
-    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
-        kept = {name: model_inputs.pop(name) for name in ("is_last", "label", "original_sizes")}
-        is_first = model_inputs.pop("is_first")
-        if isinstance(is_first, list):  # a batch, in which every image is needed once
+    def _forward(
+        self, model_inputs: dict[str, Any], threshold: float | None = None, return_probabilities: bool = False
+    ) -> dict[str, Any]:
+        """The results of a chunk, or of a batch of them: masks, which are kept, are smaller than logits."""
+        is_first, is_last, begun, sizes = map(model_inputs.pop, ("is_first", "is_last", "begun", "original_sizes"))
+        batched = isinstance(is_first, list)
+        if batched:  # every image is needed once
             first = [row for row, starts in enumerate(is_first) if starts or row == 0]
             counts = torch.tensor([*first[1:], len(is_first)]) - torch.tensor(first)
             model_inputs["pixel_values"] = model_inputs["pixel_values"][first]
             model_inputs["expressions_per_image"] = counts.to(self.device)
-        return {**kept, "logits": self.model(**model_inputs).logits}
+        logits = self.model(**model_inputs, return_dict=True).logits
+        options = {"return_probabilities": True} if return_probabilities else {}
+        found = self.processor.post_process_masks(logits, sizes, threshold, **options)
+        results = list(map(_end_result, begun if batched else [begun], found))
+        return {"is_last": is_last, "result": results if batched else results[0]}
 
-    def postprocess(self, model_outputs: list[dict[str, Any]], threshold: float | None = None) -> list[dict[str, Any]]:
+    def postprocess(self, model_outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """One result for each expression of an image."""
-        return [self._result(output, threshold) for output in model_outputs]
+        return [output["result"] for output in model_outputs]
 
-    def _result(self, output: dict[str, Any], threshold: float | None) -> dict[str, Any]:
-        label = output["label"] if isinstance(output["label"], str) else output["label"][0]
-        (result,) = self.processor.post_process_masks(output["logits"], output["original_sizes"], threshold)
-        box = result["box"] and dict(zip(("xmin", "ymin", "xmax", "ymax"), result["box"], strict=True))
-        return {"label": label, "score": result["score"], "mask": _to_pil(result["mask"]), "box": box}
+
+def _is_stream(image: Any) -> bool:
+    """Whether it is a dataset, a generator or another iterable of images or rows, no image itself."""
+    return isinstance(image, Dataset) or (
+        isinstance(image, Iterable) and not isinstance(image, str | bytes | np.ndarray | Tensor | Image.Image)
+    )
+
+
+def _stream(images: Any) -> Any:
+    if isinstance(images, Dataset) and hasattr(images, "__len__"):
+        return (images[index] for index in range(len(images)))  # iteration over it need not end
+    return images if isinstance(images, Dataset) else (row for row in images)  # a data set of another library
+
+
+def _groups(text: Any, length: int | None) -> Iterable[list[str]]:
+    """The expressions of each of `length` images; None means that nobody knows yet how many they are."""
+    if length is not None:
+        return pair_expressions(length, text)
+    if isinstance(text, list | tuple):
+        return pair_expressions(len(text), text)
+    return repeat(pair_expressions(1, text)[0])
+
+
+def _with_text(images: Iterable, groups: Iterable[list[str]]) -> Iterator[dict[str, Any]]:
+    """Rows of images, or of dicts with an image, and their expressions."""
+    counts = "There are not as many images as (lists of) expressions; give one or one list for each."
+    left = iter(groups)
+    for image in images:
+        expressions = next(left, None)
+        if expressions is None:
+            raise ValueError(counts)
+        row = image if isinstance(image, dict) else {"image": image}
+        if row.get("text") is not None:
+            raise ValueError("`text` is given twice, in the dict and beside it; give it once.")
+        yield {**row, "text": expressions}
+    if isinstance(groups, list) and next(left, None) is not None:
+        raise ValueError(counts)
+
+
+def _begin_result(expression: str, read: ReadExpression) -> dict[str, Any]:
+    """What is known of a result before the model has seen the image."""
+    if note := reading_note(expression, read):
+        warnings.warn(note, stacklevel=2)
+    return {"label": expression, "text_read": read.text_read, "unknown_words": list(read.unknown_words)}
+
+
+def _end_result(begun: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """The result of an expression: what `_begin_result` gave, and what `post_process_masks` found."""
+    box = found["box"] and dict(zip(("xmin", "ymin", "xmax", "ymax"), found["box"], strict=True))
+    result = {**begun, "score": found["score"], "mask": _to_pil(found["mask"]), "box": box}
+    if "probabilities" in found:
+        result["probabilities"] = found["probabilities"].float().cpu().numpy()
+    return result
 
 
 def _to_pil(mask: Tensor) -> Image.Image:

@@ -2,86 +2,108 @@
 
 import copy
 import math
-import struct
-from collections.abc import Sequence
-from http.client import HTTPException
+import os
+import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from threading import RLock
+from typing import Any, Literal, NamedTuple
 from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
 from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
+from transformers.utils import TensorType
 
-from .configuration_crossvlt import AUTO_MAP, copy_code
+from .configuration_crossvlt import AUTO_MAP, copy_code, take_hub_options
 
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
-OVERSHOOT = 0.01
-MASK_VALUES = ({0, 1}, {0, 255}, {0, 1, 255})
+IgnoreIndex = int | Literal["auto"] | None
+
+OVERSHOOT = 0.01  # by which floats may leave their range, as rounding and resizing make them
+IGNORED = 255
+OBJECT_VALUES = (1, 255, 65535)
+BERT_POSITIONS = 512
+IMAGE_LAYOUTS = ("channels_first", "channels_last", "none")
+# Of the library's arguments for images, those that would do nothing here or displace the masks
+REFUSED_IMAGE_KWARGS = {
+    "do_center_crop": "the model takes the whole image, resized",
+    "crop_size": "the model takes the whole image, resized",
+    "do_pad": "the model takes the whole image, resized",
+    "pad_size": "the model takes the whole image, resized",
+    "do_reduce_labels": "masks hold 1 on the object and 0 off it",
+    "image_seq_length": "there are no image tokens",
+}
+# A fast tokenizer keeps padding and truncation as a state, which calls of several threads must not change under way
+_TOKENIZING = RLock()
 
 
-def _full_scale(values: np.ndarray) -> int:
-    """What stands for white in numbers of a dtype and range that do not say it themselves."""
-    if values.dtype == np.uint16:
-        return 65535
-    slack = 1 + OVERSHOOT if values.dtype.kind == "f" else 1
-    if values.dtype.kind == "f" and values.max() <= slack:
-        return 1
-    return 255 if values.max() <= 255 * slack else 65535
+class ImageTooLargeError(ValueError):
+    """An image has more pixels than `PIL.Image.MAX_IMAGE_PIXELS` allows."""
 
 
-def _scaled_to_bytes(values: np.ndarray) -> np.ndarray:
-    """Numbers of any dtype to uint8; what overshoots the range by a hair, as resizing leaves it, is clipped."""
-    if values.dtype == np.uint8:
-        return values
-    if values.dtype.kind not in "buif":
-        raise ValueError(f"An image has dtype {values.dtype}; give numbers.")
-    if values.dtype == bool:
-        return values.astype(np.uint8) * 255
-    if not np.isfinite(values).all():
-        raise ValueError("An image holds NaN or infinite values; give finite ones.")
-    top, low, high = _full_scale(values), values.min(), values.max()
-    slack = OVERSHOOT * top if values.dtype.kind == "f" else 0
-    if low < -slack or high > top + slack:
-        raise ValueError(f"An image holds values from {low} to {high}; give 0 to 1, 0 to 255 or (16 bits) 0 to 65535.")
-    return np.round(values.astype(np.float64).clip(0, top) * (255 / top)).astype(np.uint8)
+def similar_path(path: str) -> str | None:
+    """An existing path that differs in letter case, Unicode normalisation or the kind of slash; None without one."""
+    asked = Path(path.replace("\\", "/"))
+    found = Path(asked.anchor)
+    for part in asked.parts[len(found.parts) :]:
+        try:
+            names = [name for name in sorted(os.listdir(found)) if _plain_name(name) == _plain_name(part)]
+        except OSError:
+            return None
+        if not names or part == os.pardir:
+            return None
+        found /= part if part in names else names[0]
+    return str(found) if found.parts and found != Path(path) else None
 
 
-def _to_numpy(array: np.ndarray | Tensor) -> np.ndarray:
-    if isinstance(array, Tensor):
-        array = array.detach().cpu()
-        array = (array.float() if array.is_floating_point() else array).numpy()  # numpy has no bfloat16
-    return array
+def _plain_name(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
-def _array_to_pil(array: np.ndarray | Tensor) -> Image.Image:
-    """An image array, channels first or last or absent; where both could be, a tensor has them first."""
-    first, values = isinstance(array, Tensor), _to_numpy(array)
-    if values.ndim == 3 and (values.shape[0] if first else values.shape[-1]) not in (1, 3, 4):
-        first = not first
-    if values.ndim == 3 and first:
-        values = np.moveaxis(values, 0, -1)
-    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[-1] not in (1, 3, 4)) or 0 in values.shape:
-        raise ValueError(
-            f"An image has shape {tuple(array.shape)}; give (height, width) or 1, 3 or 4 channels first or last."
-        )
-    values = _scaled_to_bytes(values)
-    return Image.fromarray(values[..., 0] if values.ndim == 3 and values.shape[-1] == 1 else values)
+@contextmanager
+def opening(name: str, kind: str = "image") -> Iterator[None]:
+    """Re-raise whatever Pillow raises while it reads a file: its plugins raise any exception on corrupt files.
+
+    Args:
+        name: of the file, for the message.
+        kind: "image" or "mask", for the message.
+
+    Raises:
+        FileNotFoundError: if there is no such file; a file whose name differs only in letter case, Unicode
+            normalisation or the kind of slash is named.
+        OSError: if it cannot be read.
+        ImageTooLargeError: if it is larger than Pillow allows.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        similar = similar_path(name)
+        hint = f"did you mean {similar}?" if similar else "check its path."
+        raise FileNotFoundError(f"There is no {kind} file {name}; {hint}") from error
+    except Image.DecompressionBombError as error:
+        message = f"{name} is refused as too large ({error}); raise PIL.Image.MAX_IMAGE_PIXELS."
+        raise ImageTooLargeError(message) from error
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise OSError(f"{name} cannot be read as {'an' if kind == 'image' else 'a'} {kind}: {reason}") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """A copy turned as its EXIF orientation says; EXIF data that cannot be read say nothing."""
+    """A copy turned as its EXIF orientation says; EXIF data that cannot be read are left out."""
     try:
         return ImageOps.exif_transpose(image)
-    except (SyntaxError, ValueError, TypeError, KeyError, OSError, struct.error):
+    except Exception:  # corrupt EXIF data raise as many kinds of errors as corrupt pixels
         return image.copy()
 
 
@@ -94,78 +116,317 @@ def _read(source: str | Path, timeout: float | None) -> str | Path | BytesIO:
         return BytesIO(response.read())
 
 
-def _open(source: str | Path, timeout: float | None) -> Image.Image:
-    """The upright image in a file or behind a URL."""
+def _open(source: str | Path, timeout: float | None, upright: bool) -> Image.Image:
+    """The image in a file or behind a URL."""
     name = str(source) if len(str(source)) < 200 else f"{str(source)[:60]}..."
-    try:
-        with Image.open(_read(source, timeout)) as image:
-            image.load()
-            return _upright(image)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"There is no image file {name}; give a path or a URL.") from error
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{name} is refused as too large ({error}); raise PIL.Image.MAX_IMAGE_PIXELS.") from error
-    except (OSError, HTTPException, SyntaxError, ValueError) as error:
-        raise OSError(f"{name} cannot be read as an image: {error}") from error
+    with opening(name), Image.open(_read(source, timeout)) as image:
+        image.load()
+        return _upright(image) if upright else image.copy()
 
 
-def to_rgb(image: ImageLike, timeout: float | None = 60.0) -> Image.Image:
-    """Turn whatever shows an image into an upright 8-bit RGB image.
+def _to_numpy(array: np.ndarray | Tensor) -> np.ndarray:
+    if isinstance(array, Tensor):
+        array = array.detach().cpu()
+        array = (array.float() if array.is_floating_point() else array).numpy()  # numpy has no bfloat16
+    return array
+
+
+def _channels_last(array: np.ndarray | Tensor, layout: str | None) -> np.ndarray:
+    """(height, width) or (height, width, channels); without a layout, where both could be, a tensor is channels first.
 
     Args:
-        image: a path, a URL (http, https, data), a PIL image of any mode, or an array or tensor with the channels
-            first, last or absent. Its numbers may be bool, 0 to 1 (floats), 0 to 255, or 0 to 65535 (uint16, or a
-            maximum above 255). EXIF orientation is applied; transparency is dropped; of an animation it is the first
-            picture.
-        timeout: seconds to wait for the server of a URL; None waits for ever.
-
-    Raises:
-        OSError: if a file or URL cannot be reached or is not an image.
-        ValueError: if an array is no image, or an image is larger than Pillow allows.
+        array: with the channels first, last or absent.
+        layout: "channels_first", "channels_last" or "none", the library's `input_data_format`.
     """
+    values = _to_numpy(array)
+    first = isinstance(array, Tensor) if layout is None else layout == "channels_first"
+    if layout is None and values.ndim == 3 and (values.shape[0] if first else values.shape[-1]) not in (1, 3, 4):
+        first = not first
+    if values.ndim == 3 and first:
+        values = np.moveaxis(values, 0, -1)
+    given = "" if layout is None or (values.ndim == 2) == (layout == "none") else f", but `input_data_format` {layout}"
+    if given or values.ndim not in (2, 3) or values.shape[2:] not in ((), (1,), (3,), (4,)) or 0 in values.shape:
+        raise ValueError(
+            f"An image has shape {tuple(array.shape)}{given}; give (height, width), or 1, 3 or 4 channels "
+            "first or last."
+        )
+    return values[..., 0] if values.shape[2:] == (1,) else values
+
+
+def _check_numbers(values: np.ndarray) -> np.ndarray:
+    if values.dtype.kind not in "buif":
+        raise ValueError(f"An image has dtype {values.dtype}; give numbers.")
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise ValueError("An image holds NaN or infinite values; give finite ones.")
+    return values
+
+
+def _decode(image: Any, timeout: float | None, layout: str | None, upright: bool) -> Image.Image | np.ndarray:
+    """A PIL image of 8 bits, or numbers whose range is still to be found: (height, width[, channels])."""
+    if isinstance(image, np.ndarray | Tensor):
+        return _check_numbers(_channels_last(image, layout))
     if isinstance(image, str | Path):
-        image = _open(image, timeout)
-    elif isinstance(image, np.ndarray | Tensor):
-        image = _array_to_pil(image)
+        image = _open(image, timeout, upright)
     elif isinstance(image, Image.Image):
-        image = _upright(image)
+        with opening(str(getattr(image, "filename", "")) or "The image"):
+            image.load()
+        image = _upright(image) if upright else image
     else:
         raise ValueError(f"An image is of type {type(image).__name__}; give a path, URL, PIL image, array or tensor.")
     if 0 in image.size:
         raise ValueError(f"An image has size {image.size}; give one of at least one pixel.")
-    if image.mode == "F" or image.mode.startswith("I"):
-        # Pillow would clip these to 255
-        image = Image.fromarray(_scaled_to_bytes(np.asarray(image)))
-    if image.mode in ("La", "RGBa"):
-        image = image.convert(image.mode.upper())  # with premultiplied alpha Pillow converts to nothing else
-    return image.convert("RGB")
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return image
+    values = _check_numbers(np.asarray(image))  # Pillow would clip these to 255
+    hidden = image.info.get("transparency")
+    if not isinstance(hidden, int):
+        return values
+    return np.stack([values] * 3 + [np.where(values == hidden, 0, 65535).astype(values.dtype)], axis=-1)
 
 
-def to_label_map(mask: Image.Image | np.ndarray | Tensor) -> np.ndarray:
-    """Turn a mask into (height, width) uint8: 1 on the object, 0 off it, 255 ignored.
+def _looks_like(low: float, high: float) -> str:
+    """What is said of floats that are neither 0 to 1, nor 0 to 255, nor 0 to 65535."""
+    if -1.01 <= low < 0 and 0 < high <= 1.01:
+        return " This looks like an image scaled to -1 to 1: give (x + 1) / 2."
+    if low < 0 and high < 4:
+        return (
+            " This looks like an image that is normalised already: give it as it was before (x * image_std + "
+            "image_mean), or give the model itself your `pixel_values`."
+        )
+    return " Clip or rescale it." if low < 0 or high < 1020 else ""
 
-    Args:
-        mask: PIL image, array or tensor of bool, of 0 and 1, or of 0 and 255 (the object); with 0, 1 and 255 in it,
-            255 is ignored.
+
+def _find_white(images: Sequence[np.ndarray]) -> int:
+    """What stands for white in numbers of one kind, floats or integers, that are judged together: 1, 255 or 65535.
+
+    Floats between the ranges, as an image has that was normalised or overshoots its range, would give a black picture.
 
     Raises:
-        ValueError: if it is not two-dimensional or holds other values.
+        ValueError: if the numbers fit no range.
     """
+    low, high = min(float(image.min()) for image in images), max(float(image.max()) for image in images)
+    floats = images[0].dtype.kind == "f"
+    slack = OVERSHOOT if floats else 0
+    if low >= -slack:
+        if floats and high <= 1 + slack:
+            return 1
+        # a photo of 0 to 255 reaches more than this, unless it was made of integers
+        if high <= 255 + slack and (not floats or high >= 4 or all((image % 1 == 0).all() for image in images)):
+            return 255
+        if high <= 65535 and (not floats or high >= 1020):
+            return 65535
+    shown = (low, high) if floats else (int(low), int(high))
+    raise ValueError(
+        f"An image holds values from {shown[0]} to {shown[1]}; give 0 to 1, 0 to 255 or (16 bits) 0 to 65535."
+        + (_looks_like(low, high) if floats else "")
+    )
+
+
+def _whites(decoded: Sequence[Image.Image | np.ndarray]) -> list[int]:
+    """What stands for white in each of the images of a call; those whose dtype does not say are judged together."""
+    known = {"?": 1, "B": 255, "H": 65535}
+    kinds = ["B" if isinstance(image, Image.Image) else image.dtype.char for image in decoded]
+    kinds = [kind if kind in known else "f" if kind in "efdg" else "i" for kind in kinds]
+    for kind in set(kinds) - known.keys():
+        known[kind] = _find_white([image for image, own in zip(decoded, kinds, strict=True) if own == kind])  # type: ignore[misc]
+    return [known[kind] for kind in kinds]
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """8-bit RGB of an 8-bit image of any mode; what is transparent shows white."""
+    if image.mode in ("La", "RGBa"):
+        image = image.convert(image.mode.upper())  # with premultiplied alpha Pillow converts to nothing else
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
+
+
+def _paint(decoded: Image.Image | np.ndarray, white: int) -> Image.Image:
+    """8-bit RGB of what `_decode` gives."""
+    if isinstance(decoded, Image.Image):
+        return _on_white(decoded)
+    if decoded.dtype != np.uint8:
+        decoded = np.round(decoded.astype(np.float64).clip(0, white) * (255 / white)).astype(np.uint8)
+    return _on_white(Image.fromarray(decoded))
+
+
+def to_rgb(image: ImageLike, timeout: float | None = 60.0, *, upright: bool = True) -> Image.Image:
+    """Turn whatever shows an image into an 8-bit RGB image, upright as its EXIF orientation says.
+
+    Args:
+        image: a path, a URL (http, https, data), a PIL image of any mode, or an array or tensor with the channels
+            first, last or absent. Its numbers may be bool, 0 to 1 (floats), 0 to 255, or 0 to 65535 (uint16, or a
+            maximum above 255). What is transparent shows white; of an animation it is the first picture.
+        timeout: seconds to wait for the server of a URL; None waits for ever.
+        upright: whether to apply the EXIF orientation.
+
+    Raises:
+        OSError: if a file or URL cannot be reached or is not an image.
+        ValueError: if an array is no image (normalised values, for example), or an image is larger than Pillow allows.
+    """
+    return _to_rgb_and_white([image], timeout=timeout, upright=upright)[0][0]
+
+
+def to_rgb_together(images: Sequence[ImageLike], timeout: float | None = 60.0) -> list[Image.Image]:
+    """The same for images that belong together: whether their floats are 0 to 1 or 0 to 255 is judged of all at once.
+
+    A dark image of 0 to 255 may hold nothing above 1, which alone would make it a bright one of 0 to 1.
+    """
+    return [image for image, _ in _to_rgb_and_white(images, timeout=timeout)]
+
+
+def _to_rgb_and_white(
+    images: Sequence[ImageLike], layout: str | None = None, timeout: float | None = 60.0, upright: bool = True
+) -> list[tuple[Image.Image, int]]:
+    decoded = [_decode(image, timeout, layout, upright) for image in images]
+    whites = _whites(decoded)
+    return [(_paint(*pair), pair[1]) for pair in zip(decoded, whites, strict=True)]
+
+
+# ---- Masks
+
+
+def _without_alpha(values: np.ndarray) -> np.ndarray:
+    """The channels of a mask that hold it: the colours, or the alpha channel if what it shows has one colour."""
+    colours, alpha = values[..., :-1], values[..., -1]
+    if (alpha == alpha.flat[0]).all():
+        return colours
+    visible = colours[alpha > 0]
+    if (visible == visible[0]).all():
+        return alpha
+    raise ValueError(
+        "A mask has several colours and varying transparency, so that either could be the mask; give one of them, "
+        "such as mask.getchannel('A')."
+    )
+
+
+def _indices_or_picture(image: Image.Image) -> np.ndarray | Image.Image:
+    """Of a palette image the indices, which are labels (VOC, DAVIS); the picture, where that is black and white."""
+    indices, colours = np.array(image), np.reshape(image.getpalette("RGB") or [], (-1, 3)).tolist()
+    used = np.unique(indices).tolist()
+    shown = {index: colours[index] if index < len(colours) else [0, 0, 0] for index in used}
+    if all(colour in ([0, 0, 0], [255, 255, 255]) for colour in shown.values()) and not {1, IGNORED} <= set(used):
+        return image.convert("LA" if "transparency" in image.info else "L")
+    if shown.get(0, [0, 0, 0]) != [0, 0, 0]:
+        raise ValueError(
+            f"A mask has a palette that shows index 0 as the colour {tuple(shown[0])}, not black, so that the object "
+            "could be either; give a mask in black and white, or an array with 1 on the object."
+        )
+    return indices
+
+
+def _picture_values(image: Image.Image) -> tuple[np.ndarray, bool]:
+    """The numbers in a PIL image, and whether they are indices of a palette."""
+    if image.format in ("JPEG", "MPO"):
+        raise ValueError(
+            "A mask is a JPEG, whose compression smears the values of masks; save masks as PNG, of a JPEG "
+            "that cannot be made again as `mask.convert('L').point(lambda value: 255 * (value > 127))`."
+        )
+    with opening(str(getattr(image, "filename", "")) or "The mask", "mask"):
+        image.load()
+    if image.mode == "P":
+        found = _indices_or_picture(image)
+        if isinstance(found, np.ndarray):
+            return found, True
+        image = found
+    elif image.mode in ("L", "RGB", "1") and "transparency" in image.info:
+        image = image.convert("RGBA")
+    elif image.mode in ("La", "RGBa", "PA"):
+        image = image.convert({"La": "LA"}.get(image.mode, "RGBA"))
+    if image.mode not in ("1", "L", "LA", "RGB", "RGBA", "F") and not image.mode.startswith("I"):
+        raise ValueError(f"A mask has mode {image.mode}; give one of 1, L, LA, P, RGB, RGBA or I;16.")
+    return np.asarray(image), False
+
+
+def _mask_values(mask: Any) -> tuple[np.ndarray, bool]:
+    """The (height, width) numbers of a mask in any form, and whether they are indices of a palette."""
     if not isinstance(mask, Image.Image | np.ndarray | Tensor):
         raise ValueError(f"A mask is of type {type(mask).__name__}; give a PIL image, array or tensor.")
-    values = np.asarray(mask if isinstance(mask, Image.Image) else _to_numpy(mask))
-    if 0 in values.shape:
-        raise ValueError(f"A mask has shape {values.shape}; give (height, width).")
-    if values.ndim == 3 and 1 in (values.shape[0], values.shape[-1]):
-        values = values.squeeze(0 if values.shape[0] == 1 else -1)
+    values, indexed = _picture_values(mask) if isinstance(mask, Image.Image) else (_to_numpy(mask), False)
+    shape = values.shape
+    if values.dtype.kind not in "buif":
+        raise ValueError(f"A mask has dtype {values.dtype}; its values must be numbers.")
+    if 0 in shape:
+        raise ValueError(f"A mask has shape {shape}; give (height, width).")
+    if values.ndim == 3 and 1 in (shape[0], shape[-1]):
+        values = values.squeeze(0 if shape[0] == 1 else -1)
+    if values.ndim == 3 and shape[0] in (2, 3, 4) and shape[-1] not in (2, 3, 4):
+        values = np.moveaxis(values, 0, -1)
+    if values.ndim == 3 and values.shape[-1] in (2, 4):
+        values = _without_alpha(values)
     if values.ndim == 3 and (values == values[..., :1]).all():
         values = values[..., 0]
     if values.ndim != 2:
-        raise ValueError(f"A mask has shape {values.shape}; give (height, width).")
+        raise ValueError(f"A mask has shape {shape}, and not one value for each pixel; give (height, width).")
+    return values, indexed
+
+
+def _unknown_values(found: list) -> str:
+    """What is said of a mask whose values do not say what is the object."""
+    shown = f"[{', '.join(map(str, found[:8]))}{', ...' if len(found) > 8 else ''}]"
+    if len(found) > 8:
+        hint = "So many look like a soft or lossily compressed mask: give `mask > threshold`."
+    else:
+        hint = (
+            f"If {found[-1]} is the object, give `mask == {found[-1]}`; if it is ignored, `ignore_index={found[-1]}`."
+        )
+    return f"A mask holds the values {shown}; give 0 and 1, 0 and 255 (16 bits: 65535), or 0, 1 and 255. {hint}"
+
+
+def _to_label_map(values: np.ndarray, ignored: int | None) -> np.ndarray:
+    found = np.unique(values).tolist()
+    levels = [value for value in found if value not in (0, ignored)]
+    if levels and (len(levels) > 1 or levels[0] not in OBJECT_VALUES):
+        raise ValueError(_unknown_values(found))
+    label_map = np.isin(values, levels).astype(np.uint8)
+    if ignored is not None:
+        label_map[values == ignored] = IGNORED
+    return label_map
+
+
+def check_ignore_index(ignore_index: Any) -> None:
+    """Raise ValueError unless it says which value of a mask is ignored: a whole number, None or "auto"."""
+    whole = isinstance(ignore_index, int) and not isinstance(ignore_index, bool) and ignore_index not in (0, 1)
+    if not (whole or ignore_index is None or (isinstance(ignore_index, str) and ignore_index == "auto")):
+        raise ValueError(f"`ignore_index` must be a whole number but 0 and 1, None or 'auto', got {ignore_index!r}.")
+
+
+def to_label_maps(masks: Sequence[Any], ignore_index: IgnoreIndex = "auto") -> list[np.ndarray]:
+    """The same as `to_label_map` for masks that belong together: "auto" judges all of them at once."""
+    check_ignore_index(ignore_index)
+    read = [_mask_values(mask) for mask in masks]
+    if ignore_index == "auto":
+        together = any({1, IGNORED} <= set(np.unique(values).tolist()) for values, _ in read)
+        ignored = [IGNORED if together or indexed else None for _, indexed in read]
+    else:
+        ignored = [ignore_index] * len(read)
+    return [_to_label_map(values, own) for (values, _), own in zip(read, ignored, strict=True)]
+
+
+def meaning_of_255(mask: Any) -> Literal["ignored", "object"] | None:
+    """What "auto" takes 255 for in the numbers of a mask; None if it holds none, or has a palette that says it."""
+    values, indexed = _mask_values(mask)
     found = set(np.unique(values).tolist())
-    if not any(found <= allowed for allowed in MASK_VALUES):
-        raise ValueError(f"A mask holds the values {sorted(found)[:8]}; give 0 and 1, 0 and 255, or 0, 1 and 255.")
-    return (values == 255).astype(np.uint8) if found <= {0, 255} else values.astype(np.uint8)
+    return None if indexed or IGNORED not in found else "ignored" if 1 in found else "object"
+
+
+def to_label_map(mask: Image.Image | np.ndarray | Tensor, ignore_index: IgnoreIndex = "auto") -> np.ndarray:
+    """Turn a mask into (height, width) uint8: 1 on the object, 0 off it, 255 ignored.
+
+    Args:
+        mask: PIL image, array or tensor. The object has the value 1, 255 or (16 bits) 65535, and everything else 0.
+            The values of a palette image are its indices (VOC and DAVIS: 1 on the object, 255 ignored), but if all of
+            it is black and white, what is seen: the object is white. An alpha channel that varies is the mask if all
+            that it shows has one colour. A JPEG is refused, as it does not keep values.
+        ignore_index: the value of pixels to ignore, whatever else the mask holds; None ignores nothing. "auto" ignores
+            255 in palette indices, and where the mask also holds 1; otherwise 255 is the object. So a mask of 0 and
+            255 that belongs to others with 0, 1 and 255 needs `ignore_index=255` (or `to_label_maps`).
+
+    Raises:
+        ValueError: if it is not two-dimensional, or its values do not say what is the object.
+        OSError: if the file of a PIL image is corrupt.
+    """
+    return to_label_maps([mask], ignore_index)[0]
 
 
 def resize_label_map(label_map: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -204,6 +465,64 @@ def _as_expressions(text: Any) -> list[str] | list[list[str]]:
 
 def _flat(entries: list) -> list:
     return [item for entry in entries for item in (entry if isinstance(entry, list | tuple) else [entry])]
+
+
+class ReadExpression(NamedTuple):
+    """What a model reads of an expression; see [`CrossVLTProcessor.read_expressions`].
+
+    Args:
+        text_read: the part of the expression within the limit of tokens, as it was written.
+        unknown_words: words of the whole expression that the vocabulary does not know, each once, in their order.
+        cut: whether the expression is longer than the limit.
+    """
+
+    text_read: str
+    unknown_words: tuple[str, ...]
+    cut: bool
+
+
+def _is_of_a_word(character: str) -> bool:
+    """Whether it is a letter, a digit or an emoji, no punctuation and no space."""
+    return unicodedata.category(character)[0] in "LN" or unicodedata.category(character) == "So"
+
+
+def word_spans(text: str) -> Iterator[tuple[int, int]]:
+    """Start and end of each word: letters, digits and emoji together, with their accents and joiners."""
+    start = None
+    for position, character in enumerate(text):
+        inside = _is_of_a_word(character)
+        if start is not None and not inside and unicodedata.category(character) not in ("Mn", "Mc", "Me", "Cf"):
+            yield start, position
+            start = None
+        elif start is None and inside:
+            start = position
+    if start is not None:
+        yield start, len(text)
+
+
+def reading_note(expression: str, read: ReadExpression) -> str | None:
+    """A sentence on what a model does not read of an expression; None if it reads all of it."""
+    notes = []
+    if read.unknown_words:
+        words = ", ".join(map(repr, read.unknown_words))
+        notes.append(f"the vocabulary does not know {words}")
+    if read.cut:
+        notes.append(f"it is too long, and only {read.text_read!r} is read")
+    return f"The expression {expression!r} is not read as it is: {'; '.join(notes)}." if notes else None
+
+
+def _not_covered(text: str, known: list[tuple[int, int]]) -> tuple[str, ...]:
+    """The words of a text of which a character lies in no known token's (start, end)."""
+    covered = {position for start, end in known for position in range(start, end)}
+    left = [position for position in range(len(text)) if position not in covered]
+    if not any(_is_of_a_word(text[position]) for position in left):
+        return ()
+    words = [
+        text[start:end]
+        for start, end in word_spans(text)
+        if any(start <= position < end and _is_of_a_word(text[position]) for position in left)
+    ]
+    return tuple(dict.fromkeys(words))
 
 
 def pair_expressions(num_images: int, text: str | Sequence) -> list[list[str]]:
@@ -262,6 +581,84 @@ def mask_box(mask: Tensor) -> list[int] | None:
     return [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
 
 
+def _join(count: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """The component, 0, 1, ..., of each of `count` things, of which `first[i]` and `second[i]` are connected."""
+    labels = np.arange(count)
+    while True:
+        low = np.minimum(labels[first], labels[second])
+        joined = labels.copy()
+        for side in (first, second):
+            np.minimum.at(joined, labels[side], low)
+        joined = joined[joined]
+        if (joined == labels).all():
+            return np.unique(labels, return_inverse=True)[1]
+        labels = joined
+
+
+def find_parts(mask: Tensor) -> tuple[Tensor, int]:
+    """The largest connected part of a mask, the upper one of two equal ones, and the number of parts.
+
+    Written here since neither torch, numpy nor Pillow labels components and SciPy is not needed for anything else.
+    The runs of pixels in each row are joined with those that they touch in the next, also at a corner.
+
+    Args:
+        mask: (height, width) bool.
+
+    Returns:
+        (height, width) bool, on the same device, and the number of parts.
+    """
+    if (box := mask_box(mask)) is None:
+        return mask, 0
+    left, top, right, bottom = box
+    kept = torch.zeros_like(mask)
+    inside, parts = _largest_part(mask[top:bottom, left:right].detach().cpu().numpy())
+    kept[top:bottom, left:right] = torch.from_numpy(inside).to(mask.device)
+    return kept, parts
+
+
+def _largest_part(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    """`find_parts` of what is not empty."""
+    height, width = mask.shape
+    row = width + 2  # so that the runs of two rows never touch in the flattened mask
+    flat = np.zeros(height * row + 1, dtype=np.int8)
+    flat[:-1].reshape(height, row)[:, 1:-1] = mask
+    steps = np.diff(flat)
+    starts, ends = np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)  # of the runs; the ends are exclusive
+    lower = np.searchsorted(ends, starts + row, side="left")
+    upper = np.searchsorted(starts, ends + row, side="right")
+    touching = np.maximum(upper - lower, 0)
+    above = np.repeat(np.arange(len(starts)), touching)
+    below = np.arange(touching.sum()) + np.repeat(lower - np.cumsum(touching) + touching, touching)
+    parts = _join(len(starts), above, below)
+    largest = np.bincount(parts, weights=ends - starts).argmax()
+    kept = np.zeros_like(flat)
+    kept[starts[parts == largest] + 1], kept[ends[parts == largest] + 1] = 1, -1
+    found = np.cumsum(kept, dtype=np.int8)[:-1].reshape(height, row)[:, 1:-1]
+    return found.astype(bool), int(parts.max()) + 1
+
+
+def _as_logits(outputs: Any) -> Tensor:
+    """The (B, 2, H, W) logits of an output of the model, checked."""
+    if isinstance(outputs, tuple):
+        raise ValueError("`outputs` is a tuple; call the model without `return_dict=False`.")
+    if not isinstance(outputs, Tensor):
+        outputs = outputs["logits"] if isinstance(outputs, dict) else outputs.logits
+    logits: Tensor = outputs
+    if logits.ndim != 4 or logits.shape[1] != 2 or 0 in logits.shape[2:] or not logits.is_floating_point():
+        raise ValueError(
+            f"The logits have shape {tuple(logits.shape)} and dtype {logits.dtype}; give floats (B, 2, H, W)."
+        )
+    if logits.isnan().any():
+        raise ValueError("The logits hold NaN: the weights or the image are broken, and there is no mask in them.")
+    return logits
+
+
+class CrossVLTProcessorKwargs(ProcessingKwargs, total=False):
+    """Arguments of a call beside the library's own."""
+
+    ignore_index: IgnoreIndex
+
+
 class CrossVLTProcessor(ProcessorMixin):
     """Image processor and BERT tokenizer of CrossVLT in one.
 
@@ -269,9 +666,9 @@ class CrossVLTProcessor(ProcessorMixin):
         image_processor: `SegformerImageProcessor`, which squashes to a square, 480x480 in the paper.
         tokenizer: the tokenizer of the language encoder.
 
-    An expression has at most 21 tokens, [CLS] and [SEP] included, as in the paper, or `max_length` where the tokenizer
-    has one of its own. Longer ones are cut (and keep their [SEP], which the authors' code cuts off), shorter ones are
-    padded.
+    An expression has at most `max_length` tokens, [CLS] and [SEP] included: the tokenizer's `model_max_length`, or the
+    paper's 21 where that is 512 or more (BERT's positions). Longer ones are cut (and keep their [SEP], which the
+    authors' code cuts off), shorter ones are padded.
 
     Example:
     ```python
@@ -282,10 +679,35 @@ class CrossVLTProcessor(ProcessorMixin):
     ```
     """
 
-    text_kwargs = {"padding": "max_length", "truncation": True, "max_length": 21}
+    valid_processor_kwargs = CrossVLTProcessorKwargs
+    ignore_index: IgnoreIndex = "auto"
 
     def __init__(self, image_processor: Any, tokenizer: Any, **kwargs: Any) -> None:
         super().__init__(image_processor, tokenizer, **kwargs)
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens of an expression, [CLS] and [SEP] included."""
+        # where version 0.1 kept it
+        length = self.tokenizer.init_kwargs.get("max_length") or self.tokenizer.model_max_length
+        return int(length) if length < BERT_POSITIONS else 21
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width to which images are resized.
+
+        Raises:
+            ValueError: if the image processor keeps the aspect ratio, so that there is no one size.
+        """
+        size = dict(self.image_processor.size)
+        if not (size.get("height") and size.get("width")):
+            raise ValueError(f"The image processor's `size` must have height and width, got {size}.")
+        return int(size["height"]), int(size["width"])
+
+    @property
+    def text_kwargs(self) -> dict[str, Any]:
+        """Defaults of the tokenizer's arguments, which `ProcessorMixin` reads."""
+        return {"padding": "max_length", "truncation": True, "max_length": self.max_length}
 
     @classmethod
     def from_tokenizer(
@@ -296,19 +718,23 @@ class CrossVLTProcessor(ProcessorMixin):
         Args:
             tokenizer: the tokenizer of the language encoder.
             image_size: the side, or height and width, to which images are squashed.
-            max_length: the most tokens of an expression; it is saved with the processor's copy of the tokenizer.
+            max_length: the most tokens of an expression; it becomes `model_max_length` of the processor's copy of the
+                tokenizer.
 
         Raises:
-            ValueError: if `max_length` leaves no room for a word, or the size is not positive.
+            ValueError: if `max_length` leaves no room for a word or reaches 512, or the size is not positive.
         """
-        if max_length < 3:
-            raise ValueError(f"`max_length` is {max_length}; give at least 3, for [CLS], a word and [SEP].")
+        if not 3 <= max_length < BERT_POSITIONS:
+            raise ValueError(
+                f"`max_length` is {max_length}; give at least 3, for [CLS], a word and [SEP], and at most "
+                f"{BERT_POSITIONS - 1}."
+            )
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         if not (isinstance(height, int) and isinstance(width, int) and min(height, width) > 0):
             raise ValueError(f"`image_size` is {image_size!r}; give the side, or height and width, in pixels.")
         tokenizer = copy.deepcopy(tokenizer)
-        # Where ProcessorMixin looks for it, and what the tokenizer saves
-        tokenizer.init_kwargs["max_length"] = max_length
+        tokenizer.init_kwargs.pop("max_length", None)
+        tokenizer.model_max_length = max_length
         return cls(SegformerImageProcessorPil(size={"height": height, "width": width}), tokenizer)
 
     @classmethod
@@ -332,10 +758,14 @@ class CrossVLTProcessor(ProcessorMixin):
         Args:
             save_directory: folder; it is made where there is none.
             push_to_hub: whether to upload what was saved.
-            kwargs: see [`ProcessorMixin.save_pretrained`].
+            kwargs: see [`ProcessorMixin.save_pretrained`], and of `push_to_hub`.
         """
+        options = take_hub_options(save_directory, kwargs) if push_to_hub else {}
         copy_code(save_directory)
-        return super().save_pretrained(str(save_directory), push_to_hub=push_to_hub, **kwargs)
+        files = super().save_pretrained(str(save_directory), **kwargs)
+        if push_to_hub:
+            self.push_to_hub(**options)
+        return files
 
     @property
     def model_input_names(self) -> list[str]:
@@ -347,17 +777,24 @@ class CrossVLTProcessor(ProcessorMixin):
         images: ImageLike | Sequence[ImageLike] | None = None,
         text: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
         segmentation_maps: Any = None,
-        **kwargs: Unpack[ProcessingKwargs],
+        **kwargs: Unpack[CrossVLTProcessorKwargs],
     ) -> BatchFeature:
         """Prepare B pairs of an image and an expression.
 
         Args:
-            images: an image (see `to_rgb` for what may be one), a list of them, or a batch (B, C, H, W).
+            images: an image (see `to_rgb` for what may be one), a list of them, or a batch (B, C, H, W). Whether
+                floats are 0 to 1 or 0 to 255 is judged of all images together.
             text: for one image, an expression or a list of them; for a list of images, a list with an expression, or a
                 list of expressions, for each (or one expression for all).
             segmentation_maps: a mask (see `to_label_map`) for each expression, nested as `text` or in one flat list,
                 each of its image's size.
-            kwargs: of the image processor and tokenizer, such as `size`, `max_length`, `padding`, `return_tensors`.
+            kwargs: `ignore_index`, the value of pixels to ignore in the masks: None for no such value; "auto", the
+                default, takes 255, if any of the masks also holds 1 or has a palette: see `to_label_map`. Others are
+                the image processor's and the tokenizer's, such as `size`, `resample`, `do_rescale`, `rescale_factor`,
+                `do_normalize`, `image_mean`, `image_std`, `input_data_format`, `max_length`, `padding`,
+                `return_tensors`, `device`; also as `images_kwargs` and `text_kwargs`. `rescale_factor` multiplies the
+                numbers as they are given; `do_rescale=False` says that they are 0 to 1. What cannot be done (cropping,
+                padding, other layouts than the model's) is refused.
 
         Returns:
             pixel_values (images, 3, 480, 480) float32, each image once; input_ids, token_type_ids and attention_mask
@@ -367,51 +804,188 @@ class CrossVLTProcessor(ProcessorMixin):
 
         Raises:
             OSError: if an image file is missing or is not an image.
-            ValueError: if numbers of images, expressions and masks differ, or one of them is not what it should be.
+            ValueError: if numbers of images, expressions and masks differ, one of them is not what it should be, or an
+                argument is unknown or cannot be honoured.
         """
         if images is None and text is None:
             raise ValueError("You need to provide at least one input: give `images`, `text` or both.")
-        merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
-        if merged["text_kwargs"].get("padding_side", self.tokenizer.padding_side) != "right":
-            raise ValueError("`padding_side` is 'left', but [CLS] has to come first; give 'right'.")
-        data: dict[str, Any] = {}
         if images is None and segmentation_maps is not None:
             raise ValueError("There are `segmentation_maps` but no `images`; give both.")
-        if images is None:
-            expressions = _flat(_as_expressions(text))
-            if not expressions:
-                raise ValueError(f"`text` is {text!r}, without an expression; give at least one.")
-            data |= self.tokenizer(text if isinstance(text, str) else expressions, **merged["text_kwargs"])
-        elif text is None:
-            counts = [1] * len(_as_images(images))
-            data |= self._prepare_images(images, counts, segmentation_maps, merged["images_kwargs"])
-        else:
-            groups = pair_expressions(len(_as_images(images)), text)
-            data |= self.tokenizer([entry for group in groups for entry in group], **merged["text_kwargs"])
-            counts = [len(group) for group in groups]
-            data |= self._prepare_images(images, counts, segmentation_maps, merged["images_kwargs"])
-        return BatchFeature(data, tensor_type=merged["text_kwargs"].get("return_tensors"))
+        text_kwargs, images_kwargs, ignore_index = self._sort_kwargs(kwargs)
+        device = images_kwargs.pop("device", None)
+        data: dict[str, Any] = {}
+        groups = None if text is None else self._group(images, text)
+        if groups is not None:
+            single = images is None and isinstance(text, str)
+            data |= self._tokenize(text if single else _flat(groups), **text_kwargs)
+        if images is not None:
+            entries = _as_images(images)
+            counts = [1] * len(entries) if groups is None else [len(group) for group in groups]
+            data |= self._prepare_images(entries, counts, images_kwargs)
+            if segmentation_maps is not None:
+                shapes = [values.shape[-2:] for values in data["pixel_values"]]
+                shapes = [shape for shape, count in zip(shapes, counts, strict=True) for _ in range(count)]
+                masks = to_label_maps(_as_masks(segmentation_maps, counts), ignore_index)
+                data["labels"] = list(map(self._prepare_mask, masks, data["original_sizes"], shapes))
+        features = BatchFeature(data, tensor_type=text_kwargs.get("return_tensors"))
+        return features if device is None else features.to(device)
+
+    @staticmethod
+    def _group(images: Any, text: Any) -> list[list[str]]:
+        """The expressions of each image, or all in one group without images."""
+        if images is not None:
+            return pair_expressions(len(_as_images(images)), text)
+        expressions = _flat(_as_expressions(text))
+        if not expressions:
+            raise ValueError(f"`text` is {text!r}, without an expression; give at least one.")
+        return [expressions]
+
+    def _sort_kwargs(self, kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], IgnoreIndex]:
+        """The arguments of the tokenizer and of the image processor, checked, and `ignore_index`."""
+        check_ignore_index(kwargs.get("ignore_index", self.ignore_index))
+        self._check_names(kwargs)
+        try:
+            merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        except StrictDataclassError as error:
+            raise ValueError(" ".join(str(error).split())) from error
+        text_kwargs, images_kwargs = merged["text_kwargs"], merged["images_kwargs"]
+        if text_kwargs.get("padding_side", self.tokenizer.padding_side) != "right":
+            raise ValueError("`padding_side` is 'left', but [CLS] has to come first; give 'right'.")
+        kind, other = images_kwargs.pop("return_tensors", None), text_kwargs.get("return_tensors")
+        if kind is not None and other is not None and kind != other:
+            raise ValueError(f"`return_tensors` must be one for images and text, got {kind!r} and {other!r}.")
+        text_kwargs["return_tensors"] = other if kind is None else kind
+        if images_kwargs.get("device") is not None and text_kwargs["return_tensors"] not in ("pt", TensorType.PYTORCH):
+            raise ValueError("`device` needs `return_tensors='pt'`.")
+        ignore_index: Any = merged["ignore_index"]
+        return text_kwargs, self._check_images_kwargs(images_kwargs), ignore_index
+
+    def _check_names(self, kwargs: Any) -> None:
+        """Raise ValueError if an argument is unknown, which the library only warns of."""
+        kinds = self.valid_processor_kwargs.__annotations__
+        known = {name for kind in kinds.values() for name in getattr(kind, "__annotations__", {})}
+        known |= {*kinds, "common_kwargs", *self.image_processor.valid_kwargs.__annotations__}
+        nested = {
+            name for kind in (*kinds, "common_kwargs") if isinstance(kwargs.get(kind), dict) for name in kwargs[kind]
+        }
+        if unknown := sorted((kwargs.keys() | nested) - known):
+            raise ValueError(
+                f"`{unknown[0]}` must be an argument of the image processor or tokenizer, and is not one."
+            )
+
+    @staticmethod
+    def _check_images_kwargs(images_kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments that are not None, in the library's words; those that cannot be honoured are refused."""
+        given = {name: value for name, value in images_kwargs.items() if value is not None}
+        for name, reason in REFUSED_IMAGE_KWARGS.items():
+            if given.pop(name, None):
+                raise ValueError(f"`{name}` is not supported: {reason}.")
+        if not given.pop("do_convert_rgb", True):
+            raise ValueError("`do_convert_rgb=False` is not supported: the model takes RGB.")
+        layouts = {name: given.pop(name, None) for name in ("data_format", "input_data_format")}
+        layouts = {name: getattr(value, "value", value) for name, value in layouts.items()}
+        if layouts["data_format"] not in (None, "channels_first"):
+            raise ValueError(
+                f"`data_format` must be 'channels_first', as the model reads it, got {layouts['data_format']!r}."
+            )
+        if layouts["input_data_format"] not in (None, *IMAGE_LAYOUTS):
+            raise ValueError(
+                f"`input_data_format` must be one of {', '.join(IMAGE_LAYOUTS)}, got {layouts['input_data_format']!r}."
+            )
+        return {**given, "input_data_format": layouts["input_data_format"]}
+
+    def read_expressions(self, texts: Sequence[str]) -> list[ReadExpression]:
+        """Find out what a model reads of expressions: where they are cut, and which words are unknown.
+
+        Args:
+            texts: expressions.
+
+        Returns:
+            One for each, in their order. A word is unknown if a part of it becomes the tokenizer's unknown token, or
+            no token at all; what becomes bytes, as in some vocabularies, is not. Of a word at the limit `text_read`
+            has the part that is read, or nothing of it where a tokenizer written in Python does not tell its position.
+
+        Raises:
+            ValueError: if one of them is not an expression.
+        """
+        expressions = _flat(_as_expressions(texts)) if len(texts) else []
+        if not expressions:
+            return []
+        lengths = [sum(mask) for mask in self(text=expressions, return_attention_mask=True)["attention_mask"]]  # type: ignore[call-arg]
+        room = [length - self.tokenizer.num_special_tokens_to_add() for length in lengths]
+        if not self.tokenizer.is_fast:
+            return [self._read_by_word(text, count) for text, count in zip(expressions, room, strict=True)]
+        whole = self._tokenize(expressions, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        parts = zip(expressions, room, whole["input_ids"], whole["offset_mapping"], strict=True)
+        return [self._read_by_position(*part) for part in parts]
+
+    def _tokenize(self, text: str | list[str], **kwargs: Any) -> Any:
+        with _TOKENIZING:
+            return self.tokenizer(text, **kwargs)
+
+    def _read_by_position(self, text: str, count: int, ids: list[int], spans: list[tuple[int, int]]) -> ReadExpression:
+        """Read a text, of which `count` tokens are kept, with the (start, end) of all its tokens."""
+        unknown = self.tokenizer.unk_token_id
+        words = _not_covered(text, [span for span, token in zip(spans, ids, strict=True) if token != unknown])
+        if len(spans) <= count:
+            return ReadExpression(text, words, cut=False)
+        from_the_left = self.tokenizer.truncation_side == "left"
+        kept = spans[len(spans) - count :] if from_the_left else spans[:count]
+        text_read = text[min((start for start, _ in kept), default=0) : max((end for _, end in kept), default=0)]
+        return ReadExpression(text_read.strip(), words, cut=True)
+
+    def _read_by_word(self, text: str, count: int) -> ReadExpression:
+        """Read a text, of which `count` tokens are kept, with a tokenizer that does not tell their positions."""
+
+        def tokens(part: str) -> list[int]:
+            return self._tokenize(part, add_special_tokens=False, verbose=False)["input_ids"]
+
+        found = [text[start:end] for start, end in word_spans(text)]
+        unknown = [word for word in found if not tokens(word) or self.tokenizer.unk_token_id in tokens(word)]
+        cut = len(tokens(text)) > count
+        words = text.split() if cut else []
+        from_the_left = self.tokenizer.truncation_side == "left"
+        while words and len(tokens(" ".join(words))) > count:
+            words.pop(0 if from_the_left else -1)
+        return ReadExpression(" ".join(words) if cut else text, tuple(dict.fromkeys(unknown)), cut)
 
     def _prepare_images(
-        self, images: Any, counts: list[int], masks: Any, images_kwargs: dict[str, Any]
+        self, images: list[ImageLike], counts: list[int], images_kwargs: dict[str, Any]
     ) -> dict[str, Any]:
-        upright = [to_rgb(image) for image in _as_images(images)]
-        images_kwargs = {name: value for name, value in images_kwargs.items() if name != "return_tensors"}
+        pairs = _to_rgb_and_white(images, images_kwargs.pop("input_data_format"))
+        upright, whites = [image for image, _ in pairs], [white for _, white in pairs]
+        images_kwargs = images_kwargs | self._rescaling(images_kwargs, whites)
         processed = self.image_processor(upright, **images_kwargs)["pixel_values"]
         owner = [index for index, count in enumerate(counts) for _ in range(count)]
         sizes = [(upright[index].height, upright[index].width) for index in owner]
         data: dict[str, Any] = {"pixel_values": processed, "original_sizes": sizes}
         if len(owner) > len(counts):
             data["expressions_per_image"] = counts
-        if masks is not None:
-            shapes = [processed[index].shape[-2:] for index in owner]
-            pairs = zip(_as_masks(masks, counts), sizes, shapes, strict=True)
-            data["labels"] = [self._prepare_mask(mask, size, shape) for mask, size, shape in pairs]
         return data
 
+    def _rescaling(self, given: dict[str, Any], whites: list[int]) -> dict[str, Any]:
+        """`do_rescale` and `rescale_factor` for images that were brought to 0 to 255, as if they were as given.
+
+        The image processor's own factor is meant for 0 to 255; any other for the numbers as they are.
+        """
+        own = self.image_processor
+        do_rescale = given.get("do_rescale", own.do_rescale)
+        factor = given.get("rescale_factor", own.rescale_factor) if do_rescale else 1.0
+        if do_rescale and factor == own.rescale_factor:
+            return {"do_rescale": True, "rescale_factor": factor}
+        what = f"`rescale_factor={factor}`" if do_rescale else "`do_rescale=False`"
+        if len(set(whites)) > 1:
+            ranges = " and ".join(f"0 to {white}" for white in sorted(set(whites)))
+            raise ValueError(f"{what} needs images of one range, got {ranges}.")
+        if not do_rescale and whites[0] != 1 and given.get("do_normalize", own.do_normalize):
+            raise ValueError(
+                f"{what} needs images of floats from 0 to 1, got 0 to {whites[0]}; leave it out, or give "
+                "`do_normalize=False` too."
+            )
+        return {"do_rescale": True, "rescale_factor": factor * whites[0] / 255}
+
     @staticmethod
-    def _prepare_mask(mask: Any, size: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
-        label_map = to_label_map(mask)
+    def _prepare_mask(label_map: np.ndarray, size: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
         if label_map.shape != size:
             raise ValueError(f"A mask has size {label_map.shape}, but its image {size} (height, width).")
         return resize_label_map(label_map, shape).astype(np.int64)
@@ -421,6 +995,9 @@ class CrossVLTProcessor(ProcessorMixin):
         outputs: Any,
         target_sizes: Sequence[tuple[int, int]] | Tensor | None = None,
         threshold: float | None = None,
+        *,
+        return_probabilities: bool = False,
+        largest_part: bool = False,
     ) -> list[dict[str, Any]]:
         """Bring the logits back to the original pixels.
 
@@ -429,27 +1006,22 @@ class CrossVLTProcessor(ProcessorMixin):
             target_sizes: height and width of each result, such as `inputs["original_sizes"]`; None keeps (H, W).
             threshold: the least probability of the object that a pixel of the mask exceeds; None takes the larger of
                 the two logits, which is a threshold of 0.5 and what the paper does.
+            return_probabilities: whether to give the probability of the object at each pixel too.
+            largest_part: whether to keep only the largest connected part of each mask, without the specks that make a
+                box wider than the object.
 
         Returns:
             For each of the B pairs: "mask", (height, width) bool; "score", the mean probability of the object over the
             mask's pixels, 0.0 for an empty mask; "box", [x_min, y_min, x_max, y_max] in pixels, the maxima exclusive,
-            None for an empty mask.
+            None for an empty mask; "parts", the number of connected parts that were found, those that `largest_part`
+            left out included (pixels that touch at a corner are connected); with `return_probabilities`,
+            "probabilities", (height, width) float32 from 0 to 1.
 
         Raises:
             ValueError: if the number of sizes is not B, a size is not positive, the threshold not in (0, 1), or the
                 logits are NaN.
         """
-        if isinstance(outputs, tuple):
-            raise ValueError("`outputs` is a tuple; call the model without `return_dict=False`.")
-        if not isinstance(outputs, Tensor):
-            outputs = outputs["logits"] if isinstance(outputs, dict) else outputs.logits
-        logits = outputs
-        if logits.ndim != 4 or logits.shape[1] != 2 or 0 in logits.shape[2:] or not logits.is_floating_point():
-            raise ValueError(
-                f"The logits have shape {tuple(logits.shape)} and dtype {logits.dtype}; give floats (B, 2, H, W)."
-            )
-        if logits.isnan().any():
-            raise ValueError("The logits hold NaN: the weights or the image are broken, and there is no mask in them.")
+        logits = _as_logits(outputs)
         sizes = [tuple(logits.shape[-2:])] * len(logits) if target_sizes is None else _as_sizes(target_sizes)
         if len(sizes) != len(logits):
             raise ValueError(f"There are {len(logits)} results and {len(sizes)} target sizes; give one size for each.")
@@ -457,15 +1029,38 @@ class CrossVLTProcessor(ProcessorMixin):
         margin_threshold = 0.0 if threshold is None else math.log(threshold / (1 - threshold))
         # One map is resized instead of two: the object's probability is a sigmoid of the logits' difference.
         margins = logits[:, 1].float() - logits[:, 0].float()
-        return [self._result(margin, size, margin_threshold) for margin, size in zip(margins, sizes, strict=True)]
+        results = []
+        for margin, size in zip(margins, sizes, strict=True):
+            if margin.shape != size:
+                margin = F.interpolate(margin[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+            result = self._result(margin, margin_threshold, largest_part)
+            results.append(result | ({"probabilities": margin.sigmoid()} if return_probabilities else {}))
+        return results
 
     @staticmethod
-    def _result(margin: Tensor, size: tuple[int, ...], threshold: float) -> dict[str, Any]:
-        if margin.shape != size:
-            margin = F.interpolate(margin[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+    def _result(margin: Tensor, threshold: float, largest_part: bool) -> dict[str, Any]:
         mask = margin > threshold
+        largest, parts = find_parts(mask)
+        mask = largest if largest_part else mask
         score = torch.sigmoid(margin[mask]).mean().item() if mask.any() else 0.0
-        return {"mask": mask, "score": score, "box": mask_box(mask)}
+        return {"mask": mask, "score": score, "box": mask_box(mask), "parts": parts}
+
+    def post_process_semantic_segmentation(
+        self, outputs: Any, target_sizes: Sequence[tuple[int, int]] | Tensor | None = None
+    ) -> list[Tensor]:
+        """The masks of `post_process_masks` as label maps, as Transformers' own segmentation processors give them.
+
+        Args:
+            outputs: output of the model, with `logits` (B, 2, H, W).
+            target_sizes: height and width of each result; None keeps (H, W).
+
+        Returns:
+            B tensors (height, width) int64: 1 on the object, 0 off it.
+
+        Raises:
+            ValueError: as `post_process_masks`.
+        """
+        return [result["mask"].long() for result in self.post_process_masks(outputs, target_sizes)]
 
 
-__all__ = ["CrossVLTProcessor"]
+__all__ = ["CrossVLTProcessor", "ReadExpression"]

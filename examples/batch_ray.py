@@ -127,7 +127,7 @@ class Segmenter:
     def _segment(self, pairs: list[tuple[dict[str, Any], str]]) -> list[dict[str, Any]]:
         words = self.processor(text=[text for _, text in pairs], return_tensors="pt").to(self.model.device)
         pixels = torch.from_numpy(np.stack([job["pixels"] for job, _ in pairs])).to(self.model.device)
-        outputs = self.model(pixel_values=self._normalise(pixels), **words)
+        outputs = self.model(pixel_values=self._normalise(pixels), **words, return_dict=True)
         return self.processor.post_process_masks(outputs, [job["size"].tolist() for job, _ in pairs])
 
     def _normalise(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -142,7 +142,7 @@ def main() -> None:
     """Jobs through decoders and actors into Parquet."""
     arguments = read_arguments()
     _, processor = load_checkpoint(arguments.model)
-    height, width = (processor.image_processor.size[side] for side in ("height", "width"))
+    height, width = processor.image_size
     jobs = ray.data.from_items(read_jobs(arguments))
     labels = jobs.map(partial(decode, height=height, width=width)).map_batches(
         Segmenter,

@@ -64,7 +64,7 @@ def train(model: PeftModel, processor: CrossVLTProcessor, dataset: Dataset, argu
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()  # its statistics would change, but an adapter does not hold them
     for step, batch in enumerate(loader):
-        loss = model(**{name: value.to(model.device) for name, value in batch.items()}).loss
+        loss = model(**{name: value.to(model.device) for name, value in batch.items()}, return_dict=True).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

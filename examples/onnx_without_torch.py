@@ -17,6 +17,20 @@ from PIL import Image, ImageOps
 from tokenizers import Tokenizer
 
 
+def read(path: Path) -> Image.Image:
+    """The upright image of 8 bits; what is transparent shows white."""
+    image = ImageOps.exif_transpose(Image.open(path))
+    if image.mode == "F" or image.mode.startswith("I"):  # Pillow would clip these to 255
+        values, hidden = np.asarray(image, dtype=np.float64), image.info.get("transparency")
+        white = 65535 if image.mode.startswith("I;16") or values.max() > 255 else 255
+        grey = np.where(values == hidden, 255, (values.clip(0, white) * (255 / white)).round())
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert({"La": "LA"}.get(image.mode, "RGBA")).convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
 def pixels(image: Image.Image, summary: dict) -> np.ndarray:
     """The image squashed and normalised: (1, 3, height, width) float32."""
     height, width = summary["image_size"]
@@ -51,7 +65,7 @@ def main() -> None:
 
     summary = json.loads((arguments.folder / "export.json").read_text())
     session = onnxruntime.InferenceSession(arguments.folder / summary["file"], providers=["CPUExecutionProvider"])
-    image = ImageOps.exif_transpose(Image.open(arguments.image)).convert("RGB")
+    image = read(arguments.image)
     ids, mask = words(arguments.folder, arguments.expressions, summary)
     repeated = pixels(image, summary).repeat(len(ids), axis=0)  # a copy of the image for each expression
     (logits,) = session.run(None, {"pixel_values": repeated, "input_ids": ids, "attention_mask": mask})

@@ -71,7 +71,7 @@ def pack(checkpoint: Path, target: Path) -> None:
 def measure(target: Path, scenes: int) -> list[dict[str, Any]]:
     """Reports on test scenes, on the splits that test generalisation, and with the expressions of other scenes."""
     model, processor = load_checkpoint(target)
-    side = processor.image_processor.size["height"]
+    side = processor.image_size[0]
     test = {"scenes": scenes, "side": side, "seed": SEED}
     pairs = {"scenes": scenes // 2, "expressions": 2, "side": side, "seed": SEED + 1}
     half = {**test, "scenes": scenes // 2}
@@ -102,7 +102,7 @@ def time_it(target: Path) -> list[dict[str, Any]]:
     pipeline = ReferringImageSegmentationPipeline(model=model, processor=processor)
     times = []
     for index in range(50):
-        example = make_example("test", index, side=processor.image_processor.size["height"], seed=SEED)
+        example = make_example("test", index, side=processor.image_size[0], seed=SEED)
         start = time.perf_counter()
         pipeline(Image.fromarray(example.scene.image), text=example.expression)
         times.append(time.perf_counter() - start)

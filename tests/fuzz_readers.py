@@ -204,27 +204,35 @@ class Safetensors(Checkpoint):
         self.seeds = [save(fill_state_dict(shapes))]
 
 
+def pictures() -> dict[tuple[str, str], bytes]:
+    """A file in each format and mode that Pillow both writes and reads here."""
+    Image.init()
+    files = {}
+    for form in sorted(Image.SAVE.keys() & Image.OPEN.keys()):
+        for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"):
+            file = BytesIO()
+            # A format has few of the modes, or needs a program that is not installed
+            with suppress(Exception), warnings.catch_warnings(action="ignore"):
+                Image.fromarray(photo(HEIGHT, WIDTH)).convert("L" if mode == "I;16" else mode).convert(mode).save(
+                    file, form
+                )
+                Image.open(file).load()
+                files[form, mode] = file.getvalue()
+    return files
+
+
 class Picture(Reader):
     """Images and masks."""
 
     def prepare(self) -> None:
-        self.seeds = []
-        for mode, form in [
-            ("RGB", "PNG"),
-            ("RGB", "JPEG"),
-            ("L", "TIFF"),
-            ("P", "GIF"),
-            ("RGBA", "WEBP"),
-            ("L", "BMP"),
-        ]:
-            file = BytesIO()
-            Image.fromarray(photo(HEIGHT, WIDTH)).convert(mode).save(file, form)
-            self.seeds.append(file.getvalue())
+        self.seeds = list(pictures().values())
 
     def read(self, data: bytes) -> None:
         path = self.write("picture", data)
-        with suppress(DOCUMENTED):
-            read_mask(path)
+        for read in (read_mask, folders.upright_size):
+            with suppress(DOCUMENTED):
+                read(str(path))
+        folders.upright_size.cache_clear()
         to_rgb(path)
 
 

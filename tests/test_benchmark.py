@@ -78,10 +78,12 @@ def test_summary_and_ratio():
 
 
 def test_grid_is_the_product_without_what_means_nothing():
-    grid = Grid(["m"], task=["inference", "training"], checkpointing=[False, True], fused=[False, True], batch=[1, 2])
+    grid = Grid(
+        ["m"], task=["inference", "training"], checkpointing=[False, True], compiled=[False, True], batch=[1, 2]
+    )
     cases = grid.cases()
     assert len(cases) == len(set(cases)) == 2 * 2 + 2 * 2
-    assert not any(case.fused and case.task == "training" for case in cases)
+    assert not any(case.compiled and case.task == "training" for case in cases)
     assert not any(case.checkpointing and case.task == "inference" for case in cases)
     assert Case.from_dict(json.loads(json.dumps(cases[-1].to_dict()))) == cases[-1]
 
@@ -332,14 +334,16 @@ def test_checkpointing_is_compared(checkpoint):
 
 
 def test_comparison_has_one_base():
-    cases = [Case("m", dtype=dtype, fused=fused) for dtype in ("bfloat16", "float32") for fused in (False, True)]
+    cases = [
+        Case("m", dtype=dtype, compiled=compiled) for dtype in ("bfloat16", "float32") for compiled in (False, True)
+    ]
     found = Findings(samples={case: [1.0 + number] for number, case in enumerate(cases)})
     rows = [(row["axis"], row["base"], row["value"], row["time"]) for row in compare(cases, found)]
     assert rows == [
         ("dtype", "bfloat16", "float32", 3),
         ("dtype", "bfloat16", "float32", 2),
-        ("fused", False, True, 2),
-        ("fused", False, True, pytest.approx(4 / 3)),
+        ("compiled", False, True, 2),
+        ("compiled", False, True, pytest.approx(4 / 3)),
     ]
     assert compare(cases, found)[0]["peak_memory"] is None
 

@@ -29,7 +29,7 @@ from crossvlt_hf.cli import main
 from crossvlt_hf.cli.outputs import make_room
 
 
-KEYS = ["expression", "score", "box", "area", "seconds", "mask"]
+KEYS = ["expression", "score", "box", "area", "seconds", "mask", "text_read", "unknown_words"]
 
 
 @pytest.fixture(autouse=True)
@@ -759,3 +759,18 @@ def test_room_for_a_file(tmp_path):
         make_room(str(tmp_path))
     with pytest.raises((NotADirectoryError, FileExistsError)):
         make_room(str(tmp_path / "old.json" / "report.json"))
+
+
+def test_segment_says_what_it_did_not_read(checkpoint, photo, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    photo.save("photo.png")
+    expressions = ["the zebra", "the red cup left of the man above the table", "the cup"]
+    assert main(["segment", "photo.png", *expressions, "--model", str(checkpoint)]) == 0
+    printed = capsys.readouterr()
+    lines = [json.loads(line) for line in printed.out.splitlines()]
+    assert [line["unknown_words"] for line in lines] == [["zebra"], [], []]
+    assert [line["text_read"] for line in lines] == ["the zebra", "the red cup left of the man", "the cup"]
+    told = [line for line in printed.err.splitlines() if line.startswith("Warning: ")]
+    assert len(told) == 2
+    assert "'zebra'" in told[0]
+    assert "only 'the red cup left of the man' is read" in told[1]

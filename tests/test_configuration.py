@@ -1,11 +1,14 @@
 """The configs: defaults, sizes, validation with a mend, round trips, derived values."""
 
 import json
+from pathlib import Path
 
 import pytest
+import torch
 from conftest import tiny_config
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, BertConfig, SwinConfig, Swinv2Config
+from transformers.utils import logging
 
 from crossvlt_hf import CrossVLTConfig, CrossVLTModel, CrossVLTTextConfig, CrossVLTVisionConfig
 
@@ -127,3 +130,90 @@ def test_inconsistent_mutation_is_found_when_the_model_is_made():
     config.vision_config.num_heads = [3, 3, 3, 3]
     with pytest.raises(StrictDataclassError, match="3 heads do not divide the width 8"):
         CrossVLTModel(config)
+
+
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_a_swin_config_says_nothing_of_our_training(as_dict):
+    """The network is taken from it; how its own checkpoint was trained is not."""
+    for swin in (SwinConfig(), SwinConfig(image_size=384, drop_path_rate=0.2, window_size=12, qkv_bias=False)):
+        config = CrossVLTConfig(vision_config=swin.to_dict() if as_dict else swin).vision_config
+        assert (config.image_size, config.drop_path_rate) == (480, 0.3)
+        for name in ("embed_dim", "depths", "num_heads", "window_size", "qkv_bias", "hidden_act", "layer_norm_eps"):
+            wanted = getattr(swin, name)
+            assert getattr(config, name) == (list(wanted) if isinstance(wanted, tuple) else wanted), name
+    assert CrossVLTConfig(vision_config={"image_size": 384, "drop_path_rate": 0.2}).vision_config.drop_path_rate == 0.2
+
+
+def test_a_bert_config_keeps_its_dropout():
+    config = CrossVLTConfig(text_config=BertConfig(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.2))
+    assert (config.text_config.hidden_dropout_prob, config.text_config.attention_probs_dropout_prob) == (0.0, 0.2)
+
+
+def test_labels_have_names(tmp_path):
+    config = tiny_config()
+    assert config.id2label == {0: "background", 1: "object"}
+    assert config.label2id == {"background": 0, "object": 1}
+    assert config.num_labels == 2
+    config.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).id2label == config.id2label
+    named = tiny_config(id2label={0: "no", 1: "yes"}, label2id={"no": 0, "yes": 1})
+    named.save_pretrained(tmp_path)
+    assert CrossVLTConfig.from_pretrained(tmp_path).id2label == {0: "no", 1: "yes"}
+
+
+@pytest.mark.parametrize("value", [0.0099, 1e-9, float("inf")])
+def test_temperatures_below_the_bound(value):
+    with pytest.raises(StrictDataclassError, match="`alignment_temperature` is"):
+        CrossVLTConfig(alignment_temperature=value)
+    assert CrossVLTConfig(alignment_temperature=0.01).alignment_temperature == 0.01
+
+
+@pytest.mark.parametrize("dims", [[16, 32], [0, 16, 32], []])
+def test_widths_of_what_the_words_read(dims):
+    with pytest.raises(StrictDataclassError, match="`context_dims` is"):
+        CrossVLTTextConfig(context_dims=dims)
+
+
+def cached(folder: Path, name: str, content: bytes) -> tuple[Path, Path]:
+    """A file of a snapshot in the Hub's cache: a link to a blob that other revisions share."""
+    blob, link = folder / "blobs" / f"of-{name}", folder / "snapshots" / "1" / name
+    for path in (blob, link):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    blob.write_bytes(content)
+    try:
+        link.symlink_to(blob)
+    except OSError:
+        pytest.skip("this system makes no links")
+    return link, blob
+
+
+@pytest.mark.parametrize("what", ["config", "model", "encoder", "processor"])
+def test_saving_never_writes_through_a_link_into_the_hubs_cache(tmp_path, what, processor):
+    torch.manual_seed(0)
+    model = CrossVLTModel(tiny_config())
+    saved = {"config": model.config, "model": model, "encoder": model.text_model, "processor": processor}[what]
+    names = ("modeling_crossvlt.py", "config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json")
+    files = [cached(tmp_path, name, b"old") for name in names]
+    saved.save_pretrained(tmp_path / "snapshots" / "1")
+    for link, blob in files:
+        assert blob.read_bytes() == b"old", link.name
+        assert not link.is_symlink()
+    assert files[0][0].read_bytes() != b"old"
+
+
+def test_code_that_differs_is_replaced_with_a_warning(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.get_logger("transformers"), "propagate", True)
+    tiny_config().save_pretrained(tmp_path)
+    code = {path: path.read_bytes() for path in tmp_path.glob("*.py")}
+    tiny_config().save_pretrained(tmp_path)
+    assert not caplog.records
+    changed = tmp_path / "modeling_crossvlt.py"
+    changed.write_text("# mine")
+    (tmp_path / "handler.py").write_text("# mine")
+    tiny_config().save_pretrained(tmp_path)
+    assert [record.message for record in caplog.records] == [
+        f"{changed} differs from the code of this model and is replaced by it."
+    ]
+    assert changed.read_bytes() == code[changed]
+    assert (tmp_path / "handler.py").read_text() == "# mine"  # a handler is the user's to write
+    assert not list(tmp_path.glob(".*"))

@@ -1,11 +1,12 @@
 """One's own data: folders with metadata.jsonl, read and written, and data sets with any columns."""
 
+import io
 import json
 import pickle
 
 import numpy as np
 import pytest
-from datasets import Array2D, Dataset, Features, List, Value
+from datasets import Array2D, Dataset, Features, List, Value, concatenate_datasets, load_from_disk
 from datasets import Image as ImageFeature
 from fabricate import box, photo, write_refer
 from hypothesis import HealthCheck, given, settings
@@ -330,7 +331,6 @@ def test_writing_other_rows(tmp_path):
         ({"expressions": [""]}, "Row 2 has the expression ''"),
         ({"mask": np.zeros((5, 5), np.uint8)}, r"Row 2 has a mask of shape \(5, 5\)"),
         ({"mask": np.full((HEIGHT, WIDTH), 7)}, "with values up to 7"),
-        ({"mask": np.full((HEIGHT, WIDTH), 255)}, "Row 2 has a mask of ignored pixels only"),
         ({"image": Image.fromarray(photo(seed=5))}, "Row 2 has the image_id 'a' of another image"),
     ],
 )
@@ -431,3 +431,171 @@ def test_public_names():
 def test_rows_travel_to_other_processes(tmp_path):
     dataset = pickle.loads(pickle.dumps(load_folder(write(tmp_path, row()))))
     np.testing.assert_array_equal(dataset[0]["mask"], blob())
+
+
+VOC = [0, 0, 0, 128, 0, 0, *[0] * 253 * 3, 224, 224, 192]
+
+
+def palette_mask(values: np.ndarray) -> Image.Image:
+    image = Image.fromarray(values.astype(np.uint8))
+    image.putpalette(VOC)
+    return image
+
+
+def with_border(mask: np.ndarray) -> np.ndarray:
+    mask = mask.copy()
+    mask[:3] = 255
+    return mask
+
+
+def masked_folder(folder, *masks: Image.Image, has_target=None):
+    targets = has_target or [True] * len(masks)
+    write(folder, *[row(mask=f"mask{number}.png", has_target=has) for number, has in enumerate(targets)])
+    for number, mask in enumerate(masks):
+        mask.save(folder / f"mask{number}.png")
+    return folder
+
+
+def test_masks_with_palettes_in_a_folder_and_in_a_column(tmp_path):
+    label_maps = [with_border(blob()), blob(), np.where(with_border(blob()) == 255, 255, 0)]
+    pictures, has_target = [palette_mask(label_map) for label_map in label_maps], [True, True, False]
+    folder = load_folder(masked_folder(tmp_path / "voc", *pictures, has_target=has_target))
+    table = {"image": [Image.fromarray(photo())] * 3, "expression": ["cup"] * 3, "mask": pictures, "is": has_target}
+    column = from_dataset(Dataset.from_dict(table), has_target="is")
+    for expected, one, other in zip(label_maps, folder, column, strict=True):
+        np.testing.assert_array_equal(one["mask"], expected)
+        np.testing.assert_array_equal(other["mask"], expected)
+
+
+def test_255_means_one_thing_in_a_data_set(tmp_path):
+    """Ignored pixels never become an object, as they would beside no 1."""
+    label_maps = [with_border(blob()), np.where(with_border(blob()) == 255, 255, 0)]
+    pictures = [Image.fromarray(label_map.astype(np.uint8)) for label_map in label_maps]
+    folder = masked_folder(tmp_path / "grey", *pictures)
+    table = Dataset.from_dict({"image": [Image.fromarray(photo())] * 2, "expression": ["cup"] * 2, "mask": pictures})
+    for load in (
+        lambda **kwargs: load_data(str(folder), "train", **kwargs),
+        lambda **kwargs: from_dataset(table, **kwargs),
+    ):
+        with pytest.raises(ValueError, match=r"255 must mean the same in all masks.*`ignore_index=255`"):
+            load()
+        with pytest.raises(ValueError, match=r"(line 2|row 1) has a target, but its mask has no pixel"):
+            load(ignore_index=255)
+        with pytest.warns(UserWarning, match="1 references made ones without a target"):
+            ignored = load(ignore_index=255, empty_masks="no_target")
+        assert ignored["has_target"] == [True, False]
+        for expected, found in zip(label_maps, ignored, strict=True):
+            np.testing.assert_array_equal(found["mask"], expected)
+        with pytest.raises(ValueError, match=r"\[0, 1, 255\]"):
+            load(ignore_index=None)[0]
+        with pytest.raises(ValueError, match="`ignore_index` must be"):
+            load(ignore_index="no")
+
+
+def test_joined_data_sets_keep_what_they_ignore(tmp_path):
+    label_map = with_border(blob())
+    masks = [np.where(label_map == 255, 255, 0), np.where(label_map == 1, 1, 0) + np.where(label_map == 255, 7, 0)]
+    folders = [
+        masked_folder(tmp_path / str(number), Image.fromarray(mask.astype(np.uint8)), has_target=has_target)
+        for number, (mask, has_target) in enumerate(zip([*masks, masks[0]], [[True], [True], [False]], strict=True))
+    ]
+    parts = [load_folder(folder, ignore_index=ignore) for folder, ignore in zip(folders, (None, 7, 255), strict=True)]
+    concatenate_datasets(parts).save_to_disk(tmp_path / "joined")
+    joined = load_from_disk(str(tmp_path / "joined"))
+    for expected, found in zip([masks[0] == 255, label_map, masks[0]], joined, strict=True):
+        np.testing.assert_array_equal(found["mask"], expected)
+
+
+def test_masks_that_records_hold_keep_what_they_ignore(tmp_path):
+    """255 of a record is ignored, also beside no 1; in rows of numbers it is judged as in pictures."""
+    only_ignored = np.where(with_border(blob()) == 255, 255, 0).astype(np.uint8)
+    folder = masked_folder(tmp_path / "voc", palette_mask(only_ignored), has_target=[False])
+    records = load_folder(folder)
+    again = from_dataset(records, expression="expressions", has_target="has_target")
+    np.testing.assert_array_equal(again[0]["mask"], only_ignored)
+    np.testing.assert_array_equal(again[0]["image"], records[0]["image"])
+    rows = [with_border(blob()).tolist(), only_ignored.tolist()]
+    table = {"image": [Image.fromarray(photo())] * 2, "expression": ["cup"] * 2, "mask": rows}
+    with pytest.raises(ValueError, match=r"255 must mean the same in all masks.*row 0.*row 1"):
+        from_dataset(Dataset.from_dict(table))
+
+
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        (Image.fromarray(blob() * 128), r"mask0.png: .*\[0, 128\].*`mask == 128`"),
+        (Image.fromarray(photo()), "mask0.png: .*not one value for each pixel"),
+    ],
+)
+def test_masks_of_unknown_meaning_are_named(tmp_path, mask, words):
+    with pytest.raises(ValueError, match=words):
+        load_folder(masked_folder(tmp_path / "odd", mask))[0]
+
+
+def test_jpeg_masks_are_refused_by_name(tmp_path):
+    folder = write(tmp_path / "jpeg", row(mask="mask.jpg"))
+    Image.fromarray(blob() * 255).save(folder / "mask.jpg")
+    with pytest.raises(ValueError, match=r"mask.jpg: A mask is a JPEG.*PNG"):
+        load_folder(folder)[0]
+
+
+def test_written_masks_keep_what_is_ignored(tmp_path):
+    label_maps = [
+        blob(),
+        with_border(blob()),
+        np.full((HEIGHT, WIDTH), 255, np.uint8),
+        np.zeros((HEIGHT, WIDTH), np.uint8),
+    ]
+    common = {"image": Image.fromarray(photo()), "expressions": ["cup"]}
+    rows = [{**common, "mask": label_map, "has_target": bool((label_map == 1).any())} for label_map in label_maps]
+    folder = write_folder(rows, tmp_path / "new")
+    for label_map, found in zip(label_maps, load_folder(folder), strict=True):
+        np.testing.assert_array_equal(found["mask"], label_map)
+    shown = np.asarray(Image.open(sorted((folder / "masks").iterdir())[1]).convert("L"))
+    assert set(np.unique(shown)) == {0, 128, 255}  # seen in any viewer
+
+
+def test_images_are_seen_on_white_and_16_bits_are_kept(tmp_path):
+    folder = write(tmp_path / "odd", row(image="alpha.png"), row(image="deep.png"))
+    picture = Image.fromarray(photo())
+    picture.putalpha(Image.fromarray(blob() * 255))
+    picture.save(folder / "alpha.png")
+    Image.fromarray(photo()[..., 0].astype(np.uint16) * 257).save(folder / "deep.png")
+    seen, deep = (np.asarray(found["image"]) for found in load_folder(folder))
+    np.testing.assert_array_equal(seen, np.where(blob()[..., None], photo(), 255))
+    np.testing.assert_array_equal(deep[..., 0], photo()[..., 0])
+
+
+def test_an_absolute_path_inside_the_folder(tmp_path, monkeypatch):
+    folder = write(
+        tmp_path / "cups", row(image=str(tmp_path / "cups" / "0.png"), mask=str(tmp_path / "cups" / "mask.png"))
+    )
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    for root in (folder, "cups", "./cups/", tmp_path / "link"):
+        np.testing.assert_array_equal(load_folder(root)[0]["mask"], blob())
+    write(folder, row(image=str(tmp_path / "cups2" / "0.png")))
+    with pytest.raises(ValueError, match="leads out of"):
+        load_folder(folder)
+
+
+@pytest.mark.parametrize("key", ["image", "mask"])
+@pytest.mark.parametrize("name", ["Folder/caf\u00e9.png", "folder\\cafe\u0301.png", "folder/CAF\u00c9.PNG"])
+def test_names_that_differ_in_case_normalisation_or_slashes(tmp_path, name, key):
+    folder = write(tmp_path / "names", row(**{key: name}))
+    (folder / "folder").mkdir()
+    Image.fromarray(blob() * 255).save(folder / "folder" / "cafe\u0301.png")
+    with pytest.raises(FileNotFoundError, match="names/folder/cafe\u0301"):
+        load_folder(folder)
+
+
+@pytest.mark.parametrize("form", ["AVIF", "QOI", "BLP", "PNG", "WEBP", "TIFF"])
+def test_corrupt_images_of_a_column_are_named(form):
+    """Pillow's readers raise any error."""
+    file = io.BytesIO()
+    Image.fromarray(photo()).convert("P" if form == "BLP" else "RGB").save(file, form)
+    cut = file.getvalue()[: len(file.getvalue()) // 2]
+    features = Features({"image": ImageFeature(), "expression": Value("string"), "mask": ImageFeature()})
+    table = {"image": [{"bytes": cut, "path": None}], "expression": ["cup"], "mask": [Image.fromarray(blob() * 255)]}
+    with pytest.raises(OSError, match=r"(The image in dataset, row 0|The file in a row) cannot be read as an image"):
+        from_dataset(Dataset.from_dict(table, features=features))[0]

@@ -51,7 +51,7 @@ def test_train_with_trainer_goes_on_from_a_checkpoint(checkpoint, tmp_path, monk
     assert before.keys() == after.keys()
     assert not torch.equal(before["decoder.classifier.weight"], after["decoder.classifier.weight"])
     _, processor = load_checkpoint(tmp_path / "run")
-    assert processor.tokenizer.init_kwargs["max_length"] == 9  # the checkpoint's
+    assert processor.max_length == 9  # the checkpoint's
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from crossvlt_hf.export import LEAST_AGREEMENT, check_export, example_inputs, ex
 from crossvlt_hf.loading import load_checkpoint
 from crossvlt_hf.modeling_crossvlt import interpolation, padded, parts, upsample
 from crossvlt_hf.pipeline_crossvlt import ReferringImageSegmentationPipeline
+from crossvlt_hf.processing_crossvlt import to_rgb
 from crossvlt_hf.tokenization import default_tokenizer
 
 
@@ -177,3 +179,18 @@ def test_base_at_480(tmp_path, file_format):
     summary = export_model(model, processor, tmp_path / "base", file_format=file_format)
     assert summary["image_size"] == [480, 480]
     assert min(check["agreement"] for check in summary["checks"]) >= LEAST_AGREEMENT
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I"])
+def test_the_example_sees_what_the_processor_sees(tmp_path, mode):
+    grey = np.random.default_rng(0).integers(0, 256, (9, 12), dtype=np.uint8)
+    if mode.startswith("I"):
+        picture = Image.fromarray(grey.astype(np.int32 if mode == "I" else np.uint16) * 257)
+    else:
+        picture = Image.fromarray(grey).convert(mode)
+    if "A" in picture.getbands():
+        picture.putalpha(Image.fromarray(grey[::-1].copy()))
+    path = tmp_path / ("image.tiff" if mode in ("CMYK", "I") else "image.png")
+    picture.save(path)
+    seen = runpy.run_path(str(EXAMPLE))["read"](path)
+    np.testing.assert_array_equal(np.asarray(seen), np.asarray(to_rgb(path)))

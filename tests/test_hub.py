@@ -50,6 +50,7 @@ EXAMPLE = make_example("test", 3, seed=5)
 def hub(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # it keeps the address of the first Hub
     with HubServer(tmp_path / "hub", tokens={TOKEN: "alice", "hf_bob": "bob"}) as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
         template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
@@ -515,3 +516,53 @@ def test_no_path_of_this_machine_is_published(checkpoint, tmp_path, monkeypatch)
 @pytest.mark.parametrize("name", ["refcoco+", "jxu124/refcoco", "refshapes"])
 def test_names_of_data_sets_are_kept(name):
     assert public_name(name) == name
+
+
+NAMED = {"config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"}
+
+
+@pytest.mark.parametrize("by", ["save_pretrained", "push_to_hub", "save_pretrained of a folder that is there"])
+@pytest.mark.parametrize("what", ["config", "processor", "pipeline", "model"])
+def test_every_way_to_push_ends_in_a_whole_repository(hub, monkeypatch, model, processor, tmp_path, what, by):
+    """With the code that `auto_map` names, whatever the folder held before."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    things = {"config": model.config, "processor": processor, "model": model}
+    things["pipeline"] = ReferringImageSegmentationPipeline(model=model, processor=processor)
+    own = {"config": {"config.json"}, "model": {"config.json", "model.safetensors"}, "pipeline": NAMED}
+    folder = tmp_path / "crossvlt"
+    if by == "push_to_hub":
+        things[what].push_to_hub(NAME, private=True)
+    else:
+        if by != "save_pretrained":
+            things["pipeline"].save_pretrained(folder)
+        things[what].save_pretrained(folder, push_to_hub=True, repo_id=NAME)
+        assert {path.name for path in folder.iterdir()} >= CODE
+    wanted = own.get(what, NAMED - {"config.json", "model.safetensors"}) | CODE | {"handler.py", "requirements.txt"}
+    assert names(hub) >= wanted
+    assert hub.repos["models", NAME].private == (by == "push_to_hub")
+
+
+def test_the_name_of_a_pushed_folder_is_that_of_the_repository(hub, monkeypatch, model, processor, tmp_path):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    segmenter = ReferringImageSegmentationPipeline(model=model, processor=processor)
+    segmenter.save_pretrained(f"{tmp_path}/mine/", push_to_hub=True, commit_message="My first", token=TOKEN)
+    assert names(hub, "alice/mine") >= NAMED | CODE
+    commits = HfApi(endpoint=hub.endpoint, token=TOKEN).list_repo_commits("alice/mine")
+    assert commits[0].title == "My first"
+
+
+def test_a_pushed_pipeline_works_without_the_package(hub, run, model, processor, without_package, photo, tmp_path):
+    segmenter = ReferringImageSegmentationPipeline(model=model, processor=processor)
+    segmenter.save_pretrained(tmp_path / "folder", push_to_hub=True, repo_id=NAME, token=TOKEN)
+    photo.save(tmp_path / "photo.png")
+    script = """
+import sys, numpy as np
+from transformers import pipeline
+segmenter = pipeline("referring-image-segmentation", model=sys.argv[1], trust_remote_code=True)
+(result,) = segmenter("photo.png", text="the red bus zebra")
+assert result["unknown_words"] == ["zebra"], result
+np.save("mask.npy", np.asarray(result["mask"]) > 0)
+"""
+    run(without_package, "-c", script, NAME)
+    (result,) = segmenter(photo, text="the red bus zebra")
+    assert (np.load(tmp_path / "mask.npy") == (np.asarray(result["mask"]) > 0)).all()

@@ -1,7 +1,7 @@
 """The network: every ablation, size and precision; what it shares with the library's models is in the common tests."""
 
-import copy
 import itertools
+import json
 
 import accelerate
 import numpy as np
@@ -11,17 +11,24 @@ import torch.nn.functional as F
 from conftest import fake_batch, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModel, AutoModelForSemanticSegmentation, Trainer, TrainingArguments
+from torch._dynamo.exc import FailOnRecompileLimitHit
+from transformers import AttentionInterface, AutoModel, AutoModelForSemanticSegmentation, Trainer, TrainingArguments
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import logging
 
-from crossvlt_hf import CrossVLTModel, modeling_crossvlt
+from crossvlt_hf import CrossVLTConfig, CrossVLTModel, CrossVLTTextModel, CrossVLTVisionModel, modeling_crossvlt
+from crossvlt_hf.configuration_crossvlt import MIN_TEMPERATURE
 from crossvlt_hf.modeling_crossvlt import (
     CrossVLTDropPath,
     CrossVLTFusion,
+    CrossVLTLowerBound,
     CrossVLTWindowAttention,
     CrossVLTWindows,
     alignment_loss,
     dice_loss,
+    eager_attention_forward,
     instance_norm,
+    interpolation,
     mask_loss,
     shift_mask,
 )
@@ -590,55 +597,7 @@ def test_modules_that_must_not_be_split_exist(model):
     assert CrossVLTFusion.__name__ in model._no_split_modules
 
 
-# ---- faster inference
-
-
-def stir_statistics(model):
-    """BatchNorms as after training."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2)
-            module.weight.data.uniform_(0.5, 2)
-            module.bias.data.normal_()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_fuse_changes_rounding_only_and_is_reversible(model, dtype):
-    stir_statistics(model)
-    model, batch = model.to(dtype), fake_batch(model.config)
-    before, keys = logits(model, batch), set(model.state_dict())
-    assert model.fuse() is model
-    assert all(block.folded_weight1 is not None for block in model.decoder.blocks)
-    assert (
-        0
-        < relative_error(logits(model, batch), before)
-        < {torch.float32: 1e-5, torch.float64: 1e-6, torch.bfloat16: 0.1}[dtype]
-    )
-    assert set(model.state_dict()) == keys
-    assert torch.equal(logits(model.unfuse(), batch), before)
-    assert not any("folded" in name for name, _ in model.named_buffers())
-
-
-def test_what_is_fused_is_not_saved_and_does_not_outlive_its_weights(model, tmp_path):
-    stir_statistics(model)
-    model.fuse().save_pretrained(tmp_path)
-    batch = fake_batch(model.config)
-    assert torch.equal(logits(CrossVLTModel.from_pretrained(tmp_path), batch), logits(model.unfuse(), batch))
-    other = CrossVLTModel(model.config).eval()
-    stir_statistics(other)
-    model.fuse().load_state_dict(other.state_dict())
-    assert torch.equal(logits(model, batch), logits(other, batch))
-    assert model.fuse().train().decoder.blocks[0].folded_weight1 is None
-    with pytest.raises(ValueError, match="training mode"):
-        model.fuse()
-
-
-def test_fuse_follows_to_another_dtype(model):
-    stir_statistics(model)
-    batch = fake_batch(model.config)
-    expected = logits(model.fuse(), batch)
-    assert relative_error(logits(model.to(torch.float64), batch), expected) < 1e-5
+# ---- inference
 
 
 @pytest.mark.parametrize("counts", [[3], [1, 3, 2], [1, 1]])
@@ -672,34 +631,6 @@ def test_expressions_per_image_is_a_tensor(model):
         model(**fake_batch(model.config), expressions_per_image=[1, 1])
 
 
-def test_what_is_fused_hides_no_gradient(model):
-    """Fine-tuning in eval mode, where BatchNorm keeps its statistics, of a model that a pipeline has fused."""
-    batch = fake_batch(model.config)
-    with torch.inference_mode():
-        model.fuse()
-    model(**batch).loss.backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
-
-
-def test_training_a_part_unfuses_it(model):
-    stir_statistics(model)
-    batch = fake_batch(model.config)
-    expected = copy.deepcopy(model)
-    expected.decoder.train()
-    model.fuse().decoder.train()
-    assert torch.equal(logits(model, batch), logits(expected, batch))
-
-
-def test_adapters_of_the_decoder(model):
-    from peft import LoraConfig, get_peft_model
-
-    batch = fake_batch(model.config)
-    before = logits(model, batch)
-    adapted = get_peft_model(model, LoraConfig(target_modules=["conv1", "qkv"])).eval()
-    adapted.base_model.model.fuse()
-    assert torch.allclose(logits(adapted, batch), before, atol=1e-5)
-
-
 def test_what_is_cut_for_the_cache_gives_the_same(monkeypatch):
     """Entry by entry, of several images with shifted windows, attentions in their order too."""
     model = CrossVLTModel(tiny_config(vision_config={"depths": [2, 2, 2, 2]})).eval()
@@ -723,3 +654,288 @@ def test_values_that_the_model_does_not_know(name, value):
     batch[name].flatten()[0] = value
     with pytest.raises(ValueError, match=rf"`{name}` holds {value}|`{name}` holds \d+ to {value}"):
         CrossVLTModel(tiny_config()).eval()(**batch)
+
+
+# ---- float64
+
+
+def test_losses_and_attention_keep_float64():
+    """Half precision is lifted to float32; float64 is never lowered to it."""
+    generator = torch.Generator().manual_seed(0)
+    exact = [torch.randn(1, 1, 3, 4, dtype=torch.float64, generator=generator)]
+    labels = torch.randint(0, 2, (1, 9, 10), generator=generator)
+    assert alignment_loss(exact, labels).dtype == torch.float64
+    assert alignment_loss([map_.float() for map_ in exact], labels).dtype == torch.float32
+    query, key, value = torch.randn(3, 1, 2, 5, 4, dtype=torch.float64, generator=generator)
+    attended, weights = eager_attention_forward(torch.nn.Identity(), query, key, value, None, scaling=0.5)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=0.5)
+    assert torch.allclose(attended, expected.transpose(1, 2), rtol=0, atol=1e-14)
+    assert (weights.sum(-1) - 1).abs().max() <= 1e-14
+    rows, columns = (interpolation(source, target, like=exact[0]) for source, target in ((3, 9), (4, 11)))
+    expected = F.interpolate(exact[0], size=(9, 11), mode="bilinear", align_corners=True)
+    assert torch.allclose(rows @ exact[0] @ columns.T, expected, rtol=0, atol=1e-14)
+
+
+# ---- the temperature
+
+
+def aligned(model, batch: dict) -> tuple:
+    return model(**without_labels(batch), output_alignment_maps=True).alignment_maps
+
+
+def set_temperatures(model, value: float) -> list:
+    temperatures = [stage.alignment.temperature for stage in model.stages]
+    with torch.no_grad():
+        for temperature in temperatures:
+            temperature.fill_(value)
+    return temperatures
+
+
+@pytest.mark.parametrize("value", [0.0, -1e-8, -0.5, 1e-12, 0.0099])
+def test_a_temperature_below_the_bound_counts_as_the_bound(model, value):
+    batch = fake_batch(model.config)
+    set_temperatures(model, MIN_TEMPERATURE)
+    expected = aligned(model, batch)
+    set_temperatures(model, value)
+    for actual, map_ in zip(aligned(model, batch), expected, strict=True):
+        assert torch.equal(actual, map_)
+        assert map_.abs().max() <= 1 / MIN_TEMPERATURE + 1e-3
+
+
+@pytest.mark.parametrize("value", [MIN_TEMPERATURE, 0.0125, 1.0, 30.0])
+def test_a_temperature_from_the_bound_up_divides_as_it_is(model, value):
+    batch = fake_batch(model.config)
+    set_temperatures(model, 1.0)
+    cosines = [map_ / value for map_ in aligned(model, batch)]
+    temperatures = set_temperatures(model, value)
+    for actual, expected in zip(aligned(model, batch), cosines, strict=True):
+        assert torch.allclose(actual, expected, rtol=1e-6)
+    model(**batch).loss.backward()
+    assert all(temperature.grad.abs() > 0 for temperature in temperatures)
+
+
+@pytest.mark.parametrize("value", [0.0, -0.5])
+def test_a_temperature_below_the_bound_finds_its_way_back(model, value):
+    """With random weights the cosines say nothing, so the loss wants small maps: high temperatures."""
+    batch = fake_batch(model.config)
+    temperatures = set_temperatures(model, value)
+    optimizer = torch.optim.AdamW(temperatures, lr=0.05, weight_decay=0.01)
+    for _ in range(20):
+        optimizer.zero_grad()
+        model(**batch).loss.backward()
+        assert all(temperature.grad.isfinite() for temperature in temperatures)
+        optimizer.step()
+    assert all(temperature > MIN_TEMPERATURE for temperature in temperatures)
+
+
+def test_nothing_pushes_a_temperature_further_below_the_bound():
+    """Where the loss wants a lower one still, there is no gradient, and what lies on the bound keeps its own."""
+    below, above = (torch.tensor([value], dtype=torch.float64, requires_grad=True) for value in (0.001, 0.5))
+    for temperature, expected in ((below, 0.0), (above, 1.0)):
+        CrossVLTLowerBound.apply(temperature, MIN_TEMPERATURE).backward()  # descent lowers it
+        assert temperature.grad.item() == expected
+        temperature.grad = None
+        CrossVLTLowerBound.apply(temperature, MIN_TEMPERATURE).neg().backward()  # descent raises it
+        assert temperature.grad.item() == -1.0
+
+
+def test_a_temperature_driven_down_stays_finite(model):
+    """Labels that the maps fit perfectly drive it down; its own optimizer carries it below the bound, no further."""
+    temperatures = set_temperatures(model, 0.02)
+    optimizer = torch.optim.AdamW(temperatures, lr=1e-3, weight_decay=0.0)
+    batch = fake_batch(model.config)
+    for _ in range(60):
+        optimizer.zero_grad()
+        sum(stage.alignment.bounded_temperature().sum() for stage in model.stages).backward()
+        optimizer.step()
+    assert all(-0.01 < temperature < MIN_TEMPERATURE for temperature in temperatures)
+    assert all(map_.isfinite().all() for map_ in aligned(model, batch))
+
+
+# ---- the encoders on their own
+
+
+def assert_same_weights(actual, expected) -> None:
+    actual, expected = actual.state_dict(), expected.state_dict()
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[key], value) for key, value in expected.items())
+
+
+TOWERS = {"vision_model": CrossVLTVisionModel, "text_model": CrossVLTTextModel}
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("tower", TOWERS)
+def test_an_encoder_of_a_whole_checkpoint(tmp_path, tower, direction, capfd):
+    torch.manual_seed(0)
+    model = CrossVLTModel(tiny_config(fusion_direction=direction))
+    model.save_pretrained(tmp_path)
+    loaded, info = TOWERS[tower].from_pretrained(tmp_path, output_loading_info=True)
+    assert_same_weights(loaded, getattr(model, tower))
+    assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+
+
+@pytest.mark.parametrize("direction", ["both", "late"])
+@pytest.mark.parametrize("tower", TOWERS)
+def test_an_encoder_saved_alone(tmp_path, tower, direction):
+    torch.manual_seed(0)
+    encoder = getattr(CrossVLTModel(tiny_config(fusion_direction=direction)), tower)
+    encoder.save_pretrained(tmp_path)
+    for class_ in (TOWERS[tower], AutoModel):
+        loaded = class_.from_pretrained(tmp_path)
+        assert type(loaded) is TOWERS[tower]
+        assert_same_weights(loaded, encoder)
+    has_cross_attention = any("cross_attention" in key for key in encoder.state_dict())
+    assert has_cross_attention == (tower == "text_model" and direction == "both")
+    auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
+    assert auto_map["AutoModel"] == f"modeling_crossvlt.{TOWERS[tower].__name__}"
+    assert (tmp_path / "modeling_crossvlt.py").is_file()
+
+
+def test_what_the_words_read_follows_from_the_whole_config(tmp_path):
+    """And is never stale: neither saved with the whole nor kept where the whole changes."""
+    config = tiny_config()
+    CrossVLTModel(config).save_pretrained(tmp_path)
+    assert config.text_config.context_dims == [16, 32, 64]
+    assert "context_dims" not in json.loads((tmp_path / "config.json").read_text())["text_config"]
+    config.fusion_direction = "late"
+    assert not any("cross_attention" in key for key in CrossVLTModel(config).state_dict())
+    wider = CrossVLTConfig.from_pretrained(tmp_path, vision_config={"embed_dim": 16})
+    assert CrossVLTModel(wider).text_model.config.context_dims == [32, 64, 128]
+
+
+@pytest.mark.parametrize("return_dict", [True, False])
+def test_features_of_either_encoder(model, return_dict):
+    batch = fake_batch(model.config, 2, 64, 96)
+    model.config.return_dict = return_dict
+    with torch.no_grad():
+        pixels = model.get_image_features(batch["pixel_values"], output_hidden_states=True)
+        words = model.get_text_features(batch["input_ids"], batch["attention_mask"], output_hidden_states=True)
+        expected = model.vision_model(batch["pixel_values"], return_dict=True).last_hidden_state
+    if not return_dict:
+        pixels, words = (BaseModelOutputWithPooling(*output) for output in (pixels, words))
+    assert torch.equal(pixels.last_hidden_state, expected)
+    assert pixels.last_hidden_state.shape == (2, 2, 3, 64)
+    assert torch.allclose(pixels.pooler_output, expected.mean((1, 2)))
+    assert [tuple(h.shape) for h in pixels.hidden_states][-1] == (2, 2, 3, 64)
+    assert words.last_hidden_state.shape == (2, 7, 16)
+    assert torch.equal(words.pooler_output, words.last_hidden_state[:, 0])
+    assert [tuple(h.shape) for h in words.hidden_states] == [(2, 7, 16)] * 4
+
+
+# ---- several devices
+
+
+@pytest.mark.parametrize("dice_loss_weight", [0.0, 0.5])
+def test_labels_and_maps_on_other_devices_than_the_logits(model, dice_loss_weight):
+    """The decoder on a device of its own: "meta" has no values, but refuses other devices as a GPU does."""
+    model.config.dice_loss_weight = dice_loss_weight
+    decoder = model.decoder.to("meta")
+    decoder.register_forward_pre_hook(lambda module, args: ([map_.to("meta") for map_ in args[0]],))
+    output = model(**fake_batch(model.config))
+    assert {map_.device.type for map_ in output.alignment_maps} == {"cpu"}
+    assert output.logits.device.type == output.loss.device.type == "meta"
+
+
+def test_alignment_loss_takes_labels_of_another_device():
+    maps = [torch.zeros(2, 1, 4, 4, device="meta")]
+    assert alignment_loss(maps, torch.zeros(2, 9, 9, dtype=torch.long)).device.type == "meta"
+
+
+# ---- arguments of forward
+
+
+@pytest.mark.parametrize(
+    "name", ["output_hidden_state", "output_attention", "output_everything", "position_ids", "foo"]
+)
+@pytest.mark.parametrize("part", ["whole", *TOWERS])
+def test_arguments_that_nothing_reads_are_refused(model, part, name):
+    batch = without_labels(fake_batch(model.config))
+    inputs = {"whole": batch, "vision_model": {"pixel_values": batch["pixel_values"]}}
+    inputs["text_model"] = {"input_ids": batch["input_ids"]}
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+        (model if part == "whole" else getattr(model, part))(**inputs[part], **{name: torch.ones(2, 7)})
+
+
+ATTENTIONS = ("attentions", "text_attentions", "cross_attentions", "fusion_attentions")
+
+
+@pytest.mark.parametrize("kind", ATTENTIONS[1:])
+def test_one_kind_of_attention_alone(model, kind):
+    model.set_attn_implementation("eager")
+    batch = without_labels(fake_batch(model.config))
+    together = model(**batch, output_attentions=True)
+    assert set(together) == {"logits", *ATTENTIONS}
+    alone = model(**batch, **{f"output_{kind}": True})
+    assert set(alone) == {"logits", kind}
+    assert all(map(torch.equal, alone[kind], together[kind]))
+    others = model(**batch, output_attentions=True, **{f"output_{kind}": False})
+    assert set(others) == {"logits", *ATTENTIONS} - {kind}
+    assert isinstance(model(**batch, **{f"output_{kind}": True}, return_dict=False)[1], tuple)
+
+
+@pytest.mark.parametrize("name", ["attentions", *ATTENTIONS[1:]])
+def test_attentions_that_sdpa_does_not_give_are_warned_of(model, name, caplog, monkeypatch):
+    monkeypatch.setattr(logging.get_logger("transformers"), "propagate", True)
+    modeling_crossvlt.logger.warning_once.cache_clear()
+    batch = without_labels(fake_batch(model.config))
+    model.set_attn_implementation("sdpa")
+    model(**batch)
+    assert not caplog.records
+    model(**batch, **{f"output_{name}": True})
+    assert "`sdpa` attention does not return its weights" in caplog.text
+    assert 'attn_implementation="eager"' in caplog.text
+
+
+def test_an_attention_function_of_the_users_own_gets_its_arguments(model):
+    seen = []
+
+    def attention(module, query, key, value, attention_mask, scaling, dropout=0.0, sharpness=None, **kwargs):
+        seen.append((type(module).__name__, sharpness, kwargs.get("output_attentions")))
+        return eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout)
+
+    AttentionInterface.register("sharp", attention)
+    model.set_attn_implementation("sharp")
+    batch = without_labels(fake_batch(model.config))
+    output = model(**batch, sharpness=2.0, output_attentions=True)
+    assert set(seen) == {
+        (name, 2.0, True) for name in ("CrossVLTWindowAttention", "CrossVLTTextAttention", "CrossVLTFusionAttention")
+    }
+    assert len(seen) == sum(len(output[name]) for name in ATTENTIONS)
+    with pytest.raises(TypeError, match=r"'output_hidden_state'\. Did you mean 'output_hidden_states'"):
+        model(**batch, output_hidden_state=True)
+    model.train().activation_checkpointing_enable()
+    model(**fake_batch(model.config), sharpness=3.0).loss.backward()
+    assert seen[-1][1] == 3.0
+
+
+# ---- compilation for many sizes
+
+
+def compare_compiled(compiled, model, **sizes) -> None:
+    batch = without_labels(fake_batch(model.config, **{"height": 16, "width": 16, **sizes}))
+    assert torch.allclose(logits(compiled, batch), logits(model, batch), atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axis", ["words", "batch"])
+def test_words_and_batch_are_compiled_for_any_number(model, axis):
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for number in range(3, 8):
+            compare_compiled(compiled, model, **{axis: number})
+
+
+@pytest.mark.slow
+def test_a_raised_limit_leaves_room_for_more_image_sizes(model):
+    """Each is compiled for itself, also where the compiler would take any."""
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for height in (8, 12):
+            compare_compiled(compiled, model, height=height)
+        with pytest.raises(FailOnRecompileLimitHit):
+            compare_compiled(compiled, model, height=20)
+    with torch._dynamo.config.patch(recompile_limit=4):
+        compare_compiled(compiled, model, height=20)

@@ -1,10 +1,14 @@
 """The pipeline: images and expressions in every form go in, masks of the images' own pixels come out."""
 
+import gc
 import io
+import json
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from inspect import signature
 from itertools import count, islice
 
 import numpy as np
@@ -12,11 +16,19 @@ import pytest
 import torch
 from conftest import tiny_config, tiny_tokenizer
 from PIL import Image
+from processes import run_python
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils.data import Dataset, IterableDataset
 from transformers import AutoModel, AutoModelForSemanticSegmentation, AutoProcessor, pipeline
+from transformers.pipelines.pt_utils import KeyDataset
 
 from crossvlt_hf import CrossVLTModel, CrossVLTProcessor, ReferringImageSegmentationPipeline
+from crossvlt_hf.data import load_data
+from crossvlt_hf.evaluation import evaluate, find_masks
 from crossvlt_hf.loading import load_checkpoint
+from crossvlt_hf.modeling_crossvlt import evaluating
+from crossvlt_hf.prediction import open_requests, predict
+from crossvlt_hf.visualization import explain
 
 
 TASK = "referring-image-segmentation"
@@ -102,7 +114,8 @@ def assert_same(results: list[dict], expected: list[dict]) -> None:
     assert isinstance(results, list)
     assert [result["label"] for result in results] == [result["label"] for result in expected]
     for result, other in zip(results, expected, strict=True):
-        assert result.keys() == {"label", "score", "mask", "box"}
+        assert result.keys() >= {"label", "score", "mask", "box", "text_read", "unknown_words"}
+        assert (result["text_read"], result["unknown_words"]) == (other["text_read"], other["unknown_words"])
         assert result["mask"].size == other["mask"].size
         np.testing.assert_array_equal(result["mask"], other["mask"])
         assert result["score"] == pytest.approx(other["score"], abs=1e-5)
@@ -233,6 +246,11 @@ class Rows(Dataset):
         return ROWS[index]
 
 
+class Images(IterableDataset):
+    def __iter__(self):
+        return (row["image"] for row in ROWS)
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         return iter(ROWS)
@@ -288,12 +306,91 @@ def test_the_expressions_of_one_image_share_it(folder, expected):
     assert sizes[1:] == [(8, 1), (4, 1)]
 
 
-def test_the_pipeline_fuses_and_training_takes_it_back(folder):
+def test_a_model_that_gives_tuples(folder):
     pipe = pipeline(TASK, model=folder, device="cpu")
-    block = pipe.model.decoder.blocks[0]
-    assert block.folded_weight1 is not None
-    pipe.model.train()
-    assert block.folded_weight1 is None
+    expected = pipe(ROWS[:2])
+    pipe.model.config.return_dict = False
+    for actual, wanted in zip(pipe(ROWS[:2]), expected, strict=True):
+        assert_same(actual, wanted)
+    explanation = explain(pipe.model, pipe.processor, ONE, WORDS[0])
+    assert (explanation.mask == np.asarray(expected[0][0]["mask"]).astype(bool)).all()
+
+
+def average_with(model, other) -> None:
+    for parameter, added in zip(model.parameters(), other.parameters(), strict=True):
+        parameter.data.lerp_(added, 0.5)
+
+
+CHANGES = {
+    "vector": lambda model, other: vector_to_parameters(parameters_to_vector(other.parameters()), model.parameters()),
+    "average": average_with,
+    "load": lambda model, other: model.load_state_dict(other.state_dict()),
+    "module": lambda model, other: setattr(model, "decoder", other.decoder),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_pipeline_sees_a_change_of_the_weights(folder, change):
+    """It keeps nothing of the model it was given beside the model itself, and adds nothing to it."""
+    processor = CrossVLTProcessor.from_pretrained(folder)
+    torch.manual_seed(1)
+    other = CrossVLTModel(tiny_config()).eval()
+    model, expected = (CrossVLTModel.from_pretrained(folder) for _ in range(2))
+    buffers = dict(model.named_buffers())
+    pipe = pipeline(TASK, model=model, processor=processor, device="cpu")
+    pipe(ONE, text=WORDS)
+    assert dict(model.named_buffers()).keys() == buffers.keys()
+    for changed in (model, expected):
+        with torch.no_grad():
+            CHANGES[change](changed, other)
+    assert_same(
+        pipe(ONE, text=WORDS), pipeline(TASK, model=expected, processor=processor, device="cpu")(ONE, text=WORDS)
+    )
+
+
+def test_the_model_is_not_altered(folder):
+    """Weights that are changed by hand afterwards are the ones that the pipeline uses."""
+    model, processor = load_checkpoint(folder)
+    segmenter = ReferringImageSegmentationPipeline(model=model, processor=processor, device="cpu")
+    before = {name: value for name, value in vars(model.decoder.blocks[0]).items() if not name.startswith("_")}
+    (first,) = segmenter(ONE, text=WORDS[0])
+    with torch.no_grad():
+        for module in model.decoder.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.bias.sub_(3.0)
+            elif isinstance(module, torch.nn.Conv2d):
+                module.weight.mul_(-1.5)
+    assert {name: value for name, value in vars(model.decoder.blocks[0]).items() if not name.startswith("_")} == before
+    inputs = processor(ONE, WORDS[0], return_tensors="pt")
+    with torch.no_grad():
+        wanted = processor.post_process_masks(model(**inputs), inputs["original_sizes"])[0]
+    (found,) = segmenter(ONE, text=WORDS[0])
+    assert found["score"] == pytest.approx(wanted["score"], abs=1e-5)
+    np.testing.assert_array_equal(np.asarray(found["mask"]) > 0, wanted["mask"])
+    assert found["mask"].tobytes() != first["mask"].tobytes()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_config_that_asks_for_tuples(folder, expected, batch_size):
+    model, processor = load_checkpoint(folder)
+    model.config.return_dict = False
+    segmenter = ReferringImageSegmentationPipeline(model=model, processor=processor, device="cpu")
+    assert_all_same(segmenter(ROWS, batch_size=batch_size), expected)
+
+
+def test_masks_are_kept_and_logits_are_not(model, processor):
+    """Of many expressions of one image: the logits of earlier ones are gone when others are computed."""
+    segmenter = ReferringImageSegmentationPipeline(model=model, processor=processor, device="cpu")
+    alive = []
+
+    def count(*_):
+        maps = [x for x in gc.get_objects() if type(x) is torch.Tensor and x.ndim == 4 and x.shape[1:] == (2, 64, 64)]
+        alive.append(sum({x.data_ptr(): len(x) for x in maps}.values()))
+
+    model.register_forward_pre_hook(count)
+    segmenter(ONE, text=["the cup"] * 40)
+    assert len(alive) == 5
+    assert max(alive) <= 8
 
 
 @pytest.mark.parametrize(
@@ -450,6 +547,15 @@ def test_batch_array(pipe):
     assert_all_same(pipe(batch, text=[WORDS[0], WORDS[1]]), pipe([THREE, THREE], text=[WORDS[0], WORDS[1]]))
 
 
+def test_floats_of_a_batch_are_judged_together(pipe):
+    """Alone, the second image would be read as one of 0 to 1."""
+    bright = np.asarray(THREE.convert("RGB"))
+    dark = (bright > 128).astype(np.uint8)
+    batch = np.stack([bright, dark]).astype(np.float32)
+    pictures = [Image.fromarray(image) for image in (bright, dark)]
+    assert_all_same(pipe(batch, text=WORDS[0]), pipe(pictures, text=WORDS[0]))
+
+
 def test_usable_after_an_error(pipe, expected):
     for _ in range(2):
         with pytest.raises(ValueError, match="expression"):
@@ -483,26 +589,210 @@ def test_saved_pipeline_keeps_model_and_processor(folder, expected, tmp_path):
     assert_same(again(ONE, text=WORDS), expected[0])
 
 
+def in_threads(function, items) -> list:
+    with ThreadPoolExecutor(8) as threads:
+        return list(threads.map(function, items))
+
+
+def assert_close(results, references) -> None:
+    for result, reference in zip(results, references, strict=True):
+        assert result["label"] == reference["label"]
+        assert result["score"] == pytest.approx(reference["score"], abs=1e-5)
+        assert np.mean(np.asarray(result["mask"]) != np.asarray(reference["mask"])) < 0.001
+
+
 def test_threads_share_a_pipeline(pipe, expected):
     """One loaded pipeline from 8 threads gives the results of one."""
-    with ThreadPoolExecutor(8) as threads:
-        found = list(threads.map(lambda row: pipe(row["image"], text=row["text"]), ROWS * 8))
+    found = in_threads(lambda row: pipe(row["image"], text=row["text"]), ROWS * 8)
     for results, references in zip(found, expected * 8, strict=True):
-        for result, reference in zip(results, references, strict=True):
-            assert result["label"] == reference["label"]
-            assert result["score"] == pytest.approx(reference["score"], abs=1e-6)
-            assert (np.asarray(result["mask"]) == np.asarray(reference["mask"])).all()
+        assert_close(results, references)
 
 
-def test_a_model_in_training_predicts_as_if_it_were_not(checkpoint):
-    model, processor = load_checkpoint(checkpoint)
-    image = Image.new("RGB", (50, 40), "red")
-    segmenter = ReferringImageSegmentationPipeline(model=model, processor=processor)
-    expected = segmenter(image, text=["the cup", "the spoon"])
-    statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    segmenter = ReferringImageSegmentationPipeline(model=model.train(), processor=processor)
-    for found, wanted in zip(segmenter(image, text=["the cup", "the spoon"]), expected, strict=True):
-        assert found["score"] == pytest.approx(wanted["score"], abs=1e-5)
-        assert np.mean(np.asarray(found["mask"]) != np.asarray(wanted["mask"])) < 0.001
-    assert model.training
-    assert all(torch.equal(buffer, statistics[name]) for name, buffer in model.named_buffers())
+def test_threads_share_a_processor(processor):
+    """Of long and short texts, padded and not: a fast tokenizer keeps both as a state."""
+    texts = ["the cup", "the cup " * 9, "red bus above the table"] * 20
+    wanted = [processor(text=text)["input_ids"] for text in texts]
+    read = processor.read_expressions(texts)
+    lengths = [3, 9, 5, 7] * 15
+
+    def use(number: int) -> tuple:
+        text, length = texts[number], lengths[number]
+        own = processor(text=text, max_length=length, padding="max_length")["input_ids"]
+        return processor(text=text)["input_ids"], processor.read_expressions([text])[0], len(own)
+
+    found = in_threads(use, range(len(texts)))
+    assert found == list(zip(wanted, read, lengths, strict=True))
+
+
+# A model that is being trained
+
+
+def partly_frozen(folder):
+    model, processor = load_checkpoint(folder)
+    model.train()
+    model.vision_model.eval()
+    for module in model.decoder.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    model.text_model.stages[0].requires_grad_(False).eval()
+    return model, processor
+
+
+def modes(model):
+    return [module.training for module in model.modules()]
+
+
+def state(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("use", ["pipeline", "threads", "evaluate", "find_masks", "explain", "predict"])
+def test_every_part_keeps_its_mode(folder, expected, tmp_path, use):
+    model, processor = partly_frozen(folder)
+    before, weights = modes(model), state(model)
+    assert set(before) == {True, False}
+    segmenter = ReferringImageSegmentationPipeline(model=model, processor=processor, device="cpu")
+    if use == "pipeline":
+        assert_close(segmenter(ONE, text=WORDS), expected[0])
+    elif use == "threads":
+        for results, references in zip(in_threads(segmenter, ROWS * 6), expected * 6, strict=True):
+            assert_close(results, references)
+    elif use in ("evaluate", "find_masks"):
+        dataset = load_data("refshapes", "validation", scenes=2, side=64)
+        evaluate(model, processor, dataset) if use == "evaluate" else list(find_masks(model, processor, dataset, [0]))
+    elif use == "explain":
+        assert explain(model, processor, ONE, WORDS[0]).score == pytest.approx(expected[0][0]["score"], abs=1e-4)
+    else:
+        ONE.save(tmp_path / "one.png")
+        requests = open_requests(tmp_path, expressions=[WORDS[0]])
+        predict(model, processor, requests, tmp_path / "out")
+        (line,) = (tmp_path / "out" / "predictions-00000-of-00001.jsonl").read_text().splitlines()
+        assert json.loads(line)["score"] == pytest.approx(expected[0][0]["score"], abs=1e-4)
+    assert modes(model) == before
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+def test_modes_come_back_after_an_error(folder):
+    model, processor = partly_frozen(folder)
+    before = modes(model)
+    segmenter = ReferringImageSegmentationPipeline(model=model, processor=processor, device="cpu")
+    handle = model.decoder.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        segmenter(ONE, text=WORDS)
+    assert modes(model) == before
+    handle.remove()
+    outer = evaluating(model)
+    with outer:
+        assert not any(modes(model))
+        with evaluating(model.decoder), evaluating(model):
+            pass
+        assert not any(modes(model))
+    assert modes(model) == before
+
+
+# What is read of an expression
+
+
+def test_unknown_words_are_named(pipe):
+    with pytest.warns(UserWarning, match="does not know 'zebra', 'Gnu'"):
+        results = pipe(ONE, text=["the zebra, left Gnu!", "the zebra zebra", WORDS[0]])
+    assert [result["unknown_words"] for result in results] == [["zebra", "Gnu"], ["zebra"], []]
+    assert [result["text_read"] for result in results] == [result["label"] for result in results]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_what_is_read_of_a_long_expression(pipe, batch_size):
+    beginning = "the red cup left of the"
+    with pytest.warns(UserWarning, match=f"only '{beginning}"):
+        results = pipe(ONE, text=[f"{beginning} man", f"{beginning} bus", WORDS[0]], batch_size=batch_size)
+    assert [result["text_read"] for result in results] == [beginning, beginning, WORDS[0]]
+    assert results[0]["mask"].tobytes() == results[1]["mask"].tobytes()
+
+
+def test_no_warning_where_all_is_read(pipe):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipe(ROWS)
+        pipe(ONE, text="The red cup, left!")
+
+
+# One text for many images
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize(
+    "stream",
+    [
+        lambda images: (image for image in images),
+        lambda images: iter(images),
+        lambda images: ({"image": image, "id": 3} for image in images),
+        lambda images: KeyDataset(Rows(), "image"),
+        lambda images: Images(),
+        lambda images: [{"image": image} for image in images],
+    ],
+    ids=["generator", "iterator", "rows", "dataset", "stream", "list of rows"],
+)
+def test_one_text_for_many_images(pipe, expected, stream, batch_size):
+    images = [row["image"] for row in ROWS]
+    found = list(pipe(stream(images), text=WORDS[1], batch_size=batch_size))
+    assert_all_same(found, [pipe(image, text=WORDS[1]) for image in images])
+    found = list(pipe(stream(images), text=[WORDS, [WORDS[1]], WORDS[:2]], batch_size=batch_size))
+    assert_all_same(found, expected)
+
+
+def test_a_stream_of_images_is_read_lazily(pipe):
+    read = []
+    images = (read.append(index) or THREE for index in count())
+    assert len(list(islice(pipe(images, text="the cup"), 3))) == 3
+    assert len(read) <= 5
+
+
+@pytest.mark.parametrize("text", [WORDS[:2], [*WORDS, "the cup"], [[word] for word in WORDS[:2]], 7, "", []])
+def test_a_text_that_does_not_fit_a_stream(pipe, text):
+    for stream in ((row["image"] for row in ROWS), KeyDataset(Rows(), "image")):
+        with pytest.raises(ValueError, match=r"expression|`text`"):
+            list(pipe(stream, text=text))
+    with pytest.raises(ValueError, match="given twice"):
+        list(pipe(iter(ROWS), text="the cup"))
+
+
+# Without a model
+
+
+def test_without_a_model_one_warning_says_which_it_took():
+    code = f"from transformers import pipeline; import crossvlt_hf; pipeline({TASK!r}, device='cpu')"
+    done = run_python("-c", code)
+    assert done.returncode == 0, done.stderr
+    told = [line for line in done.stderr.splitlines() if line.strip() and "Loading weights" not in line]
+    assert len(told) == 1, told
+    assert "built-in" in told[0]
+    assert "photographs" in told[0]
+
+
+def test_a_named_model_needs_no_warning(folder):
+    made = f"pipeline({TASK!r}, model={str(folder)!r}, device='cpu')"
+    code = f"from transformers import pipeline; import crossvlt_hf; {made}"
+    lines = run_python("-c", code).stderr.splitlines()
+    assert all("Loading weights" in line for line in lines if line.strip())
+
+
+@pytest.mark.skipif(
+    "return_probabilities" not in signature(CrossVLTProcessor.post_process_masks).parameters,
+    reason="the processor gives no probabilities",
+)
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_probabilities_on_request(pipe, expected, batch_size):
+    found = pipe(ROWS, return_probabilities=True, batch_size=batch_size)
+    assert_all_same(found, expected)
+    for row, results in zip(ROWS, found, strict=True):
+        for result in results:
+            map_ = result["probabilities"]
+            assert (map_.dtype, map_.shape) == (np.float32, row["image"].size[::-1])
+            assert 0 <= map_.min() <= map_.max() <= 1
+            assert np.mean((map_ > 0.5) != (np.asarray(result["mask"]) > 0)) < 0.001
+    assert all("probabilities" not in result for result in expected[0])
+
+
+def test_probabilities_are_asked_for_by_true_or_false(pipe):
+    with pytest.raises(ValueError, match="return_probabilities"):
+        pipe(ONE, text=WORDS, return_probabilities="yes")

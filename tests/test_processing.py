@@ -4,6 +4,7 @@ import base64
 import functools
 import io
 import itertools
+import json
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,9 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from transformers import AutoProcessor
+from transformers.image_utils import ChannelDimension
 
 from crossvlt_hf import CrossVLTOutput, CrossVLTProcessor
-from crossvlt_hf.processing_crossvlt import mask_box, to_label_map, to_rgb
+from crossvlt_hf.data.masks import decode_mask, read_mask
+from crossvlt_hf.loading import DEFAULT_CHECKPOINT, load_checkpoint
+from crossvlt_hf.processing_crossvlt import find_parts, mask_box, to_label_map, to_rgb
 
 
 MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"]
@@ -93,13 +97,22 @@ def alpha_image(mode: str) -> Image.Image:
     return image
 
 
+ALPHA = GREY[::-1]
+
+
+def on_white(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """What is seen of colours with a transparency, 0 to 255, on white paper."""
+    share = alpha[..., None] / 255
+    return np.round(colours * share + 255 * (1 - share)).astype(np.uint8)
+
+
 PIL_IMAGES = {
     "1": lambda: (Image.fromarray(SPOT), rgb(SPOT * 255)),
     "L": lambda: (Image.fromarray(GREY), rgb(GREY)),
-    "LA": lambda: (alpha_image("LA"), rgb(GREY)),
+    "LA": lambda: (alpha_image("LA"), on_white(rgb(GREY), ALPHA)),
     "P": palette_image,
     "RGB": lambda: (IMAGE, COLOUR),
-    "RGBA": lambda: (alpha_image("RGBA"), COLOUR),
+    "RGBA": lambda: (alpha_image("RGBA"), on_white(COLOUR, ALPHA)),
     "CMYK": cmyk_image,
     "I;16": lambda: (Image.fromarray(GREY.astype(np.uint16) * 257), rgb(GREY)),
     "I": lambda: (Image.fromarray(GREY.astype(np.int32)), rgb(GREY)),
@@ -111,7 +124,8 @@ PIL_IMAGES = {
 def test_pil_image_of_every_mode(mode):
     image, expected = PIL_IMAGES[mode]()
     assert image.mode == mode
-    np.testing.assert_allclose(pixels(image).astype(int), expected, atol=mode == "CMYK")
+    # Pillow divides by 255 in whole numbers
+    np.testing.assert_allclose(pixels(image).astype(int), expected, atol=mode in ("CMYK", "LA", "RGBA"))
 
 
 @pytest.mark.parametrize(
@@ -127,11 +141,48 @@ def test_pil_image_of_other_ranges(image, expected):
     np.testing.assert_array_equal(pixels(image), rgb(expected))
 
 
-@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
-def test_transparent_palette_is_dropped(tmp_path):
-    image, expected = palette_image()
+def test_transparent_palette_shows_white(tmp_path):
+    image, colours = palette_image()
     image.save(tmp_path / "image.png", transparency=bytes(range(256)))
-    np.testing.assert_array_equal(pixels(tmp_path / "image.png"), expected)
+    np.testing.assert_allclose(pixels(tmp_path / "image.png").astype(int), on_white(colours, GREY), atol=1)
+
+
+def keyed_png(mode: str, hidden: int) -> tuple[Image.Image, np.ndarray]:
+    """A PNG that names one value as transparent, where alpha is 0 and 255; what it hides is of that value."""
+    visible = ALPHA > 100
+    seen = np.where(GREY == 7, 8, GREY)
+    grey = np.where(visible, seen, 7).astype(np.uint8)
+    if mode == "P":
+        image, key = Image.fromarray(grey), 7
+        image.putpalette([value for level in range(256) for value in ([hidden] * 3 if level == 7 else [level] * 3)])
+    elif mode == "I;16":
+        image, key = Image.fromarray(grey.astype(np.uint16) * 257), 7 * 257
+    else:
+        image, key = Image.fromarray(grey).convert(mode), 7 if mode == "L" else (7, 7, 7)
+    file = io.BytesIO()
+    image.save(file, "PNG", transparency=key)
+    return Image.open(file), on_white(rgb(seen), visible * 255)
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "RGB", "I;16"])
+def test_a_transparent_value_shows_white(mode):
+    image, expected = keyed_png(mode, hidden=200)
+    assert image.mode == mode
+    np.testing.assert_array_equal(pixels(image), expected)
+
+
+@pytest.mark.parametrize("mode", ["LA", "La", "PA", "RGBA", "RGBa"])
+def test_what_lies_hidden_changes_nothing(mode):
+    """Two images that look the same are the same."""
+    seen = []
+    for hidden in (0, 255, 90):
+        image = Image.fromarray(np.where(ALPHA > 100, GREY, hidden).astype(np.uint8))
+        image = image.convert({"PA": "P", "RGBA": "RGB", "RGBa": "RGB"}.get(mode, "L"))
+        image.putalpha(Image.fromarray((ALPHA > 100).astype(np.uint8) * 255))
+        seen.append(pixels(image.convert(mode)))
+    np.testing.assert_array_equal(seen[0], on_white(rgb(GREY), (ALPHA > 100) * 255))
+    np.testing.assert_array_equal(seen[1], seen[0])
+    np.testing.assert_array_equal(seen[2], seen[0])
 
 
 UNTURNED = {  # how the stored pixels of an upright image look for each EXIF orientation
@@ -197,10 +248,14 @@ def test_bool_array(library):
     np.testing.assert_array_equal(pixels(library(SPOT)), rgb(SPOT * 255))
 
 
-def test_array_with_alpha():
-    opaque = np.concatenate([COLOUR, GREY[..., None]], axis=-1)
-    np.testing.assert_array_equal(pixels(opaque), COLOUR)
-    np.testing.assert_array_equal(pixels(torch.tensor(opaque).permute(2, 0, 1)), COLOUR)
+@pytest.mark.parametrize("scale", [1, 1 / 255, 257], ids=["uint8", "floats", "uint16"])
+def test_array_with_alpha(scale):
+    values = np.concatenate([COLOUR, ALPHA[..., None]], axis=-1) * np.array(scale)
+    values = values.astype({1: np.uint8, 257: np.uint16}.get(scale, np.float32))
+    expected = pixels(Image.fromarray(np.concatenate([COLOUR, ALPHA[..., None]], axis=-1)))
+    np.testing.assert_allclose(expected.astype(int), on_white(COLOUR, ALPHA), atol=1)
+    np.testing.assert_array_equal(pixels(values), expected)
+    np.testing.assert_array_equal(pixels(torch.tensor(values.astype(np.float32)).permute(2, 0, 1)), expected)
 
 
 def test_tensor_with_gradient_or_half_precision():
@@ -919,3 +974,399 @@ def test_masks_are_nested_as_the_expressions():
 def test_masks_without_images():
     with pytest.raises(ValueError, match="image"):
         SMALL(text="a cup", segmentation_maps=SPOT)
+
+
+# Arguments of the library
+
+UNIT = (COLOUR / 255).astype(np.float32)
+SAME_AS_PIL = {  # an image in another form and the arguments under which the library means the same
+    "do_rescale=False": (UNIT, {"do_rescale": False}),
+    "do_rescale=False, tensor": (torch.tensor(UNIT).permute(2, 0, 1), {"do_rescale": False}),
+    "do_rescale=False, float64": (COLOUR / 255, {"do_rescale": False}),
+    "rescale_factor=1": (UNIT, {"rescale_factor": 1.0}),
+    "16 bits": (COLOUR.astype(np.uint16) * 257, {"rescale_factor": 1 / 65535}),
+    "floats of 0 to 255": (COLOUR.astype(np.float32), {"rescale_factor": 1 / 255}),
+    "channels first": (np.moveaxis(COLOUR, -1, 0), {"input_data_format": "channels_first"}),
+    "channels last": (torch.tensor(COLOUR), {"input_data_format": ChannelDimension.LAST}),
+    "data_format": (COLOUR, {"data_format": "channels_first"}),
+    "do_convert_rgb": (COLOUR, {"do_convert_rgb": True}),
+    "device": (COLOUR, {"device": "cpu"}),
+    "None": (COLOUR, {"do_resize": None, "size": None, "input_data_format": None, "do_rescale": None}),
+}
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["arguments", "images_kwargs"])
+@pytest.mark.parametrize("case", SAME_AS_PIL)
+def test_arguments_that_mean_the_pil_image(case, nested):
+    image, kwargs = SAME_AS_PIL[case]
+    kwargs = {"images_kwargs": kwargs} if nested else kwargs
+    found = SMALL(image, "a cup", return_tensors="pt", **kwargs)["pixel_values"]
+    np.testing.assert_allclose(found, SMALL(IMAGE, "a cup", return_tensors="pt")["pixel_values"], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"do_normalize": False},
+        {"do_rescale": False, "do_normalize": False},
+        {"rescale_factor": 1 / 127.5, "image_mean": 1.0, "image_std": 1.0},
+        {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]},
+        {"do_resize": False},
+        {"resample": 0, "size": {"height": 3, "width": 11}},
+        {"resample": Image.Resampling.BICUBIC},
+        {"size": 12},
+    ],
+)
+@pytest.mark.parametrize("form", ["PIL", "array"])
+def test_arguments_do_what_the_image_processor_does(kwargs, form):
+    expected = SMALL.image_processor(IMAGE, return_tensors="np", **kwargs)["pixel_values"]
+    image = IMAGE if form == "PIL" else COLOUR
+    for given_as in (kwargs, {"images_kwargs": kwargs}):
+        inputs = SMALL(image, "a cup", SPOT, return_tensors="np", **given_as)
+        np.testing.assert_allclose(inputs["pixel_values"], expected, atol=1e-5)
+        assert inputs["labels"].shape[1:] == inputs["pixel_values"].shape[2:]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"do_rescale": False}, "`do_rescale=False` needs images of floats from 0 to 1, got 0 to 255"),
+        ({"do_convert_rgb": False}, "`do_convert_rgb=False`"),
+        ({"data_format": "channels_last"}, "`data_format` must be 'channels_first'.*'channels_last'"),
+        ({"input_data_format": "first"}, "`input_data_format` must be one of .* got 'first'"),
+        ({"input_data_format": "channels_first"}, r"shape \(5, 6, 3\)"),
+        ({"input_data_format": "none"}, "`input_data_format` none"),
+        ({"do_center_crop": True}, "`do_center_crop` is not supported"),
+        ({"crop_size": {"height": 4, "width": 4}}, "`crop_size` is not supported"),
+        ({"do_pad": True}, "`do_pad` is not supported"),
+        ({"pad_size": {"height": 40, "width": 40}}, "`pad_size` is not supported"),
+        ({"do_reduce_labels": True}, "`do_reduce_labels` is not supported"),
+        ({"do_normalise": False}, "`do_normalise` must be an argument"),
+    ],
+)
+def test_arguments_that_are_refused(kwargs, message):
+    for given_as in (kwargs, {"images_kwargs": kwargs}):
+        with pytest.raises(ValueError, match=message):
+            SMALL(COLOUR, "a cup", **given_as)
+
+
+def test_a_device_needs_tensors():
+    with pytest.raises(ValueError, match=r"`device` needs `return_tensors='pt'`"):
+        SMALL(COLOUR, "a cup", device="cpu")
+    on_meta = SMALL(COLOUR, "a cup", SPOT, device="meta", return_tensors="pt")
+    assert {value.device.type for value in on_meta.values()} == {"meta"}
+
+
+def test_return_tensors_of_the_images_alone():
+    inputs = SMALL(COLOUR, "a cup", images_kwargs={"return_tensors": "pt"})
+    assert all(isinstance(value, torch.Tensor) for value in inputs.values())
+    with pytest.raises(ValueError, match="`return_tensors` must be one"):
+        SMALL(COLOUR, "a cup", images_kwargs={"return_tensors": "pt"}, text_kwargs={"return_tensors": "np"})
+
+
+def test_a_processor_that_does_not_rescale():
+    processor = CrossVLTProcessor.from_tokenizer(tiny_tokenizer(), image_size=8)
+    processor.image_processor.do_rescale = False
+    np.testing.assert_allclose(processor(UNIT)["pixel_values"][0], squashed(IMAGE, 8, 8), atol=1e-5)
+    with pytest.raises(ValueError, match="floats from 0 to 1"):
+        processor(IMAGE)
+
+
+def normalised(mean: object, std: object) -> np.ndarray:
+    return ((UNIT - np.array(mean)) / np.array(std)).astype(np.float32)
+
+
+LOOKS = {
+    "ImageNet": (normalised(MEAN, STD), "normalised already.*pixel_values"),
+    "ImageNet, dark": (normalised(MEAN, STD) * 0.4 - 1, "normalised already"),
+    "CLIP": (normalised([0.48, 0.46, 0.41], [0.27, 0.26, 0.28]), "normalised already"),
+    "-1 to 1": (UNIT * 2 - 1, r"scaled to -1 to 1: give \(x \+ 1\) / 2"),
+    "overshoot below": (UNIT - 0.05, "from -0.05"),
+    "overshoot above": (UNIT * 1.2, "Clip or rescale"),
+    "overshoot above 255": (UNIT * 300, "Clip or rescale"),
+}
+
+
+@pytest.mark.parametrize("form", [np.array, lambda a: torch.tensor(a).permute(2, 0, 1), lambda a: a[None]])
+@pytest.mark.parametrize("case", LOOKS)
+def test_floats_that_fit_no_range(case, form):
+    values, message = LOOKS[case]
+    with pytest.raises(ValueError, match=message):
+        SMALL(form(values), "a cup")
+
+
+def test_floats_of_a_call_are_judged_together():
+    """The second image of 0 to 255 holds nothing above 1, which alone would make it a bright one."""
+    bright, dark = COLOUR.astype(np.float32), (COLOUR / 255).round().astype(np.float32)
+    dark[0, 0] = 0.5
+    inputs = SMALL([bright, dark], ["a cup", "man"])
+    np.testing.assert_allclose(
+        inputs["pixel_values"][1], squashed(Image.fromarray(dark.astype(np.uint8)), 8, 8), atol=0.02
+    )
+    batch = SMALL(torch.tensor(np.stack([bright, dark])).permute(0, 3, 1, 2), ["a cup", "man"])
+    np.testing.assert_array_equal(batch["pixel_values"], inputs["pixel_values"])
+    # what is no float says its own range
+    mixed = SMALL([UNIT, IMAGE, COLOUR.astype(np.uint16) * 257, COLOUR.astype(np.int32)], ["a cup"] * 4)[
+        "pixel_values"
+    ]
+    for values in mixed:
+        np.testing.assert_allclose(values, squashed(IMAGE, 8, 8), atol=1e-5)
+
+
+# Masks as people have them
+
+
+def palette_mask(indices: np.ndarray, colours: dict[int, tuple[int, int, int]]) -> Image.Image:
+    image = Image.fromarray(indices.astype(np.uint8))
+    image.putpalette([level for index in range(256) for level in colours.get(index, (0, 0, 0))])
+    return image
+
+
+VOC = {0: (0, 0, 0), 1: (128, 0, 0), 255: (224, 224, 192)}
+EDGE = SPOT.astype(np.uint8)
+EDGE[0] = 255  # ignored
+
+
+def with_alpha(colours: object, alpha: object) -> Image.Image:
+    image = Image.fromarray(np.broadcast_to(np.asarray(colours, np.uint8), SIZE).copy())
+    image.putalpha(Image.fromarray(np.broadcast_to(np.asarray(alpha, np.uint8), SIZE).copy()))
+    return image
+
+
+WHITE = SPOT.astype(np.uint8) * 255
+KINDS = {
+    "VOC": (lambda: palette_mask(EDGE, VOC), EDGE),
+    "VOC without ignored": (lambda: palette_mask(SPOT, VOC), SPOT),
+    "VOC without an object": (lambda: palette_mask(np.where(EDGE == 255, 255, 0), VOC), np.where(EDGE == 255, 255, 0)),
+    "VOC, all ignored": (lambda: palette_mask(np.full(SIZE, 255), VOC), np.full(SIZE, 255)),
+    "VOC, empty": (lambda: palette_mask(np.zeros(SIZE), VOC), np.zeros(SIZE)),
+    "white first": (lambda: palette_mask(~SPOT, {0: (255, 255, 255)}), SPOT),
+    "white first, empty": (lambda: palette_mask(np.ones(SIZE), {0: (255, 255, 255)}), np.zeros(SIZE)),
+    "white second": (lambda: palette_mask(SPOT, {1: (255, 255, 255)}), SPOT),
+    "grey palette, 0 and 255": (lambda: Image.fromarray(WHITE).convert("P"), SPOT),
+    "grey palette, 0 and 1": (lambda: Image.fromarray(SPOT.astype(np.uint8)).convert("P"), SPOT),
+    "grey palette, 0, 1 and 255": (lambda: Image.fromarray(EDGE).convert("P"), EDGE),
+    "LA, opaque": (lambda: with_alpha(WHITE, 255), SPOT),
+    "LA, alpha of 0": (lambda: with_alpha(WHITE, 0), SPOT),
+    "LA, white where seen": (lambda: with_alpha(255, WHITE), SPOT),
+    "LA, black where seen": (lambda: with_alpha(0, WHITE), SPOT),
+    "LA, white seen, else hidden": (lambda: with_alpha(np.where(SPOT, 255, GREY), WHITE), SPOT),
+    "RGBA, opaque": (lambda: with_alpha(WHITE, 255).convert("RGBA"), SPOT),
+    "RGBA, red where seen": (
+        lambda: Image.merge("RGBA", [with_alpha(255, WHITE).getchannel(c) for c in "LAAA"]),
+        SPOT,
+    ),
+    "La": (lambda: with_alpha(255, WHITE).convert("La"), SPOT),
+    "array (H, W, 4)": (lambda: np.asarray(with_alpha(255, WHITE).convert("RGBA")), SPOT),
+    "tensor (4, H, W)": (
+        lambda: torch.tensor(np.asarray(with_alpha(0, WHITE).convert("RGBA"))).permute(2, 0, 1),
+        SPOT,
+    ),
+    "I;16": (lambda: Image.fromarray(SPOT.astype(np.uint16) * 65535), SPOT),
+    "I;16, 0 and 1": (lambda: Image.fromarray(SPOT.astype(np.uint16)), SPOT),
+    "I;16, 0 and 255": (lambda: Image.fromarray(SPOT.astype(np.uint16) * 255), SPOT),
+    "I": (lambda: Image.fromarray(SPOT.astype(np.int32) * 65535), SPOT),
+    "uint16": (lambda: SPOT.astype(np.uint16) * 65535, SPOT),
+    "F": (lambda: Image.fromarray(SPOT.astype(np.float32)), SPOT),
+    "1 and 255": (lambda: np.where(SPOT, 1, 255), np.where(SPOT, 1, 255)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_masks_as_people_have_them(kind, tmp_path):
+    make, expected = KINDS[kind]
+    mask = make()
+    np.testing.assert_array_equal(to_label_map(mask), expected)
+    np.testing.assert_array_equal(
+        np.unique(SMALL(IMAGE, "a cup", [mask], size=5)["labels"]).tolist(), np.unique(expected)
+    )
+    np.testing.assert_array_equal(decode_mask(mask, *SIZE) if isinstance(mask, Image.Image) else expected, expected)
+    if isinstance(mask, Image.Image) and mask.mode not in ("La", "F"):
+        suffix = "tiff" if mask.mode == "I" else "png"
+        mask.save(tmp_path / f"mask.{suffix}")
+        np.testing.assert_array_equal(read_mask(tmp_path / f"mask.{suffix}"), expected)
+
+
+REFUSED = {
+    "0 and 128": (lambda: SPOT * 128, r"\[0, 128\].*If 128 is the object, give `mask == 128`"),
+    "objects": (lambda: np.where(SPOT, 3, 2), r"\[2, 3\]"),
+    "soft": (lambda: GREY, "lossily compressed"),
+    "white and red": (
+        lambda: palette_mask(SPOT, {0: (255, 255, 255), 1: (255, 0, 0)}),
+        r"\(255, 255, 255\), not black",
+    ),
+    "palette of objects": (lambda: palette_mask(np.where(SPOT, 3, 0), {3: (9, 9, 9)}), r"\[0, 3\]"),
+    "colours": (lambda: IMAGE, r"\(5, 6, 3\)"),
+    "colours and alpha": (lambda: with_alpha(WHITE, np.where(GREY > 50, 255, 0)), "varying transparency"),
+    "half transparent": (lambda: with_alpha(255, GREY), "lossily compressed"),
+    "CMYK": (lambda: Image.new("CMYK", (6, 5)), "mode CMYK"),
+    "16 bits": (lambda: SPOT.astype(np.uint16) * 32768, r"\[0, 32768\]"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_masks_whose_object_is_unknown(kind):
+    make, message = REFUSED[kind]
+    with pytest.raises(ValueError, match=message):
+        SMALL(IMAGE, "a cup", make())
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB"])
+def test_jpeg_masks_are_refused_by_name(tmp_path, mode):
+    for suffix in ("jpg", "mpo"):
+        path = tmp_path / f"mask.{suffix}"
+        Image.fromarray(WHITE).convert(mode).save(path, "JPEG" if suffix == "jpg" else "MPO")
+        for read in (read_mask, lambda path: SMALL(IMAGE, "a cup", Image.open(path))):
+            with pytest.raises(ValueError, match=r"JPEG.*PNG.*value > 127"):
+                read(path)
+
+
+@pytest.mark.parametrize("form", [np.array, torch.tensor, Image.fromarray], ids=["numpy", "torch", "PIL"])
+def test_an_argument_decides_what_255_is(form):
+    """Whether the mask holds a 1 or not."""
+    ignored = np.where(EDGE == 255, 255, 0).astype(np.uint8)
+    full = np.full(SIZE, 255, np.uint8)
+    for mask in (EDGE, ignored, full, SPOT.astype(np.uint8), np.where(SPOT, 1, 255).astype(np.uint8)):
+        np.testing.assert_array_equal(to_label_map(form(mask), ignore_index=255), mask)
+        labels = SMALL(IMAGE, "a cup", form(mask), size={"height": 5, "width": 6}, ignore_index=255)["labels"]
+        np.testing.assert_array_equal(labels[0], mask)
+    np.testing.assert_array_equal(to_label_map(form(ignored), ignore_index=None), ignored == 255)
+    np.testing.assert_array_equal(
+        to_label_map(form(np.where(SPOT, 255, 7).astype(np.uint8)), ignore_index=7), np.where(SPOT, 1, 255)
+    )
+    with pytest.raises(ValueError, match=r"\[0, 1, 255\]"):
+        to_label_map(form(EDGE), ignore_index=None)
+    for wrong in (0, 1, True, 2.5, "255"):
+        with pytest.raises(ValueError, match="`ignore_index` must be"):
+            SMALL(IMAGE, "a cup", form(EDGE), ignore_index=wrong)
+
+
+def test_255_is_ignored_in_all_masks_of_a_call_or_in_none():
+    ignored = np.where(EDGE == 255, 255, 0).astype(np.uint8)
+    size = {"height": 5, "width": 6}
+    for order in (1, -1):
+        labels = SMALL(IMAGE, ["a cup", "man"], [EDGE, ignored][::order], size=size)["labels"]
+        np.testing.assert_array_equal(labels, [EDGE, ignored][::order])
+
+
+# Results
+
+
+def test_probabilities():
+    outputs = {"logits": logits_of(PROBABILITY)}
+    (result,) = SMALL.post_process_masks(outputs, return_probabilities=True)
+    assert result["probabilities"].dtype == torch.float32
+    np.testing.assert_allclose(result["probabilities"], PROBABILITY[0], atol=1e-5)
+    (result,) = SMALL.post_process_masks(outputs, [(9, 15)], threshold=0.3, return_probabilities=True)
+    assert result["probabilities"].shape == (9, 15)
+    assert result["mask"].equal(result["probabilities"] > 0.3)
+    assert result["score"] == pytest.approx(result["probabilities"][result["mask"]].mean().item(), abs=1e-5)
+    assert "probabilities" not in SMALL.post_process_masks(outputs)[0]
+
+
+def test_label_maps():
+    outputs = CrossVLTOutput(logits=logits_of(PROBABILITY.repeat(2, 0)))
+    for sizes in (None, [(7, 9), (3, 4)], torch.tensor([[7, 9], [3, 4]])):
+        maps = SMALL.post_process_semantic_segmentation(outputs, target_sizes=sizes)
+        for label_map, result in zip(maps, SMALL.post_process_masks(outputs, sizes), strict=True):
+            assert label_map.dtype == torch.int64
+            assert label_map.equal(result["mask"].long())
+    with pytest.raises(ValueError, match="2 results and 1 target sizes"):
+        SMALL.post_process_semantic_segmentation(outputs, target_sizes=[(7, 9)])
+
+
+def by_flooding(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    """The largest part of a mask and how many there are, pixel by pixel."""
+    left, parts = {tuple(place) for place in np.argwhere(mask)}, []
+    while left:
+        part, edge = set(), [min(left)]
+        while edge:
+            y, x = edge.pop()
+            if (y, x) in left:
+                left.remove((y, x))
+                part.add((y, x))
+                edge += [(y + i, x + j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+        parts.append(part)
+    found = np.zeros_like(mask)
+    for place in max(parts, key=len, default=()):
+        found[place] = True
+    return found, len(parts)
+
+
+@settings(max_examples=100, deadline=None)
+@given(height=st.integers(1, 12), width=st.integers(1, 12), density=st.floats(0, 1), seed=st.integers(0, 99))
+def test_parts_are_those_of_a_flood(height, width, density, seed):
+    mask = np.random.default_rng(seed).random((height, width)) < density
+    largest, count = find_parts(torch.tensor(mask))
+    expected, expected_count = by_flooding(mask)
+    assert count == expected_count
+    np.testing.assert_array_equal(largest, expected)
+
+
+def test_largest_part():
+    probability = np.full((1, 9, 12), 0.1)
+    probability[0, 2:6, 2:6], probability[0, 8, 11], probability[0, 6, 6] = (
+        0.8,
+        0.99,
+        0.7,
+    )  # the last touches the first
+    outputs = {"logits": logits_of(probability)}
+    (result,), (kept,) = (SMALL.post_process_masks(outputs, largest_part=flag) for flag in (False, True))
+    assert (result["parts"], result["box"]) == (2, [2, 2, 12, 9])
+    assert (kept["parts"], kept["box"]) == (2, [2, 2, 7, 7])
+    assert kept["mask"].sum() == result["mask"].sum() - 1 == 17
+    assert kept["score"] == pytest.approx((16 * 0.8 + 0.7) / 17, abs=1e-5)
+    (empty,) = SMALL.post_process_masks(outputs, threshold=0.999, largest_part=True)
+    assert (empty["parts"], empty["box"]) == (0, None)
+
+
+# Sizes and limits
+
+
+def test_size_and_length_are_public():
+    processor = CrossVLTProcessor.from_tokenizer(tiny_tokenizer(), image_size=(16, 40), max_length=13)
+    assert (processor.image_size, processor.max_length) == ((16, 40), 13)
+    assert processor.tokenizer.model_max_length == 13
+    assert "max_length" not in processor.tokenizer.init_kwargs
+    processor.tokenizer.model_max_length = 7
+    assert processor.max_length == len(processor(text="the cup " * 30)["input_ids"]) == 7
+    processor.image_processor.size = {"shortest_edge": 32}
+    with pytest.raises(ValueError, match="must have height and width"):
+        processor.image_size  # noqa: B018
+
+
+@pytest.mark.parametrize(("limit", "length"), [(512, 21), (10**30, 21), (40, 40), (12, 12)])
+def test_length_of_a_tokenizer(limit, length):
+    tokenizer = tiny_tokenizer()
+    tokenizer.model_max_length = limit
+    processor = CrossVLTProcessor(SMALL.image_processor, tokenizer)
+    assert processor.max_length == len(processor(text="the cup " * 60)["input_ids"]) == length
+
+
+def test_a_checkpoint_of_version_0_1_keeps_its_length(tmp_path):
+    """It has `max_length` in the tokenizer's file, beside a `model_max_length` that says nothing."""
+    CrossVLTProcessor.from_tokenizer(tiny_tokenizer(), image_size=8).save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    assert config["model_max_length"] == 21
+    path.write_text(json.dumps({**config, "max_length": 11, "model_max_length": 10**30}))
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    assert processor.max_length == len(processor(text="the cup " * 30)["input_ids"]) == 11
+    processor.save_pretrained(tmp_path / "again")
+    assert AutoProcessor.from_pretrained(tmp_path / "again").max_length == 11
+    assert CrossVLTProcessor.from_tokenizer(processor.tokenizer, max_length=6).max_length == 6
+    assert load_checkpoint(DEFAULT_CHECKPOINT)[1].max_length == 16  # the built-in one
+
+
+# Names of files
+
+
+@pytest.mark.parametrize("name", ["photo.PNG", "Photo.png", "FOLDER/Caf\u00e9.png", "folder\\cafe\u0301.png"])
+def test_a_file_that_is_there_under_another_name(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    here = "folder/cafe\u0301.png" if "af" in name else "photo.png"
+    IMAGE.save(here)
+    for given_as in (name, str(tmp_path / name)):
+        with pytest.raises(FileNotFoundError, match=f"did you mean .*{here}"):
+            SMALL(given_as, "a cup")

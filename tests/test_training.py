@@ -531,7 +531,7 @@ def test_a_checkpoint_goes_on_at_another_size(finished, tmp_path):
         model={"checkpoint": str(folder / "run" / "last"), "image_size": 64, "gradient_checkpointing": True},
         optimization__max_steps=3,
     )
-    assert run.processor.image_processor.size["height"] == 64
+    assert run.processor.image_size == (64, 64)
     assert run.model.is_activation_checkpointing
     run.run()
     assert len(losses_of(tmp_path)) == 3

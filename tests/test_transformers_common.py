@@ -57,6 +57,9 @@ class CrossVLTModelTest(ModelTesterMixin, unittest.TestCase):
     all_model_classes = (CrossVLTModel,)
     additional_model_inputs = ("input_ids", "attention_mask")
     test_can_init_all_missing_weights_before_2023 = True
+    skip_test_image_features_output_shape = (
+        True  # it takes `embed_dim`, the width of the first stage, for the last one's
+    )
     _is_composite = True
 
     def setUp(self):
@@ -77,6 +80,18 @@ class CrossVLTModelTest(ModelTesterMixin, unittest.TestCase):
         ConfigTester(
             self, config_class=CrossVLTTextConfig, hidden_size=48, vocab_size=99, depths=[3, 0, 1, 2]
         ).run_common_tests()
+
+    def _text_features_get_expected_num_attentions(self, model_tester=None):
+        return sum(self.model_tester.get_config().text_config.depths)
+
+    def _text_features_get_expected_num_hidden_states(self, model_tester=None):
+        return self.model_tester.get_config().text_config.num_stages
+
+    def _image_features_get_expected_num_attentions(self, model_tester=None):
+        return sum(self.model_tester.get_config().vision_config.depths)
+
+    def _image_features_get_expected_num_hidden_states(self, model_tester=None):
+        return self.model_tester.get_config().vision_config.num_stages + 1
 
     def test_attention_outputs(self):
         """As in Swin's tests: the shapes are hierarchical."""

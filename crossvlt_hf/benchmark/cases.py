@@ -26,7 +26,6 @@ class Case:
         dtype: of weights and activations; in training that of autocast, the weights being float32.
         attention: implementation in Transformers.
         compiled: whether by `torch.compile`.
-        fused: whether BatchNorm is folded into the convolutions.
         checkpointing: whether activations are computed again in the backward pass.
         batch: images.
         size: height and width in pixels that the model reads; None is what its processor makes.
@@ -41,7 +40,6 @@ class Case:
     dtype: str = "float32"
     attention: str = "sdpa"
     compiled: bool = False
-    fused: bool = False
     checkpointing: bool = False
     batch: int = 1
     size: tuple[int, int] | None = None
@@ -58,7 +56,7 @@ class Case:
     def label(self) -> str:
         """What it is, in words."""
         size = "" if self.size is None else f"{self.size[0]}x{self.size[1]}"
-        switches = [name for name in ("compiled", "fused", "checkpointing") if getattr(self, name)]
+        switches = [name for name in ("compiled", "checkpointing") if getattr(self, name)]
         counts = [f"batch {self.batch}", f"{self.expressions} expression{'s' if self.expressions > 1 else ''}"]
         words = [self.model, self.task, self.device, self.dtype, self.attention, *switches, size, *counts]
         return ", ".join(word for word in words if word)
@@ -89,7 +87,6 @@ class Grid:
     dtype: Sequence[str] = ("float32",)
     attention: Sequence[str] = ("sdpa",)
     compiled: Sequence[bool] = (False,)
-    fused: Sequence[bool] = (False,)
     checkpointing: Sequence[bool] = (False,)
     batch: Sequence[int] = (1,)
     size: Sequence[tuple[int, int] | None] = (None,)
@@ -161,4 +158,4 @@ def _simplify(case: Case) -> Case:
     """Without the options that mean nothing in its task."""
     if case.task == "inference":
         return replace(case, checkpointing=False)
-    return replace(case, compiled=False, fused=False, expressions=1)
+    return replace(case, compiled=False, expressions=1)

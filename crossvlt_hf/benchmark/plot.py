@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 TITLES = {"size": "image side (pixels)", "expressions": "expressions per image", "batch": "images in the batch"}
 # What tells two curves apart, and is said in the legend where it does
-TOLD = ("model", "task", "device", "dtype", "attention", "compiled", "fused", "checkpointing", *SCALES, "tokens")
+TOLD = ("model", "task", "device", "dtype", "attention", "compiled", "checkpointing", *SCALES, "tokens")
 Series = dict[tuple[Any, ...], list[dict[str, Any]]]
 Measure = Callable[[dict[str, Any]], float | None]
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 # Axes on which a case is held against the same case with the axis' first value
-COMPARED = ("dtype", "attention", "compiled", "fused", "checkpointing", "batch", "expressions")
+COMPARED = ("dtype", "attention", "compiled", "checkpointing", "batch", "expressions")
 MEBIBYTE = 1024**2
 
 
@@ -175,7 +175,7 @@ def _peak_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 # Shown only where a case has another value than the rest
-OPTIONAL = ("device", "attention", "compiled", "fused", "checkpointing", "tokens")
+OPTIONAL = ("device", "attention", "compiled", "checkpointing", "tokens")
 
 
 def _case_rows(report: dict[str, Any]) -> list[dict[str, Any]]:

@@ -74,9 +74,9 @@ def _open_given(name: str, dtypes: Sequence[str]) -> Source:
     model_type = CrossVLTConfig.get_config_dict(folder)[0].get("model_type")
     if model_type != CrossVLTConfig.model_type:
         raise ValueError(f"{name} is a checkpoint of type {model_type!r}; give one of type 'crossvlt', or a size.")
-    size = CrossVLTProcessor.from_pretrained(folder).image_processor.size
+    size = CrossVLTProcessor.from_pretrained(folder).image_size
     config = CrossVLTConfig.from_pretrained(folder)
-    return Source(name, dict.fromkeys(dtypes, folder), config, (size["height"], size["width"]), random=False)
+    return Source(name, dict.fromkeys(dtypes, folder), config, size, random=False)
 
 
 def _make(name: str, folder: Path, seed: int, dtypes: Sequence[str]) -> Source:
@@ -88,5 +88,4 @@ def _make(name: str, folder: Path, seed: int, dtypes: Sequence[str]) -> Source:
     for dtype, target in folders.items():
         model.to(getattr(torch, dtype)).save_pretrained(target)
         processor.save_pretrained(target)
-    size = processor.image_processor.size
-    return Source(name, folders, model.config, (size["height"], size["width"]), random=True)
+    return Source(name, folders, model.config, processor.image_size, random=True)

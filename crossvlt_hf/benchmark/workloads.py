@@ -67,8 +67,6 @@ class Workshop:
             model.train()
         if case.checkpointing:
             model.activation_checkpointing_enable()
-        if case.fused:
-            model.fuse()
         return model
 
     def _inference_step(self, case: Case, inputs: dict[str, Tensor]) -> Step:
@@ -78,7 +76,7 @@ class Workshop:
 
         def step() -> Tensor:
             with torch.no_grad():
-                return model(**inputs).logits
+                return model(**inputs, return_dict=True).logits
 
         return step
 
@@ -90,7 +88,7 @@ class Workshop:
         def step() -> None:
             precision = torch.autocast(device_type, getattr(torch, case.dtype)) if lower else nullcontext()
             with precision:
-                loss = model(**inputs).loss
+                loss = model(**inputs, return_dict=True).loss
             loss.backward()
             if optimizer is not None:
                 optimizer.step()

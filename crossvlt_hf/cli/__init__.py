@@ -14,7 +14,7 @@ from huggingface_hub.utils.logging import set_verbosity_error as set_hub_verbosi
 from transformers.utils import logging
 
 from ..errors import in_one_line
-from . import benchmark, convert, demo, evaluate, export, predict, publish, refshapes, segment
+from . import benchmark, convert, demo, evaluate, export, predict, publish, refer, refshapes, segment
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -22,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="crossvlt", description="Referring image segmentation with CrossVLT.")
     parser.add_argument("--version", action="version", version=f"crossvlt_hf {version('crossvlt_hf')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (segment, predict, demo, evaluate, convert, export, publish, refshapes, benchmark):
+    for module in (segment, predict, demo, evaluate, convert, export, publish, refer, refshapes, benchmark):
         module.add_command(commands)
     return parser
 

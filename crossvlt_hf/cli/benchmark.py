@@ -86,7 +86,6 @@ def benchmark(arguments: argparse.Namespace) -> None:
 
 SWITCHES = {
     "compiled": ("--compile", "by torch.compile; inference only"),
-    "fused": ("--fuse", "BatchNorm folded into the convolutions; inference only"),
     "checkpointing": ("--checkpointing", "of activations; training only"),
 }
 

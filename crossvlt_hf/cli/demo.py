@@ -10,11 +10,10 @@ import numpy as np
 from PIL import Image
 
 from ..data.refshapes import FAMILIES, Example, make_scene
-from ..loading import DEFAULT_CHECKPOINT, load_checkpoint
+from ..loading import BUILT_IN_NOTE, DEFAULT_CHECKPOINT, load_checkpoint
 from ..pipeline_crossvlt import ReferringImageSegmentationPipeline
 from ..visualization import arrange, overlay
 from .extras import needs_extra
-from .segment import DEFAULT_NOTE
 
 
 TILE = 384
@@ -48,9 +47,9 @@ def demo(arguments: argparse.Namespace) -> None:
 def _write_panel(arguments: argparse.Namespace, source: str | Path) -> None:
     model, processor = load_checkpoint(source, device=arguments.device)
     if arguments.model is None:
-        print(DEFAULT_NOTE, file=sys.stderr)
+        print(f"No --model was given: {BUILT_IN_NOTE}", file=sys.stderr)
     pipeline = ReferringImageSegmentationPipeline(model=model, processor=processor, device=model.device)
-    side = processor.image_processor.size["height"]
+    side = processor.image_size[0]
     tiles = []
     for example in draw_examples(arguments.seed, side):
         image = Image.fromarray(example.scene.image)

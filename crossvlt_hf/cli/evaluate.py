@@ -31,7 +31,7 @@ def parse_options(settings: list[str]) -> dict[str, Any]:
 
 
 def _report(
-    arguments: argparse.Namespace, metric: ReferringSegmentationMetric, image_size: dict[str, int], hardware: str
+    arguments: argparse.Namespace, metric: ReferringSegmentationMetric, image_size: tuple[int, int], hardware: str
 ) -> None:
     total, families = metric.compute(), metric.compute_groups()
     name = f"{arguments.data} {arguments.split}"
@@ -43,7 +43,7 @@ def _report(
         "model": str(arguments.model or "built-in (RefShapes)"),
         **{setting: getattr(arguments, setting) for setting in settings},
         "option": parse_options(arguments.option),
-        "image_size": [image_size["height"], image_size["width"]],
+        "image_size": list(image_size),
         "hardware": hardware,
         "metrics": total,
         "families": {family or "(none)": row for family, row in families.items()},
@@ -107,7 +107,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     metric = evaluate_model(model, processor, dataset, options)
     if state.is_main_process:
         hardware = describe_hardware(model.device, state.num_processes)
-        _report(arguments, metric, processor.image_processor.size, hardware)
+        _report(arguments, metric, processor.image_size, hardware)
         if arguments.gallery is not None:
             evaluation_gallery(model, processor, dataset, metric.samples, options).save(arguments.gallery)
             print(f"The gallery is in {arguments.gallery}", file=sys.stderr)

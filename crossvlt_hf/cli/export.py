@@ -7,9 +7,8 @@ from importlib import import_module
 from typing import Any
 
 from ..export import FILES, export_model
-from ..loading import DEFAULT_CHECKPOINT, load_checkpoint
+from ..loading import BUILT_IN_NOTE, DEFAULT_CHECKPOINT, load_checkpoint
 from .extras import needs_extra
-from .segment import DEFAULT_NOTE
 
 
 def export(arguments: argparse.Namespace) -> None:
@@ -21,7 +20,7 @@ def export(arguments: argparse.Namespace) -> None:
     source = DEFAULT_CHECKPOINT if arguments.model is None else arguments.model
     model, processor = load_checkpoint(source, dtype="float32")
     if arguments.model is None:
-        print(DEFAULT_NOTE, file=sys.stderr)
+        print(f"No --model was given: {BUILT_IN_NOTE}", file=sys.stderr)
     summary = export_model(
         model,
         processor,

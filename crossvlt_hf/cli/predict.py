@@ -71,7 +71,6 @@ def predict(arguments: argparse.Namespace) -> None:
     model, processor = load_checkpoint(
         source, device=arguments.device if alone else str(state.device), dtype=arguments.dtype
     )
-    model.fuse()
     job = {
         "model": str(arguments.model or "built-in (RefShapes)"),
         "checkpoint": _identify(source, model),

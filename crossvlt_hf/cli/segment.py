@@ -5,6 +5,9 @@ import json
 import re
 import sys
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -12,19 +15,13 @@ from typing import Any
 
 from PIL import Image
 
-from ..loading import DEFAULT_CHECKPOINT, load_checkpoint
+from ..loading import BUILT_IN_NOTE, DEFAULT_CHECKPOINT, load_checkpoint
 from ..modeling_crossvlt import CrossVLTModel
 from ..pipeline_crossvlt import ReferringImageSegmentationPipeline
 from ..processing_crossvlt import CrossVLTProcessor, pair_expressions, to_rgb
 from ..visualization import explain, explanation_figure, overlay
 from ..visualization.explanation import check_pixel, positions_of, tokens_of
 from .extras import needs_extra
-
-
-DEFAULT_NOTE = (
-    "No --model was given: the built-in checkpoint is used. It was trained on drawn shapes (RefShapes) and knows "
-    "nothing of photographs."
-)
 
 
 def _slug(expression: str) -> str:
@@ -72,9 +69,19 @@ def _outputs(arguments: argparse.Namespace, explains: bool) -> tuple[list[_Outpu
 
 def _load(arguments: argparse.Namespace) -> tuple[CrossVLTModel, CrossVLTProcessor]:
     if arguments.model is None:
-        print(DEFAULT_NOTE, file=sys.stderr)
+        print(f"No --model was given: {BUILT_IN_NOTE}", file=sys.stderr)
     source = DEFAULT_CHECKPOINT if arguments.model is None else arguments.model
     return load_checkpoint(source, device=arguments.device, dtype=arguments.dtype)
+
+
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Print warnings without the line of code that gave them."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in found:
+        print(f"Warning: {warning.message}", file=sys.stderr)
 
 
 def segment(arguments: argparse.Namespace) -> None:
@@ -95,7 +102,8 @@ def segment(arguments: argparse.Namespace) -> None:
     results = []
     for expression, output in zip(arguments.expressions, outputs, strict=True):
         start = time.perf_counter()
-        (result,) = pipeline(image, text=expression, threshold=arguments.threshold)
+        with _warnings_in_one_line():
+            (result,) = pipeline(image, text=expression, threshold=arguments.threshold)
         seconds = time.perf_counter() - start
         results.append(result)
         result["mask"].save(output.mask)
@@ -119,6 +127,8 @@ def _describe(result: dict[str, Any], seconds: float, mask: Path) -> dict[str, A
         "area": result["mask"].histogram()[255],
         "seconds": round(seconds, 3),
         "mask": str(mask),
+        "text_read": result["text_read"],
+        "unknown_words": result["unknown_words"],
     }
 
 

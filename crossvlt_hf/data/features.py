@@ -17,10 +17,9 @@ import pyarrow as pa
 from datasets import Image as ImageFeature
 from datasets.features.features import register_feature
 from datasets.table import array_cast
-from PIL import ExifTags, Image
+from PIL import Image
 
-from ..processing_crossvlt import to_rgb
-from .files import opening
+from ..processing_crossvlt import opening, to_rgb
 from .masks import decode_mask, pack_mask, unpack
 
 
@@ -55,7 +54,7 @@ def _children(array: pa.StructArray, names: pa.StructType) -> list[pa.Array]:
 
 @dataclass
 class Picture:
-    """A column of images that are read as (width, height) RGB `PIL.Image.Image`.
+    """A column of images that are read as (width, height) RGB `PIL.Image.Image`: see `to_rgb`.
 
     A cell holds `bytes` or `path`; `upright`, whether to turn the image as its EXIF data say (the annotations of COCO
     belong to the pixels as they are stored); `height` and `width` of its mask, which it must agree with, where known;
@@ -97,15 +96,16 @@ class Picture:
 
         Raises:
             OSError: if the file is missing or broken.
-            ValueError: if it is not as large as its mask, or larger than Pillow allows.
+            ValueError: if it is not as large as its mask, larger than Pillow allows, or its numbers are no picture.
         """
         if not isinstance(value, dict):
             return value
         where = value.get("where") or "The file in a row"
         opened = open_picture(value, where)
-        if not value.get("upright"):
-            opened.getexif().pop(ExifTags.Base.Orientation, None)
-        picture = to_rgb(opened)
+        try:
+            picture = to_rgb(opened, upright=bool(value.get("upright")))
+        except ValueError as error:  # numbers that are no picture, as TIFF files may hold
+            raise ValueError(f"{where}: {error}") from error
         picture.info.clear()  # else whoever is given it might turn it
         expected = value.get("height"), value.get("width")
         if None not in expected and expected != (picture.height, picture.width):

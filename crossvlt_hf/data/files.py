@@ -2,12 +2,13 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+from ..processing_crossvlt import similar_path
 
 
 COCO_FOLDERS = ("images/mscoco/images/train2014", "images/train2014", "train2014")
@@ -108,10 +109,10 @@ def inside(folder: str | Path, name: Any, source: str, root: str | Path | None =
     """The path of a file that a data set names.
 
     A data set may come from a stranger, so that its names must not lead to other files of the machine. What is a link
-    is followed: folders of images often are.
+    is followed: folders of images often are. An absolute path is fine if it stays in the folder.
 
     Args:
-        folder: what the name is relative to.
+        folder: what the name is relative to, unless it is absolute.
         name: as the data set has it.
         source: who says so, for the message.
         root: the folder that the path must stay in, if it is another.
@@ -123,32 +124,10 @@ def inside(folder: str | Path, name: Any, source: str, root: str | Path | None =
         raise ValueError(f"{source} has {str(name)[:60]!r} for a path; give the path of a file.")
     path = os.path.normpath(os.path.join(folder, name))
     root = os.path.normpath(folder if root is None else root)
-    below = path.startswith(os.path.join(root, "")) or (root == "." and not path.startswith(os.pardir))
-    if os.path.isabs(name) or not below:
+    roots = [os.path.abspath(root), os.path.realpath(root)]
+    if not any(os.path.abspath(path).startswith(os.path.join(start, "")) for start in roots):
         raise ValueError(f"{source} has the path {name!r}, which leads out of {root}; put the file into that folder.")
     return path
-
-
-@contextmanager
-def opening(path: str, kind: str) -> Iterator[None]:
-    """Say of whatever Pillow stumbles over which file it is.
-
-    Args:
-        path: of the file, or another name for it.
-        kind: "image" or "mask", for the message.
-
-    Raises:
-        OSError: if the file is missing or broken.
-        ValueError: if it is larger than Pillow allows.
-    """
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"There is no {kind} file {path}.") from error
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{path} is refused as too large ({error}); raise PIL.Image.MAX_IMAGE_PIXELS.") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise OSError(f"{path} cannot be read as {'an' if kind == 'image' else 'a'} {kind}: {error}") from error
 
 
 def require_files(needed: Iterable[tuple[str, str]], kind: str, mend: str) -> None:
@@ -175,7 +154,9 @@ def require_files(needed: Iterable[tuple[str, str]], kind: str, mend: str) -> No
             missing.setdefault(path, source)
     if missing:
         path, source = next(iter(missing.items()))
+        similar = similar_path(path)
+        hint = f"Did you mean {similar}? {mend}" if similar else mend
         raise FileNotFoundError(
             f"There is no {kind} file {path}, which {source} needs; {len(missing)} of "
-            f"{len(missing) + len(present)} {kind} files are missing. {mend}"
+            f"{len(missing) + len(present)} {kind} files are missing. {hint}"
         )

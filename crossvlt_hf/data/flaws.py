@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .masks import check_polygon
+from .masks import check_polygons
 
 
 EmptyMasks = Literal["error", "no_target", "skip"]
@@ -125,12 +125,7 @@ class Flaws:
         whole = [part for part in polygons if not (_is_flat(part) and len(part) < 6 and len(part) % 2 == 0)]
         for _ in range(len(polygons) - len(whole) if whole else 0):
             self.add("parts of fewer than three points left out", where)
-        try:
-            for part in whole or polygons:
-                check_polygon(part)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
-        return whole or polygons
+        return check_polygons(whole or polygons, where)
 
     def warn(self) -> None:
         """Say what was met, with numbers and the first place."""

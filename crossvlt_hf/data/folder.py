@@ -4,7 +4,8 @@ A line of metadata.jsonl is a reference, an object with these keys; paths are re
 
 image (or file_name)      path of the image
 expression                the text; or `expressions`, several that mean the same
-mask                      path of a PNG: 0 and 1, 0 and 255 (the object), or 0, 1 and 255 (ignored)
+mask                      path of a PNG: 0 and 1, 0 and 255 (the object), 0, 1 and 255 (ignored), or a palette of
+                          which 1 is the object and 255 ignored (VOC, DAVIS): see `to_label_map`
 polygons                  instead: a list of polygons [x1, y1, ...] or [[x1, y1], ...], in pixels
 segmentation              instead: polygons or run lengths as in COCO
 no_target (has_target)    true (false) where nothing is meant; the mask may then be left out
@@ -34,10 +35,11 @@ from datasets import Dataset, Value, concatenate_datasets
 from datasets import Image as ImageFeature
 from PIL import ExifTags, Image
 
-from .features import Picture, open_picture
-from .files import check_split, inside, opening, require_files
+from ..processing_crossvlt import IGNORED, IgnoreIndex, check_ignore_index, opening, to_rgb
+from .features import Mask, Picture, open_picture
+from .files import check_split, inside, require_files
 from .flaws import EmptyMasks, EmptySentences, Flaws, clean_expressions
-from .masks import Merge, decode_mask, pack, pack_file, pack_mask, to_run_lengths
+from .masks import Merge, check_meaning_of_255, decode_mask, open_mask, pack, pack_file, pack_mask, to_run_lengths
 from .records import Record, build_dataset, check_merge, check_records, in_threads, store
 
 
@@ -135,7 +137,16 @@ def _segmentation(row: dict[str, Any], name: str, size: tuple[int, int], source:
     return segmentation
 
 
-def _mask(row: dict[str, Any], image: str, path: Path, root: Path, has_target: bool, source: str, flaws: Flaws) -> str:
+def _mask(
+    row: dict[str, Any],
+    image: str,
+    path: Path,
+    root: Path,
+    has_target: bool,
+    source: str,
+    flaws: Flaws,
+    ignore_index: IgnoreIndex,
+) -> str:
     """The packed mask of a row."""
     given = [name for name in _MASK_KEYS if row.get(name) is not None and row[name] != []]
     if len(given) > 1:
@@ -146,7 +157,7 @@ def _mask(row: dict[str, Any], image: str, path: Path, root: Path, has_target: b
     if not given:
         return pack([], *upright_size(image))
     if given == ["mask"]:
-        return pack_file(inside(path.parent, row["mask"], f"{source}, `mask`,", root))
+        return pack_file(inside(path.parent, row["mask"], f"{source}, `mask`,", root), ignore_index)
     if not has_target:
         raise ValueError(f"{source} has `{given[0]}`, but says that nothing is meant; leave one of them out.")
     size = upright_size(image)
@@ -188,7 +199,14 @@ def splits_of(folder: Path) -> tuple[str, ...]:
 
 
 def _record(
-    path: Path, number: int, row: dict[str, Any], split: str, image: str, folder: Path, flaws: Flaws
+    path: Path,
+    number: int,
+    row: dict[str, Any],
+    split: str,
+    image: str,
+    folder: Path,
+    flaws: Flaws,
+    ignore_index: IgnoreIndex,
 ) -> Record:
     source = f"{path}, line {number}"
     has_target = _has_target(row, source)
@@ -197,7 +215,7 @@ def _record(
         image_id=_text(row, "image_id", os.path.relpath(image, folder), source),
         ref_id=_text(row, "ref_id", str(number), source),
         expressions=_expressions(row, source, flaws),
-        mask=_mask(row, image, path, folder, has_target, source, flaws),
+        mask=_mask(row, image, path, folder, has_target, source, flaws, ignore_index),
         split=split,
         dataset=_text(row, "dataset", folder.resolve().name, source),
         where=source,
@@ -211,6 +229,7 @@ def load_folder(
     split: str | None = None,
     *,
     merge: Merge = "union",
+    ignore_index: IgnoreIndex = "auto",
     empty_masks: EmptyMasks = "error",
     empty_sentences: EmptySentences = "error",
 ) -> Dataset:
@@ -222,6 +241,8 @@ def load_folder(
         folder: path of the folder.
         split: name of a split; None for all rows.
         merge: how the parts of an object join: see `decode_segmentation`.
+        ignore_index: the value of pixels to ignore in the files of masks; None for no such value; "auto" is as
+            `to_label_map` has it, if 255 means the same in all masks.
         empty_masks: what to do with a target without a pixel: see `Flaws`.
         empty_sentences: what to do with an expression without text: see `Flaws`.
 
@@ -235,6 +256,7 @@ def load_folder(
     folder = Path(folder)
     flaws = Flaws(folder.resolve().name, empty_masks, empty_sentences)
     check_merge(merge)
+    check_ignore_index(ignore_index)
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}.")
     upright_size.cache_clear()  # files may have changed since the last time
@@ -247,23 +269,26 @@ def load_folder(
     # before the records, as these look into the images
     mend = f"Paths are relative to the {METADATA}."
     require_files(((image, f"{path}, line {number}") for path, number, _, _, image in rows), "image", mend)
-    records = [_record(*row, folder, flaws) for row in rows]
-    masks = ((json.loads(record.mask).get("file"), record.where) for record in records)
-    require_files(((mask, source) for mask, source in masks if mask is not None), "mask", mend)
+    records = [_record(*row, folder, flaws, ignore_index) for row in rows]
+    files = ((json.loads(record.mask).get("file"), record.where) for record in records)
+    masks = [(mask, where) for mask, where in files if mask is not None]
+    require_files(masks, "mask", mend)
+    if ignore_index == "auto":
+        check_meaning_of_255(len(masks), lambda number: open_mask(masks[number][0]), lambda number: masks[number][0])
     return build_dataset(records, flaws, merge=merge, upright=True)
 
 
 def _stored_mask(mask: Any, image: Image.Image, source: str) -> Image.Image:
-    """A mask as a PNG holds it: 255 on the object, or, where pixels are ignored, 1 on it and 255 on those."""
+    """A mask as a picture with a palette: index 1, white, on the object, and 255, grey, where it is ignored."""
     values = np.asarray(mask)
     if values.shape != (image.height, image.width) or not set(np.unique(values).tolist()) <= {0, 1, 255}:
         raise ValueError(
             f"{source} has a mask of shape {values.shape} with values up to {values.max(initial=0)}; give "
             f"({image.height}, {image.width}) of 0, 1 and 255."
         )
-    if 255 in values and 1 not in values:
-        raise ValueError(f"{source} has a mask of ignored pixels only, which a PNG cannot tell from an object.")
-    return Image.fromarray(values.astype(np.uint8) * (1 if 255 in values else 255))
+    picture = Image.fromarray(values.astype(np.uint8))
+    picture.putpalette(bytes([0, 0, 0] + [255] * 3 + [0] * 253 * 3 + [128] * 3))
+    return picture
 
 
 class _FolderWriter:
@@ -277,7 +302,7 @@ class _FolderWriter:
 
     def image(self, row: dict[str, Any], image_id: str, source: str) -> str:
         """The path of the image, written when it is new."""
-        image = row["image"].convert("RGB")
+        image = to_rgb(row["image"])
         digest = blake2b(image.tobytes() + repr(image.size).encode(), digest_size=16).digest()
         if image_id not in self.images:
             path = f"images/{len(self.images):08d}.png"
@@ -347,15 +372,18 @@ def _stored_images(dataset: Dataset, image: str) -> Dataset:
     feature = dataset.features[image]
     if not (isinstance(feature, ImageFeature | Picture) or feature in (Value("string"), Value("binary"))):
         raise ValueError(f"The column {image!r} must hold images or paths of files, got {feature}.")
-    return dataset if isinstance(feature, Picture) else dataset.cast_column(image, ImageFeature(decode=False))
+    stored = Picture if isinstance(feature, Picture) else ImageFeature
+    return dataset.cast_column(image, stored(decode=False))
 
 
 def _size_of(cell: dict[str, Any], where: str) -> tuple[int, int]:
-    """(height, width) of the image in a cell, upright; only its header is read."""
-    if cell["bytes"] is None:
+    """(height, width) of the image in a cell, as it is read; only its header is."""
+    inline, upright = cell["bytes"] is not None, cell.get("upright", True)
+    if upright and not inline:
         return upright_size(cell["path"])
-    with opening(f"The image in {where}", "image"), Image.open(BytesIO(cell["bytes"])) as image:
-        return _turned(image)
+    name, file = (f"The image in {where}", BytesIO(cell["bytes"])) if inline else (cell["path"], cell["path"])
+    with opening(name), Image.open(file) as image:
+        return _turned(image) if upright else (image.height, image.width)
 
 
 def _is_grid(rows: list[Any], height: int, width: int) -> bool:
@@ -366,19 +394,44 @@ def _is_grid(rows: list[Any], height: int, width: int) -> bool:
 class _ColumnMasks:
     """Packs the masks of a column, whatever form they have, each checked against the size of its image."""
 
-    def __init__(self, dataset: Dataset, image: str, mask: str, name: str, merge: Merge, flaws: Flaws) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        image: str,
+        mask: str,
+        name: str,
+        merge: Merge,
+        flaws: Flaws,
+        ignore_index: IgnoreIndex,
+    ) -> None:
         stored = _stored_images(dataset, image).select_columns([image, mask])
         if isinstance(stored.features[mask], ImageFeature):
             stored = stored.cast_column(mask, ImageFeature(decode=False))
         self.rows, self.image, self.mask, self.name, self.merge, self.flaws = stored, image, mask, name, merge, flaws
+        self.ignore_index = IGNORED if isinstance(stored.features[mask], Mask) else ignore_index
 
     def __iter__(self) -> Iterator[str]:
+        if self.ignore_index == "auto":
+            check_meaning_of_255(len(self.rows), self._numbers, self._where)
         return in_threads(lambda prepared: self._pack(*prepared), self._prepared())
+
+    def _where(self, number: int) -> str:
+        return f"{self.name}, row {number}"
+
+    def _numbers(self, number: int) -> Any:
+        """A mask as a picture or array, if it is stored as one."""
+        row, where = self.rows[number], self._where(number)
+        mask = row[self.mask]
+        if isinstance(mask, dict) and "bytes" in mask:
+            return open_picture(mask, f"The mask in {where}")
+        if isinstance(mask, list) and row[self.image] is not None:
+            return np.asarray(mask) if _is_grid(mask, *_size_of(row[self.image], where)) else None
+        return mask
 
     def _prepared(self) -> Iterator[tuple[Any, tuple[int, int], str]]:
         """Masks with the sizes of their images and names for messages; polygons are put right."""
         for number, row in enumerate(self.rows):
-            where, mask = f"{self.name}, row {number}", row[self.mask]
+            where, mask = self._where(number), row[self.mask]
             if row[self.image] is None:
                 raise ValueError(f"{where} has no image.")
             height, width = _size_of(row[self.image], where)
@@ -390,7 +443,7 @@ class _ColumnMasks:
         if isinstance(mask, dict) and "bytes" in mask:
             mask = open_picture(mask, f"The mask in {where}")
         try:
-            values = decode_mask(mask, *size, self.merge)
+            values = decode_mask(mask, *size, self.merge, self.ignore_index)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{where}: {error}") from error
         if values.shape != size:
@@ -414,6 +467,7 @@ def from_dataset(
     has_target: str | None = None,
     name: str = "dataset",
     merge: Merge = "union",
+    ignore_index: IgnoreIndex = "auto",
     empty_masks: EmptyMasks = "error",
     empty_sentences: EmptySentences = "error",
 ) -> Dataset:
@@ -433,6 +487,7 @@ def from_dataset(
         has_target: column of bool, false where nothing is meant.
         name: what the rows' `dataset` shall be.
         merge: how the parts of an object join: see `decode_segmentation`.
+        ignore_index: the value of pixels to ignore in masks that are pictures or arrays: see `load_folder`.
         empty_masks: what to do with a target without a pixel: see `Flaws`.
         empty_sentences: what to do with an expression without text: see `Flaws`.
 
@@ -454,6 +509,7 @@ def from_dataset(
     if missing := [column for column in (image, mask, *columns.values()) if column not in dataset.column_names]:
         raise ValueError(f"The data set has no column {missing[0]!r}; it has {', '.join(dataset.column_names)}.")
     check_merge(merge)
+    check_ignore_index(ignore_index)
     plain, flaws = dataset.with_format(None), Flaws(name, empty_masks, empty_sentences)
     upright_size.cache_clear()
 
@@ -475,7 +531,7 @@ def from_dataset(
         )
 
     records = [record(*row) for row in enumerate(plain.select_columns(sorted(set(columns.values()))))]
-    masks = _ColumnMasks(plain, image, mask, name, merge, flaws)
+    masks = _ColumnMasks(plain, image, mask, name, merge, flaws, ignore_index)
     checked = check_records(
         (replace(record, mask=packed) for record, packed in zip(records, masks, strict=True)), flaws, merge
     )

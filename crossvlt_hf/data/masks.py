@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,12 +11,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
-from ..processing_crossvlt import to_label_map
-from .files import opening
+from ..processing_crossvlt import IgnoreIndex, meaning_of_255, opening, to_label_map
 
 
 Merge = Literal["union", "reference"]
 MERGES: tuple[Merge, ...] = ("union", "reference")
+MASKS_LOOKED_AT = 32  # of a data set, before the first row is read
 
 
 # The rasteriser works in 32 bits and trusts what it is given
@@ -34,6 +35,21 @@ def check_polygon(polygon: Any) -> list[float]:
     if not all(math.isfinite(x) and abs(x) <= FARTHEST for x in polygon):
         raise ValueError(f"The polygon {str(polygon)[:60]} lies far outside any image; give pixels.")
     return [float(x) for x in polygon]
+
+
+def check_polygons(segmentation: Any, where: str) -> Any:
+    """The segmentation, whose polygons are checked; run lengths are when they are decoded.
+
+    Raises:
+        ValueError: if a polygon is broken; the message begins with `where`.
+    """
+    try:
+        for part in segmentation if isinstance(segmentation, list) else ():
+            if not isinstance(part, dict):
+                check_polygon(part)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    return segmentation
 
 
 def _run_lengths(counts: str | bytes) -> list[int]:
@@ -118,21 +134,55 @@ def draw_outlines(outlines: Sequence[Sequence[Sequence[float]]], height: int, wi
     return np.array(canvas)
 
 
-def _picture_to_mask(picture: Image.Image) -> np.ndarray:
-    return to_label_map(picture.convert("L") if picture.mode in ("1", "P") else picture)
+def open_mask(path: str | Path) -> Image.Image:
+    """The picture in the file of a mask, loaded.
 
-
-def read_mask(path: str | Path) -> np.ndarray:
-    """(height, width) uint8 of 0, 1 and (ignored) 255 from an image file: see `to_label_map`."""
+    Raises:
+        OSError: if the file is missing or broken.
+        ValueError: if it is larger than Pillow allows.
+    """
     with opening(str(path), "mask"), Image.open(path) as image:
         image.load()
+    return image
+
+
+def read_mask(path: str | Path, ignore_index: IgnoreIndex = "auto") -> np.ndarray:
+    """(height, width) uint8 of 0, 1 and (ignored) 255 from an image file: see `to_label_map`."""
+    image = open_mask(path)
     try:
-        return _picture_to_mask(image)
+        return to_label_map(image, ignore_index)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def decode_mask(mask: Any, height: int, width: int, merge: Merge = "union") -> np.ndarray:
+def check_meaning_of_255(count: int, load: Callable[[int], Any], name: Callable[[int], str]) -> None:
+    """Check that 255 means the same in the masks of a data set, of which at most 32 are looked at.
+
+    Without this check a mask of ignored pixels only would become an object, beside others in which 255 is ignored.
+
+    Args:
+        count: of masks.
+        load: gives the picture or array of a mask by its number; masks that cannot be read are passed over.
+        name: what to call it.
+
+    Raises:
+        ValueError: if 255 stands beside 1 in one mask, and alone in another.
+    """
+    seen: dict[str | None, str] = {}
+    for number in np.linspace(0, count - 1, min(count, MASKS_LOOKED_AT)).astype(int).tolist():
+        with suppress(OSError, ValueError):
+            seen.setdefault(meaning_of_255(load(number)), name(number))
+    if {"ignored", "object"} <= seen.keys():
+        raise ValueError(
+            f"255 must mean the same in all masks of a data set: in {seen['ignored']} it is ignored, beside 1, but "
+            f"{seen['object']} holds no 1, so that it could be the object. Give `ignore_index=255` if it is ignored "
+            "in all of them, or save masks of 0 and 1."
+        )
+
+
+def decode_mask(
+    mask: Any, height: int, width: int, merge: Merge = "union", ignore_index: IgnoreIndex = "auto"
+) -> np.ndarray:
     """A mask in any form in which a column of a data set holds one.
 
     Args:
@@ -140,6 +190,7 @@ def decode_mask(mask: Any, height: int, width: int, merge: Merge = "union") -> n
         height: of the image, in pixels.
         width: of the image, in pixels.
         merge: how parts join: see `decode_segmentation`.
+        ignore_index: the value of pixels to ignore in a picture or array: see `to_label_map`.
 
     Returns:
         (height, width) uint8 of 0, 1 and (ignored) 255.
@@ -150,13 +201,16 @@ def decode_mask(mask: Any, height: int, width: int, merge: Merge = "union") -> n
     if mask is None:
         return np.zeros((height, width), dtype=np.uint8)
     if isinstance(mask, Image.Image):
-        return _picture_to_mask(mask)
-    if isinstance(mask, np.ndarray) and mask.shape != (height, width):
-        raise ValueError(f"A mask has shape {mask.shape}, but the image is {height}x{width}.")
+        return to_label_map(mask, ignore_index)
+    if isinstance(mask, np.ndarray) and mask.ndim > 1 and mask.dtype != object:
+        label_map = to_label_map(mask, ignore_index)
+        if label_map.shape != (height, width):
+            raise ValueError(f"A mask has shape {mask.shape}, but the image is {height}x{width}.")
+        return label_map
     rows: Any = mask if isinstance(mask, list | np.ndarray) else ()
     # polygons are lists of numbers too, but as many and as long as the image they are not
     if len(rows) == height and all(isinstance(row, list | np.ndarray) and len(row) == width for row in rows):
-        return to_label_map(np.asarray(mask))
+        return to_label_map(np.asarray(mask), ignore_index)
     one_polygon = len(rows) > 0 and not isinstance(rows[0], list | dict)
     return decode_segmentation([mask] if one_polygon else mask, height, width, merge)
 
@@ -177,9 +231,9 @@ def pack_outlines(outlines: Sequence[Any], height: int, width: int) -> str:
     return json.dumps({"size": [height, width], "outlines": list(outlines)}, separators=(",", ":"))
 
 
-def pack_file(path: str | Path) -> str:
-    """The same for a mask in an image file."""
-    return json.dumps({"file": str(path)})
+def pack_file(path: str | Path, ignore_index: IgnoreIndex = "auto") -> str:
+    """The same for a mask in an image file, and which value of it is ignored: see `to_label_map`."""
+    return json.dumps({"file": str(path), "ignore_index": ignore_index})
 
 
 def pack_mask(mask: np.ndarray) -> str:
@@ -219,7 +273,7 @@ def unpack(packed: str, merge: Merge = "union") -> np.ndarray:
     """
     description = json.loads(packed)
     if "file" in description:
-        return read_mask(description["file"])
+        return read_mask(description["file"], description["ignore_index"])
     height, width = description["size"]
     if "outlines" in description:
         return draw_outlines(description["outlines"], height, width)

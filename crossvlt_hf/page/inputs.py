@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from ..processing_crossvlt import to_rgb
+from ..processing_crossvlt import ImageTooLargeError, opening, to_rgb
 
 
 MAX_UPLOAD = 20 * 2**20  # bytes
@@ -24,9 +24,9 @@ class InputError(ValueError):
 def _check_size(path: str) -> None:
     """Read the size in a file's header, before any pixel is."""
     try:
-        with Image.open(path) as header:
+        with opening("the upload"), Image.open(path) as header:
             too_large = header.width * header.height > MAX_PIXELS
-    except Image.DecompressionBombError:
+    except ImageTooLargeError:
         too_large = True
     if too_large:
         raise InputError(f"The image is too large: {MAX_PIXELS // 10**6} million pixels are the most.")
@@ -47,7 +47,7 @@ def read_image(path: str | None) -> Image.Image:
         raise
     except FileNotFoundError as error:
         raise InputError("The image is no longer here: please upload it again.") from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, ValueError) as error:
         kinds = "it is damaged, or of another kind. JPEG, PNG and WebP will do."
         raise InputError(f"This file cannot be read as an image: {kinds}") from error
 

@@ -15,7 +15,7 @@ from ..data.files import inside
 from ..data.flaws import clean_expressions
 from ..data.folder import METADATA
 from ..data.loading import NAMES, load_data
-from ..processing_crossvlt import ImageLike
+from ..processing_crossvlt import ImageLike, opening
 
 
 IMAGE_KEYS = ("image", "file_name", "image_path", "path")
@@ -194,7 +194,8 @@ class RowRequests:
         return f"row {index}"
 
     def __getitem__(self, index: int) -> Request:
-        row = self.dataset[index]
+        with opening(self.name(index)):  # the library decodes images here
+            row = self.dataset[index]
         name = next((row[key] for key in NAME_KEYS if isinstance(row.get(key), str | int)), self.name(index))
         if row[self.image] is None:
             raise ValueError(f"{self.name(index)} has no image.")

@@ -17,7 +17,7 @@ from ..data.masks import encode_mask
 from ..data.readable import ON_ERROR
 from ..errors import in_one_line
 from ..interruption import ignore_signals
-from ..modeling_crossvlt import CrossVLTModel
+from ..modeling_crossvlt import CrossVLTModel, evaluating
 from ..processing_crossvlt import CrossVLTProcessor, check_threshold
 from .requests import Requests
 from .shards import Shards
@@ -130,7 +130,9 @@ def _predict_batch(
     sizes = inputs.pop("original_sizes")
     inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     inputs["expressions_per_image"] = torch.tensor([piece.count for piece in batch])
-    logits = model(**{name: value.to(model.device) for name, value in inputs.items()}).logits
+    with evaluating(model):
+        moved = {name: value.to(model.device) for name, value in inputs.items()}
+        logits = model(**moved, return_dict=True).logits
     results = iter(processor.post_process_masks(logits.cpu(), sizes, threshold))
     for piece in batch:
         for number in range(piece.start, piece.start + piece.count):
@@ -167,7 +169,7 @@ def predict(
     processes nor on interruptions. Called again, it goes on with the shards that are missing.
 
     Args:
-        model: on its device, in eval mode.
+        model: on its device; it predicts as if not in training, and keeps its mode.
         processor: the model's.
         requests: see `open_requests`.
         folder: of the shards: `predictions-00000-of-00010.jsonl` and so on, lines of "row" (number in the data),

@@ -18,8 +18,7 @@ def draw_predictions(model: CrossVLTModel, processor: CrossVLTProcessor, dataset
     """The masks found for some pairs spread over a data set."""
     pairs = EvaluationPairs(dataset)
     indices = np.linspace(0, len(pairs) - 1, min(count, len(pairs))).astype(int).tolist()
-    was_training = model.training
-    pipeline = ReferringImageSegmentationPipeline(model=model.eval(), processor=processor, device=model.device)
+    pipeline = ReferringImageSegmentationPipeline(model=model, processor=processor, device=model.device)
     tiles = []
     for pair in pairs.__getitems__(indices):
         (result,) = pipeline(pair["image"], text=pair["expression"])
@@ -28,5 +27,4 @@ def draw_predictions(model: CrossVLTModel, processor: CrossVLTProcessor, dataset
         tiles.append(
             overlay(pair["image"].resize(size), [result["mask"].resize(size)], [pair["expression"]], [result["score"]])
         )
-    model.train(was_training)
     return arrange(tiles, COLUMNS)

@@ -332,7 +332,7 @@ class TrainingRun:
         for number, (batch, own) in enumerate(zip(batches, counts, strict=True)):
             last = number == len(batches) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.network):
-                output = self.network(**batch.inputs)
+                output = self.network(**batch.inputs, return_dict=True)
                 loss = normalised_loss(self.model, output, own, total)
                 self.accelerator.backward(loss * processes)  # of which DDP takes the mean
             found = {
@@ -526,9 +526,7 @@ class TrainingRun:
     def _describe(self, folder: Path) -> None:
         """Write beside weights what their card tells of the training."""
         hardware = describe_hardware(self.accelerator.device, self.accelerator.num_processes)
-        size = self.processor.image_processor.size
-        report = validation_report(
-            self.folder, best=folder.name == "best", image_size=(size["height"], size["width"]), hardware=hardware
-        )
+        best = folder.name == "best"
+        report = validation_report(self.folder, best=best, image_size=self.processor.image_size, hardware=hardware)
         training = describe_run(self.folder, hardware)
         Evidence(describe_model(self.config), [report] if report else [], training=training).save(folder)

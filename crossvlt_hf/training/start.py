@@ -41,11 +41,7 @@ def build_model(options: ModelOptions) -> tuple[CrossVLTModel, CrossVLTProcessor
     if options.checkpoint is not None:
         model, processor = load_checkpoint(options.checkpoint, dtype="float32")
         if options.image_size is not None:
-            processor = CrossVLTProcessor.from_tokenizer(
-                processor.tokenizer,
-                options.image_size,
-                processor.tokenizer.init_kwargs.get("max_length", options.max_length),
-            )
+            processor = CrossVLTProcessor.from_tokenizer(processor.tokenizer, options.image_size, processor.max_length)
     else:
         model, processor = _new_model(options)
     for name, parameter in model.named_parameters():

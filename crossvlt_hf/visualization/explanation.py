@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ..modeling_crossvlt import CrossVLTModel, CrossVLTOutput
+from ..modeling_crossvlt import CrossVLTModel, CrossVLTOutput, evaluating
 from ..processing_crossvlt import CrossVLTProcessor, ImageLike, to_rgb
 
 
@@ -266,15 +266,12 @@ def _recording(model: CrossVLTModel) -> Iterator[None]:
         config = model.config
         parts = {name: getattr(config, name)._attn_implementation for name in config.sub_configs}
         before = {"": config._attn_implementation, **parts}
-        training = [module for module in model.modules() if module.training]
         try:
             model.set_attn_implementation("eager")
-            model.eval()
-            yield
+            with evaluating(model):
+                yield
         finally:
             model.set_attn_implementation(before)
-            for module in training:
-                module.training = True
 
 
 @torch.no_grad()
@@ -309,7 +306,8 @@ def explain(
     inputs = processor(photo, [expression], return_tensors="pt")  # type: ignore[call-arg]
     target_sizes = inputs.pop("original_sizes")
     with _recording(model):
-        outputs = model(**inputs.to(model.device), output_attentions=True, output_alignment_maps=True)
+        recorded = {"output_attentions": True, "output_alignment_maps": True, "return_dict": True}
+        outputs = model(**inputs.to(model.device), **recorded)
     (found,) = processor.post_process_masks(outputs, target_sizes, threshold)
     read = inputs["attention_mask"][0].bool().cpu()
     height, width = inputs["pixel_values"].shape[-2:]
@@ -333,7 +331,7 @@ def _cosines(model: CrossVLTModel, outputs: CrossVLTOutput) -> dict[int, Map]:
     maps = {}
     for stage, scaled in zip(model.config.aligned_stages, outputs.alignment_maps or (), strict=True):
         alignment: Any = model.stages[stage].alignment
-        cosine = scaled * alignment.temperature.to(scaled)
+        cosine = scaled * alignment.bounded_temperature().detach().to(scaled)
         maps[stage + 1] = cosine[0, 0].float().clamp(-1, 1).cpu().numpy()
     return maps
 

@@ -61,7 +61,7 @@ def overlay(
     ASCII: accents are left out, and characters of other scripts are drawn as empty boxes.
 
     Args:
-        image: photo of any size. It is shown as the model sees it: upright as EXIF says, transparency dropped.
+        image: photo of any size. It is shown as the model sees it: upright as EXIF says, on white.
         masks: one mask of the upright image's size for each expression, or a single one: `(height, width)` arrays or
             tensors of bool or of integers, or images of mode "1" or "L". Whatever is not zero belongs to the mask, but
             for 255 beside 1, which is ignored; it may be empty. Or results of the pipeline, dicts with "mask", "label"

@@ -1,0 +1,100 @@
+"""Instance annotations of COCO: one JSON file with images, annotations and categories."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..files import entries, field, image_size, inside, read_json
+from ..masks import check_polygons, to_run_lengths
+from .record import ObjectRecord, ObjectScene, ObjectSource
+
+
+class CocoObjects(ObjectSource):
+    """COCO's instances (also LVIS, Objects365, ... in that form); images without objects are left out.
+
+    Args:
+        path: of the JSON file.
+        images: folder of the images.
+        name: of the data set.
+
+    Raises:
+        OSError: if the file is missing.
+        ValueError: if it is not such a file.
+    """
+
+    def __init__(self, path: str | Path, images: str | Path, name: str | None = None) -> None:
+        self.path, self.folder = Path(path), Path(images)
+        table = read_json(self.path)
+        self.name = name or self.path.stem
+        self.classes = {
+            _id(row, "id", f"{self.path}, category {number}"): str(
+                field(row, "name", f"{self.path}, category {number}")
+            )
+            for number, row in enumerate(entries(table, "categories", str(self.path)))
+        }
+        self.labels = tuple(self.classes.values())
+        of_image: dict[Any, list[dict[str, Any]]] = {}
+        for number, row in enumerate(entries(table, "annotations", str(self.path))):
+            of_image.setdefault(_id(row, "image_id", f"{self.path}, annotation {number}"), []).append(row)
+        self.rows = []
+        for number, image in enumerate(entries(table, "images", str(self.path))):
+            found = of_image.pop(_id(image, "id", f"{self.path}, image {number}"), None)
+            if found:
+                self.rows.append((image, found))
+        if of_image:
+            raise ValueError(f"{self.path} has annotations of the image {next(iter(of_image))!r}, but no such image.")
+        if not self.rows:
+            raise ValueError(f"{self.path} has no annotated images.")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> ObjectScene:
+        image, annotations = self.rows[index]
+        where = f"{self.path}, image {image['id']}"
+        size = image_size(image, where)
+        return ObjectScene(
+            image=inside(self.folder, field(image, "file_name", where), where),
+            image_id=str(image["id"]),
+            size=size,
+            objects=tuple(self._object(row, size) for row in annotations),
+            where=where,
+            upright=False,
+        )
+
+    def _object(self, row: Mapping[str, Any], size: tuple[int, int]) -> ObjectRecord:
+        where = f"{self.path}, annotation {row.get('id', '?')}"
+        category = _id(row, "category_id", where)
+        if category not in self.classes:
+            raise ValueError(f"{where} has the category {category!r}, which the file does not name.")
+        return ObjectRecord(
+            self.classes[category],
+            check_segmentation(field(row, "segmentation", where), size, where),
+            str(row.get("id", "")),
+            bool(row.get("iscrowd", 0)),
+        )
+
+
+def _id(row: Any, name: str, where: str) -> int | str:
+    value = field(row, name, where)
+    if not isinstance(value, int | str):
+        raise ValueError(f"{where} must have a number or text as `{name}`, got {str(value)[:40]!r}.")
+    return value
+
+
+def check_segmentation(segmentation: Any, size: tuple[int, int], where: str) -> Any:
+    """Polygons or run lengths, checked.
+
+    Raises:
+        ValueError: if they are broken; the message begins with `where`.
+    """
+    if isinstance(segmentation, list) and segmentation and not isinstance(segmentation[0], dict):
+        if not all(isinstance(part, list) for part in segmentation):
+            raise ValueError(f"{where}: a segmentation must be a list of polygons, got {str(segmentation)[:60]}.")
+        return check_polygons(segmentation, where)
+    try:
+        parts = to_run_lengths(segmentation, *size)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: {error}") from error
+    texts = [{"size": list(size), "counts": part["counts"].decode()} for part in parts]
+    return texts[0] if len(texts) == 1 else texts

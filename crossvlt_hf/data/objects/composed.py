@@ -1,0 +1,130 @@
+"""Composed pictures as a `datasets.Dataset` whose scenes are drawn when they are read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from PIL import Image
+
+from .attributes import DescribedObject, describe
+from .composition import Background, ComposedScene, Composer, CutOut
+from .expressions import FAMILIES, Expression, make_expressions
+
+
+MOST_ATTEMPTS = 100  # scenes drawn for one index, until one has what is asked for
+PATIENCE = 3  # of these, after which any family will do
+
+
+@dataclass
+class CompositionDecoder:
+    """Draw the scenes of stored rows, those of one scene once: see `load_compositions`."""
+
+    composer: Composer
+    split: str
+    expressions: int
+    families: Sequence[str]
+    _drawn: tuple[int, ComposedScene, list[Expression]] | None = field(default=None, repr=False, compare=False)
+
+    def scene(self, index: int) -> tuple[ComposedScene, list[Expression]]:
+        """A scene with its expressions; the last one drawn is kept.
+
+        Raises:
+            ValueError: if none of many scenes has expressions of so many targets.
+        """
+        if self._drawn is None or self._drawn[0] != index:
+            self._drawn = index, *self._draw(index)
+        return self._drawn[1], self._drawn[2]
+
+    def _draw(self, index: int) -> tuple[ComposedScene, list[Expression]]:
+        first = index * self.expressions
+        wanted = [self.families[(first + n) % len(self.families)] for n in range(self.expressions)]
+        for attempt in range(MOST_ATTEMPTS):
+            scene = self.composer.scene(index, attempt)
+            objects = describe(scene.image, list(scene.masks), scene.classes, doubles=False)
+            rng = np.random.default_rng([self.composer.seed, index, attempt, 1])
+            found = self._choose(objects, rng, wanted, attempt >= PATIENCE)
+            if len(found) == self.expressions:
+                return scene, found
+        raise ValueError(f"No scene of {MOST_ATTEMPTS} has {self.expressions} expressions of {', '.join(wanted)}.")
+
+    def _choose(
+        self, objects: list[DescribedObject], rng: np.random.Generator, wanted: list[str], any_family: bool
+    ) -> list[Expression]:
+        """An expression of each family, no two of which mean the same object."""
+        spare = [str(self.families[place]) for place in rng.permutation(len(self.families))] if any_family else []
+        families = list(dict.fromkeys([*wanted, *spare]))
+        found = make_expressions(objects, rng, families, labels=self.composer.labels, per_family=4)
+        chosen: list[Expression] = []
+        for family in [*wanted, *spare]:
+            taken = {target for expression in chosen for target in expression.targets}
+            fresh = (e for e in found if e.family == family and not taken & set(e.targets) and e not in chosen)
+            if len(chosen) < self.expressions and (expression := next(fresh, None)) is not None:
+                chosen.append(expression)
+        return chosen
+
+    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
+        """Rows as `records` describes them; a selection of columns without the scene's number stays as it is."""
+        if not {"scene", "number"} <= batch.keys():
+            return batch
+        drawn = [self.scene(int(scene)) for scene in batch["scene"]]
+        examples = [(scene, found[number]) for (scene, found), number in zip(drawn, batch["number"], strict=True)]
+        return {
+            **{name: values for name, values in batch.items() if name not in ("scene", "number")},
+            "image": [Image.fromarray(scene.image) for scene, _ in examples],
+            "ann_ids": [list(map(str, expression.targets)) for _, expression in examples],
+            "expressions": [[expression.text] for _, expression in examples],
+            "mask": [scene.masks[list(e.targets)].any(axis=0).astype(np.uint8) for scene, e in examples],
+            "has_target": [bool(expression.targets) for _, expression in examples],
+            "family": [expression.family for _, expression in examples],
+            "split": [self.split] * len(examples),
+            "dataset": ["compositions"] * len(examples),
+        }
+
+
+def load_compositions(
+    cutouts: Sequence[CutOut],
+    backgrounds: Sequence[Background] = (),
+    *,
+    scenes: int = 1000,
+    expressions: int = 1,
+    size: int = 224,
+    seed: int = 0,
+    split: str = "train",
+    families: Sequence[str] = FAMILIES,
+    **options: Any,
+) -> Dataset:
+    """Composed scenes as records (see `crossvlt_hf.data.records`), `expressions` rows for each.
+
+    Args:
+        cutouts: what is pasted: see `load_cutouts`, `cutouts_of`.
+        backgrounds: what it is pasted on: see `load_backgrounds`, `backgrounds_of`.
+        scenes: how many.
+        expressions: rows for each scene, no two of which mean the same object; at most 3.
+        size: side of a picture, in pixels.
+        seed: another seed gives other scenes.
+        split: what the rows' `split` shall be; it has no say in what is drawn.
+        families: taken in turn; where a family says nothing of several scenes, another takes its place.
+        options: of `Composer`.
+
+    Raises:
+        ValueError: if there is no such family, or a number is out of range.
+    """
+    if scenes < 1 or not 1 <= expressions <= 3 or not families:
+        raise ValueError(
+            f"`scenes` must be 1 or more, `expressions` 1 to 3, and `families` not empty, got {scenes}, "
+            f"{expressions}, {len(families)} families."
+        )
+    composer = Composer(cutouts, backgrounds, size, seed, **options)
+    decoder = CompositionDecoder(composer, split, expressions, tuple(families))
+    decoder.scene(0)  # checks the rest
+    index, number = np.divmod(np.arange(scenes * expressions), expressions)
+    columns = {
+        "scene": index,
+        "number": number,
+        "image_id": [f"{seed}-{i}" for i in index],
+        "ref_id": [f"{seed}-{i}-{n}" for i, n in zip(index, number, strict=True)],
+        "num_expressions": np.ones(len(index), dtype=np.int32),
+    }
+    return Dataset.from_dict(columns).with_transform(decoder)

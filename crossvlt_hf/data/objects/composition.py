@@ -1,0 +1,268 @@
+"""Composed pictures: cut-outs pasted on backgrounds (Dwibedi et al., 2017; Ghiasi et al., 2021).
+
+Every scene holds two or more of one class, so that the noun alone does not decide. Pasted edges are feathered by
+different widths, as a seam is otherwise the easiest thing to learn.
+"""
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from .words import lookup, word_fits
+
+
+MOST_PIXELS = 192  # longest side of a cut-out as it is kept
+VISIBLE = 0.75  # least share of an object that others leave uncovered
+
+
+@dataclass(frozen=True)
+class CutOut:
+    """An object without its surroundings.
+
+    Args:
+        pixels: (height, width, 4) uint8, RGB and alpha, of no more than 192 pixels a side.
+        label: its class.
+    """
+
+    pixels: NDArray[np.uint8]
+    label: str
+
+
+@dataclass(frozen=True)
+class Background:
+    """A picture to paste on.
+
+    Args:
+        pixels: (height, width, 3) uint8.
+        labels: classes that can be seen on it; none of them is pasted there.
+    """
+
+    pixels: NDArray[np.uint8]
+    labels: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class ComposedScene:
+    """A composed picture.
+
+    Args:
+        image: (size, size, 3) uint8.
+        masks: (objects, size, size) bool: the visible part of each.
+        classes: of the objects.
+        cutouts: number of each object's cut-out.
+    """
+
+    image: NDArray[np.uint8]
+    masks: NDArray[np.bool_]
+    classes: tuple[str, ...]
+    cutouts: tuple[int, ...]
+
+
+def cut_out(image: NDArray[np.uint8], mask: NDArray, label: str, most: int = MOST_PIXELS) -> CutOut | None:
+    """An object of a picture as a cut-out; None where it has no pixels.
+
+    Args:
+        image: (height, width, 3) uint8.
+        mask: (height, width), not zero on the object.
+        label: its class.
+        most: longest side in pixels; larger ones are scaled down.
+    """
+    ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not ys.size:
+        return None
+    window = np.s_[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1]
+    alpha = (np.asarray(mask[window]) != 0).astype(np.uint8) * 255
+    picture = Image.fromarray(np.dstack([image[window], alpha]))
+    if max(picture.size) > most:
+        scale = most / max(picture.size)
+        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+        picture = picture.resize(size, Image.Resampling.BOX)
+    return CutOut(np.asarray(picture), label)
+
+
+def _plain_background(rng: np.random.Generator, size: int) -> Image.Image:
+    """A soft gradient between two colours."""
+    ends = rng.uniform(60, 245, (2, 1, 1, 1)) + rng.uniform(-25, 25, (2, 1, 1, 3))
+    ramp = np.linspace(0, 1, size, dtype=np.float32)
+    ramp = (ramp[:, None] if rng.random() < 0.5 else ramp[None, :])[..., None]
+    noise = rng.normal(0, 3, (size, size, 1))
+    return Image.fromarray((ends[0] * (1 - ramp) + ends[1] * ramp + noise).clip(0, 255).astype(np.uint8))
+
+
+class Composer:
+    """Draws scenes of cut-outs, the same for the same seed and index on every machine.
+
+    Args:
+        cutouts: what is pasted.
+        backgrounds: what it is pasted on; without any, soft gradients.
+        size: of a scene, in pixels.
+        seed: another seed gives other scenes.
+        count: the fewest and the most objects.
+        plain: share of the scenes on a soft gradient.
+        scale: side of an object as shares of the scene's, least and most.
+
+    Raises:
+        ValueError: if there are no cut-outs, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        cutouts: Sequence[CutOut],
+        backgrounds: Sequence[Background] = (),
+        size: int = 224,
+        seed: int = 0,
+        *,
+        count: tuple[int, int] = (2, 5),
+        plain: float = 0.15,
+        scale: tuple[float, float] = (0.18, 0.5),
+    ) -> None:
+        if not cutouts or size < 32 or not 2 <= count[0] <= count[1] <= 12 or not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError(
+                f"Needs cut-outs, a `size` of 32 or more, a `count` from 2 to 12, a `scale` within (0, 1]; got "
+                f"{len(cutouts)} cut-outs, {size}, {count}, {scale}."
+            )
+        self.cutouts, self.backgrounds = list(cutouts), list(backgrounds)
+        self.size, self.seed, self.count, self.plain, self.scale = size, seed, count, plain, scale
+        self.of_class: dict[str, list[int]] = {}
+        for number, cutout in enumerate(self.cutouts):
+            self.of_class.setdefault(lookup(cutout.label).name, []).append(number)
+        self.labels = sorted(self.of_class)
+        shares = np.cumsum(np.sqrt([len(self.of_class[label]) for label in self.labels]))
+        self.shares = shares / shares[-1]
+
+    def scene(self, index: int, attempt: int = 0) -> ComposedScene:
+        """Draw a scene.
+
+        Args:
+            index: 0 or above.
+            attempt: other numbers give other scenes of the same index.
+        """
+        rng = np.random.default_rng([self.seed, index, attempt])
+        while True:
+            background, seen = self._background(rng)
+            chosen = self._choose(rng, seen)
+            scene = self._compose(rng, background, chosen)
+            if scene is not None:
+                return scene
+
+    def _background(self, rng: np.random.Generator) -> tuple[Image.Image, frozenset[str]]:
+        if not self.backgrounds or rng.random() < self.plain:
+            return _plain_background(rng, self.size), frozenset()
+        background = self.backgrounds[int(rng.integers(len(self.backgrounds)))]
+        height, width = background.pixels.shape[:2]
+        side = min(height, width) * rng.uniform(0.6, 1.0)
+        left, top = rng.uniform(0, width - side), rng.uniform(0, height - side)
+        picture = Image.fromarray(background.pixels).resize(
+            (self.size, self.size), Image.Resampling.BILINEAR, (left, top, left + side, top + side)
+        )
+        if rng.random() < 0.5:
+            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return picture, background.labels
+
+    def _choose(self, rng: np.random.Generator, seen: Collection[str]) -> list[int]:
+        """Numbers of cut-outs: two or more of one class, then others of one or two further classes."""
+        labels = [self.labels[place] for place in np.searchsorted(self.shares, rng.random(8), side="right")]
+        free = [label for label in dict.fromkeys(labels) if all(word_fits(label, s) is False for s in seen)]
+        if not free:
+            return []
+        total = int(rng.integers(self.count[0], self.count[1] + 1))
+        same = int(rng.integers(2, total + 1)) if total > 2 else 2
+        kinds = [free[0]] * same
+        kinds += [
+            free[1 + int(rng.integers(min(2, len(free) - 1)))] if len(free) > 1 else free[0]
+            for _ in range(total - same)
+        ]
+        return [self.of_class[kind][int(rng.integers(len(self.of_class[kind])))] for kind in kinds]
+
+    def _compose(self, rng: np.random.Generator, background: Image.Image, chosen: list[int]) -> ComposedScene | None:
+        canvas = _Canvas(background)
+        base = rng.uniform(*self.scale)
+        order = [chosen[place] for place in rng.permutation(len(chosen))]
+        for number in order:
+            piece = _Piece(self._prepare(rng, self.cutouts[number].pixels, base))
+            if not any(canvas.paste(piece, *_place(rng, piece.solid.shape, self.size)) for _ in range(12)):
+                return None
+        classes = tuple(self.cutouts[number].label for number in order)
+        return (
+            ComposedScene(np.array(canvas.picture), np.stack(canvas.masks), classes, tuple(order)) if order else None
+        )
+
+    def _prepare(self, rng: np.random.Generator, pixels: NDArray[np.uint8], base: float) -> Image.Image:
+        """A cut-out scaled, turned, lit and feathered."""
+        picture = Image.fromarray(pixels)
+        side = self.size * min(self.scale[1] * 1.1, base * math.exp(rng.normal(0, 0.3)))
+        ratio = max(8.0, side) / math.sqrt(picture.width * picture.height)
+        ratio = min(ratio, 0.85 * self.size / max(picture.size))
+        size = (max(4, round(picture.width * ratio)), max(4, round(picture.height * ratio)))
+        picture = picture.resize(size, Image.Resampling.BILINEAR)
+        if rng.random() < 0.5:
+            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if rng.random() < 0.3:
+            picture = picture.rotate(rng.uniform(-20, 20), Image.Resampling.BILINEAR, expand=True)
+        light, contrast = rng.uniform(0.85, 1.12), rng.uniform(0.85, 1.15)
+        levels = (((np.arange(256) - 128) * contrast + 128) * light).clip(0, 255).astype(np.uint8)
+        values = np.array(picture)
+        values[..., :3] = levels.take(values[..., :3])
+        values[..., 3] = _feather(picture.getchannel("A"), rng)
+        return Image.fromarray(values)
+
+
+def _feather(alpha: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Alpha drawn in by a pixel, where it is large enough, and blurred, by a radius of chance."""
+    if min(alpha.size) > 24 and rng.random() < 0.7:
+        framed = Image.new("L", (alpha.width + 2, alpha.height + 2))
+        framed.paste(alpha, (1, 1))
+        alpha = framed.filter(ImageFilter.MinFilter(3)).crop((1, 1, alpha.width + 1, alpha.height + 1))
+    radius = (0.0, 0.6, 1.0, 1.6)[int(rng.integers(4))]
+    return alpha.filter(ImageFilter.GaussianBlur(radius)) if radius else alpha
+
+
+def _place(rng: np.random.Generator, shape: tuple[int, ...], size: int) -> tuple[int, int]:
+    """Top and left of an object; one in six may stand out of the picture, by up to a fifth."""
+    height, width = shape[:2]
+    out = 0.2 if rng.random() < 1 / 6 else 0.0
+    top = rng.integers(-int(out * height), max(1, size - height + int(out * height) + 1))
+    left = rng.integers(-int(out * width), max(1, size - width + int(out * width) + 1))
+    return int(top), int(left)
+
+
+class _Piece:
+    """What is pasted, and which of its pixels hide what is behind."""
+
+    def __init__(self, picture: Image.Image) -> None:
+        self.picture = picture
+        self.solid = np.asarray(picture.getchannel("A")) >= 128
+        self.area = int(self.solid.sum())
+
+
+class _Canvas:
+    """A picture on which objects are pasted, and what is left visible of each."""
+
+    def __init__(self, background: Image.Image) -> None:
+        self.picture = background
+        self.masks: list[NDArray[np.bool_]] = []
+        self.spare: list[float] = []  # pixels of each that may still be covered
+
+    def paste(self, piece: _Piece, top: int, left: int) -> bool:
+        """Paste an object, unless that covers too much of another."""
+        size = self.picture.width
+        rows = slice(max(0, top), min(size, top + piece.solid.shape[0]))
+        columns = slice(max(0, left), min(size, left + piece.solid.shape[1]))
+        solid = piece.solid[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+        area = int(solid.sum())
+        covered = [int((mask[rows, columns] & solid).sum()) for mask in self.masks]
+        if area < max(16, VISIBLE * piece.area) or any(c > s for c, s in zip(covered, self.spare, strict=True)):
+            return False
+        self.picture.paste(piece.picture, (left, top), piece.picture)
+        for mask in self.masks:
+            mask[rows, columns] &= ~solid
+        mask = np.zeros((size, size), dtype=bool)
+        mask[rows, columns] = solid
+        self.masks.append(mask)
+        self.spare = [s - c for c, s in zip(covered, self.spare, strict=True)]
+        self.spare.append(area - VISIBLE * piece.area)
+        return True

@@ -1,0 +1,161 @@
+"""LabelMe: a JSON file for each image, with shapes that have a label and points."""
+
+import base64
+import binascii
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ...processing_crossvlt import opening
+from ..files import entries, field, image_size, inside, read_json
+from ..masks import check_polygons, encode_mask
+from .record import ObjectRecord, ObjectScene, ObjectSource, header_size
+
+
+class LabelMeObjects(ObjectSource):
+    """Files of LabelMe; shapes of one `group_id` and label are parts of one object; points and lines are refused.
+
+    Args:
+        folder: with the JSON files.
+        images: folder to which `imagePath` is relative; None for that of each JSON file.
+        name: of the data set.
+
+    Raises:
+        OSError: if there is no such folder.
+        ValueError: if it has no JSON files.
+    """
+
+    def __init__(self, folder: str | Path, images: str | Path | None = None, name: str | None = None) -> None:
+        self.folder, self.images = Path(folder), None if images is None else Path(images)
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f"There is no folder {self.folder}.")
+        self.files = sorted(self.folder.rglob("*.json"))
+        if not self.files:
+            raise ValueError(f"{self.folder} has no JSON files.")
+        self.name = name or self.folder.resolve().name
+        self.labels = tuple(sorted({label for path in self.files for label in _labels(path)}))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> ObjectScene:
+        path = self.files[index]
+        table, where = read_json(path), str(path)
+        image, size = self._image(table, path)
+        groups: dict[Any, list[tuple[int, dict[str, Any]]]] = {}
+        for number, shape in enumerate(entries(table, "shapes", where)):
+            label, group = _text(shape, f"{where}, shape {number}"), shape.get("group_id")
+            key = (label, number) if group is None else (label, "group", str(group))
+            groups.setdefault(key, []).append((number, shape))
+        objects = tuple(
+            ObjectRecord(str(key[0]), _join(shapes, size, where), str(shapes[0][0])) for key, shapes in groups.items()
+        )
+        return ObjectScene(image, path.relative_to(self.folder).with_suffix("").as_posix(), size, objects, where)
+
+    def _image(self, table: Any, path: Path) -> tuple[Any, tuple[int, int]]:
+        """The picture, as a path or a function, and its size."""
+        where = str(path)
+        if isinstance(data := field(table, "imageData", where) if "imageData" in table else None, str):
+            picture = _decode(data, where)
+            return (lambda: _decode(data, where)), (picture.height, picture.width)
+        name = field(table, "imagePath", where)
+        if isinstance(name, str):
+            name = name.replace("\\", "/")
+        if self.images is not None:
+            image = inside(self.images, Path(name).name if isinstance(name, str) else name, where)
+        else:
+            image = inside(path.parent, name, where, self.folder.resolve().parent if not path.is_absolute() else None)
+        size = header_size(image)
+        if "imageHeight" in table and table.get("imageHeight") is not None:
+            said = image_size({"height": table["imageHeight"], "width": table.get("imageWidth")}, where)
+            if said != size:
+                raise ValueError(
+                    f"{where}: the labels are for {said[0]}x{said[1]} pixels, the image has {size[0]}x{size[1]}."
+                )
+        return image, size
+
+
+def _labels(path: Path) -> list[str]:
+    """The labels of a file; a broken one is reported when it is read."""
+    try:
+        shapes = read_json(path)["shapes"]
+        return [shape["label"] for shape in shapes if isinstance(shape["label"], str)]
+    except (ValueError, TypeError, KeyError, OSError):
+        return []
+
+
+def _text(shape: Any, where: str) -> str:
+    label = field(shape, "label", where)
+    if not isinstance(label, str) or not label.strip():
+        raise ValueError(f"{where} must have text as `label`, got {str(label)[:40]!r}.")
+    return label
+
+
+def _decode(data: str, where: str) -> Image.Image:
+    try:
+        content = base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"{where} has damaged `imageData`: {error}") from error
+    with opening(f"{where} (imageData)", "image"):
+        picture = Image.open(io.BytesIO(content))
+        picture.load()
+    return picture
+
+
+def _join(shapes: list[tuple[int, dict[str, Any]]], size: tuple[int, int], where: str) -> Any:
+    parts = [_shape(shape, size, f"{where}, shape {number}") for number, shape in shapes]
+    if all(isinstance(part, list) for part in parts):
+        return check_polygons(parts, where)
+    masks = [part if not isinstance(part, list) else _draw(part, size) for part in parts]
+    return encode_mask(np.any(masks, axis=0))
+
+
+def _draw(polygon: list[float], size: tuple[int, int]) -> np.ndarray:
+    from ..masks import decode_segmentation
+
+    return decode_segmentation([polygon], *size)
+
+
+def _points(shape: dict[str, Any], least: int, where: str) -> list[list[float]]:
+    points = entries(shape, "points", where)
+    pairs = all(
+        isinstance(p, list) and len(p) == 2 and all(isinstance(x, int | float) and math.isfinite(x) for x in p)
+        for p in points
+    )
+    if not pairs or len(points) < least:
+        raise ValueError(f"{where} must have at least {least} points [x, y], got {str(points)[:60]}.")
+    return [[float(x), float(y)] for x, y in points]
+
+
+def _shape(shape: dict[str, Any], size: tuple[int, int], where: str) -> list[float] | np.ndarray:
+    """A shape as a polygon, or as a mask of the image's size."""
+    kind = shape.get("shape_type") or "polygon"
+    if kind == "polygon":
+        return [x for point in _points(shape, 3, where) for x in point]
+    if kind == "rectangle":
+        (x0, y0), (x1, y1) = _points(shape, 2, where)[:2]
+        return [x0, y0, x1, y0, x1, y1, x0, y1]
+    if kind == "circle":
+        (x, y), (x1, y1) = _points(shape, 2, where)[:2]
+        radius, turns = math.hypot(x1 - x, y1 - y), np.linspace(0, 2 * np.pi, 48, endpoint=False)
+        return np.stack([x + radius * np.cos(turns), y + radius * np.sin(turns)], axis=1).ravel().tolist()
+    if kind == "mask":
+        return _embedded_mask(shape, size, where)
+    raise ValueError(f"{where} is a {kind}; shapes must be polygons, rectangles, circles or masks.")
+
+
+def _embedded_mask(shape: dict[str, Any], size: tuple[int, int], where: str) -> np.ndarray:
+    left, top = (round(x) for x in _points(shape, 2, where)[0])
+    data = field(shape, "mask", where)
+    if not isinstance(data, str):
+        raise ValueError(f"{where} must have a PNG in base64 as `mask`, got {str(data)[:40]!r}.")
+    part = np.asarray(_decode(data, where).convert("L")) > 0
+    if top < 0 or left < 0 or top + part.shape[0] > size[0] or left + part.shape[1] > size[1]:
+        raise ValueError(f"{where} has a mask that reaches beyond the image.")
+    mask = np.zeros(size, dtype=bool)
+    mask[top : top + part.shape[0], left : left + part.shape[1]] = part
+    return mask

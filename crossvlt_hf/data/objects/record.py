@@ -1,0 +1,217 @@
+"""The one record behind all forms of labels: a picture, and the objects labelled in it with class, mask and id."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+from pycocotools import mask as coco_mask
+
+from ...processing_crossvlt import opening, to_rgb
+from ..masks import decode_segmentation, encode_mask
+from .attributes import DescribedObject, describe
+
+
+SMALL = 160  # longest side in pixels at which objects are measured
+
+
+@dataclass(frozen=True)
+class ObjectRecord:
+    """A labelled object.
+
+    Args:
+        label: its class, as the data say it.
+        segmentation: polygons or run lengths as in COCO, in pixels of the picture.
+        ann_id: of the annotation.
+        crowd: whether the label stands for several objects, or for parts of several.
+    """
+
+    label: str
+    segmentation: Any = field(repr=False)
+    ann_id: str = ""
+    crowd: bool = False
+
+
+@dataclass(frozen=True)
+class ObjectScene:
+    """A picture and its labelled objects. Nothing is decoded before it is asked for.
+
+    Args:
+        image: path of the picture, or a function that gives it.
+        image_id: of the picture.
+        size: (height, width) in pixels, of the picture in which the labels are.
+        objects: all that are labelled.
+        where: file and row that say so, for messages.
+        upright: whether the labels are those of the picture turned as its EXIF data say, or of the stored pixels.
+        exhaustive: false where objects of the named classes may be unlabelled.
+    """
+
+    image: str | Callable[[], Image.Image]
+    image_id: str
+    size: tuple[int, int]
+    objects: tuple[ObjectRecord, ...]
+    where: str
+    upright: bool = True
+    exhaustive: bool = True
+
+    def open(self, longest: int | None = None) -> Image.Image:
+        """The picture, of mode "RGB".
+
+        Args:
+            longest: side in pixels to which it may be reduced; JPEG files are then decoded at a smaller size.
+
+        Raises:
+            OSError: if it cannot be read.
+            ValueError: if it has another size than the labels.
+        """
+        if not isinstance(self.image, str):
+            picture = to_rgb(self.image(), upright=self.upright)
+        else:
+            with opening(self.image, "image"), Image.open(self.image) as opened:
+                self._check_size(*stored_size(opened, self.upright))
+                if longest is not None:
+                    opened.draft("RGB", (longest, longest))
+                opened.load()
+                picture = to_rgb(opened, upright=self.upright)
+        if longest is None:
+            self._check_size(picture.height, picture.width)
+        elif max(picture.size) > longest:
+            picture.thumbnail((longest, longest), Image.Resampling.BOX)
+        picture.info.clear()
+        return picture
+
+    def check_size(self) -> None:
+        """See that the picture's file is there and has the size of the labels; only its header is read.
+
+        Raises:
+            OSError: if it cannot be read.
+            ValueError: if it has another size.
+        """
+        if isinstance(self.image, str):
+            with opening(self.image, "image"), Image.open(self.image) as opened:
+                size = stored_size(opened, self.upright)
+            self._check_size(*size)
+
+    def _check_size(self, height: int, width: int) -> None:
+        if (height, width) != self.size:
+            raise ValueError(
+                f"{self.where}: the labels are for {self.size[0]}x{self.size[1]} pixels, the image has "
+                f"{height}x{width}."
+            )
+
+    def mask(self, indices: Sequence[int]) -> NDArray[np.uint8]:
+        """(height, width) uint8 of 0 and 1: the objects of these indices together."""
+        mask = np.zeros(self.size, dtype=np.uint8)
+        for index in indices:
+            mask |= decode_segmentation(self.objects[index].segmentation, *self.size)
+        return mask
+
+    def segmentation(self, indices: Sequence[int]) -> Any:
+        """The same as polygons, or, where one has run lengths, as run lengths of all."""
+        parts = [self.objects[index].segmentation for index in indices]
+        if len(parts) == 1:
+            return parts[0]
+        if all(isinstance(part, list) and isinstance(part[0], list) for part in parts):
+            return [polygon for part in parts for polygon in part]
+        return encode_mask(self.mask(indices))
+
+    def describe(self, *, colours: bool = True, longest: int = SMALL, **options: Any) -> list[DescribedObject]:
+        """Measure the objects on a reduced picture: see `attributes.describe`.
+
+        Args:
+            colours: whether to look at the picture; else only the labels are.
+            longest: side of the reduced picture in pixels.
+            options: of `describe`.
+
+        Raises:
+            OSError: if the picture cannot be read.
+            ValueError: if a segmentation is broken, or the picture has another size.
+        """
+        picture = self.open(longest) if colours else None
+        scale = min(1.0, longest / max(self.size))
+        height, width = (max(1, round(side * scale)) for side in self.size)
+        if picture is not None and picture.size != (width, height):
+            picture = picture.resize((width, height), Image.Resampling.BOX)
+        masks = [small_mask(thing.segmentation, self.size, (height, width)) for thing in self.objects]
+        labels, crowds = [thing.label for thing in self.objects], [thing.crowd for thing in self.objects]
+        return describe(picture, masks, labels, crowds=crowds, **options)
+
+
+def stored_size(image: Image.Image, upright: bool) -> tuple[int, int]:
+    """(height, width) of an opened image, turned as its EXIF data say or not."""
+    return (image.width, image.height) if upright and orientation(image) >= 5 else (image.height, image.width)
+
+
+def orientation(image: Image.Image) -> int:
+    """How the EXIF data of an opened image turn it, from 1 (not at all) to 8."""
+    turn = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    return turn if isinstance(turn, int) and 1 <= turn <= 8 else 1
+
+
+def small_mask(segmentation: Any, size: tuple[int, int], small: tuple[int, int]) -> NDArray[np.uint8]:
+    """The mask of a segmentation at another size: (height, width) uint8 of 0 and 1.
+
+    Args:
+        segmentation: polygons or run lengths, checked.
+        size: (height, width) of the picture.
+        small: (height, width) of the mask.
+    """
+    if size != small and isinstance(segmentation, list) and not isinstance(segmentation[0], dict):
+        factors = np.array([small[1] / size[1], small[0] / size[0]])
+        polygons = [(np.reshape(polygon, (-1, 2)) * factors).ravel().tolist() for polygon in segmentation]
+        return np.asarray(coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, *small))))
+    mask = decode_segmentation(segmentation, *size)
+    return mask if size == small else np.asarray(Image.fromarray(mask).resize(small[::-1], Image.Resampling.NEAREST))
+
+
+class ObjectSource(ABC, Sequence[ObjectScene]):
+    """Labels of a data set in one of the forms that people have, read picture by picture.
+
+    A picture whose labels are broken raises `ValueError` or `OSError` when it is read, and names file and row.
+
+    Attributes:
+        name: of the data set.
+        labels: all of its classes.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> ObjectScene: ...
+
+    def __iter__(self) -> Iterator[ObjectScene]:
+        return (self[index] for index in range(len(self)))
+
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+def find_images(folder: Path) -> dict[str, Path]:
+    """The pictures below a folder by their path without suffix, in order of their names."""
+    found = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES)
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in found}
+
+
+@cache
+def header_size(path: str) -> tuple[int, int]:
+    """(height, width) of an image file turned as its EXIF data say.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    with opening(path, "image"), Image.open(path) as image:
+        return stored_size(image, upright=True)
+
+
+def segmentation_of_map(labels: NDArray, value: int) -> dict[str, Any]:
+    """Run lengths of the pixels of a map that have a value."""
+    return encode_mask(labels == value)

@@ -1,0 +1,96 @@
+"""Pascal VOC: SegmentationObject/*.png numbers the objects, SegmentationClass/*.png the classes; 255 is the border."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ...processing_crossvlt import opening
+from .record import ObjectRecord, ObjectScene, ObjectSource, find_images, segmentation_of_map
+
+
+# Class numbers of VOC 2007 to 2012, from 1
+VOC_CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+BORDER = 255
+
+
+class VocObjects(ObjectSource):
+    """Palette PNGs of Pascal VOC.
+
+    Args:
+        folder: with `SegmentationClass`, `SegmentationObject` and `JPEGImages` (VOCdevkit/VOC2012).
+        images: folder of the images, if it is elsewhere.
+        split: file name in ImageSets/Segmentation without suffix; None for all pictures.
+        classes: names of the classes from 1 on.
+        name: of the data set.
+
+    Raises:
+        OSError: if a folder is missing.
+        ValueError: if it holds no pictures.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        images: str | Path | None = None,
+        split: str | None = None,
+        classes: Sequence[str] = VOC_CLASSES,
+        name: str | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        self.images = Path(images) if images is not None else self.folder / "JPEGImages"
+        for path in (self.folder / "SegmentationClass", self.folder / "SegmentationObject", self.images):
+            if not path.is_dir():
+                raise FileNotFoundError(f"There is no folder {path}.")
+        self.labels, self.name = tuple(classes), name or self.folder.resolve().name
+        self.pictures = find_images(self.images)
+        self.stems = self._stems(split)
+        if not self.stems:
+            raise ValueError(f"{self.folder / 'SegmentationObject'} has no PNG files.")
+
+    def _stems(self, split: str | None) -> list[str]:
+        if split is None:
+            return [path.stem for path in sorted((self.folder / "SegmentationObject").glob("*.png"))]
+        path = self.folder / "ImageSets" / "Segmentation" / f"{split}.txt"
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no file {path}.")
+        return path.read_text(encoding="utf-8").split()
+
+    def __len__(self) -> int:
+        return len(self.stems)
+
+    def __getitem__(self, index: int) -> ObjectScene:
+        stem = self.stems[index]
+        paths = [self.folder / kind / f"{stem}.png" for kind in ("SegmentationClass", "SegmentationObject")]
+        classes, instances = (_read_map(path) for path in paths)
+        if classes.shape != instances.shape:
+            raise ValueError(f"{paths[0]} is {classes.shape}, {paths[1]} is {instances.shape}; they must agree.")
+        if stem not in self.pictures:
+            raise FileNotFoundError(f"{paths[1]} has no image of that name in {self.images}.")
+        numbers = [int(number) for number in np.unique(instances) if number not in (0, BORDER)]
+        objects = tuple(self._object(classes, instances, number, paths[1]) for number in numbers)
+        size = (classes.shape[0], classes.shape[1])
+        return ObjectScene(str(self.pictures[stem]), stem, size, objects, str(paths[1]), upright=False)
+
+    def _object(self, classes: NDArray, instances: NDArray, number: int, path: Path) -> ObjectRecord:
+        values, counts = np.unique(classes[instances == number], return_counts=True)
+        inner = [(int(c), int(v)) for v, c in zip(values, counts, strict=True) if v not in (0, BORDER)]
+        if not inner:
+            raise ValueError(f"{path}: the object {number} has no class.")
+        value = max(inner)[1]
+        if value > len(self.labels):
+            raise ValueError(f"{path}: the object {number} has the class {value}; there are {len(self.labels)}.")
+        return ObjectRecord(self.labels[value - 1], segmentation_of_map(instances, number), str(number))
+
+
+def _read_map(path: Path) -> NDArray[np.uint8]:
+    """(height, width) uint8 of the numbers in a palette or grey PNG."""
+    with opening(str(path), "mask"), Image.open(path) as image:
+        if image.mode not in ("P", "L"):
+            raise ValueError(f"its mode must be P or L, got {image.mode}")
+        return np.array(image)

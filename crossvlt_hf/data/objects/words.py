@@ -1,0 +1,190 @@
+"""What objects are called: nouns with synonyms and wider words, plurals, and which words fit which classes.
+
+The table is `nouns.yaml`. Whether a word fits a class has three answers, as not all that is true is labelled: a
+person may or may not be "the man", a shoe may be a sneaker.
+"""
+
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+
+Form = Literal["count", "plural", "mass"]
+
+_IRREGULAR = {
+    "child": "children",
+    "foot": "feet",
+    "goose": "geese",
+    "knife": "knives",
+    "leaf": "leaves",
+    "loaf": "loaves",
+    "man": "men",
+    "mouse": "mice",
+    "person": "people",
+    "scarf": "scarves",
+    "shelf": "shelves",
+    "tooth": "teeth",
+    "wolf": "wolves",
+    "woman": "women",
+    **dict.fromkeys(("aircraft", "deer", "fish", "series", "sheep"), ""),
+}
+_SAME = frozenset(word for word, plural in _IRREGULAR.items() if not plural)
+
+
+@dataclass(frozen=True)
+class Noun:
+    """How a class is spoken of.
+
+    Args:
+        name: the usual word.
+        plural: of it.
+        also: other words for the same.
+        kinds: wider words that fit, and those that fit these.
+        perhaps: words that may fit.
+        form: "count", or "plural" ("shoes", one label for a pair), or "mass" ("rice").
+        piece: what is counted of a mass: "piece of tofu".
+        colours: the colours that are said of it; None for all.
+    """
+
+    name: str
+    plural: str
+    also: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+    perhaps: frozenset[str] = frozenset()
+    form: Form = "count"
+    piece: str | None = None
+    colours: frozenset[str] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The words that mean just this."""
+        return (self.name, *self.also)
+
+
+def pluralise(noun: str) -> str:
+    """The plural of an English noun: of its last word, or of the one before "of"."""
+    head, of, rest = noun.partition(" of ")
+    *before, last = head.split(" ")
+    return " ".join([*before, _plural_of(last)]) + of + rest
+
+
+def _plural_of(word: str) -> str:
+    if word in _IRREGULAR:
+        return _IRREGULAR[word] or word
+    if re.search(r"(s|x|z|ch|sh)$", word):
+        return f"{word}es"
+    return re.sub(r"y$", "ie", word) + "s" if re.search(r"[^aeiou]y$", word) else f"{word}s"
+
+
+@lru_cache(maxsize=65536)
+def clean(label: str) -> str:
+    """A class name as words: `DiningTable_2`, `dining-table` and `dining table` are "dining table".
+
+    Hyphens stay in what the table of nouns spells with one ("t-shirt"). Of several names with commas between them, as
+    ADE20K has them, the first is taken.
+    """
+    text = re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", " ", label.split(",")[0])
+    text = " ".join(re.sub(r"[_/]", " ", text).lower().split())
+    for spelled in (text, " ".join(text.replace("-", " ").split()) or text):
+        words = re.sub(r"([\s.]+\d+)+$", "", spelled) or spelled
+        if words in _index():
+            break
+    return words or "object"
+
+
+@cache
+def _table() -> dict[str, dict]:
+    return {
+        name: entry or {}
+        for name, entry in yaml.safe_load(Path(__file__).with_name("nouns.yaml").read_text(encoding="utf-8")).items()
+    }
+
+
+@cache
+def _index() -> dict[str, str]:
+    """The entry of every word that is the name of one, or stands in its `also` or `labels`."""
+    found = {
+        word: name for name, entry in _table().items() for word in (*entry.get("also", ()), *entry.get("labels", ()))
+    }
+    return {**found, **{name: name for name in _table()}}
+
+
+def in_table(label: str) -> bool:
+    """Whether the table of nouns knows a class."""
+    return clean(label) in _index()
+
+
+def _closure(kinds: Collection[str]) -> Iterator[str]:
+    for kind in kinds:
+        yield kind
+        yield from _closure(_table().get(kind, {}).get("kinds", ()))
+
+
+@lru_cache(maxsize=65536)
+def lookup(label: str) -> Noun:
+    """The noun of a class: from the table, or made of the class's own name."""
+    word = clean(label)
+    if word not in _index():
+        ends_in_s = re.search(r"[^suia]s$", word) is not None
+        # "sports car": neither "car" nor "sports" is said of it, as a "hot dog" is no dog
+        parts = frozenset(word.split(" ")) - {word, "of", "the", "and"}
+        return Noun(
+            word, word if ends_in_s else pluralise(word), perhaps=parts, form="plural" if ends_in_s else "count"
+        )
+    name = _index()[word]
+    entry = _table()[name]
+    form, colours = entry.get("form", "count"), entry.get("colours")
+    kinds = tuple(dict.fromkeys(_closure(entry.get("kinds", ()))))
+    parts = frozenset(name.split(" ")) | {
+        other for kind in kinds for other in _table().get(kind, {}).get("perhaps", ())
+    }
+    return Noun(
+        name,
+        entry.get("plural", name if form == "plural" else pluralise(name)),
+        tuple(entry.get("also", ())),
+        kinds,
+        frozenset({*entry.get("perhaps", ()), *parts}) - {name, "of", *entry.get("also", ()), *kinds},
+        form,
+        entry.get("piece"),
+        None if colours is None else frozenset(colours or ()),
+    )
+
+
+@lru_cache(maxsize=262144)
+def word_fits(word: str, label: str) -> bool | None:
+    """Whether a word can be said of an object of a class.
+
+    Args:
+        word: a noun in the singular (or the plural that the class itself is).
+        label: the class.
+
+    Returns:
+        True, False, or None where it may be so: "sneaker" of a shoe, "man" of a person.
+    """
+    noun = lookup(label)
+    if word == "object" or word in noun.names or word in noun.kinds:
+        return True
+    other = lookup(word)
+    related = {*noun.perhaps, noun.plural}
+    if related & {*other.names, other.plural} or word in related:
+        return None
+    narrower = set(noun.names) & {*other.kinds, *other.perhaps}
+    return None if narrower else False
+
+
+def usable_kinds(labels: Collection[str], at_least: int = 3) -> frozenset[str]:
+    """Wider words that can be said where so many of the labelled classes fall under them.
+
+    A data set that labels dogs and nothing else leaves other animals unlabelled: "the animal" might be one of them.
+    """
+    nouns = {lookup(label).name: lookup(label).kinds for label in labels}
+    counts: dict[str, int] = {}
+    for kinds in nouns.values():
+        for kind in kinds:
+            counts[kind] = counts.get(kind, 0) + 1
+    return frozenset(kind for kind, count in counts.items() if count >= at_least)

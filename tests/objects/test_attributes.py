@@ -1,0 +1,113 @@
+"""What is measured of labelled objects."""
+
+import numpy as np
+import pytest
+
+from crossvlt_hf.data.objects import DescribedObject, describe
+from crossvlt_hf.data.objects.attributes import COLOURS, colour_codes, measure_colours
+
+
+def patch(*colours):
+    """A picture of stripes of equal width, and the mask of all of it but a frame."""
+    image = np.concatenate([np.full((40, 60 // len(colours), 3), c, dtype=np.uint8) for c in colours], axis=1)
+    mask = np.zeros(image.shape[:2], dtype=bool)
+    mask[2:-2, 2:-2] = True
+    return image, mask
+
+
+PLAIN = {
+    "red": (205, 25, 35),
+    "orange": (245, 135, 20),
+    "yellow": (250, 222, 40),
+    "green": (40, 140, 60),
+    "blue": (40, 80, 200),
+    "purple": (120, 50, 160),
+    "pink": (245, 140, 180),
+    "brown": (115, 65, 35),
+    "black": (18, 18, 20),
+    "grey": (125, 125, 125),
+    "white": (250, 250, 250),
+}
+
+
+@pytest.mark.parametrize("name", COLOURS)
+def test_plain_colours_have_their_names(name):
+    image, mask = patch(PLAIN[name])
+    (thing,) = describe(image, [mask], ["cup"])
+    assert thing.colour == name
+    assert thing.is_coloured(name) is True
+    far = {"red": "green", "black": "white", "white": "black", "grey": "red"}.get(name, "black")
+    assert thing.is_coloured(far) is False
+
+
+def test_where_pixels_disagree_no_colour_is_said_nor_denied():
+    image, mask = patch(PLAIN["red"], PLAIN["blue"])
+    (thing,) = describe(image, [mask], ["cup"])
+    assert thing.colour is None
+    assert (thing.is_coloured("red"), thing.is_coloured("blue"), thing.is_coloured("green")) == (None, None, False)
+
+
+def test_between_two_colours_both_are_open():
+    image, mask = patch((222, 72, 32))  # red or orange
+    (thing,) = describe(image, [mask], ["cup"])
+    assert thing.is_coloured("red") is not False
+    assert thing.is_coloured("orange") is not False
+
+
+def test_what_was_not_measured_is_open():
+    _, mask = patch(PLAIN["red"])
+    (thing,) = describe(None, [mask], ["cup"])
+    assert (thing.colour, thing.is_coloured("red"), thing.is_coloured("blue")) == (None, None, None)
+
+
+@pytest.mark.parametrize(("label", "colour"), [("window", "blue"), ("person", "red"), ("orange", "orange")])
+def test_colours_that_nobody_says(label, colour):
+    image, mask = patch(PLAIN[colour])
+    (thing,) = describe(image, [mask], [label])
+    assert thing.colour is None
+
+
+def test_shares_add_up():
+    rng = np.random.default_rng(0)
+    shares = measure_colours(colour_codes(rng.integers(0, 256, (50, 50, 3), dtype=np.uint8)))
+    assert set(shares) <= set(COLOURS)
+    assert 0.5 < sum(shares.values()) <= 1.0 + 1e-5
+
+
+def test_places_and_sizes_are_shares_of_the_picture():
+    mask = np.zeros((100, 200), dtype=np.uint8)
+    mask[20:60, 50:100] = 1
+    (thing,) = describe(None, [mask], ["Cup"])
+    assert thing.label == "cup"
+    assert thing.box == (0.25, 0.2, 0.5, 0.6)
+    assert thing.centre == pytest.approx((0.375, 0.4))
+    assert thing.area == pytest.approx(0.1)
+    assert not thing.cut
+    assert thing.clear
+
+
+def test_what_is_not_clear():
+    empty, speck, edge, whole = (np.zeros((100, 100), dtype=bool) for _ in range(4))
+    speck[50:53, 50:53] = edge[:30, 40:80] = whole[40:90, 10:60] = True
+    inside = np.zeros_like(whole)
+    inside[42:80, 12:50] = True
+    masks = [empty, speck, edge, whole, inside, whole]
+    labels = ["cup", "cup", "dog", "cat", "cat", "bowl"]
+    found = describe(None, masks, labels, crowds=[False] * 5 + [True])
+    unclear = ["hardly visible", "hardly visible", "", "labelled twice", "labelled twice", "crowd"]
+    assert [thing.unclear for thing in found] == unclear
+    assert [thing.cut for thing in found] == [False, False, True, False, False, False]
+    assert describe(None, [whole, inside], ["cat", "cat"], doubles=False)[0].clear
+
+
+def test_sizes_must_agree():
+    with pytest.raises(ValueError, match="one length"):
+        describe(None, [np.ones((4, 4))], [])
+    with pytest.raises(ValueError, match="image's size"):
+        describe(np.zeros((4, 5, 3), dtype=np.uint8), [np.ones((4, 4))], ["cup"])
+
+
+def test_descriptions_are_values():
+    assert DescribedObject("cup", (0, 0, 1, 1), (0.5, 0.5), 1.0) == DescribedObject(
+        "cup", (0, 0, 1, 1), (0.5, 0.5), 1.0
+    )

@@ -1,0 +1,244 @@
+"""Expressions mean what they say: checked by other programs than those that made them."""
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crossvlt_hf.data.objects import FAMILIES, DescribedObject, make_expressions
+from crossvlt_hf.data.objects.expressions import UNCERTAIN_FAMILIES
+
+
+COCO = ("cup", "bowl", "dog", "cat", "horse", "couch", "person", "book", "chair")
+
+
+def thing(label="cup", x=0.5, y=0.5, side=0.16, colour=None, **kwargs) -> DescribedObject:
+    """A square object."""
+    box = (x - side / 2, y - side / 2, x + side / 2, y + side / 2)
+    colours = None if colour is None else {colour: 0.95}
+    cut = min(box) <= 0 or max(box) >= 1
+    return DescribedObject(label, box, (x, y), side * side, colours, **{"cut": cut, **kwargs})
+
+
+def said(objects, family, seeds=30, **kwargs) -> dict[str, tuple[int, ...]]:
+    """All that is said of a family over several seeds, with what it means."""
+    found = {}
+    for seed in range(seeds):
+        for e in make_expressions(objects, np.random.default_rng(seed), [family], per_family=50, tries=500, **kwargs):
+            assert e.family == family
+            assert found.setdefault(e.text, e.targets) == e.targets
+    return found
+
+
+def test_the_noun_of_one():
+    words = said([thing("cup", 0.3), thing("couch", 0.7)], "noun")
+    assert words == {"the cup": (0,), "the couch": (1,), "the sofa": (1,)}
+    assert said([thing("cup", 0.3), thing("cup", 0.7)], "noun") == {}
+
+
+def test_wider_words_only_where_the_data_set_labels_several_such_classes():
+    objects = [thing("dog", 0.3), thing("cup", 0.7)]
+    assert "the animal" not in said(objects, "noun")
+    assert said(objects, "noun", labels=COCO)["the animal"] == (0,)
+
+
+def test_colours_that_decide():
+    objects = [thing("cup", 0.2, colour="red"), thing("cup", 0.8, colour="blue")]
+    words = said(objects, "attribute")
+    assert words == {"the red cup": (0,), "the blue cup": (1,)}
+
+
+@pytest.mark.parametrize("other", [{"red": 0.5, "blue": 0.5}, {"red": 0.3, "orange": 0.6}, None])
+def test_a_colour_that_another_may_have_is_not_said(other):
+    rival = DescribedObject("cup", (0.7, 0.4, 0.9, 0.6), (0.8, 0.5), 0.04, other)
+    assert "the red cup" not in said([thing("cup", 0.2, colour="red"), rival], "attribute")
+
+
+def test_size_words_need_a_clear_difference():
+    assert said([thing(side=0.4, x=0.3), thing(side=0.2, x=0.8)], "attribute")["the big cup"] == (0,)
+    assert said([thing(side=0.22, x=0.3), thing(side=0.2, x=0.8)], "attribute") == {}
+    words = said([thing(side=0.4, x=0.3), thing(side=0.2, x=0.8)], "superlative")
+    assert words["the largest cup"] == words["the larger cup"] == (0,)
+    assert words["the smallest cup"] == (1,)
+    near = said([thing(side=0.22, x=0.3), thing(side=0.2, x=0.8)], "superlative")
+    assert not any(word in text for text in near for word in ("large", "big", "small"))
+
+
+def test_nobody_knows_the_size_of_what_the_border_cuts():
+    objects = [thing(side=0.4, x=0.4), thing(side=0.2, x=0.95)]
+    assert not any(re.search("large|big|small", text) for text in said(objects, "superlative"))
+    assert not any("big" in text for text in said(objects, "attribute"))
+
+
+def test_places():
+    objects = [thing(x=0.15, y=0.2), thing(x=0.8, y=0.2), thing(x=0.8, y=0.85)]
+    words = said(objects, "absolute")
+    assert words["the cup on the left"] == (0,)
+    assert words["the cup at the bottom"] == (2,)
+    assert words["the cup in the top right corner"] == (1,)
+    assert "the cup on the right" not in words
+    assert "the cup at the top" not in words
+
+
+def test_a_place_near_the_middle_is_left_alone():
+    assert "the cup on the left" not in said([thing(x=0.15), thing(x=0.47)], "absolute")
+    assert "the cup on the left" in said([thing(x=0.15), thing(x=0.55)], "absolute")
+
+
+def test_relations():
+    objects = [thing("cup", 0.2), thing("bowl", 0.5), thing("cup", 0.8)]
+    words = said(objects, "relation")
+    assert words["the cup left of the bowl"] == words["the cup to the left of the bowl"] == (0,)
+    assert words["the cup right of the bowl"] == (2,)
+    assert not any("above" in text or "below" in text for text in words)
+
+
+@pytest.mark.parametrize("x", [0.43, 0.4])
+def test_a_relation_near_to_none_is_left_alone(x):
+    words = said([thing("cup", 0.2, 0.5), thing("cup", x, 0.66), thing("bowl", 0.5, 0.5)], "relation")
+    assert "the cup left of the bowl" not in words
+
+
+def test_ordinals():
+    objects = [thing(x=0.15), thing(x=0.4), thing(x=0.65), thing(x=0.9, side=0.12)]
+    words = said(objects, "ordinal")
+    assert words["the second cup from the left"] == words["the third cup from the right"] == (1,)
+    assert words["the fourth cup from the left"] == (3,)
+    assert not any("top" in text or "bottom" in text for text in words)  # all are of one height
+    assert said(objects[:2], "ordinal") == {}
+
+
+def test_negations():
+    objects = [thing(x=0.2, colour="red"), thing(x=0.8, colour="blue"), thing("dog", 0.5)]
+    words = said(objects, "negation")
+    assert words["the cup that is not red"] == (1,)
+    assert words["the cup that is not on the left"] == (1,)
+    animals = [thing("dog", 0.2), thing("cat", 0.8)]
+    assert said(animals, "negation", labels=COCO)["the animal that is not a dog"] == (1,)
+    shoes = [thing("shoes", 0.2, colour="red"), thing("shoes", 0.8, colour="white")]
+    assert said(shoes, "negation")["the shoes that are not red"] == (1,)
+
+
+def test_plurals():
+    objects = [thing(x=0.1, colour="red"), thing(x=0.3, colour="red"), thing(x=0.8, colour="blue"), thing("dog", 0.5)]
+    words = said(objects, "plural")
+    assert words["all cups"] == words["the three cups"] == (0, 1, 2)
+    assert words["both red cups"] == words["the cups on the left"] == (0, 1)
+    assert not any("two cups" in text for text in words)
+    assert said([thing("person", 0.2), thing("person", 0.8)], "plural")["all the people"] == (0, 1)
+    assert said([thing("jeans", 0.2), thing("jeans", 0.8)], "plural") == {}
+    assert said([thing("tofu", 0.2), thing("tofu", 0.8)], "plural")["both pieces of tofu"] == (0, 1)
+
+
+def test_what_is_not_there():
+    objects = [thing("cup", 0.2, colour="red"), thing("bowl", 0.8, colour="blue")]
+    words = said(objects, "no_target", labels=COCO)
+    assert set(words.values()) == {()}
+    assert {"the blue cup", "the red bowl", "the dog", "the cup on the right", "the cup right of the bowl"} <= set(
+        words
+    )
+    assert "the red cup" not in words
+    assert not {"the mug", "the animal"} & set(said(objects, "no_target"))
+
+
+def test_what_may_be_there_is_not_called_absent():
+    objects = [thing("shoe", 0.3, colour="red"), thing("person", 0.7)]
+    words = said(objects, "no_target", labels=("shoe", "sneaker", "boot", "person", "man"))
+    assert not any(word in text for text in words for word in ("sneaker", "boot", "the man"))
+    objects = [
+        thing("cup", 0.2, colour="red"),
+        DescribedObject("cup", (0.6, 0.4, 0.8, 0.6), (0.7, 0.5), 0.04, {"green": 0.3}),
+    ]
+    assert "the green cup" not in said(objects, "no_target")
+
+
+@pytest.mark.parametrize("reason", ["hardly visible", "crowd", "labelled twice"])
+def test_what_is_not_clear_is_never_meant_and_makes_others_ambiguous(reason):
+    hidden = thing("cup", 0.8, unclear=reason)
+    assert said([thing("cup", 0.2), hidden], "noun") == {}
+    assert said([hidden], "noun") == {}
+    assert said([thing("cup", 0.2), thing("cup", 0.5), hidden], "plural") == {}
+    assert "the dog" in said([thing("dog", 0.2), hidden], "noun")
+    words = said([thing("cup", 0.1, side=0.1), thing("cup", 0.4), hidden], "superlative")
+    assert "the rightmost cup" not in words
+    assert words["the leftmost cup"] == (0,)
+
+
+def test_small_objects_are_not_meant_but_counted():
+    objects = [thing("cup", 0.2, side=0.08), thing("cup", 0.7, side=0.3), thing("dog", 0.5, side=0.05)]
+    assert said(objects, "noun", least_area=0.01) == {}
+    assert set(said(objects, "superlative", least_area=0.01).values()) == {(1,)}
+
+
+def test_incomplete_labels_allow_little_and_are_marked():
+    objects = [thing("cup", 0.2, colour="red"), thing("cup", 0.8, colour="blue"), thing("dog", 0.5, 0.8)]
+    found = make_expressions(objects, np.random.default_rng(0), exhaustive=False, per_family=5)
+    assert found
+    assert {e.family for e in found} <= set(UNCERTAIN_FAMILIES)
+    assert not any(e.certain for e in found)
+    assert all(e.certain for e in make_expressions(objects, np.random.default_rng(0)))
+
+
+def test_the_same_from_the_same_seed():
+    objects = [thing("cup", 0.2, colour="red"), thing("cup", 0.8, colour="blue"), thing("couch", 0.5, 0.8)]
+    one, other = (make_expressions(objects, np.random.default_rng(5), per_family=3) for _ in range(2))
+    assert one == other
+
+
+def test_unknown_families_are_refused():
+    with pytest.raises(ValueError, match="`families` must be of"):
+        make_expressions([thing()], np.random.default_rng(0), ["colour"])
+
+
+OBJECTS = st.lists(
+    st.builds(
+        thing,
+        label=st.sampled_from(["cup", "mug", "dog", "cat", "shoes", "tofu", "couch", "traffic_light"]),
+        x=st.floats(0.05, 0.95),
+        y=st.floats(0.05, 0.95),
+        side=st.floats(0.03, 0.4),
+        colour=st.sampled_from([None, "red", "blue", "white"]),
+    ),
+    max_size=7,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(OBJECTS, st.integers(0, 1000))
+def test_whatever_the_scene_numbers_and_words_agree(objects, seed):
+    found = make_expressions(objects, np.random.default_rng(seed), labels=COCO, per_family=3)
+    by_text = {e.text: e.targets for e in found}
+    assert all(by_text[e.text] == e.targets for e in found)  # no text means two things
+    for e in found:
+        least, most = {"plural": (2, 7), "no_target": (0, 0)}.get(e.family, (1, 1))
+        assert least <= len(e.targets) <= most
+        assert all(objects[index].clear for index in e.targets)
+        assert e.text == " ".join(e.text.lower().split())
+        assert e.text.split()[0] in ("the", "all", "every", "both")
+    assert {e.family for e in found} <= set(FAMILIES)
+
+
+@settings(max_examples=100, deadline=None)
+@given(OBJECTS, st.integers(0, 1000))
+def test_words_of_side_and_size_are_true_by_the_plainest_reading(objects, seed):
+    """By centre and area alone, the object that is meant is the one."""
+    keys = {
+        "leftmost": lambda o: o.centre[0],
+        "rightmost": lambda o: -o.centre[0],
+        "topmost": lambda o: o.centre[1],
+        "highest": lambda o: o.centre[1],
+        "lowest": lambda o: -o.centre[1],
+        "largest": lambda o: -o.area,
+        "biggest": lambda o: -o.area,
+        "smallest": lambda o: o.area,
+    }
+    for e in make_expressions(objects, np.random.default_rng(seed), ["superlative"], per_family=20):
+        word = e.text.split()[1]
+        if word in keys:
+            label = objects[e.targets[0]].label
+            rivals = [o for o in objects if o.label == label]
+            if all(o.colours == rivals[0].colours for o in rivals):
+                best = min(rivals, key=keys[word])
+                assert keys[word](objects[e.targets[0]]) == keys[word](best)

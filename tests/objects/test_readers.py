@@ -1,0 +1,368 @@
+"""Labels in the forms that people have: what they mean, and how broken ones are reported."""
+
+import base64
+import json
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, Features, List, Value
+from datasets import Image as ImageFeature
+from fabricate_objects import (
+    CLASSES,
+    HEIGHT,
+    SCENE,
+    WIDTH,
+    corners,
+    hub_row,
+    mask,
+    picture,
+    png,
+    write_coco,
+    write_labelme,
+    write_voc,
+    write_yolo,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from crossvlt_hf.data.masks import encode_mask
+from crossvlt_hf.data.objects import ObjectSource, load_objects
+from crossvlt_hf.data.objects.hub import HubObjects, connected_parts
+from crossvlt_hf.data.objects.yolo import read_names
+
+
+def check(source: ObjectSource, labels=("cup", "cup", "dog"), loose: int = 0) -> None:
+    """See that a source's first picture is the scene."""
+    scene = source[0]
+    assert scene.size == (HEIGHT, WIDTH)
+    assert tuple(thing.label for thing in scene.objects) == labels
+    assert set(labels) <= set(source.labels)
+    assert scene.open().size == (WIDTH, HEIGHT)
+    for number in range(len(SCENE)):
+        assert (scene.mask([number]) != mask(number)).sum() <= loose
+    assert [thing.clear for thing in scene.describe()] == [True] * 3
+    assert len(list(source)) == len(source)
+
+
+def test_coco(tmp_path):
+    source = load_objects(write_coco(tmp_path), images=tmp_path / "images")
+    check(source)
+    assert len(source) == 2
+    assert source.labels == CLASSES
+    assert [thing.ann_id for thing in source[1].objects] == ["20", "21", "22"]
+
+
+def change(path, edit) -> None:
+    table = json.loads(path.read_text())
+    edit(table)
+    path.write_text(json.dumps(table))
+
+
+def test_coco_crowds_are_marked(tmp_path):
+    path = write_coco(tmp_path)
+    runs = {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * 10, HEIGHT * 20, HEIGHT * (WIDTH - 30)]}
+    change(path, lambda table: table["annotations"][0].update(iscrowd=1, segmentation=runs))
+    scene = load_objects(path, images=tmp_path / "images")[0]
+    assert scene.objects[0].crowd
+    assert scene.mask([0]).sum() == HEIGHT * 20
+    assert scene.describe()[0].unclear == "crowd"
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda t: t["annotations"][0].update(segmentation=[[1, 2, 3]]), "annotation 10"),
+        (lambda t: t["annotations"][0].update(segmentation=[]), "annotation 10"),
+        (lambda t: t["annotations"][0].update(segmentation="x"), "annotation 10"),
+        (lambda t: t["annotations"][0].update(segmentation=[1, 2, 3, 4, 5, 6]), "annotation 10"),
+        (lambda t: t["annotations"][0].update(segmentation={"size": [1, 1], "counts": [1]}), "annotation 10"),
+        (lambda t: t["annotations"][0].pop("segmentation"), "annotation 10 has no `segmentation`"),
+        (lambda t: t["annotations"][0].update(category_id=99), "annotation 10 has the category 99"),
+        (lambda t: t["images"][0].update(height=0), "image 1"),
+        (lambda t: t["images"][0].update(file_name="../x.png"), "leads out of"),
+        (lambda t: t["images"][0].update(width=WIDTH + 1), "the image is 60x81"),
+        (lambda t: t["images"][0].update(file_name="none.png"), "none.png"),
+    ],
+)
+def test_coco_a_broken_row_is_named_and_leaves_others_alone(tmp_path, edit, message):
+    path = write_coco(tmp_path)
+    change(path, edit)
+    source = load_objects(path, images=tmp_path / "images")
+    with pytest.raises((ValueError, OSError), match=message):
+        source[0].describe()
+    assert len(source[1].describe()) == 3
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda t: t.pop("categories"), "categories"),
+        (lambda t: t.update(annotations={}), "annotations"),
+        (lambda t: t.update(annotations=[]), "no annotated images"),
+        (lambda t: t["annotations"][0].update(image_id=55), "image 55"),
+        (lambda t: t["annotations"][0].update(image_id=[1]), "annotation 0"),
+        (lambda t: t["categories"][0].pop("name"), "category 0"),
+    ],
+)
+def test_coco_a_broken_file_is_refused(tmp_path, edit, message):
+    path = write_coco(tmp_path)
+    change(path, edit)
+    with pytest.raises(ValueError, match=message):
+        load_objects(path, images=tmp_path / "images")
+
+
+def test_yolo(tmp_path):
+    check(load_objects(write_yolo(tmp_path)))
+    check(load_objects(tmp_path / "labels" / "train"))  # images are found beside the labels
+    check(load_objects(tmp_path / "labels", images=tmp_path / "images", names=tmp_path / "data.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("0 0.5 0.5 0.1 0.1", "line 2 has a box"),
+        ("0 0.5 0.5 0.1", "line 2 must be a class"),
+        ("0 0.1 0.1 0.2 0.2 0.3 0.3 0.4", "line 2 must be a class"),
+        ("cup 0.1 0.1 0.2 0.2 0.3 0.1", "line 2 must have numbers"),
+        ("9 0.1 0.1 0.2 0.2 0.3 0.1", "class 9"),
+        ("0 10 10 20 20 30 10", "from 0 to 1"),
+        ("0 nan 0.1 0.2 0.2 0.3 0.1", "from 0 to 1"),
+    ],
+)
+def test_yolo_a_broken_line_is_named(tmp_path, line, message):
+    path = write_yolo(tmp_path) / "labels" / "train" / "a.txt"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], line, *lines[2:]]))
+    with pytest.raises(ValueError, match=message):
+        load_objects(tmp_path)[0]
+
+
+def test_yolo_names_as_lists_and_lines(tmp_path):
+    (tmp_path / "data.yaml").write_text("names: [cup, dog]\n")
+    (tmp_path / "classes.txt").write_text("cup\ndog\n")
+    assert read_names(tmp_path / "data.yaml") == read_names(tmp_path / "classes.txt") == {0: "cup", 1: "dog"}
+    for text in ("names: cup\n", "nc: 2\n", "names: [", "names: {a: cup}\n", "names: []\n"):
+        (tmp_path / "data.yaml").write_text(text)
+        with pytest.raises(ValueError, match=r"data\.yaml"):
+            read_names(tmp_path / "data.yaml")
+
+
+def test_yolo_needs_an_image_for_each_label_file(tmp_path):
+    write_yolo(tmp_path)
+    (tmp_path / "images" / "train" / "a.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"a\.txt has no image"):
+        load_objects(tmp_path)[0]
+
+
+def test_labelme(tmp_path):
+    check(load_objects(write_labelme(tmp_path)))
+
+
+def test_labelme_images_inside_circles_masks_and_groups(tmp_path):
+    path = write_labelme(tmp_path) / "a.json"
+    inner = mask(0)[20:40, 5:25] * 255
+
+    def edit(table):
+        table.update(imageData=base64.b64encode((tmp_path / "a.png").read_bytes()).decode(), imagePath="gone.png")
+        table["shapes"][0].update(
+            shape_type="mask", points=[[5, 20], [24, 39]], mask=base64.b64encode(png(inner)).decode()
+        )
+        table["shapes"][1].update(group_id=4)
+        table["shapes"].append({"label": "cup", "points": [[65, 10], [68, 10]], "shape_type": "circle", "group_id": 4})
+
+    change(path, edit)
+    scene = load_objects(tmp_path)[0]
+    assert [thing.label for thing in scene.objects] == ["cup", "cup", "dog"]
+    assert (scene.mask([0]) == mask(0)).all()
+    assert scene.mask([1])[10, 65] == 1  # the circle belongs to the second cup
+    assert scene.mask([1])[30, 60] == 1
+    assert scene.open().size == (WIDTH, HEIGHT)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda t: t.pop("shapes"), "shapes"),
+        (lambda t: t["shapes"][1].pop("label"), "shape 1"),
+        (lambda t: t["shapes"][1].update(label=3), "shape 1"),
+        (lambda t: t["shapes"][1].update(points=[[1, 2], [3, 4]]), "shape 1 must have at least 3 points"),
+        (lambda t: t["shapes"][1].update(points=[[1, 2], [3, "x"], [4, 5]]), "shape 1"),
+        (lambda t: t["shapes"][1].update(shape_type="linestrip"), "shape 1 is a linestrip"),
+        (lambda t: t.update(imageWidth=3), "labels are for"),
+        (lambda t: t.update(imagePath="/etc/passwd"), "leads out of"),
+        (lambda t: t.update(imageData="%%"), "imageData"),
+    ],
+)
+def test_labelme_a_broken_file_is_named(tmp_path, edit, message):
+    path = write_labelme(tmp_path) / "a.json"
+    change(path, edit)
+    with pytest.raises(ValueError, match=message):
+        load_objects(tmp_path)[0]
+    with pytest.raises(ValueError, match=r"a\.json"):
+        load_objects(tmp_path)[0]
+
+
+def test_voc(tmp_path):
+    """The border of 255 belongs to no object."""
+    check(load_objects(write_voc(tmp_path)), ("bottle", "bottle", "dog"), loose=80)
+    check(load_objects(tmp_path, split="val"), ("bottle", "bottle", "dog"), loose=80)
+    scene = load_objects(tmp_path)[0]
+    left, top, right, bottom = SCENE[0][2]
+    assert scene.mask([0]).sum() == (right - left - 2) * (bottom - top - 2)
+
+
+def test_voc_what_is_broken_is_named(tmp_path):
+    write_voc(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"train\.txt"):
+        load_objects(tmp_path, split="train")
+    Image.new("L", (WIDTH, HEIGHT)).save(tmp_path / "SegmentationClass" / "a.png")
+    with pytest.raises(ValueError, match="object 1 has no class"):
+        load_objects(tmp_path)[0]
+    Image.new("L", (WIDTH, HEIGHT), 77).save(tmp_path / "SegmentationClass" / "a.png")
+    with pytest.raises(ValueError, match="class 77"):
+        load_objects(tmp_path)[0]
+    Image.new("L", (WIDTH, 9)).save(tmp_path / "SegmentationClass" / "a.png")
+    with pytest.raises(ValueError, match="must agree"):
+        load_objects(tmp_path)[0]
+    (tmp_path / "SegmentationClass" / "a.png").write_bytes(b"no picture")
+    with pytest.raises(OSError, match=r"a\.png"):
+        load_objects(tmp_path)[0]
+
+
+def test_hub_lists_of_objects(tmp_path):
+    dataset = Dataset.from_list([hub_row(), {**hub_row(), "exhaustive": False}])
+    source = HubObjects(dataset, exhaustive="exhaustive")
+    check(source)
+    assert [scene.exhaustive for scene in source] == [True, False]
+    dataset.to_parquet(tmp_path / "rows.parquet")
+    check(load_objects(tmp_path / "rows.parquet"))
+
+
+def test_hub_columns_of_objects_with_classes_by_number():
+    """As detection data sets have them: a struct of lists, a ClassLabel, polygons or run lengths."""
+    features = Features(
+        {
+            "image": ImageFeature(),
+            "objects": {"category": List(ClassLabel(names=list(CLASSES))), "segmentation": List(Value("string"))},
+        }
+    )
+    features["objects"]["segmentation"] = List({"size": List(Value("int64")), "counts": Value("string")})
+    numbers = [CLASSES.index(label) for label, _, _ in SCENE]
+    objects = {"category": numbers, "segmentation": [encode_mask(mask(n)) for n in range(3)]}
+    check(HubObjects(Dataset.from_list([{"image": picture(), "objects": objects}], features=features)))
+
+
+def test_hub_one_mask_and_one_label_a_row():
+    """As Oxford-IIIT Pet has them: a trimap of 1 object, 2 ground, 3 border, and a label."""
+    trimap = np.where(mask(2) == 1, 1, 2).astype(np.uint8)
+    trimap[42, 30:52] = 3
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["cat", "dog"]), "trimap": ImageFeature()})
+    row = {"image": picture(), "label": 1, "trimap": Image.fromarray(trimap)}
+    (scene,) = HubObjects(Dataset.from_list([row], features=features))
+    assert [thing.label for thing in scene.objects] == ["dog"]
+    assert np.array_equal(scene.mask([0]), trimap == 1)
+
+
+def test_hub_maps_of_classes_and_instances():
+    """As scene_parse_150 has them: classes in red, instances in green."""
+    table = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
+    for number, value in enumerate((1, 1, 2)):
+        table[mask(number) == 1] = (value, number + 1, 0)
+    rows = Dataset.from_list(
+        [{"image": picture(), "annotation": Image.fromarray(table)}],
+        features=Features({"image": ImageFeature(), "annotation": ImageFeature()}),
+    )
+    check(HubObjects(rows, kind="instances", names=["background", "cup", "dog"]))
+    semantic = Dataset.from_list(
+        [{"image": picture(), "annotation": Image.fromarray(table[..., 0])}],
+        features=Features({"image": ImageFeature(), "annotation": ImageFeature()}),
+    )
+    check(HubObjects(semantic, names=["background", "cup", "dog"]))
+    with pytest.raises(ValueError, match="names of classes"):
+        HubObjects(semantic)
+    with pytest.raises(ValueError, match="row 0 has the class 2"):
+        HubObjects(semantic, names=["background", "cup"])[0]
+
+
+def test_hub_polygons_as_ade20k_has_them():
+    objects = [
+        {"name": f"{label}, thing", "polygon": {"x": corners(number)[::2], "y": corners(number)[1::2]}}
+        for number, (label, _, _) in enumerate(SCENE)
+    ]
+    source = HubObjects(Dataset.from_list([{"image": png(np.asarray(picture())), "objects": objects}]))
+    check(source, ("cup, thing", "cup, thing", "dog, thing"))
+    assert [thing.label for thing in source[0].describe()] == ["cup", "cup", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda row: row["objects"][1].update(mask=b"no picture"), "row 1"),
+        (lambda row: row["objects"][1].update(mask=png(np.ones((5, 5), dtype=np.uint8))), "row 1: .*shape"),
+        (lambda row: row["objects"][1].update(mask=None), "row 1, object 1 must have"),
+        (lambda row: row.update(image=b"no picture"), "row 1 has no image"),
+    ],
+)
+def test_hub_a_broken_row_is_named(edit, message):
+    broken = hub_row()
+    edit(broken)
+    source = HubObjects(Dataset.from_list([hub_row(), broken]))
+    assert len(source[0].objects) == 3
+    with pytest.raises(ValueError, match=message):
+        source[1]
+
+
+def test_hub_columns_must_be_there():
+    rows = Dataset.from_list([{"image": png(np.asarray(picture())), "caption": "x"}])
+    with pytest.raises(ValueError, match="`kind` and `labels`"):
+        HubObjects(rows)
+    with pytest.raises(ValueError, match="no column 'masks'"):
+        HubObjects(rows, kind="semantic", labels="masks", names=["a", "b"])
+    with pytest.raises(ValueError, match="`kind` must be one of"):
+        HubObjects(rows, kind="panoptic")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=1, max_size=7))
+def test_parts_are_what_hangs_together(rows):
+    """Checked by flooding from each part's first pixel."""
+    table = np.array(rows)
+    parts = connected_parts(table)
+    assert np.array_equal(sum((part.astype(int) for part in parts), np.zeros(table.shape, int)), table.astype(int))
+    for part in parts:
+        flood = np.zeros_like(part)
+        flood[tuple(np.argwhere(part)[0])] = True
+        for _ in range(table.size):
+            wide = np.pad(flood, 1)
+            flood = (wide[1:-1, 1:-1] | wide[:-2, 1:-1] | wide[2:, 1:-1] | wide[1:-1, :-2] | wide[1:-1, 2:]) & table
+        assert np.array_equal(flood, part)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.text(max_size=60))
+def test_yolo_any_text_is_read_or_refused_with_its_line(tmp_path_factory, text):
+    root = tmp_path_factory.mktemp("yolo")
+    path = write_yolo(root) / "labels" / "train" / "a.txt"
+    path.write_text("0 0.1 0.1 0.2 0.2 0.3 0.1\n" + text, encoding="utf-8")
+    source, told = load_objects(root), "a.txt, line"
+    with suppress(ValueError):
+        scene = source[0]
+        assert scene.mask(range(len(scene.objects))).shape == (HEIGHT, WIDTH)
+        return
+    with pytest.raises(ValueError, match=told):
+        source[0]
+
+
+def test_forms_are_told_apart(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        load_objects(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="known form"):
+        load_objects(tmp_path / "empty")
+    (tmp_path / "a.csv").write_text("x")
+    with pytest.raises(ValueError, match=r"a\.csv"):
+        load_objects(tmp_path / "a.csv")
+    with pytest.raises(ValueError, match="`form` must be one of"):
+        load_objects(tmp_path, form="cvat")

@@ -1,0 +1,208 @@
+"""`crossvlt refer` and what it writes, read again."""
+
+import json
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from fabricate_objects import HEIGHT, WIDTH, hub_row, mask, picture, write_coco, write_labelme, write_voc, write_yolo
+from PIL import ExifTags, Image
+
+from crossvlt_hf.cli import main
+from crossvlt_hf.data import load_data
+from crossvlt_hf.data.objects import FAMILIES, ReferOptions, expressions_dataset, load_objects, write_references
+from crossvlt_hf.data.objects.hub import HubObjects
+
+
+EXPECTED = {
+    "the red cup": [0],
+    "the blue cup": [1],
+    "the cup on the left": [0],
+    "the cup on the right": [1],
+    "the leftmost cup": [0],
+    "the dog": [2],
+    "the animal": [2],
+    "both cups": [0, 1],
+    "the cup that is not red": [1],
+    "the cup that is not blue": [0],
+    "the cup that is not on the left": [1],
+    "the cup that is not on the right": [0],
+}
+
+
+def check_rows(rows, loose: int = 0) -> set[str]:
+    """See that what is known to be true of the scene has its mask."""
+    for row in rows:
+        (text,) = row["expressions"]
+        assert row["mask"].shape == (HEIGHT, WIDTH)
+        assert row["has_target"] == bool(row["mask"].any()) == (row["family"] != "no_target")
+        if text in EXPECTED:
+            truth = np.any([mask(number) for number in EXPECTED[text]], axis=0)
+            assert (row["mask"] != truth).sum() <= loose, text
+    return {row["expressions"][0] for row in rows}
+
+
+def refer(*arguments: object) -> int:
+    return main(["refer", *map(str, arguments)])
+
+
+def test_writes_a_folder_that_is_read_again(tmp_path, capsys):
+    labels, folder = write_coco(tmp_path), tmp_path / "out"
+    options = ["--images", tmp_path / "images", "--output", folder, "--per-family", 6]
+    assert refer(labels, *options) == 0
+    printed = capsys.readouterr()
+    assert "images: read 2, with expressions 2, could not be read 0" in printed.out
+    assert str(folder) in printed.err
+    rows = load_data(str(folder), "train")
+    texts = check_rows([rows[index] for index in range(len(rows))])
+    assert {"the red cup", "the dog"} <= texts
+    assert any("cups" in text for text in texts)
+    assert any("that is not" in text for text in texts)
+    report = json.loads((folder / "report.json").read_text())
+    assert (
+        report["expressions"]["all"]
+        == len(rows)
+        == sum(report["expressions"][f] for f in FAMILIES if f in report["expressions"])
+    )
+    assert report["images"]["with expressions"] == 2
+    assert report["objects"]["labelled"] == 6
+    assert report["words"]["the"] >= len(rows) / 2
+    assert report["classes"]["cup"] == {"objects": 4, "said as": ["cup"], "in the table": True}
+    assert Image.open(folder / "contact_sheet.png").width > 400
+    assert refer(labels, *options) == 2  # nothing is overwritten
+    assert "empty folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("write", "loose"), [(write_yolo, 0), (write_labelme, 0)])
+def test_every_form_by_detection(tmp_path, write, loose):
+    assert refer(write(tmp_path / "data"), "--output", tmp_path / "out", "--per-family", 6) == 0
+    rows = load_data(str(tmp_path / "out"), "train")
+    assert {"the red cup", "the dog"} <= check_rows(list(rows), loose)
+
+
+def test_split_names_the_references(tmp_path):
+    labels = write_coco(tmp_path, images=1)
+    assert refer(labels, "--images", tmp_path / "images", "--output", tmp_path / "out", "--split", "val") == 0
+    assert len(load_data(str(tmp_path / "out"), "val"))
+
+
+def test_voc_and_split(tmp_path):
+    assert refer(write_voc(tmp_path / "data"), "--output", tmp_path / "out", "--split", "val", "--sheet", 0) == 0
+    assert len(load_data(str(tmp_path / "out"), "val"))
+    assert not (tmp_path / "out" / "contact_sheet.png").exists()
+
+
+def test_images_are_linked_or_copied(tmp_path):
+    labels = write_coco(tmp_path, images=1)
+    for folder, options in ((tmp_path / "linked", []), (tmp_path / "copied", ["--copy"])):
+        assert refer(labels, "--images", tmp_path / "images", "--output", folder, *options) == 0
+        (image,) = (folder / "images").iterdir()
+        assert image.is_symlink() == (not options)
+        assert image.read_bytes() == (tmp_path / "images" / "001.png").read_bytes()
+
+
+def test_without_a_look_at_colours(tmp_path):
+    labels = write_coco(tmp_path)
+    assert refer(labels, "--images", tmp_path / "images", "--output", tmp_path / "out", "--no-colours") == 0
+    texts = check_rows(list(load_data(str(tmp_path / "out"), "train")))
+    assert not any(colour in text for text in texts for colour in ("red", "blue", "brown"))
+
+
+def test_the_same_from_the_same_seed(tmp_path):
+    labels = write_coco(tmp_path)
+    for name, seed in (("one", 0), ("again", 0), ("other", 1)):
+        refer(labels, "--images", tmp_path / "images", "--output", tmp_path / name, "--seed", seed)
+    one, again, other = ((tmp_path / name / "metadata.jsonl").read_text() for name in ("one", "again", "other"))
+    assert one == again
+    assert one != other
+
+
+def test_a_picture_is_the_same_whatever_stands_before_it(tmp_path):
+    labels = write_coco(tmp_path)
+    table = json.loads(labels.read_text())
+    refer(labels, "--images", tmp_path / "images", "--output", tmp_path / "both")
+    table["images"] = table["images"][1:]
+    table["annotations"] = [row for row in table["annotations"] if row["image_id"] == 2]
+    labels.write_text(json.dumps(table))
+    refer(labels, "--images", tmp_path / "images", "--output", tmp_path / "second")
+    texts = [
+        [
+            row["expression"]
+            for row in map(json.loads, (tmp_path / name / "metadata.jsonl").open())
+            if row["image_id"] == "2"
+        ]
+        for name in ("both", "second")
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_incomplete_labels_are_marked(tmp_path):
+    labels = write_coco(tmp_path)
+    assert refer(labels, "--images", tmp_path / "images", "--output", tmp_path / "out", "--incomplete") == 0
+    rows = [json.loads(line) for line in (tmp_path / "out" / "metadata.jsonl").open()]
+    assert all(row["certain"] is False for row in rows)
+    assert {row["family"] for row in rows} <= {"noun", "attribute", "absolute"}
+
+
+def test_a_broken_row_stops_in_one_line_or_is_skipped_and_counted(tmp_path, capsys):
+    labels = write_coco(tmp_path)
+    table = json.loads(labels.read_text())
+    table["annotations"][0]["segmentation"] = [[1, 2]]
+    labels.write_text(json.dumps(table))
+    options = ["--images", tmp_path / "images", "--output", tmp_path / "out"]
+    assert refer(labels, *options) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "annotation 10" in error
+    assert not (tmp_path / "out").exists()
+    assert refer(labels, *options, "--on-error", "skip") == 0
+    assert "could not be read 1" in capsys.readouterr().out
+    (broken,) = json.loads((tmp_path / "out" / "report.json").read_text())["broken"]
+    assert "annotation 10" in broken
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--least-area", "2"], "least_area"),
+        (["--per-family", "0"], "per_family"),
+        (["--least-area", "0.9"], "Nothing can be said"),
+        (["--form", "voc"], "SegmentationClass"),
+        (["--option", "colour=1"], "--option"),
+        (["--form", "hub"], "`images` must be left out"),
+    ],
+)
+def test_wrong_requests_are_refused_in_one_line(tmp_path, capsys, options, message):
+    labels = write_coco(tmp_path)
+    assert refer(labels, "--images", tmp_path / "images", "--output", tmp_path / "out", *options) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_turned_by_exif_show_what_the_labels_mean(tmp_path):
+    """COCO's labels are those of the stored pixels, the folder's those of the upright picture."""
+    labels = write_coco(tmp_path, images=1)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    picture().save(tmp_path / "images" / "001.png", exif=exif)
+    write_references(load_objects(labels, images=tmp_path / "images"), tmp_path / "out", ReferOptions(per_family=6))
+    rows = load_data(str(tmp_path / "out"), "train")
+    check_rows(list(rows))
+    assert rows[0]["image"].size == (WIDTH, HEIGHT)
+    assert np.array_equal(rows[0]["image"], picture())
+    direct = expressions_dataset(load_objects(labels, images=tmp_path / "images"), ReferOptions(per_family=6))
+    assert np.array_equal(direct[0]["image"], picture())
+    assert [row["expressions"] for row in direct] == [row["expressions"] for row in rows]
+
+
+def test_as_a_data_set_in_memory(tmp_path):
+    for source in (
+        load_objects(write_coco(tmp_path), images=tmp_path / "images"),
+        HubObjects(Dataset.from_list([hub_row(), hub_row()])),
+    ):
+        rows = list(expressions_dataset(source, ReferOptions(per_family=6), split="val"))
+        assert {"the red cup", "the dog"} <= check_rows(rows)
+        assert {row["split"] for row in rows} == {"val"}
+        assert all(row["image"].size == (WIDTH, HEIGHT) for row in rows)

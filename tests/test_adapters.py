@@ -1,0 +1,110 @@
+"""Adapters that peft saved, wherever a checkpoint can be named."""
+
+import importlib.util
+import json
+
+import pytest
+import torch
+from transformers import pipeline
+
+from crossvlt_hf import CrossVLTModel
+from crossvlt_hf.cli import main
+from crossvlt_hf.loading import load_checkpoint
+
+
+peft = pytest.importorskip("peft")
+TARGETS = r".*attention\.(qkv|proj|query|key|value|output)"
+
+
+@pytest.fixture
+def adapted(checkpoint, tmp_path, photo):
+    """The adapter's folder, and the logits of the model that has it."""
+    model, processor = load_checkpoint(checkpoint)
+    config = peft.LoraConfig(r=2, target_modules=TARGETS, modules_to_save=["decoder"], init_lora_weights=False)
+    torch.manual_seed(0)
+    model = peft.get_peft_model(model, config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "modules_to_save" in name:
+                parameter.add_(0.1)
+    folder = tmp_path / "adapter"
+    model.save_pretrained(folder)
+    inputs = processor(photo, "the cup", return_tensors="pt")
+    with torch.no_grad():
+        return folder, inputs, model(**inputs).logits
+
+
+def test_an_adapter_is_merged_into_its_base(adapted, checkpoint, tmp_path):
+    folder, inputs, expected = adapted
+    model, processor = load_checkpoint(folder)
+    assert type(model) is CrossVLTModel
+    assert not model.training
+    with torch.no_grad():
+        found, base = model(**inputs).logits, load_checkpoint(checkpoint)[0](**inputs).logits
+    assert torch.allclose(found, expected, atol=1e-2 * expected.std().item())
+    assert not torch.allclose(base, expected, atol=0.1 * expected.std().item())
+    model.save_pretrained(tmp_path / "merged")
+    processor.save_pretrained(tmp_path / "merged")
+    again, _ = load_checkpoint(tmp_path / "merged")
+    with torch.no_grad():
+        assert torch.equal(again(**inputs).logits, found)
+
+
+def test_the_adapter_s_own_processor_goes_first(adapted, processor):
+    folder, _, _ = adapted
+    processor.image_processor.size = {"height": 32, "width": 32}
+    processor.save_pretrained(folder)
+    assert load_checkpoint(folder)[1].image_processor.size["height"] == 32
+
+
+def test_commands_and_pipeline_take_adapters(adapted, photo, tmp_path, monkeypatch, capsys):
+    folder, _, _ = adapted
+    monkeypatch.chdir(tmp_path)
+    photo.save("photo.png")
+    assert main(["segment", "photo.png", "the cup", "--model", str(folder)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (result,) = pipeline("referring-image-segmentation", model=str(folder), device="cpu")(photo, text="the cup")
+    assert found["score"] == pytest.approx(result["score"], abs=1e-3)
+
+
+def change(folder, **values):
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+@pytest.mark.parametrize("base", [None, "", "/nowhere/checkpoint", "not-there"])
+def test_a_base_that_cannot_be_found(adapted, base):
+    folder, _, _ = adapted
+    change(folder, base_model_name_or_path=base)
+    with pytest.raises((OSError, ValueError), match="base model"):
+        load_checkpoint(folder)
+
+
+def test_weights_that_do_not_fit(adapted):
+    folder, _, _ = adapted
+    change(folder, target_modules=r".*attention\.(qkv|proj)")
+    with pytest.raises(ValueError, match="do not fit"):
+        load_checkpoint(folder)
+
+
+def test_a_damaged_adapter(adapted, tmp_path):
+    folder, _, _ = adapted
+    (folder / "adapter_model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(OSError, match="adapter"):
+        load_checkpoint(folder)
+
+
+def test_without_peft(adapted, monkeypatch, capsys, tmp_path, photo):
+    folder, _, _ = adapted
+    monkeypatch.setattr("crossvlt_hf.loading.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install peft"):
+        load_checkpoint(folder)
+    photo.save(tmp_path / "photo.png")
+    assert main(["segment", str(tmp_path / "photo.png"), "the cup", "--model", str(folder)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_folder_with_neither(tmp_path):
+    assert importlib.util.find_spec("peft")
+    with pytest.raises((OSError, ValueError)):
+        load_checkpoint(tmp_path)

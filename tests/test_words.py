@@ -1,0 +1,233 @@
+"""What is read of expressions by tokenizers of all kinds, and new words for a checkpoint."""
+
+import copy
+
+import pytest
+import torch
+from conftest import tiny_tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModel, AutoProcessor, PreTrainedTokenizer, PreTrainedTokenizerFast
+
+from crossvlt_hf import DEFAULT_CHECKPOINT, CrossVLTModel, CrossVLTProcessor, add_words
+from crossvlt_hf.loading import load_checkpoint
+from crossvlt_hf.tokenization import default_tokenizer, summarize_reading
+
+
+class InPython(PreTrainedTokenizer):
+    """A tokenizer without positions."""
+
+    def __init__(self, **kwargs):
+        self.words = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "the": 4, "cup": 5, "red": 6}
+        super().__init__(pad_token="[PAD]", unk_token="[UNK]", **kwargs)
+
+    @property
+    def vocab_size(self):
+        return len(self.words)
+
+    def get_vocab(self):
+        return {**self.words, **self.added_tokens_encoder}
+
+    def _tokenize(self, text):
+        return text.split()
+
+    def _convert_token_to_id(self, token):
+        return self.words.get(token, 1)
+
+    def _convert_id_to_token(self, index):
+        return next(word for word, number in self.words.items() if number == index)
+
+    def build_inputs_with_special_tokens(self, ids, other=None):
+        return [2, *ids, 3]
+
+
+def with_bytes(unknown: str | None) -> PreTrainedTokenizerFast:
+    """As SentencePiece's: words begin with a sign, and what is unknown becomes bytes."""
+    words = ["<pad>", "<unk>", "▁the", "▁cup", "▁", "a", *(f"<0x{byte:02X}>" for byte in range(256))]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True, unk_token=unknown))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token=unknown)
+
+
+def without_unknown_token() -> PreTrainedTokenizerFast:
+    """It leaves out what it does not know."""
+    tokenizer = Tokenizer(models.BPE(vocab={"<pad>": 0, "a": 1, "c": 2, "u": 3, "p": 4}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>")
+
+
+@pytest.fixture(scope="module")
+def built_in():
+    return load_checkpoint(DEFAULT_CHECKPOINT)
+
+
+@pytest.mark.parametrize(
+    ("text", "text_read", "unknown"),
+    [
+        ("the red circle", "the red circle", ()),
+        ("The RED, círcle!", "The RED, círcle!", ()),
+        ("the zebra", "the zebra", ("zebra",)),
+        ("Zebra zebra; the zebra-like 🦓?", "Zebra zebra; the zebra-like 🦓?", ("Zebra", "zebra", "like", "🦓")),
+        ("the ze\u0301bra left", "the ze\u0301bra left", ("ze\u0301bra",)),
+        ("the " * 20 + "zebra", ("the " * 14).strip(), ("zebra",)),
+        ("  the, " * 10, ("  the, " * 7).strip(), ()),
+    ],
+)
+def test_the_built_in_vocabulary(built_in, text, text_read, unknown):
+    (read,) = built_in[1].read_expressions([text])
+    assert read == (text_read, unknown, text_read != text)
+
+
+def test_a_word_at_the_limit_is_read_in_part():
+    processor = CrossVLTProcessor.from_tokenizer(default_tokenizer(), max_length=6)
+    reads = processor.read_expressions(["the hippopotamuses", "hippopotamus", "café 🦓"])
+    assert [read.cut for read in reads] == [True, False, False]
+    assert "the hippopotamuses".startswith(reads[0].text_read)
+    assert len("the ") < len(reads[0].text_read) < len("the hippopotamuses")
+    assert [read.unknown_words for read in reads] == [(), (), ("🦓",)]
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "text", "expected"),
+    [
+        (tiny_tokenizer(), "the red cup left of the man", ("the red cup left", (), True)),
+        (InPython(), "the cup", ("the cup", (), False)),
+        (InPython(), "the zebra cup the cup", ("the zebra cup the", ("zebra",), True)),
+        (with_bytes("<unk>"), "a é", ("a é", (), False)),
+        (with_bytes("<unk>"), "a é a", ("a é", (), True)),
+        (with_bytes(None), "the cup a a a a a", ("the c", (), True)),
+        (without_unknown_token(), "a cup", ("a cup", (), False)),
+        (without_unknown_token(), "a cxp z", ("a cxp z", ("cxp", "z"), False)),
+        (InPython(truncation_side="left"), "the the red cup the cup", ("red cup the cup", (), True)),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, str | tuple) else None,
+)
+def test_tokenizers_of_all_kinds(tokenizer, text, expected):
+    processor = CrossVLTProcessor.from_tokenizer(tokenizer, max_length=6)
+    before = processor(text=text)["input_ids"]
+    (read,) = processor.read_expressions([text])
+    assert (read.unknown_words, read.cut) == expected[1:]
+    assert text.startswith(read.text_read) or read.text_read == expected[0]
+    if processor.tokenizer.is_fast is False or isinstance(tokenizer, type(tiny_tokenizer())):
+        assert read.text_read == expected[0]
+    assert processor(text=text)["input_ids"] == before
+
+
+def test_nothing_and_no_expression(processor):
+    assert processor.read_expressions([]) == []
+    for bad in ([""], ["the cup", " "], [7]):
+        with pytest.raises(ValueError, match="expression"):
+            processor.read_expressions(bad)
+
+
+def test_summary(processor):
+    summary = summarize_reading(processor, ["the zebra", "The Zebra!", "the cup", "the cup", "the cup " * 9])
+    assert (summary.expressions, summary.cut) == (5, 1)
+    assert (summary.words, summary.unknown) == (26, 2)
+    assert summary.unknown_words == ("zebra",)
+    assert str(summary) == (
+        "5 expressions: 7.7 % of the words are unknown to the vocabulary (zebra); 1 longer than the model reads."
+    )
+    assert "knows all words" in str(summarize_reading(processor, iter(["the cup"])))
+    assert summarize_reading(processor, []).words == 0
+
+
+# New words
+
+
+PLAIN = ["the red triangle in the corner", "the left thing, on top of all that", "not the biggest; at the bottom"]
+
+
+@pytest.fixture
+def growing(built_in):
+    return copy.deepcopy(built_in)
+
+
+def test_new_words_are_read_as_wholes_and_break_no_others(growing):
+    model, processor = growing
+    before = processor(text=PLAIN)["input_ids"]
+    added = add_words(model, processor, ["the Zebra, left of a ZEBRA!", "Café", "t", "i", "inside", "he", "red"])
+    assert added == ["zebra", "cafe", "t", "i", "inside", "he"]
+    assert processor(text=PLAIN)["input_ids"] == before
+    tokens = processor.tokenizer.tokenize("Zebra,café (INSIDE) t triangle zebras red-zebra the")
+    assert tokens[:2] == ["zebra", "[UNK]"]
+    assert [token for token in tokens if token != "[UNK]"] == [
+        *("zebra", "cafe", "inside", "t", "triangle", "red", "zebra", "the"),
+    ]
+
+
+def test_words_are_added_once(growing):
+    model, processor = growing
+    assert add_words(model, processor, "the zebra's café") == ["zebra", "s", "cafe"]
+    rows = model.get_input_embeddings().weight.clone()
+    for again in ("a ZEBRA", ["zebra", "Cafe\u0301"], "...!", ["the red circle"], []):
+        assert add_words(model, processor, again) == []
+    assert torch.equal(model.get_input_embeddings().weight, rows)
+    for bad in ("", ["zebra", " "], [7]):
+        with pytest.raises(ValueError, match="expression"):
+            add_words(model, processor, bad)
+
+
+def test_signs_that_are_read_one_by_one(growing):
+    model, processor = growing
+    assert add_words(model, processor, ["红色的杯子 🦓"]) == ["红", "色", "的", "杯", "子", "🦓"]
+    assert processor.read_expressions(["红杯子 🦓"])[0].unknown_words == ()
+
+
+def test_new_embeddings(growing, photo):
+    model, processor = growing
+    known = model.get_input_embeddings().weight.detach().clone()
+    inputs = processor(photo, PLAIN, return_tensors="pt")
+    with torch.no_grad():
+        before = model(**inputs).logits
+        added = add_words(model, processor, "a zebra beside a giraffe")
+        assert torch.equal(model(**inputs).logits, before)
+    weight = model.get_input_embeddings().weight
+    assert len(weight) == len(known) + len(added) == len(processor.tokenizer)
+    assert model.config.text_config.vocab_size == len(weight)
+    assert torch.equal(weight[: len(known)], known)
+    assert weight.requires_grad
+    new, typical = weight[len(known) :].detach(), known[5:]
+    assert (new[0] != new[1]).any()
+    assert (new - typical.mean(0)).norm(dim=1).max() < 0.5 * (typical - typical.mean(0)).norm(dim=1).mean()
+
+
+def test_free_rows_are_used_first_and_the_embedding_never_shrinks(model, processor):
+    """The tiny model has 64 rows, and its tokenizer 20 tokens."""
+    added = add_words(model, processor, "zebra giraffe")
+    assert len(model.get_input_embeddings().weight) == 64
+    ids = processor.tokenizer.convert_tokens_to_ids(added)
+    assert ids == [20, 21]
+    many = [f"w{index}x" for index in range(60)]
+    assert add_words(model, processor, many) == many
+    assert len(model.get_input_embeddings().weight) == len(processor.tokenizer) == 82
+    other = CrossVLTModel(type(model.config)(**{**model.config.to_dict(), "text_config": {"vocab_size": 64}}))
+    assert add_words(other, processor, many) == []  # the tokenizer has them, this model not yet
+    assert len(other.get_input_embeddings().weight) == 82
+
+
+def test_grown_checkpoints_are_saved_and_loaded(growing, photo, tmp_path):
+    model, processor = growing
+    text = "the zebra, left of the café"
+    add_words(model, processor, text)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    for loaded, own in (
+        load_checkpoint(tmp_path),
+        (AutoModel.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)),
+    ):
+        inputs = own(photo, text, return_tensors="pt")
+        assert inputs["input_ids"].tolist() == processor(photo, text, return_tensors="pt")["input_ids"].tolist()
+        with torch.no_grad():
+            assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+        assert add_words(loaded, own, text) == []
+        assert add_words(loaded, own, "a giraffe") == ["giraffe"]
+
+
+def test_other_tokenizers_take_words(model):
+    for tokenizer in (InPython(), without_unknown_token()):
+        processor = CrossVLTProcessor.from_tokenizer(tokenizer, max_length=9)
+        grown = copy.deepcopy(model)
+        add_words(grown, processor, "a zebra")
+        assert processor.read_expressions(["a zebra"])[0].unknown_words == ()
+        assert add_words(grown, processor, "a zebra") == []
