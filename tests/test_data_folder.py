@@ -6,12 +6,12 @@ import pickle
 
 import numpy as np
 import pytest
-from datasets import Array2D, Dataset, Features, List, Value
+from datasets import Array2D, Dataset, Features, List, Value, concatenate_datasets, load_from_disk
 from datasets import Image as ImageFeature
 from fabricate import box, photo, write_refer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
 from crossvlt_hf import data
 from crossvlt_hf.data import exclude_images, from_dataset, load_data, load_folder, load_refer, write_folder
@@ -157,11 +157,12 @@ def test_images_are_upright(tmp_path, suffix):
 def test_sizes_come_from_the_header(tmp_path, monkeypatch):
     folder = write(tmp_path, row(mask=..., polygons=[box(2, 3, 8, 5)]), row(), row(mask=..., no_target=True))
 
-    def no_decoding(self):
-        raise AssertionError("decoded")
+    def no_picture(self):
+        assert self.mode != "RGB", "decoded"
+        return load(self)
 
-    monkeypatch.setattr(Image.Image, "load", no_decoding)
-    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", no_decoding)
+    load = ImageFile.ImageFile.load
+    monkeypatch.setattr(ImageFile.ImageFile, "load", no_picture)  # a mask is, to see whether it has a pixel
     assert len(load_folder(folder)) == 3
 
 
@@ -237,7 +238,7 @@ def test_broken_images(tmp_path):
 
 def test_masks_of_another_size(tmp_path):
     folder = write(tmp_path, row(mask="1.png"))
-    Image.fromarray(np.zeros((5, 6), np.uint8)).save(folder / "1.png")
+    Image.fromarray(np.ones((5, 6), np.uint8)).save(folder / "1.png")
     with pytest.raises(ValueError, match=r"metadata.jsonl, line 1: the mask is 5x6 pixels, the image 24x32"):
         load_folder(folder)[0]
 
@@ -447,8 +448,9 @@ def with_border(mask: np.ndarray) -> np.ndarray:
     return mask
 
 
-def masked_folder(folder, *masks: Image.Image):
-    write(folder, *[row(mask=f"mask{number}.png") for number in range(len(masks))])
+def masked_folder(folder, *masks: Image.Image, has_target=None):
+    targets = has_target or [True] * len(masks)
+    write(folder, *[row(mask=f"mask{number}.png", has_target=has) for number, has in enumerate(targets)])
     for number, mask in enumerate(masks):
         mask.save(folder / f"mask{number}.png")
     return folder
@@ -456,10 +458,10 @@ def masked_folder(folder, *masks: Image.Image):
 
 def test_masks_with_palettes_in_a_folder_and_in_a_column(tmp_path):
     label_maps = [with_border(blob()), blob(), np.where(with_border(blob()) == 255, 255, 0)]
-    pictures = [palette_mask(label_map) for label_map in label_maps]
-    folder = load_folder(masked_folder(tmp_path / "voc", *pictures))
-    table = {"image": [Image.fromarray(photo())] * 3, "expression": ["cup"] * 3, "mask": pictures}
-    column = from_dataset(Dataset.from_dict(table))
+    pictures, has_target = [palette_mask(label_map) for label_map in label_maps], [True, True, False]
+    folder = load_folder(masked_folder(tmp_path / "voc", *pictures, has_target=has_target))
+    table = {"image": [Image.fromarray(photo())] * 3, "expression": ["cup"] * 3, "mask": pictures, "is": has_target}
+    column = from_dataset(Dataset.from_dict(table), has_target="is")
     for expected, one, other in zip(label_maps, folder, column, strict=True):
         np.testing.assert_array_equal(one["mask"], expected)
         np.testing.assert_array_equal(other["mask"], expected)
@@ -477,14 +479,45 @@ def test_255_means_one_thing_in_a_data_set(tmp_path):
     ):
         with pytest.raises(ValueError, match=r"255 must mean the same in all masks.*`ignore_index=255`"):
             load()
-        for expected, found in zip(label_maps, load(ignore_index=255), strict=True):
+        with pytest.raises(ValueError, match=r"(line 2|row 1) has a target, but its mask has no pixel"):
+            load(ignore_index=255)
+        with pytest.warns(UserWarning, match="1 references made ones without a target"):
+            ignored = load(ignore_index=255, empty_masks="no_target")
+        assert ignored["has_target"] == [True, False]
+        for expected, found in zip(label_maps, ignored, strict=True):
             np.testing.assert_array_equal(found["mask"], expected)
-        objects = load(ignore_index=None)
-        np.testing.assert_array_equal(objects[1]["mask"], label_maps[1] == 255)
         with pytest.raises(ValueError, match=r"\[0, 1, 255\]"):
-            objects[0]
+            load(ignore_index=None)[0]
         with pytest.raises(ValueError, match="`ignore_index` must be"):
             load(ignore_index="no")
+
+
+def test_joined_data_sets_keep_what_they_ignore(tmp_path):
+    label_map = with_border(blob())
+    masks = [np.where(label_map == 255, 255, 0), np.where(label_map == 1, 1, 0) + np.where(label_map == 255, 7, 0)]
+    folders = [
+        masked_folder(tmp_path / str(number), Image.fromarray(mask.astype(np.uint8)), has_target=has_target)
+        for number, (mask, has_target) in enumerate(zip([*masks, masks[0]], [[True], [True], [False]], strict=True))
+    ]
+    parts = [load_folder(folder, ignore_index=ignore) for folder, ignore in zip(folders, (None, 7, 255), strict=True)]
+    concatenate_datasets(parts).save_to_disk(tmp_path / "joined")
+    joined = load_from_disk(str(tmp_path / "joined"))
+    for expected, found in zip([masks[0] == 255, label_map, masks[0]], joined, strict=True):
+        np.testing.assert_array_equal(found["mask"], expected)
+
+
+def test_masks_that_records_hold_keep_what_they_ignore(tmp_path):
+    """255 of a record is ignored, also beside no 1; in rows of numbers it is judged as in pictures."""
+    only_ignored = np.where(with_border(blob()) == 255, 255, 0).astype(np.uint8)
+    folder = masked_folder(tmp_path / "voc", palette_mask(only_ignored), has_target=[False])
+    records = load_folder(folder)
+    again = from_dataset(records, expression="expressions", has_target="has_target")
+    np.testing.assert_array_equal(again[0]["mask"], only_ignored)
+    np.testing.assert_array_equal(again[0]["image"], records[0]["image"])
+    rows = [with_border(blob()).tolist(), only_ignored.tolist()]
+    table = {"image": [Image.fromarray(photo())] * 2, "expression": ["cup"] * 2, "mask": rows}
+    with pytest.raises(ValueError, match=r"255 must mean the same in all masks.*row 0.*row 1"):
+        from_dataset(Dataset.from_dict(table))
 
 
 @pytest.mark.parametrize(
@@ -513,7 +546,8 @@ def test_written_masks_keep_what_is_ignored(tmp_path):
         np.full((HEIGHT, WIDTH), 255, np.uint8),
         np.zeros((HEIGHT, WIDTH), np.uint8),
     ]
-    rows = [{"image": Image.fromarray(photo()), "expressions": ["cup"], "mask": label_map} for label_map in label_maps]
+    common = {"image": Image.fromarray(photo()), "expressions": ["cup"]}
+    rows = [{**common, "mask": label_map, "has_target": bool((label_map == 1).any())} for label_map in label_maps]
     folder = write_folder(rows, tmp_path / "new")
     for label_map, found in zip(label_maps, load_folder(folder), strict=True):
         np.testing.assert_array_equal(found["mask"], label_map)
@@ -557,12 +591,11 @@ def test_names_that_differ_in_case_normalisation_or_slashes(tmp_path, name, key)
 
 @pytest.mark.parametrize("form", ["AVIF", "QOI", "BLP", "PNG", "WEBP", "TIFF"])
 def test_corrupt_images_of_a_column_are_named(form):
-    """The library decodes them, and Pillow's readers raise any error."""
+    """Pillow's readers raise any error."""
     file = io.BytesIO()
     Image.fromarray(photo()).convert("P" if form == "BLP" else "RGB").save(file, form)
     cut = file.getvalue()[: len(file.getvalue()) // 2]
     features = Features({"image": ImageFeature(), "expression": Value("string"), "mask": ImageFeature()})
     table = {"image": [{"bytes": cut, "path": None}], "expression": ["cup"], "mask": [Image.fromarray(blob() * 255)]}
-    dataset = from_dataset(Dataset.from_dict(table, features=features))
-    with pytest.raises(OSError, match="row 0"):
-        dataset[0]
+    with pytest.raises(OSError, match=r"(The image in dataset, row 0|The file in a row) cannot be read as an image"):
+        from_dataset(Dataset.from_dict(table, features=features))[0]

@@ -83,7 +83,7 @@ def test_text_and_merge(root):
     assert dataset[0]["mask"].sum() == load_refer("refcoco", "val", root=root)[0]["mask"].sum() - 9
     with pytest.raises(ValueError, match="`text` is 'tokens'; give one of raw, sent"):
         load_refer("refcoco", "val", root=root, text="tokens")
-    with pytest.raises(ValueError, match="`merge` is 'sum'"):
+    with pytest.raises(ValueError, match="`merge` must be one of union, reference, got 'sum'"):
         load_refer("refcoco", "val", root=root, merge="sum")
 
 
@@ -325,6 +325,71 @@ def test_grefcoco_with_an_unknown_object(tmp_path):
     writer.add_ref(image_id, [writer.add_object(image_id, [box(2, 2, 6, 4)]), 5], ["both"], "train")
     with pytest.raises(ValueError, match=r"grefs\(unc\).json, ref 0 has the ann_id 5"):
         load_refer("grefcoco", "train", root=writer.write("grefcoco", "grefs(unc).json"))
+
+
+@pytest.mark.parametrize("refs", ["refs(mine).p", "refs(mine).json", "grefs(mine).p", "grefs(mine).json"])
+def test_a_folder_of_any_name(tmp_path, refs):
+    writer = ReferWriter(tmp_path, images="images/mscoco/images/train2014")
+    ids = [writer.add_image(photo(seed=seed)) for seed in range(2)]
+    writer.images[1]["file_name"] = "b.jpg"
+    (writer.images_folder / f"COCO_train2014_{ids[1]:012d}.jpg").rename(writer.images_folder / "b.jpg")
+    for image_id, split in zip(ids, ("val", "held"), strict=True):
+        ann_id = writer.add_object(image_id, [box(2, 2, 6, 4)])
+        writer.add_ref(image_id, [ann_id] if refs.startswith("g") else ann_id, ["The Cup"], split)
+    writer.write("my cups", refs)
+    for named in (str(tmp_path / "my cups"), str(tmp_path / "my cups") + "/"):
+        row = load_data(named, "validation")[0]
+        assert (row["dataset"], row["split"], row["image_id"], row["expressions"]) == (
+            "my cups",
+            "val",
+            "coco 9",
+            ["The Cup"],
+        )
+    row = load_data("my cups", "held", root=tmp_path, text="sent")[0]
+    assert (row["image_id"], row["expressions"]) == ("10", ["the cup"])
+    with pytest.raises(ValueError, match="`split` must be one of the splits of my cups: val, held"):
+        load_data(str(tmp_path / "my cups"))
+    with pytest.raises(ValueError, match="unknown split 'test' of my cups; it has val, held"):
+        load_data(str(tmp_path / "my cups"), "test")
+    with pytest.raises(ValueError, match="is no data set, but holds my cups; give the path"):
+        load_data(str(tmp_path), "val")
+
+
+def test_a_folder_of_any_name_with_several_files(tmp_path):
+    write_refer(tmp_path, scenes("testAB"), folder="cups", refs="refs(a).p", images="cups/images")
+    (tmp_path / "cups" / "refs(b).p").write_bytes((tmp_path / "cups" / "refs(a).p").read_bytes())
+    with pytest.raises(ValueError, match="is split by a, b; give one of these as `split_by`"):
+        load_data(str(tmp_path / "cups"), "testA")
+    with pytest.raises(ValueError, match="`split_by` must be one of a, b, got 'c'"):
+        load_data(str(tmp_path / "cups"), "testA", split_by="c")
+    with pytest.raises(ValueError, match="it has testA, testB"):
+        load_data(str(tmp_path / "cups"), "train", split_by="a")
+    assert [len(load_data(str(tmp_path / "cups"), f"test{each}", split_by="b")) for each in "AB"] == [2, 2]
+
+
+def test_images_of_coco_are_known_by_any_name_of_their_folder(tmp_path):
+    root = write_refer(tmp_path, scenes("train", "val"))
+    shutil.copytree(root / "refcoco", root / "cups")
+    named, own = load_data("refcoco", "train", root=root), load_data(str(root / "cups"), "train")
+    with pytest.raises(ValueError, match="nothing is left"):
+        exclude_images(own, named)
+    assert len(exclude_images(own, load_data("refcoco", "val", root=root))) == 2
+
+
+def test_splits_are_named_where_there_is_none(tmp_path, root):
+    for name, options, splits in (
+        ("refcoco", {"root": root}, "train, val, testA, testB"),
+        ("phrasecut", {"root": root}, "train, val, test, miniv"),
+        ("jxu124/refcocog", {"root": root}, "train, validation, test"),
+        ("moondream/refcoco-m", {}, "validation"),
+        ("refshapes", {}, "train, validation, test, unseen_pairs"),
+    ):
+        for split in (None, "x"):
+            with pytest.raises(ValueError, match=splits):
+                load_data(name, split, **options)
+    change(root, lambda refs: refs.__setitem__(slice(None), [ref for ref in refs if ref["split"] == "val"]))
+    with pytest.raises(ValueError, match="has no references of split 'train'; it has val"):
+        load_data("refcoco", "train", root=root)
 
 
 def write_phrasecut(root):

@@ -1,13 +1,20 @@
 """From references to batches: which pairs, in what order, the same however the work is divided."""
 
+import copy
+import pickle
+from collections import defaultdict
+
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch.utils.data import DataLoader, RandomSampler
+from transformers import BertTokenizer, Trainer, TrainingArguments
 
-from crossvlt_hf import CrossVLTProcessor
+from crossvlt_hf import CrossVLTModel, CrossVLTProcessor
 from crossvlt_hf.data.masks import pack
 from crossvlt_hf.data.pairs import Collator, EvaluationPairs, ReferenceSampler, ShardedBatchSampler, TrainingPairs
 from crossvlt_hf.data.records import Record, build_dataset
@@ -77,6 +84,133 @@ def test_training_takes_one_expression_of_each_by_chance(several):
         assert chosen == [pairs[index]["expression"] for index in range(5)]  # alone or together
         said.add(chosen[2])
     assert said == {f"thing 2 said {n}" for n in range(3)}
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+    """Twelve references with four expressions each, on one image."""
+    path = tmp_path_factory.mktemp("said") / "image.png"
+    Image.new("RGB", (20, 10)).save(path)
+    texts = ["the red one", "the blue two", "the green three", "the grey four"]
+    masks = [pack([[[0, 0, 8 + number, 0, 8 + number, 8, 0, 8]]], 10, 20) for number in range(12)]
+    return build_dataset(
+        Record(path, 1, number, texts, mask, "train", "made", f"row {number}") for number, mask in enumerate(masks)
+    )
+
+
+EPOCHS = 8
+# Of four, how many are seen on the average when one is drawn eight times
+EXPECTED = 4 * (1 - 0.75**EPOCHS)
+
+
+def heard(seen: dict[int, set[str]]) -> float:
+    return sum(map(len, seen.values())) / len(seen)
+
+
+def listen(batches, seen):
+    for pair in (pair for batch in batches for pair in batch):
+        seen[pair["index"]].add(pair["expression"])
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("told", [True, False], ids=["set_epoch", "left alone"])
+def test_every_epoch_chooses_anew_in_the_workers(said, workers, persistent, told):
+    torch.manual_seed(0)
+    pairs, seen = TrainingPairs([said], seed=1), defaultdict(set)
+    loader = DataLoader(pairs, 4, num_workers=workers, persistent_workers=persistent and workers > 0, collate_fn=list)
+    for epoch in range(EPOCHS):
+        if told:
+            pairs.set_epoch(epoch)
+        listen(loader, seen)
+    assert EXPECTED - 0.5 < heard(seen) <= 4
+    if told:  # and as any process would
+        alone = TrainingPairs([said], seed=1)
+        alone.set_epoch(EPOCHS - 1)
+        last = [pair["expression"] for batch in loader for pair in batch]
+        assert last == [alone[index]["expression"] for index in range(len(alone))]
+
+
+def test_spawned_workers_follow_the_epoch(said):
+    pairs, seen = TrainingPairs([said]), defaultdict(set)
+    loader = DataLoader(
+        pairs, 6, num_workers=1, persistent_workers=True, collate_fn=list, multiprocessing_context="spawn"
+    )
+    for epoch in range(EPOCHS):
+        pairs.set_epoch(epoch)
+        listen(loader, seen)
+    assert EXPECTED - 0.5 < heard(seen) <= 4
+
+
+def test_drawing_with_replacement_as_the_example_of_lora_does(said):
+    """One pass of a loader, in which a reference comes many times."""
+    torch.manual_seed(0)
+    pairs, seen = TrainingPairs([said]), defaultdict(set)
+    order = RandomSampler(pairs, replacement=True, num_samples=EPOCHS * len(pairs))
+    listen(DataLoader(pairs, 4, sampler=order, collate_fn=list), seen)
+    assert heard(seen) > 3
+    torch.manual_seed(0)
+    again = [pair["expression"] for pair in TrainingPairs([said]).__getitems__(range(12))]
+    torch.manual_seed(0)
+    assert again == [pair["expression"] for pair in TrainingPairs([said]).__getitems__(range(12))]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pairs: pickle.loads(pickle.dumps(pairs))])
+def test_copies_have_epochs_of_their_own(said, copied):
+    pairs = TrainingPairs([said])
+    assert pairs.epoch is None
+    pairs.set_epoch(3)
+    other = copied(pairs)
+    assert other.epoch == 3
+    other.set_epoch(5)
+    assert (pairs.epoch, other.epoch) == (3, 5)
+    loader, seen = DataLoader(other, 6, num_workers=1, persistent_workers=True, collate_fn=list), defaultdict(set)
+    for epoch in range(EPOCHS):
+        other.set_epoch(epoch)
+        listen(loader, seen)
+    assert heard(seen) > 3
+
+
+class Listener(CrossVLTModel):
+    """Notes what it is trained on."""
+
+    def forward(self, **inputs):
+        self.heard.append({name: value.clone() for name, value in inputs.items() if name != "attention_mask"})
+        return super().forward(**inputs)
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_trainer_with_workers(said, tmp_path, persistent):
+    """Of every reference other expressions, under other masks, in every epoch."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "red", "blue", "green", "grey"]
+    words += ["one", "two", "three", "four"]
+    tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(words)})
+    model = Listener(tiny_config())
+    model.heard = []
+    arguments = TrainingArguments(
+        output_dir=tmp_path,
+        num_train_epochs=EPOCHS,
+        per_device_train_batch_size=6,
+        dataloader_num_workers=2,
+        dataloader_persistent_workers=persistent,
+        remove_unused_columns=False,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    processor = CrossVLTProcessor.from_tokenizer(tokenizer, image_size=32, max_length=8)
+    collator = Collator(processor, masked_patches=0.3)
+    Trainer(model, arguments, train_dataset=TrainingPairs([said]), data_collator=collator).train()
+    seen, greyed = defaultdict(set), defaultdict(set)
+    for batch in model.heard:
+        for mask, text, pixels in zip(batch["labels"], batch["input_ids"], batch["pixel_values"], strict=True):
+            reference = int((mask == 1).sum())  # no two have as many pixels
+            seen[reference].add(tuple(text.tolist()))
+            greyed[reference].add(tuple((pixels == 0).all(0).flatten().tolist()))
+    assert len(seen) == len(said)
+    assert EXPECTED - 0.5 < heard(seen) <= 4
+    assert all(len(patterns) == EPOCHS for patterns in greyed.values())
 
 
 def test_training_joins_datasets(several, scenes):

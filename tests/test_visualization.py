@@ -175,7 +175,8 @@ def test_modes_of_the_photo(mode):
     image = Image.new(mode, (330, 200)) if mode in ("PA", "LAB") else photo(330, 200, WHITE, mode)
     picture = overlay(image, [box(330, 200, 100, 50, 200, 150)], ["box"])
     assert picture.mode == "RGB"
-    assert (pixels(picture)[5, 5] == pixels(image.convert("RGB"))[5, 5]).all()
+    seen = WHITE if mode == "PA" else pixels(image.convert("RGB"))[5, 5]  # that one is transparent
+    assert (pixels(picture)[5, 5] == seen).all()
 
 
 def test_photo_of_16_bits_is_not_clipped():
@@ -210,6 +211,33 @@ def test_no_masks_give_the_photo_alone():
     picture = overlay(image, [], [])
     assert picture is not image
     assert picture.tobytes() == image.tobytes()
+
+
+def test_a_mask_alone_is_enough():
+    mask = box(340, 120, 10, 10, 50, 50)
+    plain = overlay(noise(340, 120), [mask], ["box"]).crop((0, 0, 340, 120))
+    assert overlay(noise(340, 120), mask).tobytes() == plain.tobytes()
+    assert overlay(noise(340, 120), [mask]).tobytes() == plain.tobytes()
+    assert overlay(noise(340, 120), torch.from_numpy(np.asarray(mask))).tobytes() == plain.tobytes()
+    assert overlay(noise(340, 120), mask, "box") == overlay(noise(340, 120), [mask], ["box"])
+    assert overlay(noise(340, 120), mask, "box", 0.5) == overlay(noise(340, 120), [mask], ["box"], [0.5])
+
+
+def test_results_of_the_pipeline_are_enough():
+    masks = [to_mask_image(box(340, 120, 10, 10, 50, 50)), to_mask_image(box(340, 120, 90, 10, 150, 50))]
+    results = [{"mask": mask, "label": f"box {n}", "score": n / 10, "box": None} for n, mask in enumerate(masks)]
+    expected = overlay(noise(340, 120), masks, ["box 0", "box 1"], [0, 0.1])
+    assert overlay(noise(340, 120), results) == expected
+    assert overlay(noise(340, 120), results[1]) == overlay(noise(340, 120), masks[1:], ["box 1"], [0.1])
+    assert overlay(noise(340, 120), results, ["a", "b"]) == overlay(noise(340, 120), masks, ["a", "b"], [0, 0.1])
+
+
+def test_ignored_pixels_of_a_record_are_not_the_object():
+    mask = np.zeros((120, 340), np.uint8)
+    mask[:60, :60] = 1
+    ignored = mask.copy()
+    ignored[60:, 60:] = 255
+    assert overlay(noise(340, 120), ignored) == overlay(noise(340, 120), mask)
 
 
 def test_drawing_twice_gives_the_same_picture():

@@ -67,7 +67,7 @@ def _record(folder: Path, rng: np.random.Generator, number: int) -> Record:
         mask=pack([] if box is None else [encode_mask(mask)], *SIZES[image]),
         split="val",
         dataset="test",
-        source=f"row {number}",
+        where=f"row {number}",
         has_target=box is not None,
         family="even" if number % 2 == 0 else "odd",
     )

@@ -13,7 +13,7 @@ def write_scenes(arguments: argparse.Namespace) -> None:
     """Write the folder and, where asked for, the contact sheet."""
     with needs_extra("train"):
         from ..data import write_folder
-        from ..data.refshapes.dataset import SceneDecoder, load_refshapes
+        from ..data.refshapes.dataset import load_refshapes, read_scene
 
     low, high = arguments.objects
     options = {"side": arguments.side, "seed": arguments.seed, "family": arguments.family, "count": (low, high)}
@@ -21,8 +21,9 @@ def write_scenes(arguments: argparse.Namespace) -> None:
     write_folder((dataset[index] for index in range(len(dataset))), arguments.output)
     print(f"{arguments.scenes} scenes are in {arguments.output}", file=sys.stderr)
     if arguments.sheet:
-        decoder = SceneDecoder(arguments.split, expressions=arguments.expressions, **options)
-        examples = [example for index in range(min(arguments.scenes, 36)) for example in decoder.scene(index)]
+        same = (arguments.side, arguments.seed, arguments.expressions, arguments.family, low, high)
+        scenes = (read_scene(arguments.split, index, *same) for index in range(min(arguments.scenes, 36)))
+        examples = [example for scene in scenes for example in scene]
         path = Path(arguments.sheet)
         path.parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(examples).save(path)

@@ -8,20 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    from .features import Mask, Picture
     from .folder import from_dataset, load_folder, write_folder
     from .hub import load_jxu124, load_refcoco_m
     from .loading import NAMES, exclude_images, load_data
     from .phrasecut import load_phrasecut
-    from .records import FEATURES, Record, RecordDecoder, build_dataset
-    from .refer import load_refer
+    from .records import FEATURES, Record, build_dataset, mask_to_image
+    from .refer import load_refer, load_refer_folder
     from .refshapes import load_refshapes
 
 
 _MODULES = {
     "FEATURES": "records",
+    "Mask": "features",
     "NAMES": "loading",
+    "Picture": "features",
     "Record": "records",
-    "RecordDecoder": "records",
     "build_dataset": "records",
     "exclude_images": "loading",
     "from_dataset": "folder",
@@ -31,7 +33,9 @@ _MODULES = {
     "load_phrasecut": "phrasecut",
     "load_refcoco_m": "hub",
     "load_refer": "refer",
+    "load_refer_folder": "refer",
     "load_refshapes": "refshapes",
+    "mask_to_image": "records",
     "write_folder": "folder",
 }
 
@@ -49,8 +53,9 @@ def __dir__() -> list[str]:
 __all__ = [
     "FEATURES",
     "NAMES",
+    "Mask",
+    "Picture",
     "Record",
-    "RecordDecoder",
     "build_dataset",
     "exclude_images",
     "from_dataset",
@@ -60,6 +65,8 @@ __all__ = [
     "load_phrasecut",
     "load_refcoco_m",
     "load_refer",
+    "load_refer_folder",
     "load_refshapes",
+    "mask_to_image",
     "write_folder",
 ]

@@ -16,12 +16,14 @@ COCO_FOLDERS = ("images/mscoco/images/train2014", "images/train2014", "train2014
 _ALIASES = {"validation": "val", "val": "validation"}
 
 
-def check_split(split: str, splits: Sequence[str], dataset: str) -> str:
+def check_split(split: str | None, splits: Sequence[str], dataset: str) -> str:
     """The split as the data call it; "val" and "validation" are the same.
 
     Raises:
-        ValueError: if there is no such split.
+        ValueError: if there is no such split, or None is given; says which there are.
     """
+    if split is None:
+        raise ValueError(f"`split` must be one of the splits of {dataset}: {', '.join(splits)}.")
     name = split if split in splits else _ALIASES.get(split, split)
     if name not in splits:
         raise ValueError(f"unknown split {split!r} of {dataset}; it has {', '.join(splits)}")

@@ -23,19 +23,24 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cache
 from hashlib import blake2b
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, Value, concatenate_datasets
+from datasets import Image as ImageFeature
 from PIL import ExifTags, Image
 
-from ..processing_crossvlt import IgnoreIndex, opening, to_rgb
+from ..processing_crossvlt import IGNORED, IgnoreIndex, check_ignore_index, opening, to_rgb
+from .features import Mask, Picture, open_picture
 from .files import check_split, inside, require_files
-from .masks import Merge, check_meaning_of_255, pack, pack_file, to_run_lengths
-from .records import Record, RecordDecoder, build_dataset, clean_expressions
+from .flaws import EmptyMasks, EmptySentences, Flaws, clean_expressions
+from .masks import Merge, check_meaning_of_255, decode_mask, open_mask, pack, pack_file, pack_mask, to_run_lengths
+from .records import Record, build_dataset, check_merge, check_records, in_threads, store
 
 
 METADATA = "metadata.jsonl"
@@ -76,9 +81,13 @@ def upright_size(path: str) -> tuple[int, int]:
         OSError: if it cannot be read.
     """
     with opening(path, "image"), Image.open(path) as image:
-        # Pillow's own reader for PNG would decode the picture first
-        turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-        return image.size if turned else (image.height, image.width)
+        return _turned(image)
+
+
+def _turned(image: Image.Image) -> tuple[int, int]:
+    # Pillow's own reader for PNG would decode the picture first
+    turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    return image.size if turned else (image.height, image.width)
 
 
 def _text(row: dict[str, Any], name: str, default: str, source: str) -> str:
@@ -91,14 +100,14 @@ def _text(row: dict[str, Any], name: str, default: str, source: str) -> str:
     return str(value)
 
 
-def _expressions(row: dict[str, Any], source: str) -> list[str]:
+def _expressions(row: dict[str, Any], source: str, flaws: Flaws) -> list[str]:
     if ("expression" in row) == ("expressions" in row):
         raise ValueError(f"{source} has both or neither of `expression` and `expressions`; give one.")
     if "expression" in row:
-        return clean_expressions([row["expression"]], source)
+        return flaws.expressions([row["expression"]], source)
     if not isinstance(row["expressions"], list):
         raise ValueError(f"{source} has {str(row['expressions'])[:40]!r} as `expressions`; give a list of texts.")
-    return clean_expressions(row["expressions"], source)
+    return flaws.expressions(row["expressions"], source)
 
 
 def _has_target(row: dict[str, Any], source: str) -> bool:
@@ -112,18 +121,9 @@ def _has_target(row: dict[str, Any], source: str) -> bool:
     return not no_target if has_target is None else has_target
 
 
-def _flat(polygon: Any) -> Any:
-    """A polygon of [x, y] points as [x1, y1, ...]; anything else as it is."""
-    if isinstance(polygon, list) and polygon and all(isinstance(point, list) and len(point) == 2 for point in polygon):
-        return [x for point in polygon for x in point]
-    return polygon
-
-
-def _segmentation(row: dict[str, Any], name: str, size: tuple[int, int], source: str) -> Any:
+def _segmentation(row: dict[str, Any], name: str, size: tuple[int, int], source: str, flaws: Flaws) -> Any:
     """Polygons or run lengths, checked against the size of the image."""
-    segmentation = row[name]
-    if name == "polygons" and isinstance(segmentation, list):
-        segmentation = [_flat(polygon) for polygon in segmentation]
+    segmentation = flaws.polygons(row[name], f"{source}, `{name}`")
     try:
         to_run_lengths(segmentation, *size)
     except (ValueError, TypeError) as error:
@@ -137,21 +137,31 @@ def _segmentation(row: dict[str, Any], name: str, size: tuple[int, int], source:
     return segmentation
 
 
-def _mask(row: dict[str, Any], image: str, path: Path, root: Path, has_target: bool, source: str) -> str:
+def _mask(
+    row: dict[str, Any],
+    image: str,
+    path: Path,
+    root: Path,
+    has_target: bool,
+    source: str,
+    flaws: Flaws,
+    ignore_index: IgnoreIndex,
+) -> str:
     """The packed mask of a row."""
     given = [name for name in _MASK_KEYS if row.get(name) is not None and row[name] != []]
     if len(given) > 1:
         raise ValueError(f"{source} has `{given[0]}` and `{given[1]}`; give one.")
-    if not given and has_target:
+    empty = any(row.get(name) == [] for name in _MASK_KEYS) and flaws.empty_masks != "error"
+    if not given and has_target and not empty:
         raise ValueError(f"{source} has none of `mask`, `polygons`, `segmentation`; give one, or `no_target`: true.")
     if not given:
         return pack([], *upright_size(image))
     if given == ["mask"]:
-        return pack_file(inside(path.parent, row["mask"], f"{source}, `mask`,", root))
+        return pack_file(inside(path.parent, row["mask"], f"{source}, `mask`,", root), ignore_index)
     if not has_target:
         raise ValueError(f"{source} has `{given[0]}`, but says that nothing is meant; leave one of them out.")
     size = upright_size(image)
-    return pack([_segmentation(row, given[0], size, source)], *size)
+    return pack([_segmentation(row, given[0], size, source, flaws)], *size)
 
 
 def _files(folder: Path, split: str | None) -> dict[Path, str | None]:
@@ -183,18 +193,32 @@ def _split_rows(folder: Path, split: str | None) -> Iterator[tuple[Path, int, di
     return (row for row in rows if wanted in (None, row[-1]))
 
 
-def _record(path: Path, number: int, row: dict[str, Any], split: str, image: str, folder: Path) -> Record:
+def splits_of(folder: Path) -> tuple[str, ...]:
+    """The names of the splits of a folder."""
+    return tuple(sorted({named for *_, named in _split_rows(folder, None)}))
+
+
+def _record(
+    path: Path,
+    number: int,
+    row: dict[str, Any],
+    split: str,
+    image: str,
+    folder: Path,
+    flaws: Flaws,
+    ignore_index: IgnoreIndex,
+) -> Record:
     source = f"{path}, line {number}"
     has_target = _has_target(row, source)
     return Record(
         image=image,
         image_id=_text(row, "image_id", os.path.relpath(image, folder), source),
         ref_id=_text(row, "ref_id", str(number), source),
-        expressions=_expressions(row, source),
-        mask=_mask(row, image, path, folder, has_target, source),
+        expressions=_expressions(row, source, flaws),
+        mask=_mask(row, image, path, folder, has_target, source, flaws, ignore_index),
         split=split,
         dataset=_text(row, "dataset", folder.resolve().name, source),
-        source=source,
+        where=source,
         has_target=has_target,
         family=_text(row, "family", "", source),
     )
@@ -206,6 +230,8 @@ def load_folder(
     *,
     merge: Merge = "union",
     ignore_index: IgnoreIndex = "auto",
+    empty_masks: EmptyMasks = "error",
+    empty_sentences: EmptySentences = "error",
 ) -> Dataset:
     """One's own data from a folder with metadata.jsonl: see the module.
 
@@ -217,6 +243,8 @@ def load_folder(
         merge: how the parts of an object join: see `decode_segmentation`.
         ignore_index: the value of pixels to ignore in the files of masks; None for no such value; "auto" is as
             `to_label_map` has it, if 255 means the same in all masks.
+        empty_masks: what to do with a target without a pixel: see `Flaws`.
+        empty_sentences: what to do with an expression without text: see `Flaws`.
 
     Returns:
         A row for each reference: see `records`.
@@ -225,7 +253,10 @@ def load_folder(
         OSError: if the folder, an image or a mask is missing.
         ValueError: if there is no such split, or a row is broken; names file and line.
     """
-    folder, decoder = Path(folder), RecordDecoder(merge=merge, upright=True, ignore_index=ignore_index)
+    folder = Path(folder)
+    flaws = Flaws(folder.resolve().name, empty_masks, empty_sentences)
+    check_merge(merge)
+    check_ignore_index(ignore_index)
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}.")
     upright_size.cache_clear()  # files may have changed since the last time
@@ -238,13 +269,13 @@ def load_folder(
     # before the records, as these look into the images
     mend = f"Paths are relative to the {METADATA}."
     require_files(((image, f"{path}, line {number}") for path, number, _, _, image in rows), "image", mend)
-    records = [_record(*row, folder) for row in rows]
-    files = ((json.loads(record.mask).get("file"), record.source) for record in records)
-    masks = [(mask, source) for mask, source in files if mask is not None]
+    records = [_record(*row, folder, flaws, ignore_index) for row in rows]
+    files = ((json.loads(record.mask).get("file"), record.where) for record in records)
+    masks = [(mask, where) for mask, where in files if mask is not None]
     require_files(masks, "mask", mend)
     if ignore_index == "auto":
-        check_meaning_of_255(len(masks), lambda number: Image.open(masks[number][0]), lambda number: masks[number][0])
-    return build_dataset(records, decoder)
+        check_meaning_of_255(len(masks), lambda number: open_mask(masks[number][0]), lambda number: masks[number][0])
+    return build_dataset(records, flaws, merge=merge, upright=True)
 
 
 def _stored_mask(mask: Any, image: Image.Image, source: str) -> Image.Image:
@@ -332,6 +363,97 @@ def write_folder(rows: Iterable[dict[str, Any]], folder: str | Path) -> Path:
     return folder
 
 
+def _stored_images(dataset: Dataset, image: str) -> Dataset:
+    """A data set with its column of images as cells that are not decoded, {"bytes", "path"}.
+
+    Raises:
+        ValueError: if the column has neither images nor their paths.
+    """
+    feature = dataset.features[image]
+    if not (isinstance(feature, ImageFeature | Picture) or feature in (Value("string"), Value("binary"))):
+        raise ValueError(f"The column {image!r} must hold images or paths of files, got {feature}.")
+    stored = Picture if isinstance(feature, Picture) else ImageFeature
+    return dataset.cast_column(image, stored(decode=False))
+
+
+def _size_of(cell: dict[str, Any], where: str) -> tuple[int, int]:
+    """(height, width) of the image in a cell, as it is read; only its header is."""
+    inline, upright = cell["bytes"] is not None, cell.get("upright", True)
+    if upright and not inline:
+        return upright_size(cell["path"])
+    name, file = (f"The image in {where}", BytesIO(cell["bytes"])) if inline else (cell["path"], cell["path"])
+    with opening(name), Image.open(file) as image:
+        return _turned(image) if upright else (image.height, image.width)
+
+
+def _is_grid(rows: list[Any], height: int, width: int) -> bool:
+    """Whether lists are the rows of a mask: polygons are not as many and as long as the image."""
+    return len(rows) == height and all(isinstance(row, list) and len(row) == width for row in rows)
+
+
+class _ColumnMasks:
+    """Packs the masks of a column, whatever form they have, each checked against the size of its image."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        image: str,
+        mask: str,
+        name: str,
+        merge: Merge,
+        flaws: Flaws,
+        ignore_index: IgnoreIndex,
+    ) -> None:
+        stored = _stored_images(dataset, image).select_columns([image, mask])
+        if isinstance(stored.features[mask], ImageFeature):
+            stored = stored.cast_column(mask, ImageFeature(decode=False))
+        self.rows, self.image, self.mask, self.name, self.merge, self.flaws = stored, image, mask, name, merge, flaws
+        self.ignore_index = IGNORED if isinstance(stored.features[mask], Mask) else ignore_index
+
+    def __iter__(self) -> Iterator[str]:
+        if self.ignore_index == "auto":
+            check_meaning_of_255(len(self.rows), self._numbers, self._where)
+        return in_threads(lambda prepared: self._pack(*prepared), self._prepared())
+
+    def _where(self, number: int) -> str:
+        return f"{self.name}, row {number}"
+
+    def _numbers(self, number: int) -> Any:
+        """A mask as a picture or array, if it is stored as one."""
+        row, where = self.rows[number], self._where(number)
+        mask = row[self.mask]
+        if isinstance(mask, dict) and "bytes" in mask:
+            return open_picture(mask, f"The mask in {where}")
+        if isinstance(mask, list) and row[self.image] is not None:
+            return np.asarray(mask) if _is_grid(mask, *_size_of(row[self.image], where)) else None
+        return mask
+
+    def _prepared(self) -> Iterator[tuple[Any, tuple[int, int], str]]:
+        """Masks with the sizes of their images and names for messages; polygons are put right."""
+        for number, row in enumerate(self.rows):
+            where, mask = self._where(number), row[self.mask]
+            if row[self.image] is None:
+                raise ValueError(f"{where} has no image.")
+            height, width = _size_of(row[self.image], where)
+            if isinstance(mask, list) and not _is_grid(mask, height, width):
+                mask = self.flaws.polygons(mask, where) or None
+            yield mask, (height, width), where
+
+    def _pack(self, mask: Any, size: tuple[int, int], where: str) -> str:
+        if isinstance(mask, dict) and "bytes" in mask:
+            mask = open_picture(mask, f"The mask in {where}")
+        try:
+            values = decode_mask(mask, *size, self.merge, self.ignore_index)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{where}: {error}") from error
+        if values.shape != size:
+            raise ValueError(
+                f"{where}: the mask is {values.shape[0]}x{values.shape[1]} pixels, the image {size[0]}x{size[1]}; "
+                "they must agree."
+            )
+        return pack_mask(values)
+
+
 def from_dataset(
     dataset: Dataset,
     *,
@@ -346,12 +468,16 @@ def from_dataset(
     name: str = "dataset",
     merge: Merge = "union",
     ignore_index: IgnoreIndex = "auto",
+    empty_masks: EmptyMasks = "error",
+    empty_sentences: EmptySentences = "error",
 ) -> Dataset:
-    """A data set with any columns as one of references; images and masks are decoded when a row is read.
+    """A data set with any columns as one of references.
+
+    Masks are checked and packed now; images stay where they are, and are decoded when a row is read.
 
     Args:
         dataset: the rows.
-        image: column of images.
+        image: column of images, or of their paths.
         expression: column of texts, or of lists of texts.
         mask: column of images, (height, width) arrays, polygons, or run lengths: see `decode_mask`.
         split: what the rows' `split` shall be.
@@ -362,12 +488,15 @@ def from_dataset(
         name: what the rows' `dataset` shall be.
         merge: how the parts of an object join: see `decode_segmentation`.
         ignore_index: the value of pixels to ignore in masks that are pictures or arrays: see `load_folder`.
+        empty_masks: what to do with a target without a pixel: see `Flaws`.
+        empty_sentences: what to do with an expression without text: see `Flaws`.
 
     Returns:
         See `records`. The mask of an image that EXIF data turn is that of the upright image.
 
     Raises:
-        ValueError: if there is no such column, or an expression is empty; names the row.
+        OSError: if the file of an image or mask is missing or broken.
+        ValueError: if there is no such column, or an expression is empty or a mask broken; names the row.
     """
     light = {
         "expression": expression,
@@ -379,29 +508,34 @@ def from_dataset(
     columns = {key: column for key, column in light.items() if column is not None}
     if missing := [column for column in (image, mask, *columns.values()) if column not in dataset.column_names]:
         raise ValueError(f"The data set has no column {missing[0]!r}; it has {', '.join(dataset.column_names)}.")
-    plain = dataset.with_format(None)
+    check_merge(merge)
+    check_ignore_index(ignore_index)
+    plain, flaws = dataset.with_format(None), Flaws(name, empty_masks, empty_sentences)
+    upright_size.cache_clear()
 
     def record(number: int, row: dict[str, Any]) -> Record:
-        source = f"{name}, row {number}"
+        where = f"{name}, row {number}"
         values = {key: row[column] for key, column in columns.items()}
         expressions = values["expression"]
         return Record(
-            image=number,
+            image="",  # joined below, so that no image is copied
             image_id=values.get("image_id", number),
             ref_id=values.get("ref_id", number),
-            expressions=clean_expressions(expressions if isinstance(expressions, list) else [expressions], source),
-            mask=str(number),
+            expressions=flaws.expressions(expressions if isinstance(expressions, list) else [expressions], where),
+            mask="",
             split=split,
             dataset=name,
-            source=source,
+            where=where,
             has_target=bool(values.get("has_target", True)),
             family=str(values.get("family") or ""),
         )
 
-    rows = plain.select_columns(sorted(set(columns.values())))
-    if ignore_index == "auto":
-        pictures = plain.select_columns([mask])
-        check_meaning_of_255(len(plain), lambda number: pictures[number][mask], lambda number: f"row {number}")
-    shown = plain.select_columns([image, mask])
-    decoder = RecordDecoder(shown, image, mask, merge, upright=True, ignore_index=ignore_index)
-    return build_dataset((record(number, row) for number, row in enumerate(rows)), decoder)
+    records = [record(*row) for row in enumerate(plain.select_columns(sorted(set(columns.values()))))]
+    masks = _ColumnMasks(plain, image, mask, name, merge, flaws, ignore_index)
+    checked = check_records(
+        (replace(record, mask=packed) for record, packed in zip(records, masks, strict=True)), flaws, merge
+    )
+    pictures = _stored_images(plain, image).select_columns([image])
+    pictures = pictures if image == "image" else pictures.rename_column(image, "image")
+    pictures = pictures.cast_column("image", Picture()).select([each.number for each in checked])
+    return concatenate_datasets([pictures, store(checked, merge).remove_columns("image")], axis=1)

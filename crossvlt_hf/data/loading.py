@@ -6,11 +6,11 @@ from typing import Any, cast
 from datasets import Dataset
 
 from .files import check_split
-from .folder import load_folder
+from .folder import load_folder, splits_of
 from .hub import JXU124, REFCOCO_M, load_jxu124, load_refcoco_m
 from .masks import Merge
 from .phrasecut import load_phrasecut
-from .refer import LAYOUTS, Text, load_refer
+from .refer import LAYOUTS, Text, is_refer_folder, load_refer, load_refer_folder
 from .refshapes import SPLITS, Split, load_refshapes
 
 
@@ -28,7 +28,7 @@ def _folder(name: str, root: str | Path | None) -> Path:
 
 def load_data(
     name: str,
-    split: str,
+    split: str | None = None,
     *,
     root: str | Path | None = None,
     merge: Merge = "union",
@@ -38,14 +38,16 @@ def load_data(
     """Load a split of a data set.
 
     Args:
-        name: one of `NAMES`, or the path of a folder with metadata.jsonl.
-        split: "train", "val" (or "validation"), or another that the data set has.
+        name: one of `NAMES`; or a folder, by its path or its name below `root`, with a metadata.jsonl (see
+            `load_folder`) or annotations in the form of REFER (see `load_refer_folder`).
+        split: "train", "val" (or "validation"), or another that the data set has; without it, an error says which.
         root: the folder that holds the data set or its images; RefCOCO-M and RefShapes need none.
         merge: "union" of the parts of an object; "reference": what two parts share is background, as in the authors'
             evaluation. Where masks are single pictures it says nothing.
         text: "raw" as people wrote it; "sent", in lower case without punctuation, where the data have both.
-        options: for the reader: see `load_refer`, `load_phrasecut`, `load_jxu124`, `load_refcoco_m`, `load_folder`,
-            `load_refshapes`.
+        options: for the reader: see `load_refer`, `load_refer_folder`, `load_phrasecut`, `load_jxu124`,
+            `load_refcoco_m`, `load_folder`, `load_refshapes`. All but the last take `empty_masks` and
+            `empty_sentences`: what to do with targets without a pixel and sentences without text (see `Flaws`).
 
     Returns:
         A row for each reference: see `records`. Images and masks are decoded when a row is read.
@@ -64,18 +66,29 @@ def load_data(
         return load_refcoco_m(split, merge=merge, **options)
     if name == "refshapes":
         return load_refshapes(cast(Split, check_split(split, SPLITS, name)), **options)
-    if Path(name).is_dir():
-        return load_folder(name, split, merge=merge, **options)
+    for folder in (Path(name), *([Path(root) / name] if root is not None else [])):
+        if is_refer_folder(folder):
+            return load_refer_folder(folder, split, text=text, merge=merge, **options)
+        if folder.is_dir():
+            return _load_own(folder, split, merge, options)
     raise ValueError(f"There is no data set or folder {name!r}; give one of {', '.join(NAMES)}, or a folder.")
+
+
+def _load_own(folder: Path, split: str | None, merge: Merge, options: dict[str, Any]) -> Dataset:
+    """One's own folder; without a split, which `load_folder` takes for all rows, an error says which there are."""
+    if found := [each.name for each in sorted(folder.iterdir()) if is_refer_folder(each)]:
+        raise ValueError(f"{folder} is no data set, but holds {', '.join(found)}; give the path of one of these.")
+    if split is None:
+        check_split(None, splits_of(folder), str(folder))
+    return load_folder(folder, split, merge=merge, **options)
 
 
 def _image_keys(dataset: Dataset) -> list[str]:
     """What tells the images of all data sets apart, one for each row."""
-    plain = dataset.with_format(None)
-    names = plain["dataset"] if "dataset" in plain.column_names else ["refshapes"] * len(plain)
+    plain = dataset.with_format(None).select_columns(["dataset", "image_id"])
     return [
-        f"coco {image_id}" if name in _COCO else image_id if image_id.startswith("coco ") else f"{name} {image_id}"
-        for name, image_id in zip(names, plain["image_id"], strict=True)
+        image_id if image_id.startswith("coco ") else f"coco {image_id}" if name in _COCO else f"{name} {image_id}"
+        for name, image_id in zip(plain["dataset"], plain["image_id"], strict=True)
     ]
 
 

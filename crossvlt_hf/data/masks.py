@@ -23,7 +23,12 @@ MASKS_LOOKED_AT = 32  # of a data set, before the first row is read
 FARTHEST = 100_000
 
 
-def _check_polygon(polygon: Any) -> list[float]:
+def check_polygon(polygon: Any) -> list[float]:
+    """A polygon [x1, y1, x2, y2, ...] of at least three points near an image.
+
+    Raises:
+        ValueError: if it is broken.
+    """
     flat = isinstance(polygon, list | tuple) and all(isinstance(x, int | float) for x in polygon)
     if not flat or len(polygon) < 6 or len(polygon) % 2:
         raise ValueError(f"A polygon is {str(polygon)[:60]}; give x1, y1, x2, y2, ... of at least three points.")
@@ -32,18 +37,18 @@ def _check_polygon(polygon: Any) -> list[float]:
     return [float(x) for x in polygon]
 
 
-def check_polygons(segmentation: Any, source: str) -> Any:
+def check_polygons(segmentation: Any, where: str) -> Any:
     """The segmentation, whose polygons are checked; run lengths are when they are decoded.
 
     Raises:
-        ValueError: if a polygon is broken; the message begins with `source`.
+        ValueError: if a polygon is broken; the message begins with `where`.
     """
     try:
         for part in segmentation if isinstance(segmentation, list) else ():
             if not isinstance(part, dict):
-                _check_polygon(part)
+                check_polygon(part)
     except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
+        raise ValueError(f"{where}: {error}") from error
     return segmentation
 
 
@@ -88,7 +93,7 @@ def to_run_lengths(segmentation: Any, height: int, width: int) -> list[dict[str,
         raise ValueError(f"A segmentation is {str(segmentation)[:60]!r}; give polygons or run lengths.")
     if all(isinstance(part, dict) for part in parts):
         return [_as_rle(part, height, width) for part in parts]
-    return list(coco_mask.frPyObjects([_check_polygon(part) for part in parts], height, width))
+    return list(coco_mask.frPyObjects([check_polygon(part) for part in parts], height, width))
 
 
 def decode_segmentation(segmentation: Any, height: int, width: int, merge: Merge = "union") -> np.ndarray:
@@ -129,10 +134,21 @@ def draw_outlines(outlines: Sequence[Sequence[Sequence[float]]], height: int, wi
     return np.array(canvas)
 
 
-def read_mask(path: str | Path, ignore_index: IgnoreIndex = "auto") -> np.ndarray:
-    """(height, width) uint8 of 0, 1 and (ignored) 255 from an image file: see `to_label_map`."""
+def open_mask(path: str | Path) -> Image.Image:
+    """The picture in the file of a mask, loaded.
+
+    Raises:
+        OSError: if the file is missing or broken.
+        ValueError: if it is larger than Pillow allows.
+    """
     with opening(str(path), "mask"), Image.open(path) as image:
         image.load()
+    return image
+
+
+def read_mask(path: str | Path, ignore_index: IgnoreIndex = "auto") -> np.ndarray:
+    """(height, width) uint8 of 0, 1 and (ignored) 255 from an image file: see `to_label_map`."""
+    image = open_mask(path)
     try:
         return to_label_map(image, ignore_index)
     except ValueError as error:
@@ -215,23 +231,55 @@ def pack_outlines(outlines: Sequence[Any], height: int, width: int) -> str:
     return json.dumps({"size": [height, width], "outlines": list(outlines)}, separators=(",", ":"))
 
 
-def pack_file(path: str | Path) -> str:
-    """The same for a mask in an image file."""
-    return json.dumps({"file": str(path)})
+def pack_file(path: str | Path, ignore_index: IgnoreIndex = "auto") -> str:
+    """The same for a mask in an image file, and which value of it is ignored: see `to_label_map`."""
+    return json.dumps({"file": str(path), "ignore_index": ignore_index})
 
 
-def unpack(packed: str, merge: Merge = "union", ignore_index: IgnoreIndex = "auto") -> np.ndarray:
-    """The mask that was packed: (height, width) uint8; all 0 without annotations.
+def pack_mask(mask: np.ndarray) -> str:
+    """The same for a (height, width) mask of 0, 1 and (ignored) 255."""
+    ignored = {"ignored": encode_mask(mask == 255)} if (mask == 255).any() else {}
+    return json.dumps({"size": mask.shape, "annotations": [encode_mask(mask == 1)], **ignored}, separators=(",", ":"))
+
+
+def _is_drawn(segmentation: Any, height: int, width: int, merge: Merge) -> bool:
+    """Whether an annotation has a pixel; run lengths need not be decoded for that unless parts take pixels away."""
+    parts = to_run_lengths(segmentation, height, width)
+    if merge == "reference" and len(parts) > 1:
+        return bool(decode_segmentation(segmentation, height, width, merge).any())
+    return bool(coco_mask.area(parts).any())
+
+
+def has_object(packed: str, merge: Merge = "union") -> tuple[tuple[int, int], bool]:
+    """The (height, width) of a packed mask, and whether it has a pixel of the object.
+
+    Raises:
+        OSError: if its file is missing or broken.
+        ValueError: if it is broken.
+    """
+    description = json.loads(packed)
+    if "annotations" in description:
+        height, width = description["size"]
+        found = any(_is_drawn(each, height, width, merge) for each in description["annotations"])
+        return (height, width), found
+    mask = unpack(packed, merge)
+    return (mask.shape[0], mask.shape[1]), bool((mask == 1).any())
+
+
+def unpack(packed: str, merge: Merge = "union") -> np.ndarray:
+    """The mask that was packed: (height, width) uint8 of 0, 1 and (ignored) 255; all 0 without annotations.
 
     Several annotations (several targets) are always united; `merge` concerns the parts of one.
     """
     description = json.loads(packed)
     if "file" in description:
-        return read_mask(description["file"], ignore_index)
+        return read_mask(description["file"], description["ignore_index"])
     height, width = description["size"]
     if "outlines" in description:
         return draw_outlines(description["outlines"], height, width)
     mask = np.zeros((height, width), dtype=np.uint8)
     for segmentation in description["annotations"]:
         mask |= decode_segmentation(segmentation, height, width, merge)
+    if "ignored" in description:
+        mask[decode_segmentation(description["ignored"], height, width) == 1] = 255
     return mask

@@ -14,9 +14,23 @@ from torch.utils.data import Sampler
 from ..processing_crossvlt import CrossVLTProcessor
 
 
-def _rows(dataset: Dataset, indices: Sequence[int]) -> list[dict[str, Any]]:
-    batch = dataset[list(indices)]
-    return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+class _SharedEpoch:
+    """A number in shared memory: set in one process, it is seen by the workers that got a copy of this object."""
+
+    def __init__(self) -> None:
+        self.value = torch.tensor(-1).share_memory_()
+
+    def __setstate__(self, state: dict[str, Tensor]) -> None:
+        self.__dict__.update(state)
+        self.value.share_memory_()  # what is copied or unpickled elsewhere than in a worker has memory of its own
+
+    def get(self) -> int | None:
+        """The epoch; None if it was not set."""
+        return None if self.value < 0 else int(self.value)
+
+    def set(self, epoch: int) -> None:
+        """Set it for all."""
+        self.value.fill_(epoch)
 
 
 def reference_name(row: dict[str, Any], index: int) -> str:
@@ -27,7 +41,9 @@ def reference_name(row: dict[str, Any], index: int) -> str:
 class TrainingPairs(TorchDataset):
     """Every reference once in an epoch, with one of its expressions by chance.
 
-    Which one depends on seed, epoch and index alone, so not on processes, workers or an interruption.
+    Once `set_epoch` was called (`Trainer` and Accelerate do), which one depends on seed, epoch and index alone, so not
+    on processes, workers or an interruption; the workers of a `DataLoader` follow, persistent ones too. Until then it
+    is drawn anew from PyTorch's random state whenever a reference is read.
 
     Args:
         datasets: of records (see `crossvlt_hf.data.records`), one after the other.
@@ -35,12 +51,17 @@ class TrainingPairs(TorchDataset):
     """
 
     def __init__(self, datasets: Sequence[Dataset], seed: int = 0) -> None:
-        self.datasets, self.seed, self.epoch = list(datasets), seed, 0
+        self.datasets, self.seed, self._epoch = list(datasets), seed, _SharedEpoch()
         self.starts = np.cumsum([0, *map(len, self.datasets)])
 
+    @property
+    def epoch(self) -> int | None:
+        """The epoch; None until it is set."""
+        return self._epoch.get()
+
     def set_epoch(self, epoch: int) -> None:
-        """Choose anew."""
-        self.epoch = epoch
+        """Choose anew, in the workers too."""
+        self._epoch.set(epoch)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -48,26 +69,26 @@ class TrainingPairs(TorchDataset):
     def name(self, index: int) -> str:
         """Data set and id of a reference, read without decoding it."""
         source = int(np.searchsorted(self.starts, index, side="right")) - 1
-        stored = self.datasets[source].with_format(None)[index - int(self.starts[source])]
-        return reference_name(stored, index)
+        dataset = self.datasets[source].with_format(None)
+        named = dataset.select_columns([name for name in ("dataset", "ref_id") if name in dataset.column_names])
+        return reference_name(named[index - int(self.starts[source])], index)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Rows with `expression`; references of one data set that follow each other are decoded together."""
-        sources = np.searchsorted(self.starts, indices, side="right") - 1
-        rows: dict[int, dict[str, Any]] = {}
-        for source in np.unique(sources):
-            places = np.flatnonzero(sources == source)
-            found = _rows(self.datasets[source], [int(indices[i] - self.starts[source]) for i in places.tolist()])
-            rows |= dict(zip(places.tolist(), found, strict=True))
-        return [self._choose(rows[place], index) for place, index in enumerate(indices)]
+        """Rows with `expression`, and with `epoch`: a random number where no epoch was set."""
+        return [self._pair(int(index)) for index in indices]
 
-    def _choose(self, row: dict[str, Any], index: int) -> dict[str, Any]:
-        rng = np.random.default_rng([self.seed, self.epoch, index])
+    def _pair(self, index: int) -> dict[str, Any]:
+        source = int(np.searchsorted(self.starts, index, side="right")) - 1
+        row = dict(self.datasets[source][index - int(self.starts[source])])
+        epoch = self.epoch
+        if epoch is None:
+            epoch = int(torch.randint(2**32, 2**63 - 1, ()))
         expressions = row.pop("expressions")
-        return {**row, "expression": expressions[rng.integers(len(expressions))], "index": index}
+        chosen = np.random.default_rng([self.seed, epoch, index]).integers(len(expressions))
+        return {**row, "expression": expressions[chosen], "index": index, "epoch": epoch}
 
 
 class EvaluationPairs(TorchDataset):
@@ -91,11 +112,8 @@ class EvaluationPairs(TorchDataset):
         return len(self.reference)
 
     def texts(self) -> list[str]:
-        """The expression of every pair, decoded alone where the data set stores it."""
-        stored = self.dataset.with_format(None)
-        if "expressions" in stored.column_names:
-            return [text for texts in stored["expressions"][:] for text in texts]
-        return [self[index]["expression"] for index in range(len(self))]
+        """The expression of every pair, read without the images."""
+        return [text for texts in self.dataset.with_format(None)["expressions"][:] for text in texts]
 
     def images(self) -> list[str]:
         """The image of every pair."""
@@ -111,7 +129,7 @@ class EvaluationPairs(TorchDataset):
         """Rows with `expression`; a reference with several of them in `indices` is decoded once."""
         references = self.reference[list(indices)]
         wanted = np.unique(np.r_[references, self.neighbour[references]]).tolist()
-        rows = dict(zip(wanted, _rows(self.dataset, wanted), strict=True))
+        rows = {number: self.dataset[number] for number in wanted}
         return [self._pair(rows, reference, index) for reference, index in zip(references, indices, strict=True)]
 
     def _pair(self, rows: dict[int, dict[str, Any]], reference: int, index: int) -> dict[str, Any]:
@@ -213,7 +231,8 @@ class Collator:
         processor: what turns images, expressions and masks into tensors.
         masked_words: share of the words that are replaced by [MASK] (training only).
         masked_patches: share of a grid of 8x8 cells of the image that are greyed (training only).
-        seed: of what is masked; with the pair's index and the epoch it decides.
+        seed: of what is masked; with the pair's index and epoch it decides.
+        epoch: in place of that of the pair.
 
     The two are the masking augmentation of MaskRIS (Lee et al., 2024), as a lever.
     """
@@ -222,7 +241,7 @@ class Collator:
     masked_words: float = 0.0
     masked_patches: float = 0.0
     seed: int = 0
-    epoch: int = 0
+    epoch: int | None = None
 
     def __call__(self, pairs: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Tensors of the model's forward: pixel_values, input_ids, attention_mask, labels, ..."""
@@ -235,8 +254,9 @@ class Collator:
         batch.pop("original_sizes", None)
         if self.masked_words or self.masked_patches:
             for row, pair in enumerate(pairs):
+                epoch = pair.get("epoch", 0) if self.epoch is None else self.epoch
                 # The last number keeps it apart from the choice of the expression
-                self._mask(batch, row, np.random.default_rng([self.seed, self.epoch, pair["index"], 1]))
+                self._mask(batch, row, np.random.default_rng([self.seed, epoch, pair["index"], 1]))
         return dict(batch)
 
     def _mask(self, batch: dict[str, Tensor], row: int, rng: np.random.Generator) -> None:

@@ -1,200 +1,232 @@
 """The one record behind all data sets: an image, the expressions that mean the same object in it, and its mask.
 
-A data set here is a `datasets.Dataset` whose rows are references. What is heavy is decoded only when a row is read:
+A data set here is a `datasets.Dataset` whose rows are references, with these columns. Image and mask are decoded only
+when a row is read; `select_columns` leaves out what need not be.
 
 image            PIL image, RGB
 image_id         str, the same for all references to one image
 ref_id           str
 ann_ids          list of str, the annotated objects that are meant: one, several or none
 expressions      list of str
-mask             (height, width) uint8: 1 on what is meant, 0 off it, 255 ignored
+mask             numpy array (height, width) of uint8: 1 on what is meant, 0 off it, 255 ignored; see `mask_to_image`
 has_target       bool, False where nothing is meant
 family           str, kind of expression; empty where the data do not say
 split            str
 dataset          str
-num_expressions  int, the length of `expressions`, there without decoding
+num_expressions  int, the length of `expressions`
 """
 
-import re
-from collections.abc import Iterable
-from dataclasses import dataclass
-from io import BytesIO
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from datasets import Dataset, Features, List, Value
 from PIL import Image
 
-from ..processing_crossvlt import IgnoreIndex, check_ignore_index, opening, to_rgb
-from .masks import MERGES, Merge, decode_mask, unpack
+from .features import Mask, Picture
+from .flaws import HALF_SURROGATE, Flaws
+from .masks import MERGES, Merge, has_object
 
 
-# As stored: `image` is a path, or a row number of another data set that holds the images; `mask` is packed
-# (see `masks.pack`); `source` says where a row comes from, for messages.
 FEATURES = Features(
     {
-        "image": Value("string"),
+        "image": Picture(),
         "image_id": Value("string"),
         "ref_id": Value("string"),
         "ann_ids": List(Value("string")),
         "expressions": List(Value("string")),
-        "mask": Value("large_string"),
+        "mask": Mask(),
         "has_target": Value("bool"),
         "family": Value("string"),
         "split": Value("string"),
         "dataset": Value("string"),
         "num_expressions": Value("int32"),
-        "source": Value("string"),
     }
 )
 
 
-_HALF_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
 @dataclass(frozen=True)
 class Record:
-    """A reference as a reader gives it: see the module's table; `mask` is packed, `source` names file and row."""
+    """A reference as a reader gives it: see the module's table.
 
-    image: str | Path | int
+    Args:
+        image: path of the image, or a cell of `Picture` with its bytes.
+        mask: packed: see `masks.pack`.
+        where: file and row, for messages.
+        expressions: without any, the reference is left out.
+    """
+
+    image: str | Path | dict[str, Any]
     image_id: str | int
     ref_id: str | int
     expressions: list[str]
     mask: str
     split: str
     dataset: str
-    source: str
+    where: str
     ann_ids: tuple[str | int, ...] = ()
     has_target: bool = True
     family: str = ""
 
 
-def clean_expressions(expressions: Iterable[Any], source: str) -> list[str]:
-    """Expressions without white space around them.
+def check_merge(merge: str) -> None:
+    """Check the choice of how parts of an object join.
 
     Raises:
-        ValueError: if there is none, or one is empty or no text.
+        ValueError: if there is no such choice.
     """
-    texts = list(expressions)
-    if not texts:
-        raise ValueError(f"{source} has no expression; give at least one.")
-    for text in texts:
-        # half of a surrogate pair is what a damaged escape in JSON leaves; no table can store it
-        if not isinstance(text, str) or not text.strip() or _HALF_SURROGATE.search(text):
-            raise ValueError(f"{source} has the expression {text!r}; give text.")
-    return [text.strip() for text in texts]
+    if merge not in MERGES:
+        raise ValueError(f"`merge` must be one of {', '.join(MERGES)}, got {merge!r}.")
 
 
-@dataclass(frozen=True)
-class RecordDecoder:
-    """Turn stored rows into decoded ones, whenever they are read.
+def mask_to_image(mask: np.ndarray) -> Image.Image:
+    """A mask of a record as a picture that shows: white (255) on what is meant, black off it, grey (128) ignored.
 
     Args:
-        images: the data set whose rows the records' `image` numbers; None where `image` is a path.
-        image_column: of that data set.
-        mask_column: of that data set, where it holds the masks too; the records' `mask` then numbers its rows.
-        merge: how the parts of an annotation join: see `decode_segmentation`.
-        upright: whether to turn images as their EXIF data say. The annotations of COCO belong to the pixels as they
-            are stored.
-        ignore_index: the value of pixels to ignore in masks that are pictures or arrays: see `to_label_map`.
+        mask: (height, width) of 0, 1 and 255, or bool.
+
+    Returns:
+        Image of mode "L".
     """
-
-    images: Dataset | None = None
-    image_column: str = "image"
-    mask_column: str | None = None
-    merge: Merge = "union"
-    upright: bool = False
-    ignore_index: IgnoreIndex = "auto"
-
-    def __post_init__(self) -> None:
-        if self.merge not in MERGES:
-            raise ValueError(f"`merge` is {self.merge!r}; give one of {', '.join(MERGES)}.")
-        check_ignore_index(self.ignore_index)
-
-    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
-        """Decode what is there of image and mask; other columns stay, but for `source`."""
-        decoded = {name: values for name, values in batch.items() if name != "source"}
-        rows = self._rows(batch)
-        if "image" in batch:
-            images = batch["image"] if self.images is None else [row[self.image_column] for row in rows]
-            decoded["image"] = [self._image(image) for image in images]
-        if "mask" in batch:
-            sources = batch.get("source", [""] * len(batch["mask"]))
-            masks = batch["mask"] if self.mask_column is None else rows
-            decoded["mask"] = [self._mask(*row) for row in zip(masks, sources, strict=True)]
-        if "image" in batch and "mask" in batch:
-            self._check_sizes(decoded, batch)
-        return decoded
-
-    def _rows(self, batch: dict[str, list]) -> list[dict[str, Any]]:
-        """The rows of the other data set, each read once for image and mask."""
-        numbers = batch.get("image") or batch.get("mask") or []
-        if self.images is None or ("image" not in batch and self.mask_column is None):
-            return []
-        sources = batch.get("source") or [f"row {number}" for number in numbers]
-        return [self._row(self.images, int(number), source) for number, source in zip(numbers, sources, strict=True)]
-
-    @staticmethod
-    def _row(images: Dataset, number: int, source: str) -> dict[str, Any]:
-        with opening(source):  # the library decodes images here
-            return images[number]
-
-    def _image(self, image: Any) -> Image.Image:
-        if isinstance(image, dict):  # a file in a column that is not decoded
-            image = image["path"] if image["bytes"] is None else BytesIO(image["bytes"])
-        if not isinstance(image, str | BytesIO):
-            return to_rgb(image)
-        name = image if isinstance(image, str) else "The file in a row"
-        with opening(name), Image.open(image) as opened:
-            opened.load()
-            picture = to_rgb(opened, upright=self.upright)
-        picture.info.clear()  # else whoever is given it would turn it after all
-        return picture
-
-    def _mask(self, mask: str | dict[str, Any], source: str) -> np.ndarray:
-        try:
-            if isinstance(mask, str):
-                return unpack(mask, self.merge, self.ignore_index)
-            image = self._image(mask[self.image_column])
-            column = mask[str(self.mask_column)]
-            return decode_mask(column, image.height, image.width, self.merge, self.ignore_index)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{source}: {error}") from error
-
-    @staticmethod
-    def _check_sizes(decoded: dict[str, list], batch: dict[str, list]) -> None:
-        for number, (image, mask) in enumerate(zip(decoded["image"], decoded["mask"], strict=True)):
-            if mask.shape != (image.height, image.width):
-                source = batch["source"][number] if "source" in batch else ""
-                raise ValueError(
-                    f"{source}: the mask is {mask.shape[0]}x{mask.shape[1]} pixels, the image "
-                    f"{image.height}x{image.width}; they must agree."
-                )
+    values = np.asarray(mask)
+    shades = np.select([values == 1, values == 255], [np.uint8(255), np.uint8(128)], np.uint8(0))
+    return Image.fromarray(shades.astype(np.uint8))
 
 
 def _check_names(record: Record) -> None:
     """Whether a table can store all that is text; what is said is checked by `clean_expressions`."""
-    names = (record.image, record.image_id, record.ref_id, record.split, record.dataset, record.family)
+    path = record.image.get("path") if isinstance(record.image, dict) else record.image
+    names = (path, record.image_id, record.ref_id, record.split, record.dataset, record.family)
     for name in map(str, (*names, *record.ann_ids)):
-        if _HALF_SURROGATE.search(name):
-            raise ValueError(f"{record.source} has the name {name[:60]!r}: half of a surrogate pair is no text.")
+        if HALF_SURROGATE.search(name):
+            raise ValueError(f"{record.where} has the name {name[:60]!r}: half of a surrogate pair is no text.")
 
 
-def build_dataset(records: Iterable[Record], decoder: RecordDecoder | None = None) -> Dataset:
-    """A data set of records, decoded lazily.
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """The function of every item, in order, a few hundred at a time: files are decoded in threads."""
+    rest = iter(items)
+    with ThreadPoolExecutor() as pool:
+        while some := list(islice(rest, 256)):
+            yield from pool.map(function, some)
+
+
+def _found(record: Record, merge: Merge) -> tuple[tuple[int, int] | None, bool] | None:
+    """Size of the mask and whether it has a pixel; None of one that cannot be decoded, as reading its row says why."""
+    try:
+        return has_object(record.mask, merge)
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _settle(record: Record, found: bool, flaws: Flaws) -> Record | None:
+    """The record, whose mask must have a pixel if and only if something is meant; None if it is to be skipped."""
+    if found == record.has_target:
+        return record
+    if found:
+        raise ValueError(f"{record.where} says that nothing is meant, but its mask has pixels; leave one of them out.")
+    if flaws.empty_masks == "error":
+        raise ValueError(
+            f"{record.where} has a target, but its mask has no pixel of it (beside the image, or without area); mend "
+            "or remove it, or give `empty_masks`: 'no_target' or 'skip'."
+        )
+    if flaws.empty_masks == "skip":
+        flaws.add("references left out, as their masks have no pixel", record.where)
+        return None
+    flaws.add("references made ones without a target, as their masks have no pixel", record.where)
+    return replace(record, has_target=False, ann_ids=())
+
+
+def _row(record: Record, size: tuple[int, int] | None, merge: Merge, upright: bool) -> dict[str, Any]:
+    """A row as it is stored."""
+    stored = record.image if isinstance(record.image, dict) else {"path": str(record.image)}
+    height, width = size or (None, None)
+    cell = {"bytes": None, "path": None, "upright": upright, "height": height, "width": width, "where": record.where}
+    return {
+        "image": {**cell, **stored},
+        "image_id": str(record.image_id),
+        "ref_id": str(record.ref_id),
+        "ann_ids": list(map(str, record.ann_ids)),
+        "expressions": record.expressions,
+        "mask": {"packed": record.mask, "merge": merge, "where": record.where},
+        "has_target": record.has_target,
+        "family": record.family,
+        "split": record.split,
+        "dataset": record.dataset,
+        "num_expressions": len(record.expressions),
+    }
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A record that was found fit.
+
+    Args:
+        number: its place among all.
+        record: itself.
+        size: (height, width) of its mask; None where the mask could not be decoded.
+    """
+
+    number: int
+    record: Record
+    size: tuple[int, int] | None
+
+
+def check_records(records: Iterable[Record], flaws: Flaws, merge: Merge = "union") -> list[Checked]:
+    """The records whose sentences and masks are fit, with a warning of what was left out.
+
+    Args:
+        records: the references.
+        flaws: what to do with masks without a pixel; it has counted what the reader met.
+        merge: how the parts of an annotation join: see `decode_segmentation`.
 
     Raises:
-        ValueError: if there is no record.
+        ValueError: if there is no record left, or the mask of one contradicts its `has_target`; names it.
     """
-    columns: dict[str, list] = {name: [] for name in FEATURES}
-    for record in records:
+    check_merge(merge)
+    records, fit = list(records), []
+    found = in_threads(lambda record: _found(record, merge), records)
+    for number, (record, mask) in enumerate(zip(records, found, strict=True)):
+        if not record.expressions:
+            flaws.add("references left out, as they have no sentence", record.where)
+            continue
         _check_names(record)
-        for name, value in vars(record).items():
-            columns[name].append(value)
-        columns["image"][-1], columns["image_id"][-1] = str(record.image), str(record.image_id)
-        columns["ref_id"][-1], columns["ann_ids"][-1] = str(record.ref_id), list(map(str, record.ann_ids))
-        columns["num_expressions"].append(len(record.expressions))
-    if not columns["image"]:
-        raise ValueError("The data set has no rows.")
-    return Dataset.from_dict(columns, features=FEATURES).with_transform(decoder or RecordDecoder())
+        size, has_pixels = mask or (None, record.has_target)
+        settled = _settle(record, has_pixels, flaws)
+        if settled is not None:
+            fit.append(Checked(number, settled, size))
+    flaws.warn()
+    if not fit:
+        raise ValueError(f"{flaws.dataset} has no rows.")
+    return fit
+
+
+def store(checked: Sequence[Checked], merge: Merge = "union", upright: bool = False) -> Dataset:
+    """A data set of checked records: see `build_dataset`."""
+    rows = [_row(each.record, each.size, merge, upright) for each in checked]
+    return Dataset.from_dict({name: [row[name] for row in rows] for name in FEATURES}, features=FEATURES)
+
+
+def build_dataset(
+    records: Iterable[Record], flaws: Flaws | None = None, *, merge: Merge = "union", upright: bool = False
+) -> Dataset:
+    """A data set of records, whose images and masks are decoded when a row is read.
+
+    Args:
+        records: the references.
+        flaws: what to do with masks without a pixel; None makes them an error.
+        merge: how the parts of an annotation join: see `decode_segmentation`.
+        upright: whether to turn images as their EXIF data say. The annotations of COCO belong to the pixels as they
+            are stored.
+
+    Raises:
+        ValueError: if there is no record, or the mask of one contradicts its `has_target`; names it.
+    """
+    return store(check_records(records, flaws or Flaws("The data set"), merge), merge, upright)

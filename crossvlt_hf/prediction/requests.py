@@ -12,9 +12,9 @@ import numpy as np
 from datasets import Dataset, load_dataset, load_from_disk
 
 from ..data.files import inside
+from ..data.flaws import clean_expressions
 from ..data.folder import METADATA
 from ..data.loading import NAMES, load_data
-from ..data.records import clean_expressions
 from ..processing_crossvlt import ImageLike, opening
 from .picture_files import find_pictures
 

@@ -6,7 +6,7 @@ contour's coloured line, `size` the font size of the legend; both grow with the 
 
 import unicodedata
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from ..processing_crossvlt import to_rgb
 
 
 Mask = np.ndarray | Tensor | Image.Image
+Result = dict[str, Any]
 Colour = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -43,13 +44,15 @@ GAP = 8  # between pictures that are arranged
 
 def overlay(
     image: Image.Image,
-    masks: Sequence[Mask],
-    labels: Sequence[str],
-    scores: Sequence[float] | None = None,
+    masks: Mask | Result | Sequence[Mask] | Sequence[Result],
+    labels: str | Sequence[str] | None = None,
+    scores: float | Sequence[float] | None = None,
     *,
     opacity: float = 0.45,
 ) -> Image.Image:
     """Draw what was found: the photo with every mask in a colour of its own, and a legend below it.
+
+    `overlay(image, mask)` is enough, and so is `overlay(image, results)` with what the pipeline gives.
 
     Later masks lie over earlier ones; the contours lie over all masks. Outside the masks and their contours the pixels
     of the photo are kept. A photo narrower than 320 pixels is enlarged by a whole factor, every pixel a square, as far
@@ -60,20 +63,23 @@ def overlay(
 
     Args:
         image: photo of any size. It is shown as the model sees it: upright as EXIF says, on white.
-        masks: one mask of the upright image's size for each expression: `(height, width)` arrays or tensors of bool or
-            of integers, or images of mode "1" or "L". Whatever is not zero belongs to the mask; it may be empty.
-        labels: the expressions.
-        scores: one number for each expression, written with two decimals.
+        masks: one mask of the upright image's size for each expression, or a single one: `(height, width)` arrays or
+            tensors of bool or of integers, or images of mode "1" or "L". Whatever is not zero belongs to the mask, but
+            for 255 beside 1, which is ignored; it may be empty. Or results of the pipeline, dicts with "mask", "label"
+            and "score", or a single one.
+        labels: the expressions; by default those of the results. Without any there is no legend.
+        scores: one number for each expression, written with two decimals; by default those of the results.
         opacity: how far the colour covers the photo inside a mask, from 0 (contours only) to 1 (colour only).
 
     Returns:
-        New image of mode "RGB". Without masks it has no legend.
+        New image of mode "RGB". Without masks or labels it has no legend.
 
     Raises:
         ValueError: if numbers or sizes do not fit together, a mask is not a mask, the image has no pixels, or
             `opacity` is beyond [0, 1].
     """
     photo = to_rgb(image)
+    masks, labels, scores = _listed(masks, labels, scores)
     _check_request(photo, masks, labels, scores, opacity)
     factor = _enlargement(photo.size)
     picture = photo.resize((photo.width * factor, photo.height * factor), Image.Resampling.NEAREST)
@@ -85,11 +91,30 @@ def overlay(
     for region, colour in zip(regions, colours, strict=True):
         draw_contour(picture, region, colour)
 
+    if labels is None:
+        return picture
     found = [region.getbbox() is not None for region in regions]
     given: Sequence[float | None] = [None] * len(found) if scores is None else scores
     notes = [_note(score, shown) for score, shown in zip(given, found, strict=True)]
     rows = [_Row(*row) for row in zip(colours, found, map(_plain, labels), notes, strict=True)]
     return _stack(picture, _draw_legend(rows, picture.size) if rows else None)
+
+
+def _listed(
+    masks: Any, labels: str | Sequence[str] | None, scores: float | Sequence[float] | None
+) -> tuple[Sequence[Mask], Sequence[str] | None, Sequence[float] | None]:
+    """Masks, labels and scores as lists, from a single one or results too."""
+    if isinstance(masks, dict | Image.Image) or getattr(masks, "ndim", 0) == 2:
+        masks, labels = [masks], [labels] if isinstance(labels, str) else labels
+        scores = [scores] if isinstance(scores, int | float) else scores
+    if len(masks) and isinstance(masks[0], dict):
+        results, masks = masks, [result["mask"] for result in masks]
+        labels = [result["label"] for result in results] if labels is None else labels
+        given = [result["score"] for result in results if result.get("score") is not None]
+        scores = given if scores is None and len(given) == len(results) else scores
+    if labels is None and scores is not None:
+        labels = [""] * len(masks)
+    return masks, labels, scores  # type: ignore[return-value]
 
 
 def arrange(tiles: Sequence[Image.Image], columns: int) -> Image.Image:
@@ -121,7 +146,7 @@ def to_mask_image(mask: Mask) -> Image.Image:
         mask: `(height, width)` array or tensor of bool or of integers, or image of mode "1" or "L".
 
     Returns:
-        New image of mode "L" and the same size: 255 where the mask is not zero, and 0 elsewhere.
+        New image of mode "L" and the same size: 255 where the mask is not zero (255 beside 1 is ignored), 0 elsewhere.
 
     Raises:
         ValueError: if the mask has not two dimensions, or holds numbers with a fraction.
@@ -138,11 +163,17 @@ def _to_array(mask: Mask) -> NDArray[np.bool_]:
         raise ValueError(f"The mask has the shape {values.shape}; give one of two dimensions, (height, width).")
     if values.dtype.kind not in "bui":
         raise ValueError(f"The mask holds {values.dtype} values; make it bool first, e.g. with `mask > 0.5`.")
+    if {1, 255} <= set(np.unique(values).tolist()) <= {0, 1, 255}:
+        return values == 1  # the mask of a record, 255 of which is ignored
     return values != 0
 
 
 def _check_request(
-    image: Image.Image, masks: Sequence[Mask], labels: Sequence[str], scores: Sequence[float] | None, opacity: float
+    image: Image.Image,
+    masks: Sequence[Mask],
+    labels: Sequence[str] | None,
+    scores: Sequence[float] | None,
+    opacity: float,
 ) -> None:
     if not 0 <= opacity <= 1:
         raise ValueError(f"`opacity` is {opacity}; give a number from 0 to 1.")

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..files import opening
+from ...processing_crossvlt import opening
 from .composition import MOST_PIXELS, Background, CutOut, cut_out
 from .record import IMAGE_SUFFIXES, ObjectSource
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..files import entries, field, image_size, inside, opening, read_json
+from ...processing_crossvlt import opening
+from ..files import entries, field, image_size, inside, read_json
 from ..masks import check_polygons, encode_mask
 from .record import ObjectRecord, ObjectScene, ObjectSource, header_size
 

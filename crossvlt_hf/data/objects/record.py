@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 from pycocotools import mask as coco_mask
 
-from ...processing_crossvlt import to_rgb
-from ..files import opening
+from ...processing_crossvlt import opening, to_rgb
 from ..masks import decode_segmentation, encode_mask
 from .attributes import DescribedObject, describe
 
@@ -71,14 +70,14 @@ class ObjectScene:
             ValueError: if it has another size than the labels.
         """
         if not isinstance(self.image, str):
-            picture = to_rgb(self.image()) if self.upright else self.image().convert("RGB")
+            picture = to_rgb(self.image(), upright=self.upright)
         else:
             with opening(self.image, "image"), Image.open(self.image) as opened:
                 self._check_size(*stored_size(opened, self.upright))
                 if longest is not None:
                     opened.draft("RGB", (longest, longest))
                 opened.load()
-                picture = to_rgb(opened) if self.upright else opened.convert("RGB")
+                picture = to_rgb(opened, upright=self.upright)
         if longest is None:
             self._check_size(picture.height, picture.width)
         elif max(picture.size) > longest:

@@ -16,10 +16,10 @@ import numpy as np
 from datasets import Dataset
 from PIL import Image
 
-from ..files import opening
+from ...processing_crossvlt import opening
 from ..folder import METADATA
 from ..masks import pack
-from ..records import Record, RecordDecoder, build_dataset
+from ..records import Record, build_dataset
 from .attributes import DescribedObject
 from .expressions import FAMILIES, Expression, make_expressions
 from .hub import HubObjects
@@ -178,7 +178,9 @@ def _expressions(
 def expressions_dataset(
     source: ObjectSource, options: ReferOptions | None = None, *, split: str = "train", report: Report | None = None
 ) -> Dataset:
-    """Expressions for a source as a data set of records (see `crossvlt_hf.data.records`), images left where they are.
+    """Expressions for a source as a data set of records (see `crossvlt_hf.data.records`).
+
+    Files of images are left where they are; the bytes of images in rows of a data set are copied.
 
     Args:
         source: of labels, whose pictures are files or rows of a data set.
@@ -193,11 +195,12 @@ def expressions_dataset(
     upright = True
     records = []
     for index, scene, expressions in refer(source, options, report):
-        image: str | int = index
-        if not isinstance(source, HubObjects):
-            if not isinstance(scene.image, str):
-                raise ValueError(f"{scene.where} has its image inside; write it as a folder with `write_references`.")
-            image, upright = scene.image, scene.upright
+        image: Any = scene.image
+        if isinstance(source, HubObjects):
+            image = source.dataset[index][source.image_column]
+        elif not isinstance(image, str):
+            raise ValueError(f"{scene.where} has its image inside; write it as a folder with `write_references`.")
+        upright = scene.upright
         for number, expression in enumerate(expressions):
             records.append(
                 Record(
@@ -208,16 +211,13 @@ def expressions_dataset(
                     mask=pack([scene.objects[target].segmentation for target in expression.targets], *scene.size),
                     split=split,
                     dataset=source.name,
-                    source=f"{scene.where}, {expression.text!r}",
+                    where=f"{scene.where}, {expression.text!r}",
                     ann_ids=tuple(scene.objects[target].ann_id for target in expression.targets),
                     has_target=bool(expression.targets),
                     family=expression.family,
                 )
             )
-    decoder = RecordDecoder(upright=upright)
-    if isinstance(source, HubObjects):
-        decoder = RecordDecoder(source.dataset, source.image_column, upright=True)
-    return build_dataset(records, decoder)
+    return build_dataset(records, upright=upright)
 
 
 class ReferenceWriter:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..files import opening
+from ...processing_crossvlt import opening
 from .record import ObjectRecord, ObjectScene, ObjectSource, find_images, segmentation_of_map
 
 

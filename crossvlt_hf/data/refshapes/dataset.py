@@ -1,51 +1,127 @@
 """RefShapes as a `datasets.Dataset` whose scenes are drawn when they are read."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from functools import lru_cache
+from typing import Any, ClassVar
 
 import numpy as np
-from datasets import Dataset
+import pyarrow as pa
+from datasets import Dataset, DatasetInfo, Features, Value
+from datasets.table import array_cast
 from PIL import Image
 
+from ..features import Mask, Picture, register
+from ..masks import unpack
 from .examples import Example, Split, families_at, make_scene
 
 
+@lru_cache(maxsize=32)
+def read_scene(
+    split: Split, scene: int, side: int, seed: int, expressions: int, family: str | None, fewest: int, most: int
+) -> list[Example]:
+    """The examples of a scene; the last ones drawn are kept, as a row has several columns and a scene several rows."""
+    families = families_at(split, scene, expressions) if family is None else [family]
+    return make_scene(split, scene, families=families, side=side, seed=seed, count=(fewest, most))
+
+
+_PARTS: dict[str, tuple[str, Callable[[Example], Any]]] = {
+    "image": ("PIL.Image.Image", lambda example: Image.fromarray(example.scene.image)),
+    "ann_ids": ("list", lambda example: list(map(str, example.targets))),
+    "expressions": ("list", lambda example: [example.expression]),
+    "mask": ("numpy.ndarray", lambda example: example.mask.astype(np.uint8)),
+    "has_target": ("bool", lambda example: bool(example.targets)),
+    "family": ("str", lambda example: example.family),
+}
+
+
 @dataclass
-class SceneDecoder:
-    """Draw the scenes of stored rows, those of one scene once: see `load_refshapes`."""
+class Drawn:
+    """A column of RefShapes, read as `records` describes it.
 
-    split: Split
-    side: int = 96
-    seed: int = 0
-    expressions: int = 1
-    family: str | None = None
-    count: tuple[int, int] = (3, 6)
-    _drawn: tuple[int, list[Example]] | None = field(default=None, repr=False, compare=False)
+    A cell says which scene is to be drawn; where `Dataset.map` has changed an image or mask, it holds what that gave.
 
-    def scene(self, index: int) -> list[Example]:
-        """The examples of a scene; the last one drawn is kept."""
-        if self._drawn is None or self._drawn[0] != index:
-            families = families_at(self.split, index, self.expressions) if self.family is None else [self.family]
-            options: dict[str, Any] = {"side": self.side, "seed": self.seed, "count": self.count}
-            self._drawn = index, make_scene(self.split, index, families=families, **options)
-        return self._drawn[1]
+    Args:
+        part: the name of the column.
+    """
 
-    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
-        """Rows as `records` describes them; a selection of columns without the scene's number stays as it is."""
-        if not {"scene", "number"} <= batch.keys():
-            return batch
-        examples = [self.scene(scene)[number] for scene, number in zip(batch["scene"], batch["number"], strict=True)]
-        return {
-            **{name: values for name, values in batch.items() if name not in ("scene", "number")},
-            "image": [Image.fromarray(example.scene.image) for example in examples],
-            "ann_ids": [list(map(str, example.targets)) for example in examples],
-            "expressions": [[example.expression] for example in examples],
-            "mask": [example.mask.astype(np.uint8) for example in examples],
-            "has_target": [bool(example.targets) for example in examples],
-            "family": [example.family for example in examples],
-            "split": [self.split] * len(examples),
-            "dataset": ["refshapes"] * len(examples),
+    part: str
+    decode: bool = True
+    id: str | None = field(default=None, repr=False)
+    pa_type: ClassVar[pa.DataType] = pa.struct(
+        {
+            "split": pa.string(),
+            "scene": pa.int64(),
+            "side": pa.int32(),
+            "seed": pa.int64(),
+            "expressions": pa.int8(),
+            "family": pa.string(),
+            "fewest": pa.int8(),
+            "most": pa.int8(),
+            "number": pa.int8(),
+            "changed": pa.large_binary(),
         }
+    )
+    _type: str = field(default="CrossVLTDrawn", init=False, repr=False)
+
+    @property
+    def dtype(self) -> str:
+        """What a row holds."""
+        return _PARTS[self.part][0]
+
+    def __call__(self) -> pa.DataType:
+        """The type of a cell as it is stored."""
+        return self.pa_type
+
+    def flatten(self) -> "Drawn":
+        """Itself: a cell is one thing, also for `Dataset.flatten`."""
+        return self
+
+    def decode_example(self, value: Any, token_per_repo_id: dict[str, Any] | None = None) -> Any:
+        """The part of the scene of a cell."""
+        if not (isinstance(value, dict) and "scene" in value):
+            return value
+        cell = dict(value)
+        changed, number = cell.pop("changed"), cell.pop("number")
+        if changed is None:
+            return _PARTS[self.part][1](read_scene(**cell)[number])
+        return unpack(changed.decode()) if self.part == "mask" else Picture().decode_example({"bytes": changed})
+
+    def cast_storage(self, storage: pa.Array) -> pa.Array:
+        """Cells from cells, or from what a function of `Dataset.map` gave for an image or mask.
+
+        Raises:
+            TypeError: if it is of another column; the column then has the type of what the function gave.
+        """
+        if not (pa.types.is_struct(storage.type) and storage.type.get_field_index("scene") >= 0):
+            if self.part == "image":
+                changed = Picture().embed_storage(Picture().cast_storage(storage)).field("bytes")
+            elif self.part == "mask":
+                changed = Mask().cast_storage(storage).field("packed")
+            else:
+                raise TypeError(f"{storage.type} holds no scenes.")
+            empty = [pa.nulls(len(storage), each.type) for each in self.pa_type][:-1]
+            names = [each.name for each in self.pa_type]
+            storage = pa.StructArray.from_arrays([*empty, changed.cast(pa.large_binary())], names)
+        return array_cast(storage, self.pa_type)
+
+
+register(Drawn)
+
+# Those of all records
+_ORDER = (
+    "image",
+    "image_id",
+    "ref_id",
+    "ann_ids",
+    "expressions",
+    "mask",
+    "has_target",
+    "family",
+    "split",
+    "dataset",
+    "num_expressions",
+)
 
 
 def load_refshapes(
@@ -71,20 +147,34 @@ def load_refshapes(
 
     Raises:
         ValueError: if there is no such split or family, or a number is out of range.
+
+    Its columns have types of their own, as what is said is drawn with the scene: `datasets` joins such data sets with
+    each other, and refuses to join them with others (`write_folder` and `load_folder` make them joinable).
     """
     if scenes < 1 or not 1 <= expressions <= 3 or (family is not None and expressions > 1):
         raise ValueError(
             f"`scenes` is {scenes}, `expressions` {expressions}, `family` {family!r}; give at least one scene, one to "
             "three expressions, and one for a family of its own."
         )
-    decoder = SceneDecoder(split, side, seed, expressions, family, (count[0], count[1]))
-    decoder.scene(0)  # checks the rest
+    fewest, most = count
+    read_scene(split, 0, side, seed, expressions, family, fewest, most)  # checks the rest
     index, number = np.divmod(np.arange(scenes * expressions), expressions)
-    columns = {
-        "scene": index,
-        "number": number,
-        "image_id": [f"{split}-{seed}-{i}" for i in index],
-        "ref_id": [f"{split}-{seed}-{i}-{n}" for i, n in zip(index, number, strict=True)],
-        "num_expressions": np.ones(len(index), dtype=np.int32),
+    same = {"split": split, "side": side, "seed": seed, "expressions": expressions, "family": family}
+    same |= {"fewest": fewest, "most": most}
+    parts = {
+        name: pa.repeat(pa.scalar(value, Drawn.pa_type.field(name).type), len(index)) for name, value in same.items()
     }
-    return Dataset.from_dict(columns).with_transform(decoder)
+    parts |= {"scene": pa.array(index), "number": pa.array(number, pa.int8())}
+    parts["changed"] = pa.nulls(len(index), pa.large_binary())
+    names = [each.name for each in Drawn.pa_type]
+    cells = pa.StructArray.from_arrays([parts[name] for name in names], names)  # shared by all drawn columns
+    columns = {
+        "image_id": pa.array([f"{split}-{seed}-{i}" for i in index]),
+        "ref_id": pa.array([f"{split}-{seed}-{i}-{n}" for i, n in zip(index, number, strict=True)]),
+        "split": parts["split"],
+        "dataset": pa.repeat("refshapes", len(index)),
+        "num_expressions": pa.array(np.ones(len(index), dtype=np.int32)),
+    }
+    features = Features({name: Drawn(name) if name in _PARTS else Value(str(columns[name].type)) for name in _ORDER})
+    table = pa.table({name: columns.get(name, cells) for name in _ORDER}, schema=features.arrow_schema)
+    return Dataset(table, info=DatasetInfo(features=features))

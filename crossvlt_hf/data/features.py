@@ -1,0 +1,201 @@
+"""The types of the columns `image` and `mask`, which `datasets` stores packed and decodes when a row is read.
+
+As decoding belongs to the type of a column, it survives whatever `datasets` does with rows and columns: selecting,
+renaming, joining, mapping, saving. Everything that decoding needs is in the cell, so that rows of all readers have the
+same types. Importing this module (or any reader) makes the types known to `datasets.load_from_disk`.
+"""
+
+import warnings
+from dataclasses import dataclass, field
+from io import BytesIO
+from os.path import basename
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+from datasets import Image as ImageFeature
+from datasets.features.features import register_feature
+from datasets.table import array_cast
+from PIL import Image
+
+from ..processing_crossvlt import opening, to_rgb
+from .masks import decode_mask, pack_mask, unpack
+
+
+def register(feature: type) -> None:
+    """Make a type of column known to `datasets`, which saves it by its `_type`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that the function is experimental
+        register_feature(feature, feature._type)  # type: ignore[attr-defined]
+
+
+def open_picture(picture: dict[str, Any], name: str = "The file in a row") -> Image.Image:
+    """The image of a cell {"bytes", "path"}, loaded and otherwise as its file has it.
+
+    Raises:
+        OSError: if the file is missing or broken.
+        ValueError: if it is larger than Pillow allows.
+    """
+    inline = picture.get("bytes") is not None
+    with (
+        opening(name if inline else str(picture["path"]), "image"),
+        Image.open(BytesIO(picture["bytes"]) if inline else picture["path"]) as image,
+    ):
+        image.load()
+    return image
+
+
+def _children(array: pa.StructArray, names: pa.StructType) -> list[pa.Array]:
+    """The fields of a struct array by the names of another type; nulls where it has no such field."""
+    found = dict(zip((entry.name for entry in array.type), array.flatten(), strict=True))
+    return [found.get(entry.name, pa.nulls(len(array), entry.type)) for entry in names]
+
+
+@dataclass
+class Picture:
+    """A column of images that are read as (width, height) RGB `PIL.Image.Image`: see `to_rgb`.
+
+    A cell holds `bytes` or `path`; `upright`, whether to turn the image as its EXIF data say (the annotations of COCO
+    belong to the pixels as they are stored); `height` and `width` of its mask, which it must agree with, where known;
+    and `where`, the file and row for messages.
+    """
+
+    decode: bool = True
+    id: str | None = field(default=None, repr=False)
+    dtype: ClassVar[str] = "PIL.Image.Image"
+    pa_type: ClassVar[pa.DataType] = pa.struct(
+        {
+            "bytes": pa.binary(),
+            "path": pa.string(),
+            "upright": pa.bool_(),
+            "height": pa.int32(),
+            "width": pa.int32(),
+            "where": pa.string(),
+        }
+    )
+    _type: str = field(default="CrossVLTPicture", init=False, repr=False)
+
+    def __call__(self) -> pa.DataType:
+        """The type of a cell as it is stored."""
+        return self.pa_type
+
+    def flatten(self) -> "Picture":
+        """Itself: a cell is one thing, also for `Dataset.flatten`."""
+        return self
+
+    def encode_example(self, value: Any) -> dict[str, Any]:
+        """A cell from a cell, or from whatever `datasets.Image` takes: path, bytes, PIL image, array."""
+        if isinstance(value, dict) and "where" in value:
+            return value
+        # what `datasets` stores of a PIL image is upright only when it is read so
+        return {"upright": True, **ImageFeature().encode_example(value)}
+
+    def decode_example(self, value: Any, token_per_repo_id: dict[str, Any] | None = None) -> Image.Image:
+        """The image of a cell.
+
+        Raises:
+            OSError: if the file is missing or broken.
+            ValueError: if it is not as large as its mask, larger than Pillow allows, or its numbers are no picture.
+        """
+        if not isinstance(value, dict):
+            return value
+        where = value.get("where") or "The file in a row"
+        opened = open_picture(value, where)
+        try:
+            picture = to_rgb(opened, upright=bool(value.get("upright")))
+        except ValueError as error:  # numbers that are no picture, as TIFF files may hold
+            raise ValueError(f"{where}: {error}") from error
+        picture.info.clear()  # else whoever is given it might turn it
+        expected = value.get("height"), value.get("width")
+        if None not in expected and expected != (picture.height, picture.width):
+            raise ValueError(
+                f"{where}: the mask is {expected[0]}x{expected[1]} pixels, the image {picture.height}x"
+                f"{picture.width}; they must agree."
+            )
+        return picture
+
+    def cast_storage(self, storage: pa.Array) -> pa.Array:
+        """Cells from stored cells, or from the storage that `datasets.Image` takes."""
+        if not (pa.types.is_struct(storage.type) and storage.type.get_field_index("upright") >= 0):
+            storage = ImageFeature().cast_storage(storage)
+            parts = dict(zip((entry.name for entry in self.pa_type), _children(storage, self.pa_type), strict=True))
+            parts["upright"] = pa.array([True] * len(storage))
+            storage = pa.StructArray.from_arrays(list(parts.values()), list(parts), mask=storage.is_null())
+        return array_cast(storage, self.pa_type)
+
+    def embed_storage(self, storage: pa.Array, local_files: bool = True, **_: Any) -> pa.Array:
+        """Cells with the bytes of the files that they name, for data sets that leave this machine."""
+        cells = storage.to_pylist()
+        for cell in cells if local_files else ():
+            if cell is not None and cell["bytes"] is None:
+                cell["bytes"], cell["path"] = Path(cell["path"]).read_bytes(), basename(cell["path"])
+        return pa.array(cells, type=self.pa_type)
+
+
+@dataclass
+class Mask:
+    """A column of masks that are read as (height, width) uint8: 1 on what is meant, 0 off it, 255 ignored.
+
+    A cell holds `packed` (see `masks.pack`), `merge` (see `masks.decode_segmentation`), and `where`, the file and row
+    for messages.
+    """
+
+    decode: bool = True
+    id: str | None = field(default=None, repr=False)
+    dtype: ClassVar[str] = "numpy.ndarray"
+    pa_type: ClassVar[pa.DataType] = pa.struct(
+        {"packed": pa.large_string(), "merge": pa.string(), "where": pa.string()}
+    )
+    _type: str = field(default="CrossVLTMask", init=False, repr=False)
+
+    def __call__(self) -> pa.DataType:
+        """The type of a cell as it is stored."""
+        return self.pa_type
+
+    def flatten(self) -> "Mask":
+        """Itself: a cell is one thing, also for `Dataset.flatten`."""
+        return self
+
+    def encode_example(self, value: Any) -> dict[str, Any]:
+        """A cell from a cell, a mask as rows have it (array or nested list), or a picture of one (PIL image).
+
+        Raises:
+            ValueError: if it is no such mask.
+        """
+        if isinstance(value, dict) and "packed" in value:
+            return value
+        if isinstance(value, dict):  # as `datasets` encodes a PIL image
+            value = open_picture(value)
+        values = decode_mask(value, *value.size[::-1]) if isinstance(value, Image.Image) else np.asarray(value)
+        if values.ndim != 2 or not np.isin(values, (0, 1, 255)).all():
+            raise ValueError(
+                f"A mask must be (height, width) of 0, 1 and (ignored) 255, got shape {values.shape} with values "
+                f"up to {values.max(initial=0)}."
+            )
+        return {"packed": pack_mask(values), "merge": "union", "where": ""}
+
+    def decode_example(self, value: Any, token_per_repo_id: dict[str, Any] | None = None) -> np.ndarray:
+        """The mask of a cell.
+
+        Raises:
+            OSError: if its file is missing or broken.
+            ValueError: if it is broken; begins with file and row.
+        """
+        if not isinstance(value, dict):
+            return value
+        try:
+            return unpack(value["packed"], value["merge"] or "union")
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{value['where']}: {error}" if value["where"] else str(error)) from error
+
+    def cast_storage(self, storage: pa.Array) -> pa.Array:
+        """Cells from stored cells, or from masks as nested lists or files."""
+        if pa.types.is_struct(storage.type) and storage.type.get_field_index("packed") >= 0:
+            return array_cast(storage, self.pa_type)
+        cells = [None if cell is None else self.encode_example(cell) for cell in storage.to_pylist()]
+        return pa.array(cells, type=self.pa_type)
+
+
+for _feature in (Picture, Mask):
+    register(_feature)
