@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from .data.pairs import EvaluationPairs
+from .data.refshapes.dataset import Drawn
 from .metrics import Areas, ReferringSegmentationMetric, mask_areas
 from .modeling_crossvlt import CrossVLTModel, evaluating
 from .processing_crossvlt import CrossVLTProcessor, resize_label_map
@@ -95,7 +96,7 @@ def describe_reading(processor: CrossVLTProcessor, datasets: Sequence[Dataset]) 
     """
     texts, drawn = [], False
     for dataset in datasets:
-        stored = "expressions" in dataset.with_format(None).column_names
+        stored = not isinstance(dataset.features.get("expressions"), Drawn)
         part = dataset if stored or len(dataset) <= MOST_DRAWN else dataset.select(range(MOST_DRAWN))
         drawn = drawn or len(part) < len(dataset)
         texts += EvaluationPairs(part).texts()
