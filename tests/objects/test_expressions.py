@@ -66,6 +66,12 @@ def test_size_words_need_a_clear_difference():
     assert not any(word in text for text in near for word in ("large", "big", "small"))
 
 
+def test_a_person_who_is_near_is_not_big():
+    words = said([thing("person", side=0.4, x=0.3), thing("person", side=0.2, x=0.8)], "superlative")
+    assert words["the leftmost person"] == (0,)
+    assert not any(re.search("large|big|small", text) for text in words)
+
+
 def test_nobody_knows_the_size_of_what_the_border_cuts():
     objects = [thing(side=0.4, x=0.4), thing(side=0.2, x=0.95)]
     assert not any(re.search("large|big|small", text) for text in said(objects, "superlative"))

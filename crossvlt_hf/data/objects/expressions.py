@@ -178,7 +178,7 @@ def _at_side(thing: DescribedObject, side: str, limit: float) -> Answer:
     flip = side in ("right", "bottom")
     centre = 1 - thing.centre[axis] if flip else thing.centre[axis]
     far = 1 - thing.box[axis] if flip else thing.box[axis + 2]
-    if centre <= limit and far <= 0.6:
+    if centre <= limit and far <= 0.58:
         return True
     return False if centre >= 0.5 else None
 
@@ -192,7 +192,7 @@ def _in_middle(thing: DescribedObject) -> Answer:
 
 def in_region(thing: DescribedObject, sides: Sequence[str]) -> Answer:
     """Whether a thing lies at all of the sides."""
-    limit = 0.38 if len(sides) == 1 else 0.35
+    limit = 0.35 if len(sides) == 1 else 0.33
     answer: Answer = True
     for side in sides:
         answer = both(answer, _at_side(thing, side, limit))
@@ -375,7 +375,8 @@ def attribute_queries(world: World) -> Iterator[Query]:
             useful = all(world.count(s) > 1 for s in shorter if s != phrase)
             yield Query(_words(phrase), partial(world.fits, phrase), useful, phrase.colour or "adjective")
     for phrase, word in product(world.crowded, ("big", "small")):
-        if (counted := _counted(phrase)) is not None and phrase.colour is None:
+        counted = _counted(phrase)
+        if counted is not None and phrase.colour is None and lookup(phrase.word).sizes:
             yield Query(f"the {word} {counted}", partial(world.first, phrase, _further(word)), group="size")
 
 
@@ -423,7 +424,8 @@ def superlative_queries(world: World) -> Iterator[Query]:
         if (counted := _counted(phrase)) is not None:
             words = SUPERLATIVES | (COMPARATIVES if world.sure(phrase) == 2 else {})
             for word, key in words.items():
-                yield Query(f"the {word} {counted}", partial(world.first, phrase, _further(key)), group=key)
+                if key in SIDES or lookup(phrase.word).sizes:
+                    yield Query(f"the {word} {counted}", partial(world.first, phrase, _further(key)), group=key)
 
 
 def negation_queries(world: World) -> Iterator[Query]:

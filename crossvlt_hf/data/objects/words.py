@@ -49,6 +49,7 @@ class Noun:
         form: "count", or "plural" ("shoes", one label for a pair), or "mass" ("rice").
         piece: what is counted of a mass: "piece of tofu".
         colours: the colours that are said of it; None for all.
+        sizes: whether it is called big or small by how much of the picture it covers.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Noun:
     form: Form = "count"
     piece: str | None = None
     colours: frozenset[str] | None = None
+    sizes: bool = True
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -152,6 +154,7 @@ def lookup(label: str) -> Noun:
         form,
         entry.get("piece"),
         None if colours is None else frozenset(colours or ()),
+        entry.get("sizes", True),
     )
 
 
