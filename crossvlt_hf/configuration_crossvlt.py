@@ -518,9 +518,9 @@ class CrossVLTConfig(CarriesCode, PreTrainedConfig):
         return cls(vision_config={**SIZES[size], **overrides}, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, without what is derived from others."""
+        """All fields, those of the language encoder with what the words read, which follows from the others."""
         values = super().to_dict()
-        values["text_config"].pop("context_dims", None)
+        values["text_config"]["context_dims"] = self.context_dims
         return values
 
     @property

@@ -16,7 +16,14 @@ from transformers import AttentionInterface, AutoModel, AutoModelForSemanticSegm
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging
 
-from crossvlt_hf import CrossVLTConfig, CrossVLTModel, CrossVLTTextModel, CrossVLTVisionModel, modeling_crossvlt
+from crossvlt_hf import (
+    CrossVLTConfig,
+    CrossVLTModel,
+    CrossVLTTextConfig,
+    CrossVLTTextModel,
+    CrossVLTVisionModel,
+    modeling_crossvlt,
+)
 from crossvlt_hf.configuration_crossvlt import MIN_TEMPERATURE
 from crossvlt_hf.modeling_crossvlt import (
     CrossVLTDropPath,
@@ -958,12 +965,17 @@ def test_an_encoder_saved_alone(tmp_path, tower, direction):
 
 
 def test_what_the_words_read_follows_from_the_whole_config(tmp_path):
-    """And is never stale: neither saved with the whole nor kept where the whole changes."""
+    """And is never stale, whatever the language encoder's own config says."""
     config = tiny_config()
     CrossVLTModel(config).save_pretrained(tmp_path)
     assert config.text_config.context_dims == [16, 32, 64]
-    assert "context_dims" not in json.loads((tmp_path / "config.json").read_text())["text_config"]
+    assert config.to_dict() == tiny_config().to_dict() | {"architectures": ["CrossVLTModel"], "dtype": "float32"}
+    old = json.loads((tmp_path / "config.json").read_text())
+    assert old["text_config"].pop("context_dims") == [16, 32, 64]
+    (tmp_path / "config.json").write_text(json.dumps(old))  # as saved before there was such a field
+    assert CrossVLTTextConfig.from_pretrained(tmp_path).context_dims == [16, 32, 64]
     config.fusion_direction = "late"
+    assert config.to_dict()["text_config"]["context_dims"] is None
     assert not any("cross_attention" in key for key in CrossVLTModel(config).state_dict())
     wider = CrossVLTConfig.from_pretrained(tmp_path, vision_config={"embed_dim": 16})
     assert CrossVLTModel(wider).text_model.config.context_dims == [32, 64, 128]
