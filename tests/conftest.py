@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import signal
+from collections import Counter
 from pathlib import Path
 
 
@@ -166,6 +167,16 @@ class Scheduling(LoadScopeScheduling):
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     return Scheduling(config, log)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """List why tests were skipped, which says how to run them."""
+    skipped = terminalreporter.getreports("skipped")
+    reasons = Counter(report.longrepr[-1].removeprefix("Skipped: ") for report in skipped)
+    if reasons:
+        terminalreporter.section("skipped tests")
+        for reason, count in reasons.most_common():
+            terminalreporter.line(f"{count:4} {reason}")
 
 
 @pytest.fixture

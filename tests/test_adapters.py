@@ -12,7 +12,7 @@ from crossvlt_hf.cli import main
 from crossvlt_hf.loading import load_checkpoint
 
 
-peft = pytest.importorskip("peft")
+peft = pytest.importorskip("peft", reason="needs peft: pip install peft")
 TARGETS = r".*attention\.(qkv|proj|query|key|value|output)"
 
 

@@ -14,7 +14,7 @@ import crossvlt_hf  # noqa: F401  makes Transformers know the task
 from crossvlt_hf.data.refshapes import make_example
 
 
-pytest.importorskip("ray")
+pytest.importorskip("ray", reason="needs Ray: pip install 'ray[data]'")
 EXPRESSIONS = ["the largest object", "the leftmost object", "the object at the bottom"]
 
 

@@ -96,7 +96,7 @@ def without_package(tmp_path_factory):
     python = folder / "bin" / "python"
     here = subprocess.run([python, "-c", "import crossvlt_hf"], capture_output=True, cwd=folder)
     if here.returncode == 0:
-        pytest.skip("this package is installed as a whole, not editable, so no environment beside it lacks it")
+        pytest.skip("needs the package installed as `make` does, editable, and no PYTHONPATH that names it")
     return python
 
 
@@ -105,7 +105,7 @@ def with_torchvision():
     """Python of an environment that somebody made, with torchvision and without this package."""
     python = os.environ.get("CROSSVLT_TORCHVISION_PYTHON")
     if not python:
-        pytest.skip("CROSSVLT_TORCHVISION_PYTHON names no Python with torchvision (which has no CPU build here)")
+        pytest.skip("needs a Python with torchvision and without this package, named by CROSSVLT_TORCHVISION_PYTHON")
     return python
 
 

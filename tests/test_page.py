@@ -35,9 +35,11 @@ SPACE = Path(__file__).parents[1] / "examples" / "space"
 PATIENCE = 240_000  # milliseconds; the machine may be busy
 
 pytestmark = [  # Gradio takes seconds to import, which only the process that runs these tests should spend
-    pytest.mark.skipif(find_spec("gradio") is None, reason="the page needs Gradio, the extra `demo`"),
-    pytest.mark.skipif(find_spec("playwright") is None, reason="a browser is driven by playwright"),
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium"),
+    pytest.mark.skipif(find_spec("gradio") is None, reason="needs Gradio: pip install '.[demo]'"),
+    pytest.mark.skipif(find_spec("playwright") is None, reason="needs Playwright: pip install playwright"),
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="needs Chromium: apt-get install chromium, or Google Chrome on the PATH"
+    ),
 ]
 
 

@@ -14,7 +14,9 @@ from crossvlt_hf.evaluation import evaluate
 from crossvlt_hf.loading import load_checkpoint
 
 
-Int8WeightOnlyConfig = pytest.importorskip("torchao.quantization").Int8WeightOnlyConfig
+Int8WeightOnlyConfig = pytest.importorskip(
+    "torchao.quantization", reason="needs torchao: pip install '.[quantization]'"
+).Int8WeightOnlyConfig
 
 
 def load_int8(source, skip=None, **kwargs) -> CrossVLTModel:

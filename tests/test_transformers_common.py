@@ -16,9 +16,7 @@ from crossvlt_hf import CrossVLTConfig, CrossVLTModel, CrossVLTProcessor, CrossV
 try:
     sys.path.insert(0, str(testkit.build()))
 except subprocess.CalledProcessError:
-    pytest.skip(
-        "the package index cannot be reached, and the tests were not downloaded before", allow_module_level=True
-    )
+    pytest.skip("needs the package index once, to download Transformers' own tests", allow_module_level=True)
 
 import tests.test_modeling_common as common
 from tests.test_configuration_common import ConfigTester
