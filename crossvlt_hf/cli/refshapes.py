@@ -5,8 +5,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..data.refshapes import EXTRAS, FAMILIES, SPLITS, contact_sheet
+from ..data.refshapes import EXTRAS, FAMILIES, SPLITS, contact_sheet, in_turn
 from .extras import needs_extra
+
+
+def parse_families(settings: list[str]) -> dict[str, float]:
+    """`name` or `name=share` settings.
+
+    Raises:
+        ValueError: if a share is no number, or a family is named twice.
+    """
+    shares: dict[str, float] = {}
+    for setting in settings:
+        name, equals, share = setting.partition("=")
+        if name in shares:
+            raise ValueError(f"--families names {name!r} twice; give each family once.")
+        try:
+            shares[name] = float(share) if equals else 1.0
+        except ValueError as error:
+            raise ValueError(f"--families has {setting!r}; give a name, or name=share with a number.") from error
+    return shares
 
 
 def write_scenes(arguments: argparse.Namespace) -> None:
@@ -16,12 +34,22 @@ def write_scenes(arguments: argparse.Namespace) -> None:
         from ..data.refshapes.dataset import SceneDecoder, load_refshapes
 
     low, high = arguments.objects
-    options = {"side": arguments.side, "seed": arguments.seed, "family": arguments.family, "count": (low, high)}
-    dataset = load_refshapes(arguments.split, scenes=arguments.scenes, expressions=arguments.expressions, **options)
+    options = {"side": arguments.side, "seed": arguments.seed, "count": (low, high)}
+    families = None if arguments.families is None else parse_families(arguments.families)
+    dataset = load_refshapes(
+        arguments.split,
+        scenes=arguments.scenes,
+        expressions=arguments.expressions,
+        family=arguments.family,
+        families=families,
+        **options,
+    )
     write_folder((dataset[index] for index in range(len(dataset))), arguments.output)
     print(f"{arguments.scenes} scenes are in {arguments.output}", file=sys.stderr)
     if arguments.sheet:
-        decoder = SceneDecoder(arguments.split, expressions=arguments.expressions, **options)
+        single = None if arguments.family is None else (arguments.family,)
+        order = single if families is None else tuple(in_turn(families))
+        decoder = SceneDecoder(arguments.split, expressions=arguments.expressions, families=order, **options)
         examples = [example for index in range(min(arguments.scenes, 36)) for example in decoder.scene(index)]
         path = Path(arguments.sheet)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,6 +67,12 @@ def add_command(commands: Any) -> None:
     command.add_argument("--side", type=int, default=96, help="of a picture, in pixels (%(default)s)")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--family", choices=[*FAMILIES, *EXTRAS], help="of all expressions (default: six in turn)")
+    command.add_argument(
+        "--families",
+        nargs="+",
+        metavar="NAME[=SHARE]",
+        help=f"of the expressions, in these shares: {', '.join([*FAMILIES, *EXTRAS])}",
+    )
     command.add_argument("--objects", type=int, nargs=2, default=(3, 6), metavar=("FEWEST", "MOST"))
     command.add_argument("--sheet", metavar="PNG", help="a contact sheet of the first 36 scenes")
     command.set_defaults(run=write_scenes)

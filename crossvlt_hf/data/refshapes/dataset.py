@@ -7,7 +7,7 @@ import numpy as np
 from datasets import Dataset
 from PIL import Image
 
-from .examples import Example, Split, families_at, make_scene
+from .examples import Example, Families, Split, families_at, in_turn, make_scene
 
 
 @dataclass
@@ -18,14 +18,14 @@ class SceneDecoder:
     side: int = 96
     seed: int = 0
     expressions: int = 1
-    family: str | None = None
+    families: tuple[str, ...] | None = None
     count: tuple[int, int] = (3, 6)
     _drawn: tuple[int, list[Example]] | None = field(default=None, repr=False, compare=False)
 
     def scene(self, index: int) -> list[Example]:
         """The examples of a scene; the last one drawn is kept."""
         if self._drawn is None or self._drawn[0] != index:
-            families = families_at(self.split, index, self.expressions) if self.family is None else [self.family]
+            families = families_at(self.split, index, self.expressions, self.families)
             options: dict[str, Any] = {"side": self.side, "seed": self.seed, "count": self.count}
             self._drawn = index, make_scene(self.split, index, families=families, **options)
         return self._drawn[1]
@@ -56,6 +56,7 @@ def load_refshapes(
     side: int = 96,
     seed: int = 0,
     family: str | None = None,
+    families: Families | None = None,
     count: tuple[int, int] = (3, 6),
 ) -> Dataset:
     """Scenes of RefShapes as records (see `crossvlt_hf.data.records`), `expressions` rows for each.
@@ -67,6 +68,8 @@ def load_refshapes(
         side: of a picture, in pixels.
         seed: another seed gives other scenes.
         family: one of `FAMILIES` or `EXTRAS` for all; None takes the six families in turn.
+        families: instead, several of them in equal shares, or each with its share, such as
+            `{"attribute": 2, "plural": 1, "no_target": 1}`.
         count: the fewest and the most objects of a scene.
 
     Raises:
@@ -77,7 +80,11 @@ def load_refshapes(
             f"`scenes` is {scenes}, `expressions` {expressions}, `family` {family!r}; give at least one scene, one to "
             "three expressions, and one for a family of its own."
         )
-    decoder = SceneDecoder(split, side, seed, expressions, family, (count[0], count[1]))
+    if family is not None and families is not None:
+        raise ValueError(f"`family` is {family!r} and `families` {families!r}; give one of the two.")
+    order = None if family is None else (family,)
+    order = order if families is None else tuple(in_turn(families))
+    decoder = SceneDecoder(split, side, seed, expressions, order, (count[0], count[1]))
     decoder.scene(0)  # checks the rest
     index, number = np.divmod(np.arange(scenes * expressions), expressions)
     columns = {
