@@ -16,13 +16,12 @@ from .data.pairs import EvaluationPairs
 from .metrics import Areas, ReferringSegmentationMetric, mask_areas, match_instances
 from .modeling_crossvlt import IGNORE_INDEX, CrossVLTModel
 from .processing_crossvlt import (
-    PRESENCE_THRESHOLD,
     CrossVLTProcessor,
     check_min_area,
-    check_threshold,
     estimate_iou,
     find_instances,
     resize_label_map,
+    resolve_presence_threshold,
 )
 
 
@@ -42,8 +41,8 @@ class EvaluationOptions:
             code.
         shuffle: compare with what the expression of another image finds: the score of a model that does not read.
         distractors: whether to compare with the mask of another reference to the same image as well.
-        presence_threshold: with a presence head the mask is empty where the probability that something fits is below
-            this; None empties none.
+        presence_threshold: the mask is empty where the probability that something fits is below this; "auto" is 0.5
+            for a model with a presence head, None empties none.
         instances: whether to compare the connected parts of the masks too.
         min_area: the least area of such a part, in pixels; None is 1.
         workers: processes that prepare data.
@@ -55,7 +54,7 @@ class EvaluationOptions:
     truncation: Truncation = "keep_sep"
     shuffle: bool = False
     distractors: bool = False
-    presence_threshold: float | None = PRESENCE_THRESHOLD
+    presence_threshold: float | Literal["auto"] | None = "auto"
     instances: bool = False
     min_area: int | None = None
     workers: int = 0
@@ -67,7 +66,7 @@ class EvaluationOptions:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}; give one of {', '.join(known)}.")
         if self.batch_size < 1 or self.workers < 0:
             raise ValueError(f"`batch_size` is {self.batch_size}, `workers` {self.workers}; give 1 and 0 or more.")
-        check_threshold(self.presence_threshold, "presence_threshold")
+        resolve_presence_threshold(self.presence_threshold, has_head=True)
         check_min_area(self.instances, self.min_area)
 
 
@@ -112,6 +111,12 @@ def shuffled_expressions(pairs: EvaluationPairs) -> dict[int, str]:
     return found
 
 
+def _resolved(model: CrossVLTModel, options: EvaluationOptions) -> EvaluationOptions:
+    """The options for a model, without "auto"."""
+    has_head = getattr(getattr(model, "config", None), "presence_head", False)
+    return replace(options, presence_threshold=resolve_presence_threshold(options.presence_threshold, has_head))
+
+
 @dataclass(frozen=True)
 class _Prediction:
     """What a model says of a pair: by how much the object exceeds the background, (H, W), and whether it is there."""
@@ -126,9 +131,13 @@ class _Prediction:
         resized = torch.nn.functional.interpolate(self.margin[None, None], size=size, mode="bilinear")[0, 0]
         return replace(self, margin=resized)
 
-    def mask(self, presence_threshold: float | None) -> Tensor:
+    def mask(self, presence_threshold: float | str | None) -> Tensor:
         """(H, W) bool."""
-        absent = None not in (self.presence, presence_threshold) and self.presence < presence_threshold  # type: ignore[operator]
+        absent = (
+            self.presence is not None
+            and isinstance(presence_threshold, float | int)
+            and self.presence < presence_threshold
+        )
         return torch.zeros_like(self.margin, dtype=torch.bool) if absent else self.margin > 0
 
 
@@ -168,6 +177,7 @@ def evaluate(
     Raises:
         ValueError: if the data set is broken; the message names file and row.
     """
+    options = _resolved(model, options)
     pairs, state = EvaluationPairs(dataset, distractors=options.distractors), PartialState()
     expressions = shuffled_expressions(pairs) if options.shuffle else None
     own = range(
@@ -215,6 +225,7 @@ def find_masks(
         The pair, with its image and what the model was told as "expression", and the (height, width) bool mask that
         was found, of the image's own size.
     """
+    options = _resolved(model, options)
     pairs = EvaluationPairs(dataset)
     expressions = shuffled_expressions(pairs) if options.shuffle else None
     collate = _Collator(processor, options, expressions)
@@ -257,7 +268,7 @@ def _sample(
 
 def _found_instances(predicted: Tensor, mask: np.ndarray, min_area: int) -> bool:
     """Whether the connected parts of a prediction are those of the mask, which is brought to its size."""
-    labels = torch.from_numpy(resize_label_map(mask, (predicted.shape[0], predicted.shape[1])))
+    labels = torch.tensor(resize_label_map(mask, (predicted.shape[0], predicted.shape[1])))
     found, wanted = (
         [instance["box"] for instance in find_instances(each, min_area)]
         for each in (predicted & (labels != IGNORE_INDEX), labels == 1)

@@ -11,9 +11,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers.pipelines.base import ChunkPipeline
 
-from .processing_crossvlt import ImageLike, check_threshold, pair_expressions, to_rgb
+from .processing_crossvlt import (
+    ImageLike,
+    check_min_area,
+    check_threshold,
+    pair_expressions,
+    resolve_presence_threshold,
+    to_rgb,
+)
 
 
+RESULT_OPTIONS = ("presence_threshold", "instances", "min_area")
 EXPRESSIONS_TOGETHER = 8  # of one image, where no `batch_size` is given: their memory grows with their number
 
 
@@ -53,13 +61,17 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
                 list of expressions or lists of expressions, one for each; or, without `text`, a dict
                 `{"image": ..., "text": ...}`, or a list, generator or dataset of such dicts.
             text: the expressions, where they are not in `image`.
-            kwargs: `threshold` (see `CrossVLTProcessor.post_process_masks`), `batch_size` (pairs of image and
-                expression that go through the model together, where consecutive ones share their image; 1, or 8 for
-                the expressions of a single image), `timeout` in seconds for URLs.
+            kwargs: `threshold`, `instances` and `min_area` (see `CrossVLTProcessor.post_process_masks`),
+                `presence_threshold` (the same; "auto", the default, is 0.5 for a model with a presence head),
+                `batch_size` (pairs of image and expression that go through the model together, where consecutive ones
+                share their image; 1, or 8 for the expressions of a single image), `timeout` in seconds for URLs.
 
         Returns:
             For one image a list with one dict for each of its expressions, in their order: "label" (the expression),
-            "score" (mean probability of the object over the mask, 0.0 if it is empty), "mask" (PIL image of mode "L",
+            "score" (expected IoU of the mask where the checkpoint has a score calibration, else the mean probability
+            of the object over it; 0.0 if it is empty), with a presence head "presence" (probability that something
+            fits), with `instances` "instances" (the separate parts of the mask, from the largest: "mask", "box" and
+            "area" in pixels of each), "mask" (PIL image of mode "L",
             255 on the object, of the image's own upright size), "box" (dict of xmin, ymin, xmax, ymax in pixels, the
             maxima exclusive; None if the mask is empty). For a list a list of these; for a generator or dataset an
             iterator over these.
@@ -95,12 +107,14 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
         return super().__call__([pair], **kwargs)[0]
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
-        if unknown := kwargs.keys() - {"threshold", "timeout"}:
-            names = "text, threshold, timeout and batch_size"
+        if unknown := kwargs.keys() - {"threshold", "timeout", *RESULT_OPTIONS}:
+            names = f"text, threshold, {', '.join(RESULT_OPTIONS)}, timeout and batch_size"
             raise ValueError(f"The pipeline has no option {sorted(unknown)[0]!r}; it has {names}.")
         check_threshold(kwargs.get("threshold"))
         preprocess = {"timeout": kwargs["timeout"]} if "timeout" in kwargs else {}
-        postprocess = {"threshold": kwargs["threshold"]} if "threshold" in kwargs else {}
+        check_min_area(kwargs.get("instances", False), kwargs.get("min_area"))
+        resolve_presence_threshold(kwargs.get("presence_threshold", "auto"), self.model.config.presence_head)
+        postprocess = {name: kwargs[name] for name in ("threshold", *RESULT_OPTIONS) if name in kwargs}
         return preprocess, {}, postprocess
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
@@ -144,17 +158,36 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
             counts = torch.tensor([*first[1:], len(is_first)]) - torch.tensor(first)
             model_inputs["pixel_values"] = model_inputs["pixel_values"][first]
             model_inputs["expressions_per_image"] = counts.to(self.device)
-        return {**kept, "logits": self.model(**model_inputs).logits}
+        output = self.model(**model_inputs)
+        return {**kept, **{name: output[name] for name in ("logits", "presence_logits") if name in output}}
 
-    def postprocess(self, model_outputs: list[dict[str, Any]], threshold: float | None = None) -> list[dict[str, Any]]:
+    def postprocess(
+        self,
+        model_outputs: list[dict[str, Any]],
+        threshold: float | None = None,
+        presence_threshold: Any = "auto",
+        **options: Any,
+    ) -> list[dict[str, Any]]:
         """One result for each expression of an image."""
-        return [self._result(output, threshold) for output in model_outputs]
+        least = resolve_presence_threshold(presence_threshold, self.model.config.presence_head)
+        return [self._result(output, threshold, presence_threshold=least, **options) for output in model_outputs]
 
-    def _result(self, output: dict[str, Any], threshold: float | None) -> dict[str, Any]:
+    def _result(self, output: dict[str, Any], threshold: float | None, **options: Any) -> dict[str, Any]:
         label = output["label"] if isinstance(output["label"], str) else output["label"][0]
-        (result,) = self.processor.post_process_masks(output["logits"], output["original_sizes"], threshold)
-        box = result["box"] and dict(zip(("xmin", "ymin", "xmax", "ymax"), result["box"], strict=True))
-        return {"label": label, "score": result["score"], "mask": _to_pil(result["mask"]), "box": box}
+        (found,) = self.processor.post_process_masks(output, output["original_sizes"], threshold, **options)
+        result = {"label": label, "score": found["score"], "mask": _to_pil(found["mask"]), "box": _named(found["box"])}
+        if "presence" in found:
+            result["presence"] = found["presence"]
+        if "instances" in found:
+            result["instances"] = [
+                {"mask": _to_pil(part["mask"]), "box": _named(part["box"]), "area": part["area"]}
+                for part in found["instances"]
+            ]
+        return result
+
+
+def _named(box: list[int] | None) -> dict[str, int] | None:
+    return box and dict(zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
 
 
 def _to_pil(mask: Tensor) -> Image.Image:

@@ -507,7 +507,24 @@ def _as_masks(masks: Any, counts: list[int]) -> list:
 def check_threshold(threshold: float | None, name: str = "threshold") -> None:
     """Raise ValueError unless it is None or a probability above 0 and below 1."""
     if threshold is not None and not (isinstance(threshold, int | float) and 0 < threshold < 1):
-        raise ValueError(f"`{name}` is {threshold}; give a probability above 0 and below 1.")
+        raise ValueError(f"`{name}` is {threshold!r}; give a probability above 0 and below 1.")
+
+
+def resolve_presence_threshold(threshold: Any, has_head: bool) -> float | None:
+    """What stands for "auto": 0.5 for a model with a presence head, None for another.
+
+    Raises:
+        ValueError: if it is neither "auto" nor None nor a probability, or a probability for a model without the head.
+    """
+    if isinstance(threshold, str) and threshold == "auto":
+        return PRESENCE_THRESHOLD if has_head else None
+    check_threshold(threshold, "presence_threshold")
+    if threshold is not None and not has_head:
+        raise ValueError(
+            f"`presence_threshold` is {threshold}, but the model has no presence head (`config.presence_head`); leave "
+            "it out."
+        )
+    return threshold
 
 
 def check_min_area(instances: bool, min_area: int | None) -> None:

@@ -46,8 +46,11 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def _as_parquet(rows: Sequence[dict[str, Any]]) -> bytes:
+    schema = SCHEMA
+    if any("presence" in row for row in rows):  # of a model with a presence head
+        schema = schema.insert(schema.get_field_index("score") + 1, pa.field("presence", pa.float64()))
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), sink)
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), sink)
     return bytes(sink.getvalue())
 
 

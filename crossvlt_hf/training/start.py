@@ -40,6 +40,7 @@ def build_model(options: ModelOptions) -> tuple[CrossVLTModel, CrossVLTProcessor
     """
     if options.checkpoint is not None:
         model, processor = load_checkpoint(options.checkpoint, dtype="float32")
+        processor.score_calibration = None  # was of the weights before
         if options.image_size is not None:
             processor = CrossVLTProcessor.from_tokenizer(processor.tokenizer, options.image_size, processor.max_length)
     else:
