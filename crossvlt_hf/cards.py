@@ -1,8 +1,9 @@
 """Model cards: one template, filled from a checkpoint's config and what is known of it (`crossvlt_hf.evidence`)."""
 
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from .complexity import count_flops, count_parameters
 from .configuration_crossvlt import CrossVLTConfig
-from .evidence import About, Evidence
+from .evidence import ALWAYS_ONE, MAY_BE_NONE, About, Evidence
 from .metrics import markdown_table
 from .modeling_crossvlt import CrossVLTModel
 from .processing_crossvlt import CrossVLTProcessor
@@ -83,6 +84,8 @@ def render_card(
     """
     validate_repo_id(model_id)
     about = evidence.about
+    if config.presence_head:
+        about = replace(about, limits=about.limits.replace(ALWAYS_ONE, MAY_BE_NONE))
     return ModelCard.from_template(
         _card_data(evidence, model_id),
         template_path=str(template_path()),
@@ -206,16 +209,30 @@ def _eval_results(report: dict[str, Any]) -> list[EvalResult]:
     ]
 
 
+def _calibration_note(report: dict[str, Any]) -> str:
+    """How far scores and presences are from what was reached, in percent; empty where a report does not say it."""
+    found, notes = report.get("calibration") or {}, []
+    for kind in ("score", "presence"):
+        error = found[kind].get("expected_calibration_error") if isinstance(found.get(kind), dict) else None
+        if isinstance(error, int | float) and math.isfinite(error):
+            raw = " (not calibrated)" if kind == "score" and not found.get("calibrated") else ""
+            notes.append(f"{kind}{raw} {100 * error:.2f} %")
+    return ", ".join(notes)
+
+
 def _tables(evaluations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """One table for what was measured under the same conditions, and one for each report's kinds of expression."""
     groups: dict[tuple, dict[str, Any]] = {}
     for report in evaluations:
         key = tuple(json.dumps(report.get(name, USUAL.get(name))) for name in CONDITIONS)
-        group = groups.setdefault(key, {**report, "rows": {}, "families": {}, "unusual": _unusual(report)})
+        made: dict[str, Any] = {"rows": {}, "families": {}, "calibration": {}, "unusual": _unusual(report)}
+        group = groups.setdefault(key, {**report, **made})
         name = _row_name(report)
         if name in group["rows"]:
             raise ValueError(f"There are two reports on {name!r}; give one, or give each a `name` of its own.")
         group["rows"][name] = report["metrics"]
+        if note := _calibration_note(report):
+            group["calibration"][name] = note
         families = {family: row for family, row in (report.get("families") or {}).items() if family != "(none)"}
         if families and not report.get("shuffle"):
             group["families"][name] = markdown_table(families, "kind of expression")

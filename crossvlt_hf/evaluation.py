@@ -1,7 +1,7 @@
 """Evaluation of a model on references, in one process or several, by the paper's protocol or at original size."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,9 +14,16 @@ from torch.utils.data import DataLoader, Subset
 
 from .data.pairs import EvaluationPairs
 from .data.refshapes.dataset import Drawn
-from .metrics import Areas, ReferringSegmentationMetric, mask_areas
-from .modeling_crossvlt import CrossVLTModel, evaluating
-from .processing_crossvlt import CrossVLTProcessor, resize_label_map
+from .metrics import Areas, ReferringSegmentationMetric, mask_areas, match_instances
+from .modeling_crossvlt import IGNORE_INDEX, CrossVLTModel, evaluating
+from .processing_crossvlt import (
+    CrossVLTProcessor,
+    check_min_area,
+    estimate_iou,
+    find_instances,
+    resize_label_map,
+    resolve_presence_threshold,
+)
 from .tokenization import summarize_reading
 
 
@@ -36,6 +43,10 @@ class EvaluationOptions:
             code.
         shuffle: compare with what the expression of another image finds: the score of a model that does not read.
         distractors: whether to compare with the mask of another reference to the same image as well.
+        presence_threshold: the mask is empty where the probability that something fits is below this; "auto" is 0.5
+            for a model with a presence head, None empties none.
+        instances: whether to compare the connected parts of the masks too.
+        min_area: the least area of such a part, in pixels; None is 1.
         workers: processes that prepare data.
         progress: whether to show a bar.
     """
@@ -45,6 +56,9 @@ class EvaluationOptions:
     truncation: Truncation = "keep_sep"
     shuffle: bool = False
     distractors: bool = False
+    presence_threshold: float | Literal["auto"] | None = "auto"
+    instances: bool = False
+    min_area: int | None = None
     workers: int = 0
     progress: bool = False
 
@@ -54,6 +68,8 @@ class EvaluationOptions:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}; give one of {', '.join(known)}.")
         if self.batch_size < 1 or self.workers < 0:
             raise ValueError(f"`batch_size` is {self.batch_size}, `workers` {self.workers}; give 1 and 0 or more.")
+        resolve_presence_threshold(self.presence_threshold, has_head=True)
+        check_min_area(self.instances, self.min_area)
 
 
 def tokenize(processor: CrossVLTProcessor, expressions: list[str], truncation: Truncation) -> dict[str, Tensor]:
@@ -117,20 +133,51 @@ def shuffled_expressions(pairs: EvaluationPairs) -> dict[int, str]:
     return found
 
 
-def _areas(margin: Tensor, mask: np.ndarray, protocol: Protocol) -> tuple[int, int, int]:
-    """Intersection, union and predicted area of one pair whose object exceeds the background by (H, W) `margin`."""
-    if protocol == "original" and margin.shape != mask.shape:
-        margin = torch.nn.functional.interpolate(margin[None, None], size=mask.shape, mode="bilinear")[0, 0]
-    labels = mask if protocol == "original" else resize_label_map(mask, (margin.shape[0], margin.shape[1]))
-    return tuple(mask_areas((margin > 0)[None], torch.from_numpy(labels.astype(np.int64))[None])[0].tolist())
+def _resolved(model: CrossVLTModel, options: EvaluationOptions) -> EvaluationOptions:
+    """The options for a model, without "auto"."""
+    has_head = getattr(getattr(model, "config", None), "presence_head", False)
+    return replace(options, presence_threshold=resolve_presence_threshold(options.presence_threshold, has_head))
 
 
-def _predict(model: CrossVLTModel, loader: Iterable[Any]) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+@dataclass(frozen=True)
+class _Prediction:
+    """What a model says of a pair: by how much the object exceeds the background, (H, W), and whether it is there."""
+
+    margin: Tensor
+    presence: float | None = None
+
+    def at(self, size: tuple[int, ...]) -> "_Prediction":
+        """The same at another size."""
+        if self.margin.shape == size:
+            return self
+        resized = torch.nn.functional.interpolate(self.margin[None, None], size=size, mode="bilinear")[0, 0]
+        return replace(self, margin=resized)
+
+    def mask(self, presence_threshold: float | str | None) -> Tensor:
+        """(H, W) bool."""
+        absent = (
+            self.presence is not None
+            and isinstance(presence_threshold, float | int)
+            and self.presence < presence_threshold
+        )
+        return torch.zeros_like(self.margin, dtype=torch.bool) if absent else self.margin > 0
+
+
+def _areas(predicted: Tensor, mask: np.ndarray) -> tuple[int, int, int]:
+    """Intersection, union and predicted area of a (H, W) prediction and a mask, which is brought to its size."""
+    labels = resize_label_map(mask, (predicted.shape[0], predicted.shape[1]))
+    return tuple(mask_areas(predicted[None], torch.from_numpy(labels.astype(np.int64))[None])[0].tolist())
+
+
+def _predict(model: CrossVLTModel, loader: Iterable[Any]) -> Iterator[tuple[_Prediction, dict[str, Any]]]:
     for inputs, pairs in loader:
         moved = {name: value.to(model.device) for name, value in inputs.items()}
         with evaluating(model):
-            logits = model(**moved, return_dict=True).logits
-        yield from zip((logits[:, 1] - logits[:, 0]).cpu(), pairs, strict=True)
+            output = model(**moved, return_dict=True)
+        margins = (output.logits[:, 1] - output.logits[:, 0]).float().cpu()
+        found = getattr(output, "presence_logits", None)
+        presence = [None] * len(pairs) if found is None else found.sigmoid().tolist()
+        yield from zip(map(_Prediction, margins, presence), pairs, strict=True)
 
 
 @torch.no_grad()
@@ -154,6 +201,7 @@ def evaluate(
     Raises:
         ValueError: if the data set is broken; the message names file and row.
     """
+    options = _resolved(model, options)
     pairs, state = EvaluationPairs(dataset, distractors=options.distractors), PartialState()
     expressions = shuffled_expressions(pairs) if options.shuffle else None
     own = range(
@@ -169,8 +217,8 @@ def evaluate(
         collate_fn=_Collator(processor, options, expressions),
     )
     found = [
-        _sample(margin, pair, options.protocol)
-        for margin, pair in tqdm(_predict(model, loader), total=longest, disable=not options.progress)
+        _sample(prediction, pair, processor, options)
+        for prediction, pair in tqdm(_predict(model, loader), total=longest, disable=not options.progress)
     ][: len(own)]
     return ReferringSegmentationMetric(gather_object(found) if state.num_processes > 1 else found)
 
@@ -196,20 +244,47 @@ def find_masks(
         The pair, with its image and what the model was told as "expression", and the (height, width) bool mask that
         was found, of the image's own size.
     """
+    options = _resolved(model, options)
     pairs = EvaluationPairs(dataset)
     expressions = shuffled_expressions(pairs) if options.shuffle else None
     collate = _Collator(processor, options, expressions)
     for index in indices:
         pair = pairs[index]
         said = pair["expression"] if expressions is None else expressions[index]
-        ((margin, _),) = _predict(model, [collate([dict(pair)])])
-        size = pair["mask"].shape
-        margin = torch.nn.functional.interpolate(margin[None, None], size=size, mode="bilinear")[0, 0]
-        yield {**pair, "expression": said}, (margin > 0).numpy()
+        ((prediction, _),) = _predict(model, [collate([dict(pair)])])
+        mask = prediction.at(pair["mask"].shape).mask(options.presence_threshold)
+        yield {**pair, "expression": said}, mask.numpy()
 
 
-def _sample(margin: Tensor, pair: dict[str, Any], protocol: Protocol) -> Areas:
-    intersection, union, predicted = _areas(margin, pair["mask"], protocol)
+def _sample(
+    prediction: _Prediction, pair: dict[str, Any], processor: CrossVLTProcessor, options: EvaluationOptions
+) -> Areas:
+    if options.protocol == "original":
+        prediction = prediction.at(pair["mask"].shape)
+    mask = prediction.mask(options.presence_threshold)
+    intersection, union, predicted = _areas(mask, pair["mask"])
     comparable = pair["has_target"] and pair["distractor"] is not None and (pair["distractor"] == 1).any()
-    other = _areas(margin, pair["distractor"], protocol)[:2] if comparable else None
-    return Areas(intersection, union, predicted, pair["has_target"], pair["family"], other)
+    other = _areas(mask, pair["distractor"])[:2] if comparable else None
+    presence = prediction.presence
+    return Areas(
+        intersection,
+        union,
+        predicted,
+        pair["has_target"],
+        pair["family"],
+        other,
+        score=processor.score(prediction.margin, mask, presence),
+        estimate=estimate_iou(prediction.margin, mask) * (1.0 if presence is None else presence),
+        presence=presence,
+        instances_found=_found_instances(mask, pair["mask"], options.min_area or 1) if options.instances else None,
+    )
+
+
+def _found_instances(predicted: Tensor, mask: np.ndarray, min_area: int) -> bool:
+    """Whether the connected parts of a prediction are those of the mask, which is brought to its size."""
+    labels = torch.tensor(resize_label_map(mask, (predicted.shape[0], predicted.shape[1])))
+    found, wanted = (
+        [instance["box"] for instance in find_instances(each, min_area)]
+        for each in (predicted & (labels != IGNORE_INDEX), labels == 1)
+    )
+    return match_instances(found, wanted)

@@ -29,6 +29,11 @@ LOCAL_OPTIONS = {"images", "path", "root"}  # of data sets: where they lie on a 
 ONE_LINE = ("name", "image", "expression")
 
 
+# In place of the first sentence of `About.limits`, for a model with a presence head
+ALWAYS_ONE = "It always looks for one object, also where the expression refers to none or several. "
+MAY_BE_NONE = "It may draw something where nothing fits, and nothing where something does. "
+
+
 @dataclass(frozen=True)
 class About:
     """What only a person can say of a checkpoint.
@@ -61,7 +66,7 @@ class About:
     datasets: list[str] = field(default_factory=list)
     intended_use: str = "Finding in an image the one object that an expression refers to."
     limits: str = (
-        "It always looks for one object, also where the expression refers to none or several. What it knows is what "
+        f"{ALWAYS_ONE}What it knows is what "
         "it was trained on; nothing is known about its fairness towards the people that its training images show. Do "
         "not use it to identify persons, or where a wrong mask does harm."
     )
@@ -225,6 +230,7 @@ def _checked_report(report: dict[str, Any], path: str | Path) -> dict[str, Any]:
     """
     kinds: dict[str, Any] = {"data": str, "split": str, "metrics": dict, "name": str, "protocol": str, "hardware": str}
     kinds |= {"families": dict, "source": dict, "option": dict, "image_size": list, "shuffle": bool, "limit": int}
+    kinds |= {"calibration": dict}
     for key, kind in kinds.items():
         needed = key in ("data", "split", "metrics")
         if (needed and key not in report) or not isinstance(report.get(key), kind | None):

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from .configuration_crossvlt import CrossVLTConfig
 from .modeling_crossvlt import CrossVLTModel, evaluating
-from .processing_crossvlt import CrossVLTProcessor
+from .processing_crossvlt import PRESENCE_THRESHOLD, CrossVLTProcessor
 
 
 FILES = {"onnx": "model.onnx", "torch-export": "model.pt2"}
@@ -37,7 +38,7 @@ LARGEST_FILE = 1_500_000_000
 
 
 class ExportedNetwork(nn.Module):
-    """What is exported: three tensors in, the logits out.
+    """What is exported: three tensors in, the logits out, and with a presence head its logits beside them.
 
     A copy on the CPU, without the alignment heads, which only training needs. Attention is spelt out ("eager"), since
     torch's fused one chooses its kernel by sizes, which are not known.
@@ -50,10 +51,19 @@ class ExportedNetwork(nn.Module):
         for stage in self.model.stages:
             stage.alignment = None
 
-    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """See [`export_program`]."""
         inputs = {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": attention_mask}
-        return self.model(**inputs, return_dict=True).logits
+        output = self.model(**inputs, return_dict=True)
+        return (output.logits, output.presence_logits) if self.model.config.presence_head else output.logits
+
+
+def output_shapes(config: CrossVLTConfig) -> dict[str, list[Any]]:
+    """The axes of what an exported network gives, by name, in their order."""
+    logits = {"logits": ["batch", 2, "height", "width"]}
+    return {**logits, "presence_logits": ["batch"]} if config.presence_head else logits
 
 
 def example_inputs(model: CrossVLTModel, batch: int, height: int, width: int, words: int) -> dict[str, Tensor]:
@@ -78,8 +88,9 @@ def export_program(model: CrossVLTModel) -> ExportedProgram:
 
     Returns:
         A program of pixel_values (batch, 3, height, width) float32, input_ids and attention_mask (batch, words) int64,
-        by name, that gives logits (batch, 2, height, width) float32. Words are at most the model's
-        `max_position_embeddings`; everything is at least 1.
+        by name, that gives logits (batch, 2, height, width) float32; with a presence head a tuple of these and of
+        presence_logits (batch,) float32. Words are at most the model's `max_position_embeddings`; everything is at
+        least 1.
     """
     longest = model.config.text_config.max_position_embeddings
     batch, words = Dim("batch", min=1), Dim("words", min=1, max=longest)
@@ -107,12 +118,12 @@ def _quietly() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _save_onnx(program: ExportedProgram, path: Path, opset: int | None) -> None:
+def _save_onnx(program: ExportedProgram, path: Path, names: list[str], opset: int | None) -> None:
     size = sum(weight.nbytes for weight in program.state_dict.values())
     with _quietly():
         # Its optimiser would take minutes for what onnxruntime does while it loads
         onnx_program: Any = torch.onnx.export(
-            program, (), dynamo=True, opset_version=opset, output_names=["logits"], optimize=False, verbose=False
+            program, (), dynamo=True, opset_version=opset, output_names=names, optimize=False, verbose=False
         )
         pixels, words, _ = onnx_program.model.graph.inputs
         axes = {pixels.shape[0]: "batch", pixels.shape[2]: "height", pixels.shape[3]: "width", words.shape[1]: "words"}
@@ -120,8 +131,8 @@ def _save_onnx(program: ExportedProgram, path: Path, opset: int | None) -> None:
         onnx_program.save(path, external_data=size > LARGEST_FILE)
 
 
-def load_exported(folder: str | Path) -> Callable[[dict[str, Tensor]], Tensor]:
-    """What [`export_model`] wrote, as a function of the inputs by name that gives the logits.
+def load_outputs(folder: str | Path) -> Callable[[dict[str, Tensor]], tuple[Tensor, ...]]:
+    """What [`export_model`] wrote, as a function of the inputs by name that gives the outputs, the logits first.
 
     Raises:
         FileNotFoundError: if the folder holds no export.
@@ -132,11 +143,24 @@ def load_exported(folder: str | Path) -> Callable[[dict[str, Tensor]], Tensor]:
         import onnxruntime
 
         session = onnxruntime.InferenceSession(folder / FILES["onnx"], providers=["CPUExecutionProvider"])
-        return lambda inputs: torch.from_numpy(session.run(None, {n: x.numpy() for n, x in inputs.items()})[0])
+        return lambda inputs: tuple(
+            map(torch.from_numpy, session.run(None, {name: value.numpy() for name, value in inputs.items()}))
+        )
     if not (folder / FILES["torch-export"]).is_file():
         raise FileNotFoundError(f"There is neither {' nor '.join(FILES.values())} in {folder}.")
     module = torch.export.load(folder / FILES["torch-export"]).module()
-    return lambda inputs: module(**inputs)
+
+    def run(inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        found = module(**inputs)
+        return found if isinstance(found, tuple) else (found,)
+
+    return run
+
+
+def load_exported(folder: str | Path) -> Callable[[dict[str, Tensor]], Tensor]:
+    """What [`export_model`] wrote, as a function of the inputs by name that gives the logits; see [`load_outputs`]."""
+    run = load_outputs(folder)
+    return lambda inputs: run(inputs)[0]
 
 
 def _check_cases(processor: CrossVLTProcessor, longest: int) -> list[tuple[int, int, int, int]]:
@@ -186,6 +210,27 @@ def check_export(
     return rows
 
 
+def check_presence(
+    exported: Callable[[dict[str, Tensor]], tuple[Tensor, ...]], model: CrossVLTModel, processor: CrossVLTProcessor
+) -> float:
+    """The largest difference of the presence's probability between an exported network and the model.
+
+    Raises:
+        ValueError: if it is above 0.01.
+    """
+    differences = []
+    for case in _check_cases(processor, _longest(model, processor)):
+        inputs = example_inputs(model, *case)
+        with torch.no_grad():
+            moved = {name: value.to(model.device) for name, value in inputs.items()}
+            expected = model(**moved, return_dict=True).presence_logits.cpu()
+            _, actual = exported(inputs)
+        differences.append((actual.sigmoid() - expected.sigmoid()).abs().max().item())
+    if not max(differences) <= LARGEST_DIFFERENCE:
+        raise ValueError(f"What was exported does not give the model's presence (off by {max(differences)}).")
+    return max(differences)
+
+
 def _longest(model: CrossVLTModel, processor: CrossVLTProcessor) -> int:
     """The most tokens of an expression that the processor gives and the model takes."""
     return min(processor.max_length, model.config.text_config.max_position_embeddings)
@@ -202,13 +247,15 @@ def _summary(model: CrossVLTModel, processor: CrossVLTProcessor, file: str) -> d
             "input_ids": ["batch", "words"],
             "attention_mask": ["batch", "words"],
         },
-        "outputs": {"logits": ["batch", 2, "height", "width"]},
+        "outputs": output_shapes(model.config),
         "image_size": list(processor.image_size),
         "image_mean": list(image.image_mean),
         "image_std": list(image.image_std),
         "max_tokens": _longest(model, processor),
         "pad_token_id": processor.tokenizer.pad_token_id,
         "most_words": model.config.text_config.max_position_embeddings,
+        **({"presence_threshold": PRESENCE_THRESHOLD} if model.config.presence_head else {}),
+        **({"score_calibration": processor.score_calibration} if processor.score_calibration else {}),
     }
 
 
@@ -281,10 +328,12 @@ def export_model(
 
     Returns:
         What `export.json` holds: "file" (`model.onnx` or `model.pt2`), names and axes of "inputs" (pixel_values
-        float32, input_ids and attention_mask int64) and "outputs" (logits float32), "image_size" (height, width) to
-        which images are squashed, "image_mean", "image_std", "max_tokens" and "pad_token_id" of expressions,
-        "most_words" that the network takes, and the "checks" of [`check_export`]. The axes batch, height, width and
-        words are free. In the folder are also `tokenizer.json` and `preprocessor_config.json`.
+        float32, input_ids and attention_mask int64) and "outputs" (logits and, with a presence head, presence_logits,
+        float32), "image_size" (height, width) to which images are squashed, "image_mean", "image_std", "max_tokens"
+        and "pad_token_id" of expressions, "most_words" that the network takes, the "checks" of [`check_export`] and,
+        with a presence head, its "presence_threshold" and the "presence_difference" of [`check_presence`]. The axes
+        batch, height, width and words are free. In the folder are also `tokenizer.json` and
+        `preprocessor_config.json`.
 
     Raises:
         ValueError: if the folder holds something else, the format is unknown, the model is not in float32, or what was
@@ -303,13 +352,15 @@ def export_model(
         with _quietly():
             program = export_program(model)
         if file_format == "onnx":
-            _save_onnx(program, beside / file, opset)
+            _save_onnx(program, beside / file, list(output_shapes(model.config)), opset)
         else:
             torch.export.save(program, beside / file)
         del program
+        summary = _summary(model, processor, file)
         with evaluating(model):  # an export may come in the middle of training
-            checks = check_export(load_exported(beside), model, processor)
-        summary = {**_summary(model, processor, file), "checks": checks}
+            summary["checks"] = check_export(load_exported(beside), model, processor)
+            if model.config.presence_head:
+                summary["presence_difference"] = check_presence(load_outputs(beside), model, processor)
         processor.image_processor.save_pretrained(beside)
         processor.tokenizer.save_pretrained(beside)
         (beside / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

@@ -18,8 +18,9 @@ class EndpointHandler:
     """Answers `{"inputs": {"image": ..., "text": ...}, "parameters": {"threshold": 0.5}}`.
 
     `image` is base64 of an image file, also as a `data:` URL; `text` an expression or a list of them. The answer is a
-    list with `label`, `score`, `box` and `mask` (base64 of a PNG of the image's size, 255 on the object) for each. It
-    opens no file and no address that a request names.
+    list with `label`, `score`, `box` and `mask` (base64 of a PNG of the image's size, 255 on the object) for each, and
+    with a presence head `presence`; the parameter `presence_threshold` says from where on a mask is drawn. It opens no
+    file and no address that a request names.
     """
 
     def __init__(self, path: str = "") -> None:
@@ -39,18 +40,19 @@ class EndpointHandler:
         text = inputs["text"]
         if isinstance(text, list) and len(text) > MAX_EXPRESSIONS:
             raise ValueError(f"There are {len(text)} expressions; {MAX_EXPRESSIONS} are the most.")
-        results = self.segmenter(_read(inputs["image"]), text=text, threshold=_threshold(data.get("parameters")))
+        results = self.segmenter(_read(inputs["image"]), text=text, **_thresholds(data.get("parameters")))
         return [{**result, "mask": _to_base64(result["mask"])} for result in results]
 
 
-def _threshold(parameters: Any) -> float | None:
+def _thresholds(parameters: Any) -> dict[str, float]:
     parameters = parameters or {}
-    if not isinstance(parameters, dict) or parameters.keys() - {"threshold"}:
-        raise ValueError('The only parameter is {"threshold": a number between 0 and 1}.')
-    threshold = parameters.get("threshold")
-    if isinstance(threshold, bool) or not isinstance(threshold, int | float | None):
-        raise ValueError(f"`threshold` is {threshold!r:.40}; give a number between 0 and 1.")
-    return threshold
+    if not isinstance(parameters, dict) or parameters.keys() - {"threshold", "presence_threshold"}:
+        raise ValueError("The parameters are `threshold` and `presence_threshold`, numbers between 0 and 1.")
+    given = {name: value for name, value in parameters.items() if value is not None}
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"`{name}` is {value!r:.40}; give a number between 0 and 1.")
+    return given
 
 
 def _read(image: Any) -> Image.Image:

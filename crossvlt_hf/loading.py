@@ -88,6 +88,7 @@ def _load_adapter(
         model, info, processor = _load(resolve_checkpoint(base), dtype)
     except OSError as error:
         raise OSError(f"The base model of the adapter in {source} cannot be loaded. {error}") from error
+    processor.score_calibration = None  # is of the base model's own weights
     adapted = PeftModel(model, PeftConfig.from_pretrained(str(source)))  # type: ignore[arg-type]
     result = adapted.load_adapter(str(source), "default")
     for kind in ("missing_keys", "unexpected_keys"):

@@ -9,6 +9,9 @@ right-object rate          share of the expressions whose prediction has a large
                            another object of the same image (beside it: the mean I / U with that other object)
 N-acc, T-acc               share of the expressions without a target whose prediction is empty, and of those with one
                            whose prediction is not (GRES: Liu et al., CVPR 2023)
+Pr@F                       share of the expressions whose instances are all found and no others: an F1 of 1 between
+                           their boxes, which match at a box IoU of 0.5 (GREC: He et al., 2023); instances are the
+                           connected parts of the two masks, since a union is all that records keep
 
 Where both masks are empty, I / U is 1 if the expression has no target (GRES) and 0 otherwise (the paper's protocol,
 where U is 0 only if a mask vanishes in resizing).
@@ -82,6 +85,11 @@ class Areas:
         has_target: whether the expression refers to anything.
         group: the kind of the expression.
         distractor: intersection and union of the prediction with another object of the image, where one was compared.
+        score: of the prediction, as the processor gives it.
+        estimate: what a score calibration is fitted on: `estimate_iou`, times the presence.
+        presence: the probability that something fits, of a model with a presence head.
+        instances_found: whether the prediction has an instance for each one of the target, and no other, where they
+            were compared.
     """
 
     intersection: int
@@ -90,6 +98,11 @@ class Areas:
     has_target: bool = True
     group: str = ""
     distractor: tuple[int, int] | None = None
+    # What does not decide whether two samples are the same
+    score: float | None = field(default=None, compare=False)
+    estimate: float | None = field(default=None, compare=False)
+    presence: float | None = field(default=None, compare=False)
+    instances_found: bool | None = field(default=None, compare=False)
 
     @property
     def iou(self) -> float:
@@ -129,7 +142,38 @@ def summarise(samples: Sequence[Areas]) -> dict[str, float | int | None]:
         metrics["distractor_iou"] = math.fsum(other for _, other in compared) / len(compared)
         metrics["right_object_rate"] = _share([own > other for own, other in compared])
         metrics["right_object_samples"] = len(compared)
+    if matched := [sample.instances_found for sample in samples if sample.instances_found is not None]:
+        metrics["instance_accuracy"] = _share(matched)
     return metrics
+
+
+def box_iou(first: Sequence[int], second: Sequence[int]) -> float:
+    """IoU of two boxes [x_min, y_min, x_max, y_max], the maxima exclusive."""
+    sides = (min(first[axis + 2], second[axis + 2]) - max(first[axis], second[axis]) for axis in (0, 1))
+    intersection = math.prod(max(0, side) for side in sides)
+    areas = ((box[2] - box[0]) * (box[3] - box[1]) for box in (first, second))
+    return intersection / (sum(areas) - intersection)
+
+
+def match_instances(found: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]], least: float = 0.5) -> bool:
+    """Whether each of the wanted boxes has one of the found, and none is left over.
+
+    Each takes the nearest that is left. With the boxes of parts, few of which overlap by half, that is the best match.
+
+    Args:
+        found: boxes as in `box_iou`.
+        wanted: boxes as in `box_iou`.
+        least: the box IoU from which two match.
+    """
+    if len(found) != len(wanted):
+        return False
+    left = list(found)
+    for box in wanted:
+        best = max(left, key=lambda other: box_iou(box, other))
+        if box_iou(box, best) < least:
+            return False
+        left.remove(best)
+    return True
 
 
 @dataclass
@@ -193,7 +237,8 @@ COLUMNS = {
     **{f"P@{x}": f"precision@{x}" for x in (0.5, 0.6, 0.7, 0.8, 0.9)},
 }
 NO_TARGET_COLUMNS = {"N-acc": "no_target_accuracy", "T-acc": "target_accuracy"}
-DISTRACTOR_COLUMNS = {"right object": "right_object_rate"}
+OF_ALL_SAMPLES = ("overall_iou", "mean_iou", "instance_accuracy")
+DISTRACTOR_COLUMNS = {"right object": "right_object_rate", "Pr@F": "instance_accuracy"}
 
 
 def _percent(row: Mapping[str, Any], key: str) -> str:
@@ -204,7 +249,7 @@ def _percent(row: Mapping[str, Any], key: str) -> str:
         count = row.get("right_object_samples")
     elif key == "no_target_accuracy":
         count = untargeted
-    elif samples is not None and untargeted is not None and key not in ("overall_iou", "mean_iou"):
+    elif samples is not None and untargeted is not None and key not in OF_ALL_SAMPLES:
         count = samples - untargeted
     shown = count is not None and (count != samples or key == "right_object_rate")
     return f"{100 * row[key]:.2f}" + (f" (of {count})" if shown else "")

@@ -18,14 +18,17 @@ from .modeling_crossvlt import evaluating
 from .processing_crossvlt import (
     ImageLike,
     ReadExpression,
+    check_min_area,
     check_threshold,
     pair_expressions,
     reading_note,
+    resolve_presence_threshold,
     to_rgb,
     to_rgb_together,
 )
 
 
+RESULT_OPTIONS = ("threshold", "presence_threshold", "instances", "min_area", "return_probabilities")
 EXPRESSIONS_TOGETHER = 8  # of one image, where no `batch_size` is given: their memory grows with their number
 
 
@@ -61,18 +64,23 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
                 each; or, without `text`, a dict `{"image": ..., "text": ...}`, or a list, generator or dataset of
                 such dicts.
             text: the expressions, where they are not in `image`.
-            kwargs: `threshold` and `return_probabilities` (see `CrossVLTProcessor.post_process_masks`), `batch_size`
-                (pairs of image and expression that go through the model together, where consecutive ones share their
-                image; 1, or 8 for the expressions of a single image), `timeout` in seconds for URLs.
+            kwargs: `threshold`, `instances`, `min_area` and `return_probabilities` (see
+                `CrossVLTProcessor.post_process_masks`), `presence_threshold` (the same; "auto", the default, is 0.5
+                for a model with a presence head), `batch_size` (pairs of image and expression that go through the
+                model together, where consecutive ones share their image; 1, or 8 for the expressions of a single
+                image), `timeout` in seconds for URLs.
 
         Returns:
             For one image a list with one dict for each of its expressions, in their order: "label" (the expression),
-            "score" (mean probability of the object over the mask, 0.0 if it is empty), "mask" (PIL image of mode "L",
-            255 on the object, of the image's own upright size), "box" (dict of xmin, ymin, xmax, ymax in pixels, the
-            maxima exclusive; None if the mask is empty), "text_read" (the part of the expression that the model read:
-            all of it, unless it is too long), "unknown_words" (list of the words that the vocabulary does not know),
-            and, on request, "probabilities" (float32 array, (height, width), 0 to 1). For a list a list of these; for
-            a generator or dataset an iterator over these. A warning says which expressions are not read as they are.
+            "text_read" (the part of it that the model read: all of it, unless it is too long), "unknown_words" (list
+            of the words that the vocabulary does not know), "score" (expected IoU of the mask where the checkpoint
+            has a score calibration, else the mean probability of the object over it; 0.0 if it is empty), "mask" (PIL
+            image of mode "L", 255 on the object, of the image's own upright size), "box" (dict of xmin, ymin, xmax,
+            ymax in pixels, the maxima exclusive; None if the mask is empty), with a presence head "presence"
+            (probability that something fits) and, on request, "instances" (the separate parts of the mask, from the
+            largest: "mask", "box" and "area" in pixels of each) and "probabilities" (float32 array, (height, width),
+            0 to 1). For a list a list of these; for a generator or dataset an iterator over these. A warning says
+            which expressions are not read as they are.
 
         Raises:
             OSError: if an image cannot be read.
@@ -100,14 +108,18 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
         return super().__call__([pair], **kwargs)[0]
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
-        if unknown := kwargs.keys() - {"threshold", "timeout", "return_probabilities"}:
-            names = "text, threshold, return_probabilities, timeout and batch_size"
+        if unknown := kwargs.keys() - {"timeout", *RESULT_OPTIONS}:
+            names = f"text, {', '.join(RESULT_OPTIONS)}, timeout and batch_size"
             raise ValueError(f"The pipeline has no option {sorted(unknown)[0]!r}; it has {names}.")
         check_threshold(kwargs.get("threshold"))
-        if not isinstance(kwargs.get("return_probabilities", False), bool):
-            raise ValueError(f"`return_probabilities` must be True or False, got {kwargs['return_probabilities']!r}.")
+        for name in ("instances", "return_probabilities"):
+            if not isinstance(kwargs.get(name, False), bool):
+                raise ValueError(f"`{name}` must be True or False, got {kwargs[name]!r}.")
         preprocess = {"timeout": kwargs["timeout"]} if "timeout" in kwargs else {}
-        forward = {name: kwargs[name] for name in ("threshold", "return_probabilities") if name in kwargs}
+        forward = {name: kwargs[name] for name in RESULT_OPTIONS if name in kwargs}
+        options = {**getattr(self, "_forward_params", {}), **forward}  # with those of the constructor
+        check_min_area(options.get("instances", False), options.get("min_area"))
+        resolve_presence_threshold(options.get("presence_threshold", "auto"), self.model.config.presence_head)
         return preprocess, forward, {}
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
@@ -146,7 +158,11 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
             return super().forward(model_inputs, **forward_params)
 
     def _forward(
-        self, model_inputs: dict[str, Any], threshold: float | None = None, return_probabilities: bool = False
+        self,
+        model_inputs: dict[str, Any],
+        threshold: float | None = None,
+        presence_threshold: Any = "auto",
+        **options: Any,
     ) -> dict[str, Any]:
         """The results of a chunk, or of a batch of them: masks, which are kept, are smaller than logits."""
         is_first, is_last, begun, sizes = map(model_inputs.pop, ("is_first", "is_last", "begun", "original_sizes"))
@@ -156,9 +172,9 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
             counts = torch.tensor([*first[1:], len(is_first)]) - torch.tensor(first)
             model_inputs["pixel_values"] = model_inputs["pixel_values"][first]
             model_inputs["expressions_per_image"] = counts.to(self.device)
-        logits = self.model(**model_inputs, return_dict=True).logits
-        options = {"return_probabilities": True} if return_probabilities else {}
-        found = self.processor.post_process_masks(logits, sizes, threshold, **options)
+        output = self.model(**model_inputs, return_dict=True)
+        least = resolve_presence_threshold(presence_threshold, self.model.config.presence_head)
+        found = self.processor.post_process_masks(output, sizes, threshold, presence_threshold=least, **options)
         results = list(map(_end_result, begun if batched else [begun], found))
         return {"is_last": is_last, "result": results if batched else results[0]}
 
@@ -214,11 +230,21 @@ def _begin_result(expression: str, read: ReadExpression) -> dict[str, Any]:
 
 def _end_result(begun: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     """The result of an expression: what `_begin_result` gave, and what `post_process_masks` found."""
-    box = found["box"] and dict(zip(("xmin", "ymin", "xmax", "ymax"), found["box"], strict=True))
-    result = {**begun, "score": found["score"], "mask": _to_pil(found["mask"]), "box": box}
+    result = {**begun, "score": found["score"], "mask": _to_pil(found["mask"]), "box": _named(found["box"])}
+    if "presence" in found:
+        result["presence"] = found["presence"]
+    if "instances" in found:
+        result["instances"] = [
+            {"mask": _to_pil(part["mask"]), "box": _named(part["box"]), "area": part["area"]}
+            for part in found["instances"]
+        ]
     if "probabilities" in found:
         result["probabilities"] = found["probabilities"].float().cpu().numpy()
     return result
+
+
+def _named(box: list[int] | None) -> dict[str, int] | None:
+    return None if box is None else dict(zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
 
 
 def _to_pil(mask: Tensor) -> Image.Image:

@@ -34,6 +34,7 @@ OVERSHOOT = 0.01  # by which floats may leave their range, as rounding and resiz
 IGNORED = 255
 OBJECT_VALUES = (1, 255, 65535)
 BERT_POSITIONS = 512
+PRESENCE_THRESHOLD = 0.5  # where a model has a presence head and no other threshold is given
 IMAGE_LAYOUTS = ("channels_first", "channels_last", "none")
 # Of the library's arguments for images, those that would do nothing here or displace the masks
 REFUSED_IMAGE_KWARGS = {
@@ -567,10 +568,37 @@ def _as_masks(masks: Any, counts: list[int]) -> list:
     return flat
 
 
-def check_threshold(threshold: float | None) -> None:
+def check_threshold(threshold: float | None, name: str = "threshold") -> None:
     """Raise ValueError unless it is None or a probability above 0 and below 1."""
     if threshold is not None and not (isinstance(threshold, int | float) and 0 < threshold < 1):
-        raise ValueError(f"`threshold` is {threshold}; give a probability above 0 and below 1.")
+        raise ValueError(f"`{name}` is {threshold!r}; give a probability above 0 and below 1.")
+
+
+def resolve_presence_threshold(threshold: Any, has_head: bool) -> float | None:
+    """What stands for "auto": 0.5 for a model with a presence head, None for another.
+
+    Raises:
+        ValueError: if it is neither "auto" nor None nor a probability, or a probability for a model without the head.
+    """
+    if isinstance(threshold, str) and threshold == "auto":
+        return PRESENCE_THRESHOLD if has_head else None
+    check_threshold(threshold, "presence_threshold")
+    if threshold is not None and not has_head:
+        raise ValueError(
+            f"`presence_threshold` is {threshold}, but the model has no presence head (`config.presence_head`); leave "
+            "it out."
+        )
+    return threshold
+
+
+def check_min_area(instances: bool, min_area: int | None) -> None:
+    """Raise ValueError unless it is None or, where instances are asked for, a whole number of pixels above 0."""
+    if min_area is None:
+        return
+    if isinstance(min_area, bool) or not isinstance(min_area, int) or min_area < 1:
+        raise ValueError(f"`min_area` must be a number of pixels of at least 1, got {min_area!r}.")
+    if not instances:
+        raise ValueError(f"`min_area` is {min_area}, but `instances` False; ask for the instances, or leave it out.")
 
 
 def mask_box(mask: Tensor) -> list[int] | None:
@@ -607,17 +635,42 @@ def find_parts(mask: Tensor) -> tuple[Tensor, int]:
     Returns:
         (height, width) bool, on the same device, and the number of parts.
     """
-    if (box := mask_box(mask)) is None:
-        return mask, 0
-    left, top, right, bottom = box
-    kept = torch.zeros_like(mask)
-    inside, parts = _largest_part(mask[top:bottom, left:right].detach().cpu().numpy())
-    kept[top:bottom, left:right] = torch.from_numpy(inside).to(mask.device)
-    return kept, parts
+    labels = label_parts(mask)
+    areas = labels.flatten().bincount()[1:]
+    return (labels == areas.argmax() + 1, len(areas)) if len(areas) else (mask, 0)
 
 
-def _largest_part(mask: np.ndarray) -> tuple[np.ndarray, int]:
-    """`find_parts` of what is not empty."""
+def find_instances(mask: Tensor, min_area: int = 1) -> list[dict[str, Any]]:
+    """The connected parts of a mask, the largest first.
+
+    Args:
+        mask: (height, width) bool.
+        min_area: smaller parts are left out, in pixels.
+
+    Returns:
+        For each part "mask", (height, width) bool, "box", as `mask_box` gives it, and "area" in pixels.
+    """
+    labels = label_parts(mask)
+    areas = labels.flatten().bincount()[1:].tolist()
+    order = sorted((number for number, area in enumerate(areas) if area >= min_area), key=lambda n: -areas[n])
+    masks = [labels == number + 1 for number in order]
+    return [
+        {"mask": part, "box": mask_box(part), "area": areas[number]} for part, number in zip(masks, order, strict=True)
+    ]
+
+
+def label_parts(mask: Tensor) -> Tensor:
+    """The connected parts of a (height, width) bool mask, as (height, width) int64: 1, 2, ... and 0 off the mask."""
+    labels = torch.zeros_like(mask, dtype=torch.int64)
+    if (box := mask_box(mask)) is not None:
+        left, top, right, bottom = box
+        inside = _label_parts(mask[top:bottom, left:right].detach().cpu().numpy())
+        labels[top:bottom, left:right] = torch.from_numpy(inside).to(mask.device)
+    return labels
+
+
+def _label_parts(mask: np.ndarray) -> np.ndarray:
+    """`label_parts` of what is not empty."""
     height, width = mask.shape
     row = width + 2  # so that the runs of two rows never touch in the flattened mask
     flat = np.zeros(height * row + 1, dtype=np.int8)
@@ -630,11 +683,9 @@ def _largest_part(mask: np.ndarray) -> tuple[np.ndarray, int]:
     above = np.repeat(np.arange(len(starts)), touching)
     below = np.arange(touching.sum()) + np.repeat(lower - np.cumsum(touching) + touching, touching)
     parts = _join(len(starts), above, below)
-    largest = np.bincount(parts, weights=ends - starts).argmax()
-    kept = np.zeros_like(flat)
-    kept[starts[parts == largest] + 1], kept[ends[parts == largest] + 1] = 1, -1
-    found = np.cumsum(kept, dtype=np.int8)[:-1].reshape(height, row)[:, 1:-1]
-    return found.astype(bool), int(parts.max()) + 1
+    steps = np.zeros(len(flat), dtype=np.int64)
+    steps[starts + 1], steps[ends + 1] = parts + 1, -(parts + 1)
+    return np.cumsum(steps)[:-1].reshape(height, row)[:, 1:-1]
 
 
 def _as_logits(outputs: Any) -> Tensor:
@@ -653,6 +704,59 @@ def _as_logits(outputs: Any) -> Tensor:
     return logits
 
 
+def _as_presence(outputs: Any, pairs: int, threshold: float | None) -> list[float] | None:
+    """The probability that something fits each of the pairs; None if the output does not say it."""
+    check_threshold(threshold, "presence_threshold")
+    found = outputs.get("presence_logits") if isinstance(outputs, dict) else getattr(outputs, "presence_logits", None)
+    if found is None and threshold is not None:
+        raise ValueError(
+            f"`presence_threshold` is {threshold}, but there are no `presence_logits`: give the whole output of a "
+            "model with a presence head (`config.presence_head`), or None."
+        )
+    if found is None:
+        return None
+    if found.shape != (pairs,) or found.isnan().any():
+        raise ValueError(f"The presence logits must be {pairs} numbers, one for each pair, got {found}.")
+    return found.float().sigmoid().tolist()
+
+
+def estimate_iou(margin: Tensor, mask: Tensor) -> float:
+    """What a model that is as sure as it should be expects of a mask: expected intersection over expected union.
+
+    Args:
+        margin: (height, width) float, the log-odds of the object at each pixel.
+        mask: (height, width) bool.
+
+    Returns:
+        0 to 1; 0 for an empty mask.
+    """
+    probability = margin.sigmoid()
+    inside, outside = probability[mask].sum(), probability[~mask].sum()
+    return float(inside / (mask.sum() + outside)) if mask.any() else 0.0
+
+
+def check_calibration(points: Any) -> list[list[float]] | None:
+    """The points of a score calibration, checked: see `CrossVLTProcessor`.
+
+    Raises:
+        ValueError: if they are not pairs of shares, the first of which rise and the second of which do not fall.
+    """
+    if points is None:
+        return None
+    try:
+        table = np.asarray(points, dtype=np.float64)
+        good = table.ndim == 2 and table.shape[1] == 2 and len(table) > 0
+        good = good and bool(((table >= 0) & (table <= 1)).all())
+        good = good and bool((np.diff(table[:, 0]) > 0).all() and (np.diff(table[:, 1]) >= 0).all())
+    except (TypeError, ValueError):
+        good = False
+    if not good:
+        raise ValueError(
+            f"`score_calibration` must be [estimate, expected IoU] points from 0 to 1 that rise, got {points!r:.200}."
+        )
+    return table.tolist()
+
+
 class CrossVLTProcessorKwargs(ProcessingKwargs, total=False):
     """Arguments of a call beside the library's own."""
 
@@ -665,6 +769,9 @@ class CrossVLTProcessor(ProcessorMixin):
     Args:
         image_processor: `SegformerImageProcessor`, which squashes to a square, 480x480 in the paper.
         tokenizer: the tokenizer of the language encoder.
+        score_calibration: [estimate, expected IoU] points, both rising from 0 to 1, which `crossvlt evaluate
+            --calibrate` fits. With them a score is the expected IoU of the mask: what lies between the points is
+            interpolated, from what `estimate_iou` gives, times the presence. None keeps the mean probability.
 
     An expression has at most `max_length` tokens, [CLS] and [SEP] included: the tokenizer's `model_max_length`, or the
     paper's 21 where that is 512 or more (BERT's positions). Longer ones are cut (and keep their [SEP], which the
@@ -682,8 +789,15 @@ class CrossVLTProcessor(ProcessorMixin):
     valid_processor_kwargs = CrossVLTProcessorKwargs
     ignore_index: IgnoreIndex = "auto"
 
-    def __init__(self, image_processor: Any, tokenizer: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        image_processor: Any,
+        tokenizer: Any,
+        score_calibration: Sequence[Sequence[float]] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(image_processor, tokenizer, **kwargs)
+        self.score_calibration = check_calibration(score_calibration)
 
     @property
     def max_length(self) -> int:
@@ -998,6 +1112,9 @@ class CrossVLTProcessor(ProcessorMixin):
         *,
         return_probabilities: bool = False,
         largest_part: bool = False,
+        presence_threshold: float | None = None,
+        instances: bool = False,
+        min_area: int | None = None,
     ) -> list[dict[str, Any]]:
         """Bring the logits back to the original pixels.
 
@@ -1009,13 +1126,19 @@ class CrossVLTProcessor(ProcessorMixin):
             return_probabilities: whether to give the probability of the object at each pixel too.
             largest_part: whether to keep only the largest connected part of each mask, without the specks that make a
                 box wider than the object.
+            presence_threshold: the mask is empty where the probability that something fits the expression is below
+                this; None empties none. It needs the whole output of a model with a presence head.
+            instances: whether to list the connected parts of each mask, as of several objects that do not touch.
+            min_area: the least area of an instance, in pixels; None is 1. The mask keeps what is smaller.
 
         Returns:
-            For each of the B pairs: "mask", (height, width) bool; "score", the mean probability of the object over the
-            mask's pixels, 0.0 for an empty mask; "box", [x_min, y_min, x_max, y_max] in pixels, the maxima exclusive,
-            None for an empty mask; "parts", the number of connected parts that were found, those that `largest_part`
-            left out included (pixels that touch at a corner are connected); with `return_probabilities`,
-            "probabilities", (height, width) float32 from 0 to 1.
+            For each of the B pairs: "mask", (height, width) bool; "score", the expected IoU of the mask if the
+            processor has a `score_calibration`, else the mean probability of the object over the mask's pixels, 0.0
+            for an empty mask; with a presence head "presence", the probability that something fits; "box",
+            [x_min, y_min, x_max, y_max] in pixels, the maxima exclusive, None for an empty mask; "parts", the number
+            of connected parts that were found, those that `largest_part` left out included (pixels that touch at a
+            corner are connected); with `return_probabilities`, "probabilities", (height, width) float32 from 0 to 1;
+            with `instances`, "instances", from the largest to the smallest "mask", "box" and "area" (in pixels).
 
         Raises:
             ValueError: if the number of sizes is not B, a size is not positive, the threshold not in (0, 1), or the
@@ -1026,24 +1149,47 @@ class CrossVLTProcessor(ProcessorMixin):
         if len(sizes) != len(logits):
             raise ValueError(f"There are {len(logits)} results and {len(sizes)} target sizes; give one size for each.")
         check_threshold(threshold)
+        check_min_area(instances, min_area)
+        presence = _as_presence(outputs, len(logits), presence_threshold)
         margin_threshold = 0.0 if threshold is None else math.log(threshold / (1 - threshold))
         # One map is resized instead of two: the object's probability is a sigmoid of the logits' difference.
         margins = logits[:, 1].float() - logits[:, 0].float()
         results = []
-        for margin, size in zip(margins, sizes, strict=True):
+        for number, (margin, size) in enumerate(zip(margins, sizes, strict=True)):
             if margin.shape != size:
                 margin = F.interpolate(margin[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
-            result = self._result(margin, margin_threshold, largest_part)
-            results.append(result | ({"probabilities": margin.sigmoid()} if return_probabilities else {}))
+            there = None if presence is None else presence[number]
+            absent = there is not None and presence_threshold is not None and there < presence_threshold
+            result = self._result(margin, math.inf if absent else margin_threshold, largest_part, there)
+            if return_probabilities:
+                result["probabilities"] = margin.sigmoid()
+            if instances:
+                result["instances"] = find_instances(result["mask"], min_area or 1)
+            results.append(result)
         return results
 
-    @staticmethod
-    def _result(margin: Tensor, threshold: float, largest_part: bool) -> dict[str, Any]:
+    def _result(self, margin: Tensor, threshold: float, largest_part: bool, presence: float | None) -> dict[str, Any]:
         mask = margin > threshold
         largest, parts = find_parts(mask)
         mask = largest if largest_part else mask
-        score = torch.sigmoid(margin[mask]).mean().item() if mask.any() else 0.0
-        return {"mask": mask, "score": score, "box": mask_box(mask), "parts": parts}
+        result = {"mask": mask, "score": self.score(margin, mask, presence), "box": mask_box(mask), "parts": parts}
+        return result if presence is None else {**result, "presence": presence}
+
+    def score(self, margin: Tensor, mask: Tensor, presence: float | None = None) -> float:
+        """The score of a mask: see `post_process_masks`.
+
+        Args:
+            margin: (height, width) float, the log-odds of the object at each pixel.
+            mask: (height, width) bool.
+            presence: the probability that something fits the expression, of a model with a presence head.
+        """
+        if not mask.any():
+            return 0.0
+        if self.score_calibration is None:
+            return margin[mask].sigmoid().mean().item()
+        estimate = estimate_iou(margin, mask) * (1.0 if presence is None else presence)
+        estimates, ious = zip(*self.score_calibration, strict=True)
+        return float(np.interp(estimate, estimates, ious))
 
     def post_process_semantic_segmentation(
         self, outputs: Any, target_sizes: Sequence[tuple[int, int]] | Tensor | None = None

@@ -68,16 +68,22 @@ def main() -> None:
     image = read(arguments.image)
     ids, mask = words(arguments.folder, arguments.expressions, summary)
     repeated = pixels(image, summary).repeat(len(ids), axis=0)  # a copy of the image for each expression
-    (logits,) = session.run(None, {"pixel_values": repeated, "input_ids": ids, "attention_mask": mask})
+    names = list(summary["outputs"])
+    inputs = {"pixel_values": repeated, "input_ids": ids, "attention_mask": mask}
+    outputs = dict(zip(names, session.run(names, inputs), strict=True))
 
-    margins = logits[:, 1] - logits[:, 0]
+    margins = outputs["logits"][:, 1] - outputs["logits"][:, 0]
     rows, columns = (interpolation(*sizes) for sizes in zip(margins.shape[1:], image.size[::-1], strict=True))
     arguments.output.mkdir(parents=True, exist_ok=True)
     for number, (expression, margin) in enumerate(zip(arguments.expressions, margins, strict=True), start=1):
         target = arguments.output / f"{arguments.image.stem}-{number}.png"
         found = rows @ margin @ columns.T > 0
+        line = {"expression": expression}
+        if "presence_logits" in outputs:  # the probability that something fits
+            line["presence"] = float(1 / (1 + np.exp(-outputs["presence_logits"][number - 1])))
+            found &= line["presence"] >= summary["presence_threshold"]
         Image.fromarray(found.astype(np.uint8) * 255).save(target)
-        print(json.dumps({"expression": expression, "pixels": int(found.sum()), "mask": str(target)}))
+        print(json.dumps({**line, "pixels": int(found.sum()), "mask": str(target)}))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import torch
 from transformers import pipeline
 
 from crossvlt_hf import CrossVLTModel
+from crossvlt_hf.calibration import save_calibration
 from crossvlt_hf.cli import main
 from crossvlt_hf.loading import load_checkpoint
 
@@ -55,6 +56,16 @@ def test_the_adapter_s_own_processor_goes_first(adapted, processor):
     processor.image_processor.size = {"height": 32, "width": 32}
     processor.save_pretrained(folder)
     assert load_checkpoint(folder)[1].image_processor.size["height"] == 32
+
+
+def test_the_base_s_score_calibration_is_not_the_adapter_s(adapted, checkpoint, processor):
+    folder, _, _ = adapted
+    save_calibration(checkpoint, [[0.5, 0.5]])
+    assert load_checkpoint(checkpoint)[1].score_calibration == [[0.5, 0.5]]
+    assert load_checkpoint(folder)[1].score_calibration is None
+    processor.score_calibration = [[0.25, 0.75]]
+    processor.save_pretrained(folder)
+    assert load_checkpoint(folder)[1].score_calibration == [[0.25, 0.75]]
 
 
 def test_commands_and_pipeline_take_adapters(adapted, photo, tmp_path, monkeypatch, capsys):

@@ -184,7 +184,7 @@ def test_a_card_says_when_images_are_shared():
 def test_images_shared_by_training_and_validation_are_counted(tmp_path):
     def dataset(name, *rows):
         records = [
-            Record(file, image_id, number, ["the cup"], pack([], 4, 4), "train", name, "here")
+            Record(file, image_id, number, ["the cup"], pack([], 4, 4), "train", name, "here", has_target=False)
             for number, (file, image_id) in enumerate(rows)
         ]
         return build_dataset(records)

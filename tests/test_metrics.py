@@ -1,6 +1,7 @@
 """Metrics against hand-computed cases, and against any sharding."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -284,3 +285,5 @@ def test_a_table_says_of_how_many_samples_a_share_is():
     ]
     assert row == f"| a | 3 | {' | '.join(shares)} |"
     assert markdown_table({"a": summarise(samples[:1])}, "data").splitlines()[2].endswith("| 100.00 (of 1) |")
+    compared = [replace(sample, instances_found=not sample.has_target) for sample in samples[1:]]
+    assert markdown_table({"a": summarise(compared)}, "data").splitlines()[2].endswith(" | 50.00 |")

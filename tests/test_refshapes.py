@@ -1,8 +1,12 @@
 """RefShapes: deterministic, and every expression means what its mask shows."""
 
+import itertools
+
 import numpy as np
 import pytest
+from datasets import concatenate_datasets, load_from_disk
 
+import crossvlt_hf.data.refshapes.examples as refshapes_examples
 from crossvlt_hf.data.refshapes import (
     EXTRAS,
     FAMILIES,
@@ -11,11 +15,23 @@ from crossvlt_hf.data.refshapes import (
     UNSEEN_RELATIONS,
     contact_sheet,
     families_at,
+    in_turn,
+    load_refshapes,
     make_example,
     make_scene,
 )
-from crossvlt_hf.data.refshapes.expressions import MARGIN, PARAPHRASES, QUERIES, Phrase, paraphrase, vocabulary
-from crossvlt_hf.data.refshapes.scenes import COLOURS, MIN_VISIBLE, Thing, rasterise, shade
+from crossvlt_hf.data.refshapes.expressions import (
+    MARGIN,
+    PARAPHRASES,
+    QUERIES,
+    Combinations,
+    Phrase,
+    denials,
+    one_word_apart,
+    paraphrase,
+    vocabulary,
+)
+from crossvlt_hf.data.refshapes.scenes import COLOURS, MIN_VISIBLE, SHAPES, Thing, rasterise, shade
 
 
 SIDE = 48
@@ -110,9 +126,177 @@ def test_held_out_splits():
 @pytest.mark.parametrize("family", EXTRAS)
 def test_extras_are_flagged(family):
     for example in examples("test", 8, family=family):
-        counts = {"plural": len(example.targets) >= 2, "no_target": not example.targets}
+        counts = {"plural": 2 <= len(example.targets) <= 4, "no_target": not example.targets}
         assert counts.get(family, len(example.targets) == 1)
         assert example.mask.any() == (family != "no_target")
+
+
+def meanings(example, words: str) -> list[set[int] | None]:
+    """What an expression selects in the scene, by every program that says it."""
+    things = example.scene.things
+    return [q.select(things) for family in FAMILIES for q in QUERIES[family](things) if q.words == words]
+
+
+@pytest.mark.parametrize("split", [split for split in SPLITS if split != "paraphrases"])
+def test_what_is_not_there_is_one_word_from_what_is(split):
+    for example in examples(split, 4, family="no_target", count=(3, 8)):
+        assert example.targets == ()
+        assert one_word_apart(example.expression, example.counterpart)
+        assert any(found is not None and len(found) == 1 for found in meanings(example, example.counterpart))
+        assert all(not found for found in meanings(example, example.expression))
+
+
+def test_what_is_not_there_is_said_in_every_way_and_often_hard():
+    found = examples("train", 100, family="no_target")
+    for words in ("that is not", "from the", " above ", "in the top", "largest", "striped"):
+        assert any(words in example.expression for example in found), words
+    shown = [
+        {word for thing in example.scene.things for word in (thing.shape, thing.colour, thing.texture)}
+        for example in found
+    ]
+    kinds = {*SHAPES, *COLOURS}
+    hard = [set(example.expression.split()) & kinds <= words for example, words in zip(found, shown, strict=True)]
+    assert 0.6 <= np.mean(hard) <= 0.95  # the other word fits something else in the scene
+
+
+def test_what_is_never_shown_is_never_denied():
+    """Else a model learns that a red star is never there, and the split with red stars measures that."""
+    for family in EXTRAS:
+        for example in examples("train", 40, family=family):
+            said = example.expression.split()
+            pairs = {(colour, noun.removesuffix("s")) for colour, noun in itertools.pairwise(said)}
+            assert not pairs & UNSEEN_PAIRS, example.expression
+            for relation, noun in UNSEEN_RELATIONS:
+                assert f"{noun} {relation}" not in example.expression
+                assert f"{noun}s {relation}" not in example.expression
+
+
+def test_plurals_are_said_in_every_way():
+    found = [(example.expression, len(example.targets)) for example in examples("train", 120, family="plural")]
+    for words in ("all ", "the ", "both ", "s on the ", "s left of the ", "s at the "):
+        assert any(words in said for said, _ in found), words
+    assert {count for said, count in found if said.startswith("both ")} == {2}
+    assert {count for said, count in found if not said.startswith("both ")} == {2, 3, 4}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("all circles", {0, 1, 2}),
+        ("the circles", {0, 1, 2}),
+        ("both circles", None),
+        ("both red circles", {0, 1}),
+        ("all circles left of the square", {0, 1}),
+        ("both circles left of the square", {0, 1}),
+        ("the circles on the left", {0, 1}),
+    ],
+)
+def test_plurals_by_hand(words, expected):
+    things = (thing(x=0.1), thing(x=0.25), thing(x=0.9, colour="blue"), thing("square", x=0.6, colour="green"))
+    assert selected("plural", words, *things) == expected
+
+
+def test_denials_by_hand():
+    things = (thing(), thing(colour="blue", x=0.9), thing("square", "blue", x=0.1))
+    (query,) = [query for query in QUERIES["attribute"](things) if query.words == "the red object"]
+    assert {denial.words for denial in denials(query, things)} == {
+        f"the {colour} object" for colour in COLOURS if colour not in ("red", "blue")
+    }
+    (query,) = [q for q in QUERIES["relation"](things) if q.words == "the circle right of the red circle"]
+    found = {denial.words: denial.counterpart for denial in denials(query, things)}
+    assert found["the square right of the red circle"] == query.words
+    assert found["the circle left of the red circle"] == query.words
+    assert "the circle right of the blue circle" in found  # the blue one is the last
+    assert "the circle right of the green circle" in found  # there is none
+
+
+def test_combinations_are_the_product():
+    made = Combinations(lambda *choice: choice, "ab", (1, 2, 3), "x")
+    assert list(made) == list(itertools.product("ab", (1, 2, 3), "x"))
+    assert made[-1] == ("b", 3, "x")
+    assert list(Combinations(lambda *choice: choice, "ab", ())) == []
+
+
+@pytest.mark.parametrize(
+    ("families", "order"),
+    [
+        (["plural", "no_target"], ["plural", "no_target"]),
+        ({"plural": 3, "no_target": 1}, ["plural", "plural", "no_target", "plural"]),
+        ({"plural": 0.5, "no_target": 0.5}, ["plural", "no_target"]),
+        ({"attribute": 0.25, "two_hop": 0.25, "plural": 0.5}, ["plural", "attribute", "two_hop", "plural"]),
+        (list(FAMILIES), list(FAMILIES)),
+    ],
+)
+def test_families_in_turn(families, order):
+    assert in_turn(families) == order
+
+
+def test_shares_of_families():
+    shares = {"attribute": 0.1, "relation": 0.2, "two_hop": 0.3, "plural": 0.15, "no_target": 0.25}
+    dataset = load_refshapes("train", scenes=20, expressions=2, side=32, families=shares)
+    found = [family for row in range(40) for family in [dataset[row]["family"]]]
+    assert {family: found.count(family) / 40 for family in shares} == shares
+    assert len({*found[:20]}) == 5  # spread evenly
+    for row in range(0, 20, 2):
+        first, second = dataset[row], dataset[row + 1]
+        assert first["expressions"] != second["expressions"]
+        assert not (first["mask"] & second["mask"]).any()
+
+
+def test_families_stay_with_their_rows(tmp_path):
+    """Joined, shuffled, saved and read again."""
+    parts = [
+        load_refshapes("train", scenes=4, side=32, families=families)
+        for families in (None, ["plural", "no_target"], {"two_hop": 3, "attribute": 1})
+    ]
+    parts.append(load_refshapes("train", scenes=2, side=32, family="negation"))
+    expected = [row["family"] for part in parts for row in part]
+    assert expected[:6] == [*FAMILIES[:4], "plural", "no_target"]
+    assert expected[8:] == ["two_hop", "two_hop", "attribute", "two_hop", "negation", "negation"]
+    order = list(range(len(expected)))[::-1]
+    concatenate_datasets(parts).select(order).save_to_disk(tmp_path / "saved")
+    assert [row["family"] for row in load_from_disk(tmp_path / "saved")] == expected[::-1]
+
+
+@pytest.mark.parametrize(
+    ("families", "message"),
+    [
+        ({}, "`families` is {}; give a list"),
+        ([], r"`families` is \[\]"),
+        ("plural", "`families` is 'plural'"),
+        (7, "`families` is 7"),
+        (["plural", "riddle"], "no family 'riddle'; give one of attribute"),
+        ([["plural"]], "no family"),
+        (["plural", "two_hop", "plural"], "`families` names one twice"),
+        ({"plural": 0}, "share of the family 'plural' is 0; give a number above 0"),
+        ({"plural": -1}, "is -1"),
+        ({"plural": True}, "is True"),
+        ({"plural": "2"}, "is '2'"),
+        ({"plural": float("nan")}, "is nan"),
+        ({"plural": float("inf")}, "is inf"),
+        ({"plural": 1, "two_hop": 0.333333}, "too fine; give whole numbers"),
+    ],
+)
+def test_families_that_cannot_be(families, message):
+    with pytest.raises(ValueError, match=message):
+        load_refshapes("train", families=families)
+
+
+def test_family_or_families():
+    with pytest.raises(ValueError, match="`family` is 'plural' and `families`"):
+        load_refshapes("train", family="plural", families=["plural"])
+
+
+@pytest.mark.parametrize("family", ["attribute", "absolute", "ordinal", "superlative", "negation"])
+def test_a_split_that_a_family_cannot_have(family):
+    with pytest.raises(ValueError, match=f"'{family}' has no relations for the split 'unseen_relations'"):
+        make_example("unseen_relations", 0, family=family)
+
+
+def test_scenes_too_small_for_their_expressions(monkeypatch):
+    monkeypatch.setattr(refshapes_examples, "TRIES", 30)
+    with pytest.raises(ValueError, match="3 to 3 objects do not give expressions of the families plural, plural"):
+        make_scene("train", 0, families=["plural", "plural"], count=(3, 3))
 
 
 def test_vocabulary():

@@ -7,13 +7,18 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ..calibration import calibration_error, calibration_report, fit_score, save_calibration
 from ..evidence import hash_weights
 from ..loading import describe_hardware, load_checkpoint, resolve_checkpoint
 from ..metrics import ReferringSegmentationMetric, markdown_table
+from ..processing_crossvlt import CrossVLTProcessor
 from ..settings import TEXT_OPTIONS, convert, parse_value
-from ..visualization import evaluation_gallery
+from ..visualization import evaluation_gallery, reliability_diagram
 from .extras import needs_extra
 from .outputs import make_room
+from .presence import add_presence_option
 
 
 def parse_options(settings: list[str]) -> dict[str, Any]:
@@ -29,37 +34,89 @@ def parse_options(settings: list[str]) -> dict[str, Any]:
 
 
 def _report(
-    arguments: argparse.Namespace, metric: ReferringSegmentationMetric, image_size: tuple[int, int], hardware: str
+    arguments: argparse.Namespace, metric: ReferringSegmentationMetric, processor: CrossVLTProcessor, hardware: str
 ) -> None:
     total, families = metric.compute(), metric.compute_groups()
     name = f"{arguments.data} {arguments.split}"
     print(markdown_table({name: total}, "data"))
     if set(families) != {""}:
         print(f"\n{markdown_table(families, 'family')}")
-    settings = ("data", "split", "protocol", "merge", "truncation", "shuffle", "limit", "dtype")
+    scores = calibration_report(metric.samples, processor.score_calibration is not None)
+    for kind in (kind for kind in ("score", "presence") if kind in scores):
+        error = 100 * scores[kind]["expected_calibration_error"]
+        note = "" if kind == "presence" or scores["calibrated"] else " (not calibrated)"
+        print(f"{kind}{note}: expected calibration error {error:.2f} %", file=sys.stderr)
+    settings = ["data", "split", "protocol", "merge", "truncation", "shuffle", "limit", "dtype"]
+    settings += ["presence_threshold"] if "presence" in scores else []
     report = {
         "model": str(arguments.model or "built-in (RefShapes)"),
         **{setting: getattr(arguments, setting) for setting in settings},
         "option": parse_options(arguments.option),
         "weights": hash_weights(resolve_checkpoint(arguments.model)),
-        "image_size": list(image_size),
+        "image_size": list(processor.image_size),
         "hardware": hardware,
         "metrics": total,
         "families": {family or "(none)": row for family, row in families.items()},
+        **({"calibration": scores} if scores else {}),
     }
     path = Path(arguments.output)
     path.write_text(json.dumps(report, indent=2) + "\n")
     print(f"The figures are in {path}", file=sys.stderr)
 
 
-def _check_gallery(path: str | None) -> None:
+def _check_picture(path: str | None, option: str) -> None:
     """Rather before the evaluation than after it."""
     if path is None:
         return
     if Path(path).suffix.lower() != ".png":
-        raise ValueError(f"`--gallery` is {path!r}; give a file that ends in .png.")
+        raise ValueError(f"`{option}` is {path!r}; give a file that ends in .png.")
     with needs_extra("plot"):
         import_module("matplotlib")
+
+
+def _check_calibrate(arguments: argparse.Namespace) -> None:
+    if not arguments.calibrate:
+        return
+    if arguments.shuffle:
+        raise ValueError("`--calibrate` needs the right expressions; leave out --shuffle.")
+    if arguments.model is None or not (Path(arguments.model) / "processor_config.json").is_file():
+        raise ValueError(
+            f"`--calibrate` writes into the checkpoint; `--model` must be a folder with a processor_config.json, got "
+            f"{arguments.model!r}."
+        )
+
+
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    _check_picture(arguments.gallery, "--gallery")
+    _check_picture(arguments.reliability, "--reliability")
+    _check_calibrate(arguments)
+    for path in (arguments.output, arguments.gallery, arguments.reliability):
+        make_room(path)
+
+
+def _calibrate(folder: str, metric: ReferringSegmentationMetric) -> None:
+    """Fit the score to what was measured, and write it into the checkpoint."""
+    answered = [s for s in metric.samples if s.predicted > 0 and s.estimate is not None]
+    estimates, ious = np.array([[s.estimate, s.iou] for s in answered]).reshape(-1, 2).T.tolist()
+    points = fit_score(estimates, ious)
+    save_calibration(folder, points)
+    error = calibration_error(np.interp(estimates, *np.transpose(points)).tolist(), ious)
+    print(
+        f"The score calibration is in {folder}; on the {len(answered)} answers that it was fitted on the error is now "
+        f"{100 * (error or 0):.2f} %. Measure it on others.",
+        file=sys.stderr,
+    )
+
+
+def _judge_scores(
+    arguments: argparse.Namespace, metric: ReferringSegmentationMetric, processor: CrossVLTProcessor
+) -> None:
+    if arguments.reliability is not None:
+        scores = calibration_report(metric.samples, processor.score_calibration is not None)
+        reliability_diagram(scores, f"{arguments.data} {arguments.split}").save(arguments.reliability)
+        print(f"The reliability diagram is in {arguments.reliability}", file=sys.stderr)
+    if arguments.calibrate:
+        _calibrate(arguments.model, metric)
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -73,15 +130,16 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
     if arguments.limit is not None and arguments.limit < 1:
         raise ValueError(f"`--limit` is {arguments.limit}; give 1 or more.")
-    _check_gallery(arguments.gallery)
-    for path in (arguments.output, arguments.gallery):
-        make_room(path)
+    _check_outputs(arguments)
     options = EvaluationOptions(
         batch_size=arguments.batch_size,
         protocol=arguments.protocol,
         truncation=arguments.truncation,
         shuffle=arguments.shuffle,
         distractors=arguments.distractors,
+        presence_threshold=arguments.presence_threshold,
+        instances=arguments.instances or arguments.min_area is not None,
+        min_area=arguments.min_area,
         workers=arguments.workers,
         progress=sys.stderr.isatty(),
     )
@@ -106,7 +164,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     metric = evaluate_model(model, processor, dataset, options)
     if state.is_main_process:
         hardware = describe_hardware(model.device, state.num_processes)
-        _report(arguments, metric, processor.image_size, hardware)
+        _report(arguments, metric, processor, hardware)
+        _judge_scores(arguments, metric, processor)
         if arguments.gallery is not None:
             evaluation_gallery(model, processor, dataset, metric.samples, options).save(arguments.gallery)
             print(f"The gallery is in {arguments.gallery}", file=sys.stderr)
@@ -150,5 +209,16 @@ def add_command(commands: Any) -> None:
     command.add_argument("--output", default="crossvlt-output/evaluation.json", help="JSON file (%(default)s)")
     command.add_argument(
         "--gallery", metavar="PNG", help="draw the best, the worst, random samples, and some of each family"
+    )
+    add_presence_option(command)
+    command.add_argument(
+        "--instances", action="store_true", help="compare the separate parts of the masks too (column Pr@F)"
+    )
+    command.add_argument("--min-area", type=int, metavar="PIXELS", help="of such a part; implies --instances")
+    command.add_argument("--reliability", metavar="PNG", help="draw how near the scores are to the IoUs")
+    command.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="fit the score to these expressions (validation data) and write it into the folder --model",
     )
     command.set_defaults(run=evaluate)

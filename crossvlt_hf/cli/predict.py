@@ -10,6 +10,7 @@ from typing import Any
 from ..loading import load_checkpoint, resolve_checkpoint
 from .evaluate import parse_options
 from .extras import needs_extra
+from .presence import add_presence_option
 
 
 EXAMPLES = """examples:
@@ -59,6 +60,7 @@ def predict(arguments: argparse.Namespace) -> None:
         shard_size=arguments.shard_size,
         file_format=arguments.format,
         threshold=arguments.threshold,
+        presence_threshold=arguments.presence_threshold,
         on_error=arguments.on_error,
         workers=arguments.workers,
         progress=True,
@@ -130,6 +132,7 @@ def add_command(commands: Any) -> None:
     command.add_argument("--batch-size", type=int, default=8, help="expressions at a time (%(default)s)")
     command.add_argument("--workers", type=int, default=0, help="processes that prepare images (%(default)s)")
     command.add_argument("--threshold", type=float, help="least probability of the object")
+    add_presence_option(command)
     command.add_argument(
         "--on-error", default="stop", help="at a row that is broken: stop, or skip it and say so (%(default)s)"
     )

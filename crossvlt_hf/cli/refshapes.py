@@ -9,19 +9,46 @@ from ..data.refshapes import EXTRAS, FAMILIES, SPLITS, contact_sheet
 from .extras import needs_extra
 
 
+def parse_families(settings: list[str]) -> dict[str, float]:
+    """`name` or `name=share` settings.
+
+    Raises:
+        ValueError: if a share is no number, or a family is named twice.
+    """
+    shares: dict[str, float] = {}
+    for setting in settings:
+        name, equals, share = setting.partition("=")
+        if name in shares:
+            raise ValueError(f"--families names {name!r} twice; give each family once.")
+        try:
+            shares[name] = float(share) if equals else 1.0
+        except ValueError as error:
+            raise ValueError(f"--families has {setting!r}; give a name, or name=share with a number.") from error
+    return shares
+
+
 def write_scenes(arguments: argparse.Namespace) -> None:
     """Write the folder and, where asked for, the contact sheet."""
     with needs_extra("train"):
         from ..data import write_folder
-        from ..data.refshapes.dataset import load_refshapes, read_scene
+        from ..data.refshapes.dataset import load_refshapes, read_scene, settle_families
 
     low, high = arguments.objects
-    options = {"side": arguments.side, "seed": arguments.seed, "family": arguments.family, "count": (low, high)}
-    dataset = load_refshapes(arguments.split, scenes=arguments.scenes, expressions=arguments.expressions, **options)
+    options = {"side": arguments.side, "seed": arguments.seed, "count": (low, high)}
+    families = None if arguments.families is None else parse_families(arguments.families)
+    dataset = load_refshapes(
+        arguments.split,
+        scenes=arguments.scenes,
+        expressions=arguments.expressions,
+        family=arguments.family,
+        families=families,
+        **options,
+    )
     write_folder((dataset[index] for index in range(len(dataset))), arguments.output)
     print(f"{arguments.scenes} scenes are in {arguments.output}", file=sys.stderr)
     if arguments.sheet:
-        same = (arguments.side, arguments.seed, arguments.expressions, arguments.family, low, high)
+        said = settle_families(arguments.family, families)
+        same = (arguments.side, arguments.seed, arguments.expressions, said, low, high)
         scenes = (read_scene(arguments.split, index, *same) for index in range(min(arguments.scenes, 36)))
         examples = [example for scene in scenes for example in scene]
         path = Path(arguments.sheet)
@@ -40,6 +67,12 @@ def add_command(commands: Any) -> None:
     command.add_argument("--side", type=int, default=96, help="of a picture, in pixels (%(default)s)")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--family", choices=[*FAMILIES, *EXTRAS], help="of all expressions (default: six in turn)")
+    command.add_argument(
+        "--families",
+        nargs="+",
+        metavar="NAME[=SHARE]",
+        help=f"of the expressions, in these shares: {', '.join([*FAMILIES, *EXTRAS])}",
+    )
     command.add_argument("--objects", type=int, nargs=2, default=(3, 6), metavar=("FEWEST", "MOST"))
     command.add_argument("--sheet", metavar="PNG", help="a contact sheet of the first 36 scenes")
     command.set_defaults(run=write_scenes)

@@ -22,6 +22,7 @@ from ..processing_crossvlt import CrossVLTProcessor, pair_expressions, to_rgb
 from ..visualization import explain, explanation_figure, overlay
 from ..visualization.explanation import check_pixel, positions_of, tokens_of
 from .extras import needs_extra
+from .presence import add_presence_option
 
 
 def _slug(expression: str) -> str:
@@ -103,7 +104,14 @@ def segment(arguments: argparse.Namespace) -> None:
     for expression, output in zip(arguments.expressions, outputs, strict=True):
         start = time.perf_counter()
         with _warnings_in_one_line():
-            (result,) = pipeline(image, text=expression, threshold=arguments.threshold)
+            (result,) = pipeline(
+                image,
+                text=expression,
+                threshold=arguments.threshold,
+                presence_threshold=arguments.presence_threshold,
+                instances=arguments.instances or arguments.min_area is not None,
+                min_area=arguments.min_area,
+            )
         seconds = time.perf_counter() - start
         results.append(result)
         result["mask"].save(output.mask)
@@ -123,12 +131,18 @@ def _describe(result: dict[str, Any], seconds: float, mask: Path) -> dict[str, A
     return {
         "expression": result["label"],
         "score": round(result["score"], 4),
+        **({"presence": round(result["presence"], 4)} if "presence" in result else {}),
         "box": result["box"],
         "area": result["mask"].histogram()[255],
         "seconds": round(seconds, 3),
         "mask": str(mask),
         "text_read": result["text_read"],
         "unknown_words": result["unknown_words"],
+        **(
+            {"instances": [{"box": part["box"], "area": part["area"]} for part in result["instances"]]}
+            if "instances" in result
+            else {}
+        ),
     }
 
 
@@ -147,6 +161,9 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "--threshold", type=float, help="least probability of the object (default: the likelier class)"
     )
+    add_presence_option(command)
+    command.add_argument("--instances", action="store_true", help="list the separate parts of each mask")
+    command.add_argument("--min-area", type=int, metavar="PIXELS", help="list no smaller parts; implies --instances")
     command.add_argument(
         "--explain", action="store_true", help="write beside each mask a figure of what was read in every stage"
     )

@@ -21,6 +21,17 @@ scenes of drawn shapes like the examples on this page. In a photograph it marks 
 SCORE_NOTE = """The score is how sure the model is of the mask that it drew. It is no sign that the object is there at
 all: the model always looks for one.
 """
+PRESENCE_NOTE = "Where the model holds it for unlikely that anything fits the expression, it draws nothing.\n"
+EXPECTED_NOTE = "The score is the expected overlap (IoU) of the mask with the right one.\n"
+SURE_NOTE = "The score is how sure the model is of the mask that it drew.\n"
+
+
+def score_note(model: CrossVLTModel, processor: CrossVLTProcessor) -> str:
+    """Say what a score of this model means, and whether it answers that nothing fits."""
+    score = SURE_NOTE if processor.score_calibration is None else EXPECTED_NOTE
+    if model.config.presence_head:
+        return f"{score}{PRESENCE_NOTE}"
+    return SCORE_NOTE if processor.score_calibration is None else f"{score}The model always looks for something.\n"
 
 
 def knows_only_drawn_shapes(processor: CrossVLTProcessor) -> bool:

@@ -24,6 +24,7 @@ class Found(NamedTuple):
     box: dict[str, int] | None
     mask: Image.Image
     seconds: float
+    presence: float | None = None
 
 
 class Segmenter:
@@ -40,7 +41,8 @@ class Segmenter:
             start = time.perf_counter()
             (result,) = self._pipeline(image, text=expression)
             seconds = time.perf_counter() - start
-            found.append(Found(expression, result["score"], result["box"], result["mask"], seconds))
+            there = result.get("presence")
+            found.append(Found(expression, result["score"], result["box"], result["mask"], seconds, there))
         return found
 
     def explain(self, image: Image.Image, expressions: Sequence[str]) -> list[Image.Image]:
@@ -65,7 +67,6 @@ def tabulate(found: Sequence[Found]) -> list[list[str]]:
         area = entry.mask.histogram()[255]
         share = area / (entry.mask.width * entry.mask.height)
         area_text = f"{area:,} px ({share:.1%})"
-        rows.append(
-            [entry.expression, f"{entry.score:.2f}", box or "nothing found", area_text, f"{entry.seconds:.2f}"]
-        )
+        nothing = "nothing found" if entry.presence is None else f"not there ({1 - entry.presence:.0%} sure)"
+        rows.append([entry.expression, f"{entry.score:.2f}", box or nothing, area_text, f"{entry.seconds:.2f}"])
     return rows

@@ -17,7 +17,7 @@ from gradio.components import Component
 
 from ..modeling_crossvlt import CrossVLTModel
 from ..processing_crossvlt import CrossVLTProcessor
-from .about import DRAWN_NOTE, INTRODUCTION, SCORE_NOTE, Example
+from .about import DRAWN_NOTE, INTRODUCTION, Example, score_note
 from .answers import COLUMNS, Found, Segmenter, draw, tabulate
 from .inputs import (
     MAX_EXPRESSIONS,
@@ -105,7 +105,8 @@ class _Page:
             buttons=["download", "fullscreen"],
             elem_id="figures",
         )
-        gr.Markdown(f"{SCORE_NOTE}\n\n{facts}\n\n{LIMITS}", elem_id="facts")
+        score = score_note(self.segmenter.model, self.segmenter.processor)
+        gr.Markdown(f"{score}\n\n{facts}\n\n{LIMITS}", elem_id="facts")
         self._connect()
 
     def _place_inputs(self, examples: Sequence[Example]) -> None:

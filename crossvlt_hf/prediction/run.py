@@ -18,10 +18,10 @@ from ..data.readable import ON_ERROR
 from ..errors import in_one_line
 from ..interruption import ignore_signals
 from ..modeling_crossvlt import CrossVLTModel, evaluating
-from ..processing_crossvlt import CrossVLTProcessor, ReadExpression, check_threshold
+from ..processing_crossvlt import CrossVLTProcessor, ReadExpression, check_threshold, resolve_presence_threshold
 from ..tokenization import summarize_reading
 from .requests import Requests
-from .shards import SCHEMA, Shards
+from .shards import Shards, row_schema
 
 
 MOST_TEXTS = 10_000  # that are looked at before a prediction begins
@@ -36,6 +36,7 @@ class PredictionOptions:
         shard_size: rows of a file, which an interruption costs at most for each process.
         file_format: "jsonl" or "parquet".
         threshold: see `CrossVLTProcessor.post_process_masks`.
+        presence_threshold: see there; "auto" is 0.5 for a model with a presence head.
         on_error: "stop" at a row that is broken, or "skip" it: its line then has "error" and no mask.
         workers: processes that read and prepare images, for each process that predicts.
         progress: whether to show a bar, of the rows of the main process.
@@ -45,6 +46,7 @@ class PredictionOptions:
     shard_size: int = 500
     file_format: str = "jsonl"
     threshold: float | None = None
+    presence_threshold: float | str | None = "auto"
     on_error: str = "stop"
     workers: int = 0
     progress: bool = False
@@ -57,6 +59,7 @@ class PredictionOptions:
         if self.on_error not in ON_ERROR:
             raise ValueError(f"`on_error` is {self.on_error!r}; give one of {', '.join(ON_ERROR)}.")
         check_threshold(self.threshold)
+        resolve_presence_threshold(self.presence_threshold, has_head=True)
 
 
 @dataclass
@@ -131,7 +134,7 @@ def _cut(rows: Iterable[_Row], batch_size: int) -> Iterator[list[_Piece]]:
 
 
 def _predict_batch(
-    model: CrossVLTModel, processor: CrossVLTProcessor, batch: list[_Piece], threshold: float | None
+    model: CrossVLTModel, processor: CrossVLTProcessor, batch: list[_Piece], options: PredictionOptions
 ) -> Iterator[dict[str, Any]]:
     inputs = {name: torch.cat([piece.inputs(name) for piece in batch]) for name in batch[0].row.inputs}
     sizes = inputs.pop("original_sizes")
@@ -139,8 +142,10 @@ def _predict_batch(
     inputs["expressions_per_image"] = torch.tensor([piece.count for piece in batch])
     with evaluating(model):
         moved = {name: value.to(model.device) for name, value in inputs.items()}
-        logits = model(**moved, return_dict=True).logits
-    results = iter(processor.post_process_masks(logits.cpu(), sizes, threshold))
+        output = model(**moved, return_dict=True)
+    kept = {name: output[name].cpu() for name in ("logits", "presence_logits") if name in output}
+    least = resolve_presence_threshold(options.presence_threshold, model.config.presence_head)
+    results = iter(processor.post_process_masks(kept, sizes, options.threshold, presence_threshold=least))
     for piece in batch:
         for number in range(piece.start, piece.start + piece.count):
             result = next(results)
@@ -152,14 +157,15 @@ def _predict_batch(
                 "text_read": piece.row.read[number].text_read,
                 "unknown_words": list(piece.row.read[number].unknown_words),
                 "score": result["score"],
+                **({"presence": result["presence"]} if "presence" in result else {}),
                 "box": result["box"],
                 "mask": encode_mask(result["mask"].numpy()),
                 "error": None,
             }
 
 
-def _broken(row: _Row) -> dict[str, Any]:
-    return {**dict.fromkeys(SCHEMA.names), "row": row.index, "name": row.name, "error": row.error}
+def _broken(row: _Row, has_head: bool) -> dict[str, Any]:
+    return {**dict.fromkeys(row_schema(has_head).names), "row": row.index, "name": row.name, "error": row.error}
 
 
 def describe_reading(processor: CrossVLTProcessor, requests: Requests) -> str:
@@ -189,9 +195,10 @@ def predict(
         requests: see `open_requests`.
         folder: of the shards: `predictions-00000-of-00010.jsonl` and so on, lines of "row" (number in the data),
             "name", "number" (of the expression in its row), "expression", "text_read" (the part of it that the model
-            reads), "unknown_words" (that its vocabulary does not know), "score", "box" ([x_min, y_min, x_max, y_max]
-            in pixels, the maxima exclusive; None if the mask is empty), "mask" (COCO run lengths: "size", height and
-            width, and "counts") and "error" (None, or why the row could not be read).
+            reads), "unknown_words" (that its vocabulary does not know), "score", with a presence head "presence",
+            "box" ([x_min, y_min, x_max, y_max] in pixels, the maxima exclusive; None if the mask is empty), "mask"
+            (COCO run lengths: "size", height and width, and "counts") and "error" (None, or why the row could not be
+            read).
         options: see `PredictionOptions`.
         job: what else the predictions depend on, such as the model's name; what JSON can hold.
 
@@ -207,7 +214,9 @@ def predict(
     shards = Shards(folder, len(requests), options.shard_size, options.file_format)
     with state.main_process_first():
         if state.is_main_process:
-            shards.open({"data": requests.digest, "threshold": options.threshold, **(job or {})})
+            least = resolve_presence_threshold(options.presence_threshold, model.config.presence_head)
+            gate = {"presence_threshold": least} if model.config.presence_head else {}
+            shards.open({"data": requests.digest, "threshold": options.threshold, **gate, **(job or {})})
     missing = shards.missing()
     state.wait_for_everyone()  # else one could write a shard that another no longer finds missing
     own = missing[state.process_index :: state.num_processes]
@@ -241,8 +250,8 @@ def _predict_shard(
                 continue
             if options.on_error == "stop":
                 raise ValueError(f"{row.name} cannot be read: {row.error.rstrip('.')}. Fix it, or skip such rows.")
-            lines.append(_broken(row))
+            lines.append(_broken(row, model.config.presence_head))
 
     for batch in _cut(whole(), options.batch_size):
-        lines.extend(_predict_batch(model, processor, batch, options.threshold))
+        lines.extend(_predict_batch(model, processor, batch, options))
     return sorted(lines, key=lambda line: (line["row"], line["number"] or 0))

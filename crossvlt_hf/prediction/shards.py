@@ -32,6 +32,13 @@ SCHEMA = pa.schema(
 )
 
 
+def row_schema(has_head: bool) -> pa.Schema:
+    """The columns of the predictions of a model with or without a presence head."""
+    if not has_head:
+        return SCHEMA
+    return SCHEMA.insert(SCHEMA.get_field_index("score") + 1, pa.field("presence", pa.float64()))
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file beside its place, have it on the disk, and move it there.
 
@@ -50,8 +57,9 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def _as_parquet(rows: Sequence[dict[str, Any]]) -> bytes:
+    schema = row_schema(any("presence" in row for row in rows))
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), sink)
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), sink)
     return bytes(sink.getvalue())
 
 
@@ -133,7 +141,7 @@ class Shards:
         return [shard for shard in range(self.count) if self.path(shard).name not in present]
 
     def write(self, shard: int, rows: Sequence[dict[str, Any]]) -> None:
-        """Write a shard: rows of `SCHEMA`.
+        """Write a shard: rows of `row_schema`.
 
         Raises:
             OSError: if there is no room for it; it is then not there at all.

@@ -125,6 +125,7 @@ def build_model(options: ModelOptions, datasets: Sequence[Dataset] = ()) -> tupl
     """
     if options.checkpoint is not None:
         model, processor = load_checkpoint(options.checkpoint, dtype="float32")
+        processor.score_calibration = None  # was of the weights before
         if options.image_size is not None or options.max_length is not None:
             processor = _resized(processor, options)
     else:

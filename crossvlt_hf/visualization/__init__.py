@@ -9,6 +9,7 @@ from .explanation import Explanation, explain
 from .gallery import Choice, choose_samples, evaluation_gallery
 from .overlay import CELL, MIN_WIDTH, PALETTE, Mask, arrange, overlay, to_mask_image
 from .panels import explanation_figure
+from .reliability import reliability_diagram
 
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "explain",
     "explanation_figure",
     "overlay",
+    "reliability_diagram",
     "to_mask_image",
     "training_curves",
 ]

@@ -13,16 +13,46 @@ from PIL import Image
 
 from ..features import Mask, Picture, register
 from ..masks import unpack
-from .examples import Example, Split, families_at, make_scene
+from .examples import EXTRAS, FAMILIES, Example, Families, Split, families_at, in_turn, make_scene
+
+
+KINDS = (*FAMILIES, *EXTRAS)
 
 
 @lru_cache(maxsize=32)
 def read_scene(
-    split: Split, scene: int, side: int, seed: int, expressions: int, family: str | None, fewest: int, most: int
+    split: Split, scene: int, side: int, seed: int, expressions: int, families: str | None, fewest: int, most: int
 ) -> list[Example]:
-    """The examples of a scene; the last ones drawn are kept, as a row has several columns and a scene several rows."""
-    families = families_at(split, scene, expressions) if family is None else [family]
-    return make_scene(split, scene, families=families, side=side, seed=seed, count=(fewest, most))
+    """The examples of a scene; the last ones drawn are kept, as a row has several columns and a scene several rows.
+
+    Args:
+        split: see `load_refshapes`, and there also the arguments that are not described here.
+        scene: its index.
+        side: of the picture, in pixels.
+        seed: of the data set.
+        expressions: of each scene.
+        families: what `settle_families` gives.
+        fewest: objects of a scene.
+        most: objects of a scene.
+    """
+    order = None if families is None else [KINDS[int(number)] for number in families]
+    said = families_at(split, scene, expressions, order)
+    return make_scene(split, scene, families=said, side=side, seed=seed, count=(fewest, most))
+
+
+def settle_families(family: str | None, families: Families | None) -> str | None:
+    """The families of `load_refshapes` in turn, as a digit each, their place in `KINDS`; None for the usual ones.
+
+    It stands in every cell of a column, which may be millions, so it is short.
+
+    Raises:
+        ValueError: if both are given, or one cannot be.
+    """
+    if family is not None and families is not None:
+        raise ValueError(f"`family` is {family!r} and `families` {families!r}; give one of the two.")
+    if family is not None:
+        families = [family]
+    return None if families is None else "".join(str(KINDS.index(each)) for each in in_turn(families))
 
 
 _PARTS: dict[str, tuple[str, Callable[[Example], Any]]] = {
@@ -55,7 +85,7 @@ class Drawn:
             "side": pa.int32(),
             "seed": pa.int64(),
             "expressions": pa.int8(),
-            "family": pa.string(),
+            "families": pa.string(),
             "fewest": pa.int8(),
             "most": pa.int8(),
             "number": pa.int8(),
@@ -132,6 +162,7 @@ def load_refshapes(
     side: int = 96,
     seed: int = 0,
     family: str | None = None,
+    families: Families | None = None,
     count: tuple[int, int] = (3, 6),
 ) -> Dataset:
     """Scenes of RefShapes as records (see `crossvlt_hf.data.records`), `expressions` rows for each.
@@ -143,6 +174,8 @@ def load_refshapes(
         side: of a picture, in pixels.
         seed: another seed gives other scenes.
         family: one of `FAMILIES` or `EXTRAS` for all; None takes the six families in turn.
+        families: instead, several of them in equal shares, or each with its share, such as
+            `{"attribute": 2, "plural": 1, "no_target": 1}`.
         count: the fewest and the most objects of a scene.
 
     Raises:
@@ -156,10 +189,10 @@ def load_refshapes(
             f"`scenes` is {scenes}, `expressions` {expressions}, `family` {family!r}; give at least one scene, one to "
             "three expressions, and one for a family of its own."
         )
-    fewest, most = count
-    read_scene(split, 0, side, seed, expressions, family, fewest, most)  # checks the rest
+    said, (fewest, most) = settle_families(family, families), count
+    read_scene(split, 0, side, seed, expressions, said, fewest, most)  # checks the rest
     index, number = np.divmod(np.arange(scenes * expressions), expressions)
-    same = {"split": split, "side": side, "seed": seed, "expressions": expressions, "family": family}
+    same = {"split": split, "side": side, "seed": seed, "expressions": expressions, "families": said}
     same |= {"fewest": fewest, "most": most}
     parts = {
         name: pa.repeat(pa.scalar(value, Drawn.pa_type.field(name).type), len(index)) for name, value in same.items()

@@ -1,20 +1,25 @@
 """Examples of RefShapes: a scene and expressions that are verified against it."""
 
+import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .expressions import QUERIES, Query, paraphrase
+from .expressions import QUERIES, Query, paraphrase, sample_queries
 from .scenes import COLOURS, SHAPES, Scene, Thing, draw, is_visible, sample_things
 
 
 FAMILIES = ("attribute", "absolute", "relation", "ordinal", "superlative", "negation")
 EXTRAS = ("plural", "no_target", "two_hop")
+SEVERAL = (2, 4)  # the fewest and the most targets of a plural
+RELATIONAL = ("relation", "two_hop", "plural", "no_target")  # families whose expressions may hold a relation
+TRIES = 5000  # scenes that are drawn until one gives what is asked for
 
 # What the training split never shows together, and `unseen_pairs` and `unseen_relations` always do
 UNSEEN_PAIRS = {("red", "star"), ("blue", "triangle"), ("yellow", "square"), ("green", "cross")}
@@ -41,12 +46,14 @@ class Example:
         expression: what is said.
         targets: indices of the objects that it refers to; one, but for the extras.
         family: one of `FAMILIES` or `EXTRAS`.
+        counterpart: of the family "no_target" the expression, one word different, that refers to one object.
     """
 
     scene: Scene
     expression: str
     targets: tuple[int, ...]
     family: str
+    counterpart: str | None = None
 
     @property
     def mask(self) -> np.ndarray:
@@ -54,17 +61,20 @@ class Example:
         return np.asarray(self.scene.masks[list(self.targets)].any(axis=0))
 
 
-def _fits(query: Query, things: tuple[Thing, ...], split: Split) -> bool:
-    """Whether a query selects as many things as its family says, and belongs into a split."""
-    selected = query.select(things)
-    counts = {"plural": range(2, len(things) + 1), "no_target": range(1)}
-    if selected is None or len(selected) not in counts.get(query.family, range(1, 2)):
+def _fits(query: Query, targets: set[int] | None, things: tuple[Thing, ...], split: Split) -> bool:
+    """Whether what a query selects is as many things as its family says, and the query belongs into a split."""
+    fewest, most = {"plural": SEVERAL, "no_target": (0, 0)}.get(query.family, (1, 1))
+    if targets is None or not fewest <= len(targets) <= most:
         return False
-    if split == "paraphrases":
-        return paraphrase(query.words) != query.words
+    meant = {(things[index].colour, things[index].shape) for index in targets}
+    named = {(phrase.colour, phrase.shape) for phrase in query.phrases}
     if split == "unseen_pairs":
-        return all((things[index].colour, things[index].shape) in UNSEEN_PAIRS for index in selected)
-    return (query.relation in UNSEEN_RELATIONS) == (split == "unseen_relations")
+        return meant <= UNSEEN_PAIRS if meant else bool(named & UNSEEN_PAIRS)
+    if named & UNSEEN_PAIRS:  # what is only ever said where it is not would be learnt as never there
+        return False
+    if split in ("paraphrases", "longer"):
+        return split == "longer" or paraphrase(query.words) != query.words
+    return any(relation in UNSEEN_RELATIONS for relation in query.relations) == (split == "unseen_relations")
 
 
 def _choose(
@@ -74,12 +84,11 @@ def _choose(
     chosen: list[tuple[Query, set[int]]] = []
     for family in families:
         taken = set().union(*(targets for _, targets in chosen))
-        queries = list(QUERIES[family](things))
-        for number in rng.permutation(len(queries)):
-            if _fits(queries[number], things, split) and not taken & (
-                targets := queries[number].select(things) or set()
-            ):
-                chosen.append((queries[number], targets))
+        said = {query.words for query, _ in chosen}
+        for query in sample_queries(rng, family, things):
+            targets = query.select(things)
+            if _fits(query, targets, things, split) and not taken & (targets or set()) and query.words not in said:
+                chosen.append((query, targets or set()))
                 break
         else:
             return None
@@ -113,28 +122,31 @@ def make_scene(
         An example for each family, all of the same scene: the same on every machine and in every process.
 
     Raises:
-        ValueError: if there is no such split or family, or a number is out of range.
+        ValueError: if there is no such split or family, a number is out of range, or the objects are too few for the
+            expressions.
     """
     _check(split, index, families, side, count)
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     unseen = split == "unseen_pairs"
     kinds = [kind for kind in product(COLOURS, SHAPES) if unseen or kind not in UNSEEN_PAIRS]
-    while True:
+    for _ in range(TRIES):
         wanted = int(rng.integers(count[0], count[1] + 1))
         things = sample_things(rng, wanted, kinds)
         if len(things) < wanted or (chosen := _choose(rng, things, families, split)) is None:
             continue
         scene = draw(things, rng, side)
         if is_visible(scene):
-            return [
-                Example(
-                    scene,
-                    paraphrase(query.words) if split == "paraphrases" else query.words,
-                    tuple(sorted(targets)),
-                    query.family,
-                )
-                for query, targets in chosen
-            ]
+            return [_example(scene, query, targets, split) for query, targets in chosen]
+    raise ValueError(
+        f"Scenes of {count[0]} to {count[1]} objects do not give expressions of the families {', '.join(families)} in "
+        f"split {split!r}; give more objects or fewer expressions."
+    )
+
+
+def _example(scene: Scene, query: Query, targets: set[int], split: Split) -> Example:
+    say = paraphrase if split == "paraphrases" else str
+    counterpart = None if query.counterpart is None else say(query.counterpart)
+    return Example(scene, say(query.words), tuple(sorted(targets)), query.family, counterpart)
 
 
 def _check(split: str, index: int, families: Sequence[str], side: int, count: tuple[int, int]) -> None:
@@ -145,18 +157,66 @@ def _check(split: str, index: int, families: Sequence[str], side: int, count: tu
     for family in families:
         if family not in QUERIES:
             raise ValueError(f"RefShapes has no family {family!r}; give one of {', '.join(QUERIES)}.")
+        if split == "unseen_relations" and family not in RELATIONAL:
+            raise ValueError(
+                f"The family {family!r} has no relations for the split {split!r}; give one of {', '.join(RELATIONAL)}."
+            )
     if index < 0 or side < 32:
         raise ValueError(f"The index is {index} and the side {side}; give 0 or above, and 32 pixels or more.")
     if not 3 <= count[0] <= count[1] <= 8:
         raise ValueError(f"`count` is {count}; give the fewest and the most objects, from 3 to 8.")
 
 
-def families_at(split: Split, index: int, expressions: int = 1) -> list[str]:
-    """The families of a scene's expressions: all six in turn, but in the splits that test one of them."""
-    single = {"unseen_relations": "relation", "longer": "two_hop"}
-    if split in single:
-        return [single[split]] * expressions
-    return [FAMILIES[(index * expressions + number) % len(FAMILIES)] for number in range(expressions)]
+Families = Sequence[str] | Mapping[str, float]
+
+
+def in_turn(families: Families) -> list[str]:
+    """Families in the order in which expressions take them, over and over, each spread as evenly as its share allows.
+
+    Args:
+        families: names, for equal shares, or each with its share: positive numbers, in proportion to their sum.
+
+    Raises:
+        ValueError: if a family is not known, or the shares are not positive numbers of few digits.
+    """
+    if isinstance(families, str) or not isinstance(families, Sequence | Mapping) or not families:
+        raise ValueError(f"`families` is {families!r}; give a list of names, or a dict of names and shares.")
+    if unknown := [family for family in families if not isinstance(family, str) or family not in QUERIES]:
+        raise ValueError(f"RefShapes has no family {unknown[0]!r}; give one of {', '.join(QUERIES)}.")
+    shares: Mapping[str, Any] = families if isinstance(families, Mapping) else dict.fromkeys(families, 1)
+    if len(shares) < len(families):
+        raise ValueError(f"`families` names one twice: {families!r}; give a dict of names and shares.")
+    counts = _whole_numbers(shares)
+    total, order, credit = sum(counts.values()), [], dict.fromkeys(counts, 0)
+    for _ in range(total):
+        credit = {family: credit[family] + count for family, count in counts.items()}
+        order.append(max(credit, key=credit.__getitem__))  # the first of equals
+        credit[order[-1]] -= total
+    return order
+
+
+def _whole_numbers(shares: Mapping[str, Any], most: int = 1000) -> dict[str, int]:
+    """Shares as the smallest whole numbers of the same proportions."""
+    for family, share in shares.items():
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < math.inf:
+            raise ValueError(f"The share of the family {family!r} is {share!r}; give a number above 0.")
+    exact = {family: Fraction(str(share)) for family, share in shares.items()}
+    parts = math.lcm(*(share.denominator for share in exact.values()))
+    counts = {family: int(share * parts) for family, share in exact.items()}
+    divisor = math.gcd(*counts.values())
+    if sum(counts.values()) > most * divisor:
+        raise ValueError(f"The shares {dict(shares)} are too fine; give whole numbers such as 1, 2 and 3.")
+    return {family: count // divisor for family, count in counts.items()}
+
+
+def families_at(split: Split, index: int, expressions: int = 1, families: Iterable[str] | None = None) -> list[str]:
+    """The families of a scene's expressions, those given in turn.
+
+    None takes all six of `FAMILIES`, but in the splits that test one of them that one.
+    """
+    single = {"unseen_relations": ("relation",), "longer": ("two_hop",)}
+    order = tuple(single.get(split, FAMILIES) if families is None else families)
+    return [order[(index * expressions + number) % len(order)] for number in range(expressions)]
 
 
 def make_example(

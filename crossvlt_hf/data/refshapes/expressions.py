@@ -1,10 +1,13 @@
 """Expressions of RefShapes: words, and the program on the scene that they stand for."""
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise, product
+from typing import Any
+
+import numpy as np
 
 from .scenes import COLOURS, SHAPES, TEXTURES, Thing
 
@@ -34,15 +37,63 @@ class Phrase:
     def __str__(self) -> str:
         return " ".join(word for word in (self.texture, self.colour, self.shape) if word)
 
+    @property
+    def plural(self) -> str:
+        """`large striped red circles`."""
+        return str(replace(self, shape="crosses" if self.shape == "cross" else f"{self.shape}s"))
+
+    def variants(self) -> Iterator["Phrase"]:
+        """The same with another word in the place of one."""
+        if self.colour is not None:
+            yield from (replace(self, colour=colour) for colour in COLOURS if colour != self.colour)
+        if self.shape != "object":
+            yield from (replace(self, shape=shape) for shape in SHAPES if shape != self.shape)
+        if self.texture is not None:
+            yield from (replace(self, texture=texture) for texture in TEXTURES[1:] if texture != self.texture)
+
 
 @dataclass(frozen=True)
 class Query:
-    """What an expression says, as words and as what it selects; None where a person would hesitate."""
+    """What an expression says, as words and as what it selects; None where a person would hesitate.
+
+    Args:
+        family: the kind of expression.
+        words: the expression.
+        select: the indices of the things that it means, of the things of a scene.
+        phrases: the phrases in it.
+        relations: the relations in it, each with the shape that stands in it.
+        variants: gives the same with another word in the place of one; they need not mean anything in the scene.
+        counterpart: the words of a variant that does mean something, of an expression that means nothing.
+    """
 
     family: str
     words: str
     select: Callable[[tuple[Thing, ...]], set[int] | None]
-    relation: tuple[str, str] | None = None
+    phrases: tuple[Phrase, ...] = ()
+    relations: tuple[tuple[str, str], ...] = ()
+    variants: Callable[[], Iterable["Query"]] = tuple
+    counterpart: str | None = None
+
+
+Source = Callable[[tuple[Thing, ...]], Sequence[Query]]
+
+
+class Combinations(Sequence[Query]):
+    """A query for every combination of some choices, in the order of `itertools.product`, each made when needed."""
+
+    def __init__(self, make: Callable[..., Query], *choices: Collection[Any]) -> None:
+        self.make = make
+        self.choices = [list(choice) for choice in choices]
+        self.shape = tuple(map(len, self.choices))
+
+    def __len__(self) -> int:
+        return math.prod(self.shape)
+
+    def __getitem__(self, number: Any) -> Any:
+        if not -len(self) <= number < len(self):
+            raise IndexError(number)
+        place = np.unravel_index(number % len(self), self.shape)
+        return self.make(*(choice[index] for choice, index in zip(self.choices, place, strict=True)))
 
 
 DIRECTIONS: dict[str, Callable[[Thing], float]] = {
@@ -71,6 +122,8 @@ SUPERLATIVES: dict[str, Callable[[Thing], float]] = {
     "smallest": lambda thing: math.log(thing.radius),
 }
 ORDINALS = ("second", "third")
+HARD = 0.7  # share of the expressions without a target of which every word fits something in the scene
+DETERMINERS = ("all", "the", "both")  # of several things; the last of two only
 
 
 def _ranked(
@@ -100,9 +153,11 @@ def _in_region(thing: Thing, sides: set[str]) -> bool | None:
 
 
 def _related(things: tuple[Thing, ...], noun: Phrase, relation: str, anchor: set[int] | None) -> set[int] | None:
-    """The things of a noun that stand in a relation to the one anchor."""
-    if anchor is None or len(anchor) != 1:
+    """The things of a noun that stand in a relation to the one anchor; where there is no anchor, no thing does."""
+    if anchor is None or len(anchor) > 1:
         return None
+    if not anchor:
+        return set()
     (index,) = anchor
     direction = RELATIONS[relation]
     reference = DIRECTIONS[direction](things[index])
@@ -138,8 +193,11 @@ def _select_region(noun: Phrase, sides: set[str], things: tuple[Thing, ...]) -> 
 def _select_rank(
     noun: Phrase, key: Callable[[Thing], float], gap: float, rank: int, things: tuple[Thing, ...]
 ) -> set[int] | None:
-    ranked = _ranked(noun.select(things), things, key, gap)
-    return None if ranked is None or len(ranked) <= rank else {ranked[rank]}
+    indices = noun.select(things)
+    if len(indices) <= rank:
+        return set()
+    ranked = _ranked(indices, things, key, gap)
+    return None if ranked is None else {ranked[rank]}
 
 
 def _select_related(noun: Phrase, relation: str, anchor: Phrase, things: tuple[Thing, ...]) -> set[int] | None:
@@ -152,97 +210,240 @@ def _select_two_hop(
     return _related(things, noun, first, _select_related(middle, second, anchor, things))
 
 
+def _select_several(
+    select: Callable[[tuple[Thing, ...]], set[int] | None], determiner: str, things: tuple[Thing, ...]
+) -> set[int] | None:
+    found = select(things)
+    return None if found is not None and determiner == "both" and len(found) != 2 else found
+
+
 def _select_except(noun: Phrase, other: Phrase, things: tuple[Thing, ...]) -> set[int]:
     return noun.select(things) - other.select(things)
 
 
-def attribute_queries(things: tuple[Thing, ...]) -> Iterator[Query]:
+def one_word_apart(first: str, second: str) -> bool:
+    """Whether two expressions differ in exactly one word, at the same place."""
+    words, others = first.split(), second.split()
+    return len(words) == len(others) and sum(a != b for a, b in zip(words, others, strict=True)) == 1
+
+
+def _attribute(phrase: Phrase) -> Query:
+    return Query(
+        "attribute",
+        f"the {phrase}",
+        phrase.select,
+        (phrase,),
+        variants=lambda: map(_attribute, phrase.variants()),
+    )
+
+
+def _is_needed(phrase: Phrase, things: tuple[Thing, ...]) -> bool:
+    """Whether with a word less it would fit several things."""
+    shorter = [
+        Phrase("object", phrase.colour, phrase.texture),
+        Phrase(phrase.shape, None, phrase.texture),
+        Phrase(phrase.shape, phrase.colour, None),
+    ]
+    return all(s == phrase or len(s.select(things)) > 1 for s in shorter)
+
+
+def attribute_queries(things: tuple[Thing, ...]) -> Sequence[Query]:
     """`the striped red circle`: no word more than needed to single it out."""
-    for phrase in phrases(things):
-        shorter = [
-            Phrase("object", phrase.colour, phrase.texture),
-            Phrase(phrase.shape, None, phrase.texture),
-            Phrase(phrase.shape, phrase.colour, None),
-        ]
-        if all(s == phrase or len(s.select(things)) > 1 for s in shorter):
-            yield Query("attribute", f"the {phrase}", phrase.select)
+    return [_attribute(phrase) for phrase in phrases(things) if _is_needed(phrase, things)]
 
 
-def absolute_queries(things: tuple[Thing, ...]) -> Iterator[Query]:
+def _absolute(noun: Phrase, region: str) -> Query:
+    def variants() -> Iterator[Query]:
+        yield from (_absolute(other, region) for other in noun.variants())
+        yield from (_absolute(noun, other) for other in REGIONS if one_word_apart(other, region))
+
+    select = partial(_select_region, noun, REGIONS[region])
+    return Query("absolute", f"the {noun} {region}", select, (noun,), variants=variants)
+
+
+def absolute_queries(things: tuple[Thing, ...]) -> Sequence[Query]:
     """`the circle in the top left corner`."""
-    for noun, (words, sides) in product(_crowded(things), REGIONS.items()):
-        yield Query("absolute", f"the {noun} {words}", partial(_select_region, noun, sides))
+    return Combinations(_absolute, _crowded(things), REGIONS)
 
 
-def relation_queries(things: tuple[Thing, ...]) -> Iterator[Query]:
+def _relation(noun: Phrase, relation: str, anchor: Phrase) -> Query:
+    def variants() -> Iterator[Query]:
+        yield from (_relation(other, relation, anchor) for other in noun.variants())
+        yield from (_relation(noun, other, anchor) for other in RELATIONS if one_word_apart(other, relation))
+        yield from (_relation(noun, relation, other) for other in anchor.variants())
+
+    return Query(
+        "relation",
+        f"the {noun} {relation} the {anchor}",
+        partial(_select_related, noun, relation, anchor),
+        (noun, anchor),
+        ((relation, noun.shape),),
+        variants,
+    )
+
+
+def relation_queries(things: tuple[Thing, ...]) -> Sequence[Query]:
     """`the circle left of the red square`."""
-    for noun, relation, anchor in product(_crowded(things), RELATIONS, _definite(things)):
-        select = partial(_select_related, noun, relation, anchor)
-        yield Query("relation", f"the {noun} {relation} the {anchor}", select, relation=(relation, noun.shape))
+    return Combinations(_relation, _crowded(things), RELATIONS, _definite(things))
 
 
-def ordinal_queries(things: tuple[Thing, ...]) -> Iterator[Query]:
+def _ordinal(noun: Phrase, ordinal: str, side: str) -> Query:
+    def variants() -> Iterator[Query]:
+        yield from (_ordinal(other, ordinal, side) for other in noun.variants())
+        yield from (_ordinal(noun, other, side) for other in ORDINALS if other != ordinal)
+
+    select = partial(_select_rank, noun, DIRECTIONS[side], MARGIN, 1 + ORDINALS.index(ordinal))
+    return Query("ordinal", f"the {ordinal} {noun} from the {side}", select, (noun,), variants=variants)
+
+
+def ordinal_queries(things: tuple[Thing, ...]) -> Sequence[Query]:
     """`the second circle from the left`."""
-    for noun, (rank, word), side in product(_crowded(things, 3), enumerate(ORDINALS, start=1), DIRECTIONS):
-        select = partial(_select_rank, noun, DIRECTIONS[side], MARGIN, rank)
-        yield Query("ordinal", f"the {word} {noun} from the {side}", select)
+    return Combinations(_ordinal, _crowded(things, 3), ORDINALS, DIRECTIONS)
 
 
-def superlative_queries(things: tuple[Thing, ...]) -> Iterator[Query]:
+def _superlative(noun: Phrase, word: str) -> Query:
+    gap = math.log(SIZE_RATIO) if word in ("largest", "smallest") else MARGIN
+    return Query(
+        "superlative",
+        f"the {word} {noun}",
+        partial(_select_rank, noun, SUPERLATIVES[word], gap, 0),
+        (noun,),
+        variants=lambda: (_superlative(other, word) for other in noun.variants()),
+    )
+
+
+def superlative_queries(things: tuple[Thing, ...]) -> Sequence[Query]:
     """`the largest circle`."""
-    for noun, (word, key) in product(_crowded(things), SUPERLATIVES.items()):
-        gap = math.log(SIZE_RATIO) if word in ("largest", "smallest") else MARGIN
-        yield Query("superlative", f"the {word} {noun}", partial(_select_rank, noun, key, gap, 0))
+    return Combinations(_superlative, _crowded(things), SUPERLATIVES)
 
 
-def negation_queries(things: tuple[Thing, ...]) -> Iterator[Query]:
+def _negation(noun: Phrase, other: Phrase) -> Query:
+    def variants() -> Iterator[Query]:
+        yield from (_negation(variant, other) for variant in noun.variants())
+        yield from (_negation(noun, variant) for variant in other.variants())
+
+    words = f"the {noun} that is not {other.colour or f'a {other.shape}'}"
+    return Query("negation", words, partial(_select_except, noun, other), (noun,), variants=variants)
+
+
+def negation_queries(things: tuple[Thing, ...]) -> Sequence[Query]:
     """`the circle that is not red`, `the red object that is not a circle`."""
+    queries = []
     for noun in _crowded(things):
         colours = {thing.colour for thing in things} if noun.colour is None else set()
         shapes = {thing.shape for thing in things} if noun.shape == "object" else set()
-        for colour in sorted(colours):
-            yield Query(
-                "negation", f"the {noun} that is not {colour}", partial(_select_except, noun, Phrase(colour=colour))
-            )
-        for shape in sorted(shapes):
-            yield Query("negation", f"the {noun} that is not a {shape}", partial(_select_except, noun, Phrase(shape)))
+        queries += [_negation(noun, Phrase(colour=colour)) for colour in sorted(colours)]
+        queries += [_negation(noun, Phrase(shape)) for shape in sorted(shapes)]
+    return queries
 
 
-def two_hop_queries(things: tuple[Thing, ...]) -> Iterator[Query]:
+def _two_hop(noun: Phrase, first: str, middle: Phrase, second: str, anchor: Phrase) -> Query:
+    select = partial(_select_two_hop, noun, first, middle, second, anchor)
+    words = f"the {noun} {first} the {middle} {second} the {anchor}"
+    return Query("two_hop", words, select, (noun, middle, anchor), ((first, noun.shape), (second, middle.shape)))
+
+
+def two_hop_queries(things: tuple[Thing, ...]) -> Sequence[Query]:
     """`the circle left of the square above the red star`."""
     crowded = _crowded(things)
-    for noun, first, middle, second, anchor in product(crowded, RELATIONS, crowded, RELATIONS, _definite(things)):
-        select = partial(_select_two_hop, noun, first, middle, second, anchor)
-        yield Query("two_hop", f"the {noun} {first} the {middle} {second} the {anchor}", select)
+    return Combinations(_two_hop, crowded, RELATIONS, crowded, RELATIONS, _definite(things))
 
 
-def plural_queries(things: tuple[Thing, ...]) -> Iterator[Query]:
+def _plural(determiner: str, words: str, query: Query) -> Query:
+    """What a query selects, said of several."""
+    select = partial(_select_several, query.select, determiner)
+    return Query("plural", f"{determiner} {words}", select, query.phrases, query.relations)
+
+
+def _plural_attribute(determiner: str, noun: Phrase) -> Query:
+    return _plural(determiner, noun.plural, _attribute(noun))
+
+
+def _plural_absolute(determiner: str, noun: Phrase, region: str) -> Query:
+    return _plural(determiner, f"{noun.plural} {region}", _absolute(noun, region))
+
+
+def _plural_relation(determiner: str, noun: Phrase, relation: str, anchor: Phrase) -> Query:
+    return _plural(determiner, f"{noun.plural} {relation} the {anchor}", _relation(noun, relation, anchor))
+
+
+def plural_attribute_queries(things: tuple[Thing, ...]) -> Sequence[Query]:
     """`all red circles`."""
-    for noun in _crowded(things):
-        plural = {"cross": "crosses"}.get(noun.shape, f"{noun.shape}s")
-        words = " ".join(["all", *([noun.colour] if noun.colour else []), plural])
-        yield Query("plural", words, noun.select)
+    return Combinations(_plural_attribute, DETERMINERS, _crowded(things))
 
 
-def no_target_queries(things: tuple[Thing, ...]) -> Iterator[Query]:
-    """`the red star` where there are red things and stars, but none is both."""
-    colours, shapes = {thing.colour for thing in things}, {thing.shape for thing in things}
-    for colour, shape in product(sorted(colours), sorted(shapes)):
-        phrase = Phrase(shape, colour)
-        yield Query("no_target", f"the {phrase}", phrase.select)
+def plural_absolute_queries(things: tuple[Thing, ...]) -> Sequence[Query]:
+    """`both circles on the left`."""
+    return Combinations(_plural_absolute, DETERMINERS, _crowded(things), REGIONS)
 
 
-QUERIES = {
+def plural_relation_queries(things: tuple[Thing, ...]) -> Sequence[Query]:
+    """`the circles left of the red square`."""
+    return Combinations(_plural_relation, DETERMINERS, _crowded(things), RELATIONS, _definite(things))
+
+
+def denials(query: Query, things: tuple[Thing, ...]) -> Iterator[Query]:
+    """Expressions that mean nothing in the scene, each one word away from a query that means one thing there."""
+    if len(query.select(things) or ()) == 1:
+        for variant in query.variants():
+            if variant.select(things) == set():
+                yield replace(variant, family="no_target", counterpart=query.words)
+
+
+SINGULAR: dict[str, Source] = {
     "attribute": attribute_queries,
     "absolute": absolute_queries,
     "relation": relation_queries,
     "ordinal": ordinal_queries,
     "superlative": superlative_queries,
     "negation": negation_queries,
+}
+PLURAL: tuple[Source, ...] = (plural_attribute_queries, plural_absolute_queries, plural_relation_queries)
+
+
+def plural_queries(things: tuple[Thing, ...]) -> Sequence[Query]:
+    """`all red circles`, `both circles on the left`, `the circles left of the red square`."""
+    return [query for source in PLURAL for query in source(things)]
+
+
+def no_target_queries(things: tuple[Thing, ...]) -> Sequence[Query]:
+    """`the red star` where there is a red circle, or a blue star, but no red star: see `denials`."""
+    return [denial for source in SINGULAR.values() for query in source(things) for denial in denials(query, things)]
+
+
+QUERIES: dict[str, Source] = {
+    **SINGULAR,
     "two_hop": two_hop_queries,
     "plural": plural_queries,
     "no_target": no_target_queries,
 }
+
+
+def _is_shown(word: str, things: tuple[Thing, ...]) -> bool:
+    """Whether a word fits something in the scene, if it is one that can fit a thing."""
+    shown = {word for thing in things for word in (thing.colour, thing.shape, thing.texture)}
+    return word in shown or word not in {*COLOURS, *SHAPES, *TEXTURES}
+
+
+def _is_hard(denial: Query, things: tuple[Thing, ...]) -> bool:
+    """Whether the word that makes the difference fits something else in the scene."""
+    said = (denial.counterpart or "").split()
+    return all(_is_shown(word, things) for word in denial.words.split() if word not in said)
+
+
+def sample_queries(rng: np.random.Generator, family: str, things: tuple[Thing, ...]) -> Iterator[Query]:
+    """The queries of a family in random order; of families with several kinds one kind after the other."""
+    kinds = {"plural": PLURAL, "no_target": tuple(SINGULAR.values())}.get(family, (QUERIES[family],))
+    hard = family == "no_target" and rng.random() < HARD
+    for kind in rng.permutation(len(kinds)) if len(kinds) > 1 else (0,):
+        queries = kinds[kind](things)
+        for number in rng.permutation(len(queries)):
+            if family != "no_target":
+                yield queries[number]
+                continue
+            found = [denial for denial in denials(queries[number], things) if not hard or _is_hard(denial, things)]
+            yield from (found[place] for place in rng.permutation(len(found)))
+
 
 PARAPHRASES = {
     "left of": "to the left of",
@@ -257,6 +458,7 @@ PARAPHRASES = {
     "lowest": "bottommost",
     "that is not": "which is anything but",
     "object": "thing",
+    "objects": "things",
 }
 
 
@@ -273,5 +475,5 @@ def vocabulary() -> list[str]:
     phrases_ = [str(entry) for table in tables for entry in table]
     plurals = ["crosses", *(f"{shape}s" for shape in (*SHAPES, "object") if shape != "cross")]
     return sorted(
-        {word for entry in [*phrases_, *plurals, "the a all object from that is not"] for word in entry.split()}
+        {word for entry in [*phrases_, *plurals, *DETERMINERS, "a object from that is not"] for word in entry.split()}
     )
