@@ -1129,7 +1129,11 @@ class CrossVLTPreTrainedModel(PreTrainedModel):
 
 
 # Weights of a whole checkpoint that belong to neither encoder
-OF_THE_WHOLE = (r"^stages\.\d+\.(alignment|fusion|norm|gate|merged_fusion|merged_gate)\.", r"^decoder\.")
+OF_THE_WHOLE = (
+    r"^stages\.\d+\.(alignment|fusion|norm|gate|merged_fusion|merged_gate)\.",
+    r"^decoder\.",
+    r"^presence_head\.",
+)
 
 
 class CrossVLTVisionModel(CrossVLTPreTrainedModel):
