@@ -491,7 +491,8 @@ class CrossVLTConfig(CarriesCode, PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self.drop_code(kwargs)
         _reject_misspelt(self, kwargs)
-        if self.id2label is None and kwargs.get("num_labels") in (None, len(LABELS)):
+        named: Any = getattr(self, "id2label", None)
+        if named is None and kwargs.get("num_labels") in (None, len(LABELS)):
             self.id2label, self.label2id = dict(LABELS), {name: index for index, name in LABELS.items()}
         self.vision_config = _adopt(self.vision_config, "vision_config", CrossVLTVisionConfig, "swin")
         self.text_config = _adopt(self.text_config, "text_config", CrossVLTTextConfig, "bert")

@@ -89,7 +89,7 @@ def _load_adapter(
     except OSError as error:
         raise OSError(f"The base model of the adapter in {source} cannot be loaded. {error}") from error
     processor.score_calibration = None  # is of the base model's own weights
-    adapted = PeftModel(model, PeftConfig.from_pretrained(str(source)))  # type: ignore[arg-type]
+    adapted = PeftModel(model, PeftConfig.from_pretrained(str(source)))
     result = adapted.load_adapter(str(source), "default")
     for kind in ("missing_keys", "unexpected_keys"):
         info[kind] = {*info[kind], *getattr(result, kind)}
@@ -150,4 +150,4 @@ def load_checkpoint(
         raise OSError(f"{source} is no whole checkpoint folder or Hub id. {type(error).__name__}: {error}") from error
     model, info, processor = loaded
     _check(source, info, model, processor)
-    return model.to(target).eval(), processor  # type: ignore[arg-type]
+    return model.to(target).eval(), processor

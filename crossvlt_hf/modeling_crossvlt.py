@@ -732,7 +732,7 @@ class CrossVLTLowerBound(torch.autograd.Function):
         ctx.bound = inputs[1]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         return torch.where((x >= ctx.bound) | (gradient < 0), gradient, 0), None
 
@@ -1189,7 +1189,8 @@ class CrossVLTTextModel(CrossVLTPreTrainedModel):
     def __init__(self, config: CrossVLTTextConfig) -> None:
         super().__init__(config)
         # Stage 1 has no pixels to read
-        dims = [None, *(config.context_dims or [None] * (config.num_stages - 1))]
+        later: Sequence[int | None] = config.context_dims or [None] * (config.num_stages - 1)
+        dims = [None, *later]
         self.embeddings = CrossVLTTextEmbeddings(config)
         self.stages = nn.ModuleList(CrossVLTTextStage(config, stage, dim) for stage, dim in enumerate(dims))
         self.post_init()

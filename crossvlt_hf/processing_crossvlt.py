@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from threading import RLock
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -27,7 +27,7 @@ from transformers.utils import TensorType
 from .configuration_crossvlt import AUTO_MAP, copy_code, take_hub_options
 
 
-ImageLike = str | Path | Image.Image | np.ndarray | Tensor
+ImageLike: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
 IgnoreIndex = int | Literal["auto"] | None
 
 OVERSHOOT = 0.01  # by which floats may leave their range, as rounding and resizing make them
@@ -757,7 +757,7 @@ def check_calibration(points: Any) -> list[list[float]] | None:
     return table.tolist()
 
 
-class CrossVLTProcessorKwargs(ProcessingKwargs, total=False):
+class CrossVLTProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
     """Arguments of a call beside the library's own."""
 
     ignore_index: IgnoreIndex
@@ -930,8 +930,8 @@ class CrossVLTProcessor(ProcessorMixin):
         data: dict[str, Any] = {}
         groups = None if text is None else self._group(images, text)
         if groups is not None:
-            single = images is None and isinstance(text, str)
-            data |= self._tokenize(text if single else _flat(groups), **text_kwargs)
+            said = text if images is None and isinstance(text, str) else _flat(groups)
+            data |= self._tokenize(said, **text_kwargs)
         if images is not None:
             entries = _as_images(images)
             counts = [1] * len(entries) if groups is None else [len(group) for group in groups]
@@ -1025,7 +1025,7 @@ class CrossVLTProcessor(ProcessorMixin):
         expressions = _flat(_as_expressions(texts)) if len(texts) else []
         if not expressions:
             return []
-        lengths = [sum(mask) for mask in self(text=expressions, return_attention_mask=True)["attention_mask"]]  # type: ignore[call-arg]
+        lengths = [sum(mask) for mask in self(text=expressions, return_attention_mask=True)["attention_mask"]]
         room = [length - self.tokenizer.num_special_tokens_to_add() for length in lengths]
         if not self.tokenizer.is_fast:
             return [self._read_by_word(text, count) for text, count in zip(expressions, room, strict=True)]

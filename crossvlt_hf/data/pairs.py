@@ -249,7 +249,7 @@ class Collator:
             [pair["image"] for pair in pairs],
             [pair["expression"] for pair in pairs],
             segmentation_maps=[pair["mask"] for pair in pairs],
-            return_tensors="pt",  # type: ignore[call-arg]
+            return_tensors="pt",
         )
         batch.pop("original_sizes", None)
         if self.masked_words or self.masked_patches:

@@ -76,7 +76,7 @@ def _image_field() -> gr.Image:
         elem_id="image",
         buttons=[],
     )
-    field.preprocess = _uploaded  # type: ignore[method-assign]  # a subclass makes Gradio write a stub file beside it
+    field.preprocess = _uploaded  # a subclass makes Gradio write a stub file beside it
     return field
 
 

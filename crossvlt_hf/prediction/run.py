@@ -97,7 +97,7 @@ class _PreparedRows(TorchDataset):
     def __getitem__(self, index: int) -> _Row:
         try:
             request = self.requests[index]
-            inputs: Any = self.processor(request.image, request.expressions, return_tensors="pt")  # type: ignore[call-arg]
+            inputs: Any = self.processor(request.image, request.expressions, return_tensors="pt")
             read = self.processor.read_expressions(request.expressions)
         except Exception as error:  # images make decoders stumble in any way, and one row must not cost the others
             kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "

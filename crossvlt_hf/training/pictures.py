@@ -50,6 +50,6 @@ def _draw_pair(image: Image.Image, expression: str, found: NDArray[np.bool_], tr
     return overlay(wide, masks, [f"found (IoU {iou:.2f}): {expression}", "truth"])
 
 
-def _fit(image: Image.Image, colour: str | int, method: Image.Resampling) -> Image.Image:
+def _fit(image: Image.Image, colour: int | tuple[int, int, int], method: Image.Resampling) -> Image.Image:
     """The image in the middle of a square of `SIDE` pixels."""
     return ImageOps.pad(image, (SIDE, SIDE), method, colour)

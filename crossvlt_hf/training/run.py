@@ -311,7 +311,7 @@ class TrainingRun:
             collator = Collator(self.processor, data.masked_words, data.masked_patches, self.config.seed, epoch)
             loader = iter(
                 DataLoader(
-                    ReadablePairs(self.pairs, data.on_error),  # type: ignore[arg-type]
+                    ReadablePairs(self.pairs, data.on_error),
                     batch_sampler=order,
                     collate_fn=BatchCollator(collator),
                     num_workers=data.workers,

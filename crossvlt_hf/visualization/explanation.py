@@ -195,7 +195,7 @@ def check_pixel(pixel: Pixel, size: tuple[int, int]) -> None:
 
 def tokens_of(processor: CrossVLTProcessor, expression: str) -> list[str]:
     """The words of an expression that a model reads: without padding, and cut where it is too long."""
-    inputs = processor(text=[expression], return_tensors="pt")  # type: ignore[call-arg]
+    inputs = processor(text=[expression], return_tensors="pt")
     return _read_tokens(processor, inputs["input_ids"][0], inputs["attention_mask"][0].bool())
 
 
@@ -303,7 +303,7 @@ def explain(
     if not isinstance(expression, str):
         raise ValueError(f"`expression` is {expression!r}; give one expression, as text.")
     photo = to_rgb(image)
-    inputs = processor(photo, [expression], return_tensors="pt")  # type: ignore[call-arg]
+    inputs = processor(photo, [expression], return_tensors="pt")
     target_sizes = inputs.pop("original_sizes")
     with _recording(model):
         recorded = {"output_attentions": True, "output_alignment_maps": True, "return_dict": True}

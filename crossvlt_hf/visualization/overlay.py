@@ -6,7 +6,7 @@ contour's coloured line, `size` the font size of the legend; both grow with the 
 
 import unicodedata
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from torch import Tensor
 from ..processing_crossvlt import to_rgb
 
 
-Mask = np.ndarray | Tensor | Image.Image
+Mask: TypeAlias = np.ndarray | Tensor | Image.Image
 Result = dict[str, Any]
 Colour = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont

@@ -168,7 +168,7 @@ def _draw_overlay(explanation: Explanation, pixel: Pixel | None) -> Image.Image:
         for ink, line in (("white", 7), ("black", 3)):
             pen.line((x - 12, y, x + 12, y), ink, line)
             pen.line((x, y - 12, x, y + 12), ink, line)
-    return overlay(photo, [mask], [explanation.expression], [explanation.score])
+    return overlay(photo, mask, [explanation.expression], [explanation.score])
 
 
 def _draw_headings(figure: "Figure", subject: _Subject) -> None:
