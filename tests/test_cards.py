@@ -208,7 +208,7 @@ def test_images_shared_by_training_and_validation_are_counted(tmp_path):
     ("model", "names", "base"),
     [
         ({"checkpoint": "alice/model"}, ["`alice/model`"], ["alice/model"]),
-        ({"checkpoint": str(DEFAULT_CHECKPOINT)}, ["the built-in checkpoint of `crossvlt_hf` (RefShapes)"], []),
+        ({"checkpoint": str(DEFAULT_CHECKPOINT)}, ["the built-in checkpoint of `crossvlt_hf`"], []),
         ({"checkpoint": "FOLDER"}, ["`best` (Cups)"], []),
         ({"vision_encoder": "a/swin", "text_encoder": "b/bert"}, ["`a/swin`", "`b/bert`"], ["a/swin", "b/bert"]),
         ({}, [], []),

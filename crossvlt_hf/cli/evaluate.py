@@ -38,7 +38,7 @@ def _report(
         print(f"\n{markdown_table(families, 'family')}")
     settings = ("data", "split", "protocol", "merge", "truncation", "shuffle", "limit", "dtype")
     report = {
-        "model": str(arguments.model or "built-in (RefShapes)"),
+        "model": str(arguments.model or "built-in"),
         **{setting: getattr(arguments, setting) for setting in settings},
         "option": parse_options(arguments.option),
         "weights": hash_weights(resolve_checkpoint(arguments.model)),
