@@ -18,9 +18,9 @@ from .processing_crossvlt import CrossVLTProcessor
 DEFAULT_CHECKPOINT = Path(__file__).parent / "assets" / "built_in"
 BUILT_IN = "built-in"
 BUILT_IN_NOTE = (
-    "the built-in checkpoint is used. It is small and was trained on rule-made expressions of 537 words, for photographs "
-    "of rooms, people and clothing, kitchen and bathroom things, food and products, and for drawn shapes; about anything "
-    "else it guesses."
+    "the built-in checkpoint is used. It is small and was trained on rule-made expressions of 537 words, for "
+    "photographs of rooms, people and clothing, kitchen and bathroom things, food and products, and for drawn shapes; "
+    "about anything else it guesses."
 )
 
 

@@ -1,4 +1,4 @@
-"""Photographs that come with the package, in the public domain, and sentences about them for the built-in checkpoint."""
+"""Photographs in the public domain that come with the package, and sentences about them."""
 
 from pathlib import Path
 from typing import NamedTuple

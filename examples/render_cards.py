@@ -1,4 +1,4 @@
-"""Write the cards of `model_cards/` anew: that of the built-in checkpoint, beside it too, and those of the paper's three.
+"""Write the cards of `model_cards/` anew: the built-in checkpoint's, beside it too, and those of the paper's three.
 
 python examples/render_cards.py
 """

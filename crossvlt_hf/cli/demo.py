@@ -80,8 +80,8 @@ def _write_panel(arguments: argparse.Namespace, source: str | Path) -> None:
     if arguments.model is None:
         missed = ", ".join(repr(text) for sample in SAMPLES for text in sample.missed)
         print(
-            f"The sentences about photographs were chosen for what the built-in checkpoint finds. Others fail, in these "
-            f"photographs too: {missed}.",
+            "The sentences about photographs were chosen for what the built-in checkpoint finds. Others fail, in "
+            f"these photographs too: {missed}.",
             file=sys.stderr,
         )
 
@@ -103,7 +103,7 @@ def _draw(question: Question, result: dict[str, Any]) -> Image.Image:
 
 def add_command(commands: Any) -> None:
     """Add the command to the parser."""
-    command = commands.add_parser("demo", help="segment in photographs and drawn scenes, or serve a page for the browser")
+    command = commands.add_parser("demo", help="segment in photographs and scenes, or serve a page for the browser")
     command.add_argument("--model", help="checkpoint: a folder, a Hub id, or built-in (the default)")
     command.add_argument("--output", default="crossvlt-output/demo.png", help="PNG of the panel (%(default)s)")
     command.add_argument("--seed", type=int, default=1, help="of the scenes in the panel (%(default)s)")

@@ -19,10 +19,10 @@ Referring image segmentation: give an image and say which object is meant; the m
 DRAWN_NOTE = """**This model knows drawn shapes only and has never seen a photograph.** It was trained on RefShapes,
 scenes of drawn shapes like the examples on this page. In a photograph it marks something too, which means nothing.
 """
-BUILT_IN_NOTE = """**This model is small and knows few things.** It was trained on rule-made expressions of 537 words, for
-photographs of rooms, people and clothing, kitchen and bathroom things, food and products, and for drawn shapes. It marks
-something for other things and words too, which means nothing. Cups, dogs and cats were rare. The sentences of the first
-two examples were chosen for what it finds.
+BUILT_IN_NOTE = """**This model is small and knows few things.** It was trained on rule-made expressions of 537 words,
+for photographs of rooms, people and clothing, kitchen and bathroom things, food and products, and for drawn shapes.
+For other things and words it marks something too, which means nothing. Cups, dogs and cats were rare. The sentences of
+the first two examples were chosen for what it finds.
 """
 SCORE_NOTE = """The score is how sure the model is of the mask that it drew. It is no sign that the object is there at
 all: the model always looks for one.

@@ -37,9 +37,7 @@ def _ious(found: Tensor, truth: Tensor) -> np.ndarray:
 
 
 @torch.no_grad()
-def measure(
-    model: CrossVLTModel, batches: Iterable[dict[str, Any]], device: torch.device
-) -> dict[str, list[Row]]:
+def measure(model: CrossVLTModel, batches: Iterable[dict[str, Any]], device: torch.device) -> dict[str, list[Row]]:
     """What the model makes of each expression, and of that of another image in its place, by source."""
     model.eval()
     rows: dict[str, list[Row]] = defaultdict(list)

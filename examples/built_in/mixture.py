@@ -228,9 +228,7 @@ class Mixture(IterableDataset):
         encoded = self.tokenizer(texts, padding="max_length", truncation=True, max_length=MAX_LENGTH)
         shape = (len(samples), self.expressions, -1)
         about = [
-            (sample.source, *entry)
-            for sample in samples
-            for entry in zip(sample.families, sample.texts, strict=True)
+            (sample.source, *entry) for sample in samples for entry in zip(sample.families, sample.texts, strict=True)
         ]
         return {
             "images": torch.from_numpy(np.stack([sample.image for sample in samples])),

@@ -59,8 +59,6 @@ def save(model: CrossVLTModel, processor: CrossVLTProcessor, target: Path) -> No
     (target / "requirements.txt").unlink(missing_ok=True)
 
 
-
-
 def reports(rows: dict[str, dict[str, Any]], split: str, hardware: str) -> Iterator[dict[str, Any]]:
     """The figures of `evaluate.summarise` as reports for a card, each source with other images' expressions too."""
     for source, title in TITLES.items():

