@@ -2,7 +2,7 @@
 
 Importing the package registers its classes, so that `AutoConfig`, `AutoModel`, `AutoModelForSemanticSegmentation`,
 `AutoProcessor` and `pipeline("referring-image-segmentation")` know them. Without a model the pipeline takes a small
-one that comes with the package and knows drawn shapes, no photographs.
+one that comes with the package and knows some 500 words, for everyday things in photographs and for drawn shapes.
 """
 
 import logging

@@ -27,11 +27,11 @@ INDEXED_METRICS = {
     **{f"precision@{x}": f"P@{x}" for x in (0.5, 0.7, 0.9)},
 }
 USUAL = {"merge": "union", "truncation": "keep_sep", "dtype": "auto"}  # what `crossvlt evaluate` does unasked
-MOST_WORDS_LISTED = 300  # of a vocabulary
+MOST_WORDS_LISTED = 600  # of a vocabulary
 # Of these the card's snippet takes the first that the model can read, where nobody wrote one
 EXPRESSIONS = (About().expression, "the largest object", "the object on the left", "the object")
 # What has to be the same for figures to stand in one table
-CONDITIONS = ("protocol", "image_size", "hardware", "source", *USUAL)
+CONDITIONS = ("protocol", "image_size", "hardware", "source", "tool", *USUAL)
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,8 @@ class Evidence:
     Args:
         about: see [`About`].
         evaluations: reports of `crossvlt evaluate`: `data`, `split`, `metrics`, and where known `name` (of the row),
-            `families`, `protocol`, `image_size`, `hardware`, `source` (`name` and `url` of who published them).
+            `families`, `protocol`, `image_size`, `hardware`, `source` (`name` and `url` of who published them), `tool`
+            (the command that measured, if another one).
         timing: what was measured of size and speed: `what`, `value` with its unit, `hardware`.
         training: `summary` (Markdown) and what else `crossvlt_hf.training` writes.
     """
@@ -230,7 +231,7 @@ def _checked_report(report: dict[str, Any], path: str | Path) -> dict[str, Any]:
     """
     kinds: dict[str, Any] = {"data": str, "split": str, "metrics": dict, "name": str, "protocol": str, "hardware": str}
     kinds |= {"families": dict, "source": dict, "option": dict, "image_size": list, "shuffle": bool, "limit": int}
-    kinds |= {"calibration": dict}
+    kinds |= {"tool": str, "calibration": dict}
     for key, kind in kinds.items():
         needed = key in ("data", "split", "metrics")
         if (needed and key not in report) or not isinstance(report.get(key), kind | None):

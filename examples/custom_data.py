@@ -54,6 +54,7 @@ def main() -> None:
         draw_example(arguments.folder)
     settings = [
         f"model.checkpoint={arguments.model}",
+        "model.image_size=null",  # that of the checkpoint
         f"data.train=[{{name: {arguments.folder}, split: train}}]",
         f"data.validation=[{{name: {arguments.folder}, split: validation}}]",
         "data.workers=0",

@@ -1,4 +1,4 @@
-"""Write the cards of `model_cards/` anew: that of the built-in checkpoint and those of the paper's three.
+"""Write the cards of `model_cards/` anew: the built-in checkpoint's, beside it too, and those of the paper's three.
 
 python examples/render_cards.py
 """
@@ -15,6 +15,8 @@ from crossvlt_hf.loading import load_checkpoint
 
 
 CARDS = Path(__file__).parents[1] / "model_cards"
+BESIDE = DEFAULT_CHECKPOINT / "README.md"
+BUILT_IN = "crossvlt-built-in.md"
 THRESHOLDS = (0.5, 0.7, 0.9)
 
 
@@ -44,12 +46,9 @@ def _report(common: dict[str, Any], data: str, data_id: str, row: dict[str, Any]
 def cards() -> dict[str, str]:
     """The text of every card by the name of its file."""
     model, processor = load_checkpoint(DEFAULT_CHECKPOINT)
-    built_in = Evidence.read(DEFAULT_CHECKPOINT, CARDS / "refshapes.yaml")
-    found = {
-        "crossvlt-refshapes.md": render_checkpoint_card(
-            model, processor, "crossvlt-refshapes", built_in, built_in=True
-        ).content
-    }
+    built_in = Evidence.read(DEFAULT_CHECKPOINT, CARDS / "built_in.yaml")
+    card = render_checkpoint_card(model, processor, BUILT_IN.removesuffix(".md"), built_in, built_in=True)
+    found = {BUILT_IN: card.content}
     paper = yaml.safe_load((CARDS / "paper.yaml").read_text())
     for name, checkpoint in paper["checkpoints"].items():
         evidence = paper_evidence(paper["common"], checkpoint)
@@ -59,6 +58,7 @@ def cards() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    for file, text in cards().items():
-        (CARDS / file).write_text(text)
-        print(CARDS / file)
+    rendered = cards()
+    for path, text in [*((CARDS / file, text) for file, text in rendered.items()), (BESIDE, rendered[BUILT_IN])]:
+        path.write_text(text)
+        print(path)

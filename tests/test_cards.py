@@ -31,6 +31,7 @@ from crossvlt_hf.evidence import About, Evidence, hash_weights
 from crossvlt_hf.hub import export, read_evidence
 from crossvlt_hf.loading import load_checkpoint
 from crossvlt_hf.metrics import markdown_table
+from crossvlt_hf.samples import SAMPLES
 from crossvlt_hf.tokenization import default_tokenizer
 from crossvlt_hf.training.summary import count_shared_images, describe_run
 
@@ -57,13 +58,13 @@ def hub(tmp_path, monkeypatch):
 
 
 def test_the_cards_are_those_of_the_built_in_and_of_the_paper():
-    names = ["crossvlt-refcoco", "crossvlt-refcocog", "crossvlt-refcocoplus", "crossvlt-refshapes"]
+    names = ["crossvlt-built-in", "crossvlt-refcoco", "crossvlt-refcocog", "crossvlt-refcocoplus"]
     assert [path.stem for path in CARDS] == names
 
 
 def test_the_cards_are_rendered_and_not_edited(rendered):
     assert {path.name: path.read_text() for path in CARDS} == rendered
-    assert (DEFAULT_CHECKPOINT / "README.md").read_text() == rendered["crossvlt-refshapes.md"]
+    assert (DEFAULT_CHECKPOINT / "README.md").read_text() == rendered["crossvlt-built-in.md"]
 
 
 @pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
@@ -102,7 +103,7 @@ def test_figures_of_others_are_marked_as_theirs(rendered):
         assert "Measured with" not in text
         assert "71.54" not in text  # of the row that is another paper's
         assert "62.09" not in text
-    assert "the authors' table" not in rendered["crossvlt-refshapes.md"]
+    assert "the authors' table" not in rendered["crossvlt-built-in.md"]
 
 
 def test_a_card_without_figures_says_so():
@@ -208,7 +209,7 @@ def test_images_shared_by_training_and_validation_are_counted(tmp_path):
     ("model", "names", "base"),
     [
         ({"checkpoint": "alice/model"}, ["`alice/model`"], ["alice/model"]),
-        ({"checkpoint": str(DEFAULT_CHECKPOINT)}, ["the built-in checkpoint of `crossvlt_hf` (RefShapes)"], []),
+        ({"checkpoint": str(DEFAULT_CHECKPOINT)}, ["the built-in checkpoint of `crossvlt_hf`"], []),
         ({"checkpoint": "FOLDER"}, ["`best` (Cups)"], []),
         ({"vision_encoder": "a/swin", "text_encoder": "b/bert"}, ["`a/swin`", "`b/bert`"], ["a/swin", "b/bert"]),
         ({}, [], []),
@@ -265,11 +266,11 @@ def test_an_evaluation_says_which_weights_it_measured(checkpoint, tmp_path):
 def test_a_card_claims_no_use_that_the_vocabulary_cannot_read():
     model, processor = load_checkpoint(DEFAULT_CHECKPOINT)
     card = render_checkpoint_card(model, processor, "a/b")
-    assert "It reads these 63 words and no others:" in card.text
+    assert "It reads these 537 words and no others:" in card.text
     assert "the man in red" not in card.text
     assert 'text=["the largest object"]' in card.text
-    written = render_checkpoint_card(model, processor, "a/b", Evidence(About(expression="the zebra left of the star")))
-    assert "has words that the vocabulary does not know: zebra." in written.text
+    written = render_checkpoint_card(model, processor, "a/b", Evidence(About(expression="the walrus on the left")))
+    assert "has words that the vocabulary does not know: walrus." in written.text
     processor = CrossVLTProcessor.from_tokenizer(default_tokenizer())
     card = render_checkpoint_card(model, processor, "a/b")
     assert "and no others" not in card.text
@@ -329,6 +330,8 @@ def test_the_template_comes_with_a_wheel(tmp_path):
     listing = subprocess.run([sys.executable, "-m", "zipfile", "-l", wheel], capture_output=True, text=True).stdout
     assert "crossvlt_hf/assets/model_card.md.jinja" in listing
     assert "crossvlt_hf/handler.py" in listing
+    assert {f"crossvlt_hf/assets/images/{sample.file}" for sample in SAMPLES} <= set(listing.split())
+    assert "crossvlt_hf/assets/built_in/model.safetensors" in listing
 
 
 def test_the_base_model_is_as_large_as_the_paper_s():

@@ -18,7 +18,6 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 OTHERWISE_TESTED = {
     "ablations.py",  # test_reproduction runs the training; its hours are not for a test
     "train.py",  # test_training
-    "train_default.py",  # hours; its parts are test_training's and test_cards'
     "train_with_trainer.py",  # test_examples_training
     "lora.py",  # test_examples_training
     "render_cards.py",  # test_cards

@@ -67,7 +67,7 @@ def test_an_export_gives_the_models_masks_at_any_size(exported, built_in):
 def test_the_folder_says_how_to_use_it(exported):
     summary = json.loads((exported / "export.json").read_text())
     assert (exported / summary["file"]).is_file()
-    assert (summary["image_size"], summary["max_tokens"]) == ([96, 96], 16)
+    assert (summary["image_size"], summary["max_tokens"]) == ([224, 224], 24)
     assert {len(summary["checks"])} == {4}
     assert min(check["agreement"] for check in summary["checks"]) >= LEAST_AGREEMENT
     assert {"tokenizer.json", "preprocessor_config.json"} <= {path.name for path in exported.iterdir()}

@@ -170,8 +170,8 @@ def assert_refused(page, sentence: str) -> None:
 def test_two_expressions(visit, scene, tmp_path):
     path, expressions = scene
     page = visit()
-    page.get_by_text("has never seen a photograph").wait_for()
-    assert page.get_by_text("4.36 million parameters").is_visible()
+    page.get_by_text("This model is small and knows few things").wait_for()
+    assert page.get_by_text("19.03 million parameters").is_visible()
     ask(page, path, *expressions)
     assert page.get_by_text("2 expressions in").is_visible()
 
@@ -225,7 +225,7 @@ def test_example_on_a_phone(visit):
     from playwright.sync_api import expect
 
     page = visit(viewport={"width": 400, "height": 800}, color_scheme="dark")
-    page.locator("#examples img").nth(1).click()
+    page.locator("#examples img").nth(3).click()
     page.locator("#image img").wait_for()
     expect(page.get_by_label("Expressions")).to_have_value(re.compile("\n"), timeout=PATIENCE)
     press(page)
@@ -430,7 +430,7 @@ def test_space_answers(tmp_path):
     try:
         with urlopen(wait_for_address(process, log), timeout=60) as response:
             page = response.read().decode()
-        assert "has never seen a photograph" in page
+        assert "This model is small and knows few things" in page
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0
         assert list((tmp_path / "tmp").glob("crossvlt-page-*")) == []

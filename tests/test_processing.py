@@ -1355,7 +1355,7 @@ def test_a_checkpoint_of_version_0_1_keeps_its_length(tmp_path):
     processor.save_pretrained(tmp_path / "again")
     assert AutoProcessor.from_pretrained(tmp_path / "again").max_length == 11
     assert CrossVLTProcessor.from_tokenizer(processor.tokenizer, max_length=6).max_length == 6
-    assert load_checkpoint(DEFAULT_CHECKPOINT)[1].max_length == 16  # the built-in one
+    assert load_checkpoint(DEFAULT_CHECKPOINT)[1].max_length == 24  # the built-in one
 
 
 # Names of files

@@ -396,7 +396,7 @@ def own_data(tmp_path, monkeypatch):
         Image.fromarray(rng.integers(0, 255, (40, 40, 3), np.uint8)).save(f"my-data/{number}.png")
         mask[5:20, 5 : 15 + number] = 255
         Image.fromarray(mask).save(f"my-data/{number}-mask.png")
-        texts = ["the zebra", "the red circle " + "left of the red circle " * 5]
+        texts = ["the walrus", "the red circle " + "left of the red circle " * 5]
         split = "train" if number < 4 else "validation"
         row = {"image": f"{number}.png", "mask": f"{number}-mask.png", "expressions": texts, "split": split}
         lines.append(json.dumps(row))
@@ -418,8 +418,8 @@ def test_six_lines_fine_tune_the_built_in_checkpoint(own_data, capfd):
     assert "4 longer than the model reads" in reading
     _, before = load_checkpoint("built-in")
     model, processor = load_checkpoint("runs/mine/last")
-    assert before.read_expressions(["the zebra"])[0].unknown_words == ("zebra",)
-    assert processor.read_expressions(["the zebra"])[0].unknown_words == ()
+    assert before.read_expressions(["the walrus"])[0].unknown_words == ("walrus",)
+    assert processor.read_expressions(["the walrus"])[0].unknown_words == ()
     assert len(processor.tokenizer) <= model.config.text_config.vocab_size
     assert "shards" not in output + errors
     (line,) = [line for line in errors.replace("\r", "\n").splitlines() if line.startswith("step ")]
@@ -432,9 +432,9 @@ def test_words_that_are_not_added_are_counted(own_data, capsys):
     run = TrainingRun(load_config("my.yaml", [*FEW, "model.add_words=false", "model.max_length=12"]))
     line = capsys.readouterr().err.splitlines()[0]
     assert re.search(
-        r"Reading 8 expressions: \d\.\d % of the words are unknown to the vocabulary \(zebra\); 4 longer", line
+        r"Reading 8 expressions: \d\.\d % of the words are unknown to the vocabulary \(walrus\); 4 longer", line
     )
-    assert run.processor(text="the zebra", return_tensors="pt")["input_ids"].shape == (1, 12)
+    assert run.processor(text="the walrus", return_tensors="pt")["input_ids"].shape == (1, 12)
     with pytest.raises(ValueError, match=r"`model\.max_length` must be at most 32, the model's positions, got 99"):
         TrainingRun(load_config("my.yaml", [*FEW, "model.max_length=99"]))
 

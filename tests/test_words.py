@@ -66,11 +66,15 @@ def built_in():
     [
         ("the red circle", "the red circle", ()),
         ("The RED, círcle!", "The RED, círcle!", ()),
-        ("the zebra", "the zebra", ("zebra",)),
-        ("Zebra zebra; the zebra-like 🦓?", "Zebra zebra; the zebra-like 🦓?", ("Zebra", "zebra", "like", "🦓")),
-        ("the ze\u0301bra left", "the ze\u0301bra left", ("ze\u0301bra",)),
-        ("the " * 20 + "zebra", ("the " * 14).strip(), ("zebra",)),
-        ("  the, " * 10, ("  the, " * 7).strip(), ()),
+        ("the walrus", "the walrus", ("walrus",)),
+        (
+            "Walrus walrus; the walrus-like 🦓?",
+            "Walrus walrus; the walrus-like 🦓?",
+            ("Walrus", "walrus", "like", "🦓"),
+        ),
+        ("the wa\u0301lrus left", "the wa\u0301lrus left", ("wa\u0301lrus",)),
+        ("the " * 28 + "walrus", ("the " * 22).strip(), ("walrus",)),
+        ("  the, " * 14, ("  the, " * 11).strip(), ()),
     ],
 )
 def test_the_built_in_vocabulary(built_in, text, text_read, unknown):
@@ -92,7 +96,7 @@ def test_a_word_at_the_limit_is_read_in_part():
     [
         (tiny_tokenizer(), "the red cup left of the man", ("the red cup left", (), True)),
         (InPython(), "the cup", ("the cup", (), False)),
-        (InPython(), "the zebra cup the cup", ("the zebra cup the", ("zebra",), True)),
+        (InPython(), "the walrus cup the cup", ("the walrus cup the", ("walrus",), True)),
         (with_bytes("<unk>"), "a é", ("a é", (), False)),
         (with_bytes("<unk>"), "a é a", ("a é", (), True)),
         (with_bytes(None), "the cup a a a a a", ("the c", (), True)),
@@ -121,12 +125,12 @@ def test_nothing_and_no_expression(processor):
 
 
 def test_summary(processor):
-    summary = summarize_reading(processor, ["the zebra", "The Zebra!", "the cup", "the cup", "the cup " * 9])
+    summary = summarize_reading(processor, ["the walrus", "The Walrus!", "the cup", "the cup", "the cup " * 9])
     assert (summary.expressions, summary.cut) == (5, 1)
     assert (summary.words, summary.unknown) == (26, 2)
-    assert summary.unknown_words == ("zebra",)
+    assert summary.unknown_words == ("walrus",)
     assert str(summary) == (
-        "5 expressions: 7.7 % of the words are unknown to the vocabulary (zebra); 1 longer than the model reads."
+        "5 expressions: 7.7 % of the words are unknown to the vocabulary (walrus); 1 longer than the model reads."
     )
     assert "knows all words" in str(summarize_reading(processor, iter(["the cup"])))
     assert summarize_reading(processor, []).words == 0
@@ -146,24 +150,24 @@ def growing(built_in):
 def test_new_words_are_read_as_wholes_and_break_no_others(growing):
     model, processor = growing
     before = processor(text=PLAIN)["input_ids"]
-    added = add_words(model, processor, ["the Zebra, left of a ZEBRA!", "Café", "t", "i", "inside", "he", "red"])
-    assert added == ["zebra", "cafe", "t", "i", "inside", "he"]
+    added = add_words(model, processor, ["the Walrus, left of a WALRUS!", "Café", "e", "i", "inside", "he", "red"])
+    assert added == ["walrus", "cafe", "e", "i", "inside", "he"]
     assert processor(text=PLAIN)["input_ids"] == before
-    tokens = processor.tokenizer.tokenize("Zebra,café (INSIDE) t triangle zebras red-zebra the")
-    assert tokens[:2] == ["zebra", "[UNK]"]
+    tokens = processor.tokenizer.tokenize("Walrus,café (INSIDE) e triangle walruss red-walrus the")
+    assert tokens[:2] == ["walrus", "[UNK]"]
     assert [token for token in tokens if token != "[UNK]"] == [
-        *("zebra", "cafe", "inside", "t", "triangle", "red", "zebra", "the"),
+        *("walrus", "cafe", "inside", "e", "triangle", "red", "-", "walrus", "the"),
     ]
 
 
 def test_words_are_added_once(growing):
     model, processor = growing
-    assert add_words(model, processor, "the zebra's café") == ["zebra", "s", "cafe"]
+    assert add_words(model, processor, "the walrus's café") == ["walrus", "s", "cafe"]
     rows = model.get_input_embeddings().weight.clone()
-    for again in ("a ZEBRA", ["zebra", "Cafe\u0301"], "...!", ["the red circle"], []):
+    for again in ("a WALRUS", ["walrus", "Cafe\u0301"], "...!", ["the red circle"], []):
         assert add_words(model, processor, again) == []
     assert torch.equal(model.get_input_embeddings().weight, rows)
-    for bad in ("", ["zebra", " "], [7]):
+    for bad in ("", ["walrus", " "], [7]):
         with pytest.raises(ValueError, match="expression"):
             add_words(model, processor, bad)
 
@@ -180,7 +184,7 @@ def test_new_embeddings(growing, photo):
     inputs = processor(photo, PLAIN, return_tensors="pt")
     with torch.no_grad():
         before = model(**inputs).logits
-        added = add_words(model, processor, "a zebra beside a giraffe")
+        added = add_words(model, processor, "a walrus beside a lynx")
         assert torch.equal(model(**inputs).logits, before)
     weight = model.get_input_embeddings().weight
     assert len(weight) == len(known) + len(added) == len(processor.tokenizer)
@@ -194,7 +198,7 @@ def test_new_embeddings(growing, photo):
 
 def test_free_rows_are_used_first_and_the_embedding_never_shrinks(model, processor):
     """The tiny model has 64 rows, and its tokenizer 20 tokens."""
-    added = add_words(model, processor, "zebra giraffe")
+    added = add_words(model, processor, "walrus lynx")
     assert len(model.get_input_embeddings().weight) == 64
     ids = processor.tokenizer.convert_tokens_to_ids(added)
     assert ids == [20, 21]
@@ -208,7 +212,7 @@ def test_free_rows_are_used_first_and_the_embedding_never_shrinks(model, process
 
 def test_grown_checkpoints_are_saved_and_loaded(growing, photo, tmp_path):
     model, processor = growing
-    text = "the zebra, left of the café"
+    text = "the walrus, left of the café"
     add_words(model, processor, text)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -221,13 +225,13 @@ def test_grown_checkpoints_are_saved_and_loaded(growing, photo, tmp_path):
         with torch.no_grad():
             assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
         assert add_words(loaded, own, text) == []
-        assert add_words(loaded, own, "a giraffe") == ["giraffe"]
+        assert add_words(loaded, own, "a lynx") == ["lynx"]
 
 
 def test_other_tokenizers_take_words(model):
     for tokenizer in (InPython(), without_unknown_token()):
         processor = CrossVLTProcessor.from_tokenizer(tokenizer, max_length=9)
         grown = copy.deepcopy(model)
-        add_words(grown, processor, "a zebra")
-        assert processor.read_expressions(["a zebra"])[0].unknown_words == ()
-        assert add_words(grown, processor, "a zebra") == []
+        add_words(grown, processor, "a walrus")
+        assert processor.read_expressions(["a walrus"])[0].unknown_words == ()
+        assert add_words(grown, processor, "a walrus") == []

@@ -49,7 +49,7 @@ def _report(
     settings = ["data", "split", "protocol", "merge", "truncation", "shuffle", "limit", "dtype"]
     settings += ["presence_threshold"] if "presence" in scores else []
     report = {
-        "model": str(arguments.model or "built-in (RefShapes)"),
+        "model": str(arguments.model or "built-in"),
         **{setting: getattr(arguments, setting) for setting in settings},
         "option": parse_options(arguments.option),
         "weights": hash_weights(resolve_checkpoint(arguments.model)),

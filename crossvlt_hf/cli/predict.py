@@ -86,7 +86,7 @@ def predict(arguments: argparse.Namespace) -> None:
     if state.is_main_process:
         _report(requests, describe_reading(processor, requests))
     job = {
-        "model": str(arguments.model or "built-in (RefShapes)"),
+        "model": str(arguments.model or "built-in"),
         "checkpoint": _identify(source, model),
         "dtype": str(model.dtype).removeprefix("torch."),
         "source": arguments.data,

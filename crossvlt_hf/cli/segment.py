@@ -153,7 +153,7 @@ def add_command(commands: Any) -> None:
     command.add_argument("expressions", metavar="EXPRESSION", nargs="+", help='such as "the cup left of the spoon"')
     command.add_argument(
         "--model",
-        help="checkpoint: a folder or a Hub id (default: the built-in one, which knows drawn shapes, no photographs)",
+        help="checkpoint: a folder or a Hub id (default: the built-in one, which knows few things)",
     )
     command.add_argument("--output", default="crossvlt-output", help="folder for masks and overlay (%(default)s)")
     command.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps, ... (%(default)s)")

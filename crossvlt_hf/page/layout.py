@@ -17,7 +17,7 @@ from gradio.components import Component
 
 from ..modeling_crossvlt import CrossVLTModel
 from ..processing_crossvlt import CrossVLTProcessor
-from .about import DRAWN_NOTE, INTRODUCTION, Example, score_note
+from .about import INTRODUCTION, Example, score_note
 from .answers import COLUMNS, Found, Segmenter, draw, tabulate
 from .inputs import (
     MAX_EXPRESSIONS,
@@ -236,7 +236,7 @@ def build_page(
     processor: CrossVLTProcessor,
     *,
     facts: str = "",
-    drawn_shapes_only: bool = False,
+    note: str = "",
     examples: Sequence[Example] = (),
 ) -> gr.Blocks:
     """Build the page, without serving it: see `serve`.
@@ -245,11 +245,11 @@ def build_page(
         model: in evaluation mode, on the device where it is to run.
         processor: of the model.
         facts: Markdown on the model, shown at the bottom; see `describe`.
-        drawn_shapes_only: say at the top that the model knows no photographs.
+        note: Markdown for the top, what the model knows and what it does not; see `choose_note`.
         examples: paths of images, which are served to everybody, and expressions to each, one on each line.
     """
     gr.set_static_paths([str(Path(path).parent) for path, _ in examples])  # the cache would forget them
     with gr.Blocks(title="CrossVLT", analytics_enabled=False, delete_cache=(600, KEPT_SECONDS)) as page:
-        _Page(Segmenter(model, processor)).lay_out(DRAWN_NOTE if drawn_shapes_only else "", facts, examples)
+        _Page(Segmenter(model, processor)).lay_out(note, facts, examples)
     page.queue(max_size=WAITING, default_concurrency_limit=1)
     return page

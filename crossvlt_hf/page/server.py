@@ -13,7 +13,7 @@ from pathlib import Path
 import gradio as gr
 
 from ..loading import DEFAULT_CHECKPOINT, load_checkpoint
-from .about import describe, draw_examples, knows_only_drawn_shapes
+from .about import choose_note, describe, make_examples
 from .inputs import MAX_UPLOAD
 from .layout import CSS, THEME, build_page
 
@@ -102,8 +102,8 @@ def serve(
         signal.signal(number, signal.default_int_handler)
     with suppress(KeyboardInterrupt):
         model, processor = load_checkpoint(source, device=device)
-        facts, drawn = describe(model, processor, source), knows_only_drawn_shapes(processor)
+        facts, note = describe(model, processor, source), choose_note(processor, source)
         with _own_folder() as folder:
-            examples = draw_examples(folder / "scenes") if drawn else ()
-            page = build_page(model, processor, facts=facts, drawn_shapes_only=drawn, examples=examples)
+            examples = make_examples(processor, source, folder / "scenes")
+            page = build_page(model, processor, facts=facts, note=note, examples=examples)
             _run(page, host, port)

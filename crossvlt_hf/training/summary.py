@@ -95,7 +95,7 @@ def _origins(config: TrainingConfig) -> list[str]:
 def _origin(source: str) -> str:
     folder = DEFAULT_CHECKPOINT if source == BUILT_IN else Path(source)
     if folder.resolve() == DEFAULT_CHECKPOINT.resolve():
-        return "the built-in checkpoint of `crossvlt_hf` (RefShapes)"
+        return "the built-in checkpoint of `crossvlt_hf`"
     name = f"`{public_name(source)}`"
     return f"{name} ({About.read(folder / ABOUT).name})" if (folder / ABOUT).is_file() else name
 
