@@ -1060,7 +1060,7 @@ class CrossVLTPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     # In `from_pretrained`; elsewhere (`.to`, `from_config`) the weights are cast and only the computing is float32
     _keep_in_fp32_modules_strict = ["fusion", "merged_fusion", "presence_head"]
-    # What quantizers leave alone; see "int8 weights" in the README
+    # What quantizers leave alone; see "int8 weights" in docs/performance.md
     _keep_in_fp32_modules = [r".*fusion", r".*presence_head"]
     # Trainer must divide the loss by the accumulation steps itself.
     accepts_loss_kwargs = False

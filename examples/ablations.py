@@ -232,8 +232,8 @@ Written by `python examples/ablations.py report`. **On RefShapes, drawn shapes o
 network of about 4.4 million parameters, from noise, {steps} steps of 32 expressions ({samples:,} in all), on 2 CPU
 cores. Every variant of a seed sees the same pictures in the same order. Measured on 1,000 expressions of 500
 test scenes; mean ± standard deviation over the seeds, in percent. The last column is the mean difference from
-the first row, seed by seed; it is bold where it stands out from its own spread (two-sided t-test, 95 %), and is
-otherwise called what it is, with the number of seeds in which it has the same sign. Three seeds show large
+the first row, seed by seed; it is bold where it exceeds its own spread (two-sided t-test, 95 %), and is otherwise
+marked as inside the spread, with the number of seeds in which it has the same sign. Three seeds show large
 differences only. `both` has two-way fusion, alignment in all stages, language layers 2-1-1-1, Dice
 weight 0.5, and temperatures from 0.07."""
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 from pathlib import Path
 
 import nbformat
@@ -9,7 +10,7 @@ from nbclient import NotebookClient
 from PIL import Image
 from processes import run_python
 
-from crossvlt_hf import DEFAULT_CHECKPOINT
+from crossvlt_hf import DEFAULT_CHECKPOINT, CrossVLTConfig
 from crossvlt_hf.data.refshapes import make_example
 from crossvlt_hf.loading import load_checkpoint
 
@@ -24,6 +25,7 @@ OTHERWISE_TESTED = {
     "batch_ray.py",  # test_examples_ray
     "onnx_without_torch.py",  # test_export
     "scaling.py",  # test_scaling
+    "photographs.py",  # objects/test_refer
 }
 
 
@@ -36,8 +38,20 @@ def run(name, *arguments, folder):
 
 
 def test_every_example_is_tested():
-    here = {"predict.py", "evaluate.py", "custom_data.py", "convert.py", "publish.py"}
+    here = {"predict.py", "evaluate.py", "custom_data.py", "convert.py", "publish.py", "architecture_figure.py"}
     assert {path.name for path in EXAMPLES.glob("*.py")} == here | OTHERWISE_TESTED
+
+
+def test_architecture_figure(tmp_path):
+    """That of the README is the paper's model; parts that a config switches off are not drawn."""
+    namespace = runpy.run_path(str(EXAMPLES / "architecture_figure.py"))
+    assert namespace["DOCUMENT"].read_text(encoding="utf-8") == namespace["draw"](CrossVLTConfig())
+    parts = ("Gate", "attends to pixels", "Align", "Presence", "Fusion", "120x120x128", "18 Swin blocks")
+    late = CrossVLTConfig(fusion_direction="late", alignment_stages="last", presence_head=True)
+    for config, counts in ((CrossVLTConfig(), (3, 3, 4, 0, 4, 1, 1)), (late, (0, 0, 1, 1, 4, 1, 1))):
+        figure = namespace["draw"](config)
+        assert tuple(figure.count(f">{part}<") for part in parts) == counts
+    assert namespace["grids"](CrossVLTConfig(), 100) == [25, 13, 7, 4]
 
 
 def test_predict(tmp_path):

@@ -311,16 +311,16 @@ def test_a_folder_of_the_former_version_goes_on(rows, checkpoint, tmp_path, caps
     assert {path.name: path.read_bytes() for path in output.iterdir()} == whole
 
 
-def test_the_readme_shows_how_to_read_the_masks(rows, checkpoint, tmp_path, monkeypatch):
+def test_the_document_shows_how_to_read_the_masks(rows, checkpoint, tmp_path, monkeypatch):
     for name in ("pandas", "pycocotools"):
         pytest.importorskip(name)
     monkeypatch.chdir(tmp_path)
     for name, file_format in (("test-masks", "parquet"), ("masks", "jsonl")):
         assert run(rows, "--output", name, "--format", file_format, checkpoint=checkpoint) == 0
-    readme = Path(__file__).parents[1] / "README.md"
-    (block,) = [block for block in code_blocks(readme.read_text()) if "read_parquet" in block.code]
+    document = Path(__file__).parents[1] / "docs" / "usage.md"
+    (block,) = [block for block in code_blocks(document.read_text()) if "read_parquet" in block.code]
     scope = {}
-    run_block(block.code, readme, block.line, scope)
+    run_block(block.code, document, block.line, scope)
     for line, mask in zip(lines_of(tmp_path / "masks"), scope["masks"], strict=True):
         assert np.array_equal(mask, decode_segmentation(line["mask"], *line["mask"]["size"]))
 

@@ -387,7 +387,7 @@ def test_checkpoints_are_there_whole_or_not_at_all(tmp_path):
 
 @pytest.fixture
 def own_data(tmp_path, monkeypatch):
-    """The folder `my-data` of the README, in the working directory, with words that the built-in checkpoint lacks."""
+    """The folder of docs/training.md, in the working directory, with words that the built-in checkpoint lacks."""
     monkeypatch.chdir(tmp_path)
     rng, mask = np.random.default_rng(0), np.zeros((40, 40), np.uint8)
     (tmp_path / "my-data").mkdir()
@@ -401,7 +401,8 @@ def own_data(tmp_path, monkeypatch):
         row = {"image": f"{number}.png", "mask": f"{number}-mask.png", "expressions": texts, "split": split}
         lines.append(json.dumps(row))
     (tmp_path / "my-data" / "metadata.jsonl").write_text("\n".join(lines))
-    (code,) = [block.code for block in code_blocks((ROOT / "README.md").read_text()) if block.language == "yaml"]
+    document = (ROOT / "docs" / "training.md").read_text()
+    (code,) = [block.code for block in code_blocks(document) if block.language == "yaml"]
     (tmp_path / "my.yaml").write_text(code)
     return code
 
