@@ -887,11 +887,11 @@ def mask_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
     Equal to `F.cross_entropy(..., reduction="mean")`, but 0 and not NaN where every label is ignored.
     """
-    weight = logits.new_tensor(CLASS_WEIGHTS)
-    valid = (labels != IGNORE_INDEX).to(logits.dtype)
-    total = F.cross_entropy(logits, labels, weight=weight, ignore_index=IGNORE_INDEX, reduction="sum")
-    target = (labels == 1).to(logits.dtype)
-    return total / (valid * torch.lerp(weight[0], weight[1], target)).sum().clamp(min=CLASS_WEIGHTS[0])
+    background, target = CLASS_WEIGHTS
+    is_object = (labels == 1).to(logits.dtype)
+    weight = (labels != IGNORE_INDEX) * (background + (target - background) * is_object)
+    losses = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="none")
+    return (weight * losses).sum() / weight.sum().clamp(min=background)
 
 
 def dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
