@@ -389,9 +389,8 @@ def test_the_built_in_one_is_called_what_it_is(tmp_path):
     assert about.make_examples(processor, "me/mine", tmp_path / "none") == []
     drawn = CrossVLTProcessor.from_tokenizer(refshapes_tokenizer(), image_size=64)
     assert "has never seen a photograph" in about.choose_note(drawn, "me/shapes")
-    assert [Path(path).name for path, _ in about.make_examples(drawn, "me/shapes", tmp_path / "drawn")][
-        0
-    ] == "scene-1.png"
+    shown = about.make_examples(drawn, "me/shapes", tmp_path / "drawn")
+    assert Path(shown[0][0]).name == "scene-1.png"
 
 
 def test_large_photo(model, processor, photo):
