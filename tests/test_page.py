@@ -26,6 +26,8 @@ from crossvlt_hf.cli import main
 from crossvlt_hf.data.refshapes import make_scene
 from crossvlt_hf.loading import DEFAULT_CHECKPOINT, load_checkpoint
 from crossvlt_hf.pipeline_crossvlt import ReferringImageSegmentationPipeline
+from crossvlt_hf.processing_crossvlt import CrossVLTProcessor
+from crossvlt_hf.training.start import refshapes_tokenizer
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -373,6 +375,24 @@ def test_other_models_are_not_called_models_of_drawn_shapes(model, processor):
     assert "me/mymodel" in shown
     assert "RefShapes" not in shown
     assert "photograph" not in shown
+
+
+def test_the_built_in_one_is_called_what_it_is(tmp_path):
+    """With photographs and drawn scenes as examples; a model of drawn shapes only has no photographs."""
+    from crossvlt_hf.page import about
+
+    model, processor = load_checkpoint(DEFAULT_CHECKPOINT)
+    for source in (None, "built-in", DEFAULT_CHECKPOINT):
+        assert "Cups, dogs and cats were rare" in about.choose_note(processor, source)
+        assert "photographs, compositions of them and RefShapes" in about.describe(model, processor, source)
+    examples = about.make_examples(processor, "built-in", tmp_path / "both")
+    assert [Path(path).name for path, _ in examples[:3]] == ["astronaut.jpg", "coffee.jpg", "scene-1.png"]
+    assert examples[0][1] == "the person\nthe hair"
+    assert about.make_examples(processor, "me/mine", tmp_path / "none") == []
+    drawn = CrossVLTProcessor.from_tokenizer(refshapes_tokenizer(), image_size=64)
+    assert "has never seen a photograph" in about.choose_note(drawn, "me/shapes")
+    shown = about.make_examples(drawn, "me/shapes", tmp_path / "drawn")
+    assert Path(shown[0][0]).name == "scene-1.png"
 
 
 def test_large_photo(model, processor, photo):

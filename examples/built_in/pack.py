@@ -102,7 +102,7 @@ def training_facts(evaluations: list[dict[str, Any]], hardware: str) -> dict[str
     }
     last = evaluations[-1]
     lines = [
-        f"{last['seen']:,} expressions in {last['step']:,} steps of 64 images with 4 expressions each, on {hardware}.",
+        f"{last['seen']:,} expressions in {last['step']:,} steps of {last['seen'] // last['step']}, on {hardware}.",
         "AdamW, peak learning rate 0.0008, 0.00056 for the language stages, betas 0.9 and 0.98, warm-up of 400 steps, "
         "then cosine, weight decay 0.05, gradients clipped to a norm of 1, bfloat16, averaged weights (0.9995).",
         "Mean IoU on validation data by step:",
@@ -116,7 +116,7 @@ def training_facts(evaluations: list[dict[str, Any]], hardware: str) -> dict[str
     return {"summary": "\n".join(lines), **facts}
 
 
-def time_it(target: Path, count: int = 30) -> list[dict[str, Any]]:
+def time_it(target: Path, count: int) -> list[dict[str, Any]]:
     """The size of the weights' file, and the median time of the pipeline for one picture and one expression."""
     model, processor = load_checkpoint(target)
     pipeline = ReferringImageSegmentationPipeline(model=model, processor=processor)
@@ -144,6 +144,7 @@ def main() -> None:
     parser.add_argument("--words", type=Path, required=True, help="what words.py wrote")
     parser.add_argument("--test", type=Path, help="what evaluate.py wrote of photographs that training never saw")
     parser.add_argument("--hardware", required=True, help="of the training, in words")
+    parser.add_argument("--repeats", type=int, default=30, help="of the pipeline, to time it (%(default)s)")
     parser.add_argument("--target", type=Path, default=DEFAULT_CHECKPOINT)
     arguments = parser.parse_args()
     pack(arguments.run / WEIGHTS, arguments.words, arguments.target)
@@ -152,7 +153,7 @@ def main() -> None:
     if arguments.test:
         found += reports(json.loads(arguments.test.read_text()), "test", arguments.hardware)
     facts = training_facts(evaluations, arguments.hardware)
-    Evidence(About.read(ABOUT), found, time_it(arguments.target), facts).save(arguments.target)
+    Evidence(About.read(ABOUT), found, time_it(arguments.target, arguments.repeats), facts).save(arguments.target)
 
 
 if __name__ == "__main__":
