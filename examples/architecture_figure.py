@@ -17,7 +17,7 @@ PIXELS, WORDS, FUSED, TRAINING = "#b4530a", "#1d5fc4", "#7a2fb0", "#6b7280"
 FILLS = {PIXELS: "#fdf0e3", WORDS: "#e8f0fd", FUSED: "#f5eafc", TRAINING: "#f3f4f6"}
 # Left ends of the columns, one for each stage; and middles of the rows
 LEFT, PITCH = 150, 285
-DECODER, VISION, FUSION, LANGUAGE = 70, 185, 295, 415
+DECODER, VISION, FUSION, LANGUAGE = 46, 161, 271, 391
 STYLE = """
 text { font-family: system-ui, "Segoe UI", Helvetica, Arial, sans-serif; font-size: 12px; fill: #1f2430;
        text-anchor: middle; dominant-baseline: central }

@@ -84,7 +84,11 @@ ADDED = {
         "output.folder=runs/refcoco",
     ],
     "crossvlt train refshapes-64 optimization.max_steps=300": SMALL_REFSHAPES,
-    "accelerate launch -m crossvlt_hf.training refshapes-64 data.train=": [*SMALL_REFSHAPES, "output.folder=runs/own"],
+    "accelerate launch -m crossvlt_hf.training refshapes-64 data.train=": [
+        *SMALL,
+        SMALL_REFSHAPES[-1],
+        "output.folder=runs/own",
+    ],
     "crossvlt train my.yaml": SMALL,
     "crossvlt refshapes my-data --scenes 200": ["--scenes", "4"],
     "crossvlt evaluate --model runs/first/best": ["--limit", "12"],
