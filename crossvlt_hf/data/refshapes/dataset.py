@@ -82,7 +82,7 @@ def load_refshapes(
         )
     if family is not None and families is not None:
         raise ValueError(f"`family` is {family!r} and `families` {families!r}; give one of the two.")
-    order = None if family is None else (family,)
+    order: tuple[str, ...] | None = None if family is None else (family,)
     order = order if families is None else tuple(in_turn(families))
     decoder = SceneDecoder(split, side, seed, expressions, order, (count[0], count[1]))
     decoder.scene(0)  # checks the rest
