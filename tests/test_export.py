@@ -10,18 +10,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_config
 from PIL import Image
 
 from crossvlt_hf import DEFAULT_CHECKPOINT, CrossVLTConfig, CrossVLTModel, CrossVLTProcessor
 from crossvlt_hf import export as exporting
 from crossvlt_hf.cli import main as crossvlt
 from crossvlt_hf.data.refshapes import make_example
-from crossvlt_hf.export import LEAST_AGREEMENT, check_export, example_inputs, export_model, load_exported
+from crossvlt_hf.export import (
+    LEAST_AGREEMENT,
+    check_export,
+    example_inputs,
+    export_model,
+    load_exported,
+    load_outputs,
+)
 from crossvlt_hf.loading import load_checkpoint
 from crossvlt_hf.modeling_crossvlt import interpolation, padded, parts, upsample
 from crossvlt_hf.pipeline_crossvlt import ReferringImageSegmentationPipeline
 from crossvlt_hf.processing_crossvlt import to_rgb
 from crossvlt_hf.tokenization import default_tokenizer
+from crossvlt_hf.training.start import refshapes_tokenizer
 
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "onnx_without_torch.py"
@@ -194,3 +203,34 @@ def test_the_example_sees_what_the_processor_sees(tmp_path, mode):
     picture.save(path)
     seen = runpy.run_path(str(EXAMPLE))["read"](path)
     np.testing.assert_array_equal(np.asarray(seen), np.asarray(to_rgb(path)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file_format", ["onnx", "torch-export"])
+def test_an_export_says_whether_something_fits(file_format, tmp_path):
+    torch.manual_seed(0)
+    tokenizer = refshapes_tokenizer()
+    model = CrossVLTModel(tiny_config(presence_head=True, text_config={"vocab_size": len(tokenizer)})).eval()
+    processor = CrossVLTProcessor.from_tokenizer(tokenizer, image_size=48, max_length=16)
+    processor.score_calibration = [[0.5, 0.4], [0.9, 0.8]]
+    summary = export_model(model, processor, tmp_path / "new", file_format=file_format)
+    assert summary["outputs"] == {"logits": ["batch", 2, "height", "width"], "presence_logits": ["batch"]}
+    assert (summary["presence_threshold"], summary["score_calibration"]) == (0.5, [[0.5, 0.4], [0.9, 0.8]])
+    assert summary["presence_difference"] <= 1e-3
+    inputs = example_inputs(model, 3, 40, 56, 9)
+    logits, presence = load_outputs(tmp_path / "new")(inputs)
+    with torch.no_grad():
+        expected = model(**inputs)
+    assert torch.allclose(presence, expected.presence_logits, atol=1e-3)
+    assert torch.allclose(load_exported(tmp_path / "new")(inputs), logits)
+    if file_format == "onnx":
+        image = tmp_path / "scene.png"
+        Image.fromarray(make_example("test", 0, side=64).scene.image).save(image)
+        command = [sys.executable, "-c", BLOCKED, str(EXAMPLE), str(tmp_path / "new"), str(image), "the red star"]
+        result = subprocess.run(
+            [*command, "--output", str(tmp_path / "masks")], capture_output=True, text=True, check=True
+        )
+        (found,) = ReferringImageSegmentationPipeline(model=model, processor=processor)(image, text="the red star")
+        line = json.loads(result.stdout)
+        assert line["presence"] == pytest.approx(found["presence"], abs=0.01)
+        assert (line["pixels"] > 0) == (found["box"] is not None)
