@@ -61,8 +61,8 @@ def explanation_figure(
     """Draw what a model read: a row of panels for each stage, beside the overlay of what was found.
 
     Left: the alignment map, the cosine of every pixel with the sentence. Middle: how the object's attention is spread
-    over the words. Right: where a word looked. Where the model has no such map, the panel shows the photo alone and says
-    so.
+    over the words. Right: where a word looked. Where the model has no such map, the panel shows the photo alone and
+    says so.
 
     Args:
         explanation: see `explain`.
