@@ -1255,6 +1255,8 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
         self.decoder = CrossVLTDecoder(config)
         self.presence_head = CrossVLTPresenceHead(config) if config.presence_head else None
         self.post_init()
+        # What the encoders alone leave out is part of this model
+        self._keys_to_ignore_on_load_unexpected: set[str] = set()
         # FSDP refuses names of modules that there are none of: what an ablation or an optional head leaves out
         self._no_split_modules &= {type(module).__name__ for module in self.modules()}
 

@@ -192,11 +192,17 @@ def test_images_shared_by_training_and_validation_are_counted(tmp_path):
 
     (tmp_path / "a.png").touch()
     (tmp_path / "link.png").symlink_to(tmp_path / "a.png")
-    training = [dataset("one", (tmp_path / "a.png", 1), (tmp_path / "b.png", 2)), dataset("two", (0, 7), (1, 8))]
+    training = [
+        dataset("one", (tmp_path / "a.png", 1), (tmp_path / "b.png", 2)),
+        dataset("two", (tmp_path / "7.png", 7), (tmp_path / "8.png", 8)),
+    ]
     for validation, found in (
-        ([dataset("one", (tmp_path / "c.png", 3)), dataset("three", (0, 7))], {}),  # equal ids of other data sets
+        (
+            [dataset("one", (tmp_path / "c.png", 3)), dataset("three", (tmp_path / "d.png", 7))],
+            {},
+        ),  # equal ids of other data sets
         ([dataset("three", (tmp_path / "link.png", 9), (tmp_path / "c.png", 9))], {"shared": 1, "images": 2}),
-        ([dataset("two", (5, 7), (6, 7), (9, 9))], {"shared": 1, "images": 2}),
+        ([dataset("two", *((tmp_path / f"{i}x.png", i) for i in (7, 7, 9)))], {"shared": 1, "images": 2}),
         ([load_data("refshapes", "val", scenes=2)], {}),
         ([], {}),
     ):

@@ -362,7 +362,7 @@ def test_gallery(capsys, checkpoint):
     assert code == 0, errors
     assert "The gallery is in deep/sheet.png" in errors
     assert output.startswith("| data | samples |")
-    assert Image.open("deep/sheet.png").height > 1000
+    assert min(Image.open("deep/sheet.png").size) > 500
     assert "give a file that ends in .png" in refusal(capsys, *command, "sheet.gif")
 
 

@@ -26,6 +26,7 @@ OTHERWISE_TESTED = {
     "onnx_without_torch.py",  # test_export
     "scaling.py",  # test_scaling
     "photographs.py",  # objects/test_refer
+    "gpu_checks.py",  # needs a GPU
 }
 
 

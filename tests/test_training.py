@@ -180,7 +180,7 @@ def test_arguments_of_data_sets_are_numbers_where_they_look_so(tmp_path):
         "{name: refshapes, split: train, scenes: 14, count: [3, 4], a: 1e-3, b: true, c: null, d: '1', e: 007, f: no}"
     )
     (source,) = load_config(write_config(tmp_path), [f"data.train=[{written}]"]).data.train
-    assert [*source.values()] == ["refshapes", "train", 14, [3, 4], 1e-3, True, None, "1", "007"]
+    assert [*source.values()] == ["refshapes", "train", 14, [3, 4], 1e-3, True, None, "1", "007", "no"]
     assert (
         load_config(write_config(tmp_path), ["model.config.dice_loss_weight=1"]).model.config["dice_loss_weight"] == 1
     )

@@ -1,6 +1,7 @@
 """What the model makes of a request."""
 
 import time
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ class Found(NamedTuple):
     mask: Image.Image
     seconds: float
     presence: float | None = None
+    unknown_words: tuple[str, ...] = ()
 
 
 class Segmenter:
@@ -39,10 +41,13 @@ class Segmenter:
         found = []
         for expression in expressions:
             start = time.perf_counter()
-            (result,) = self._pipeline(image, text=expression)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # what is not read stands in the table
+                (result,) = self._pipeline(image, text=expression)
             seconds = time.perf_counter() - start
             there = result.get("presence")
-            found.append(Found(expression, result["score"], result["box"], result["mask"], seconds, there))
+            masks = result["score"], result["box"], result["mask"]
+            found.append(Found(expression, *masks, seconds, there, tuple(result["unknown_words"])))
         return found
 
     def explain(self, image: Image.Image, expressions: Sequence[str]) -> list[Image.Image]:
@@ -68,5 +73,7 @@ def tabulate(found: Sequence[Found]) -> list[list[str]]:
         share = area / (entry.mask.width * entry.mask.height)
         area_text = f"{area:,} px ({share:.1%})"
         nothing = "nothing found" if entry.presence is None else f"not there ({1 - entry.presence:.0%} sure)"
-        rows.append([entry.expression, f"{entry.score:.2f}", box or nothing, area_text, f"{entry.seconds:.2f}"])
+        said = entry.expression
+        said += f" (not in the vocabulary: {', '.join(entry.unknown_words)})" if entry.unknown_words else ""
+        rows.append([said, f"{entry.score:.2f}", box or nothing, area_text, f"{entry.seconds:.2f}"])
     return rows

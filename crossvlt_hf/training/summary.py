@@ -8,13 +8,11 @@ from typing import Any
 
 from datasets import Dataset
 
+from ..data.features import Picture
 from ..evidence import ABOUT, About, is_hub_id, public_name
-from ..loading import DEFAULT_CHECKPOINT
+from ..loading import BUILT_IN, DEFAULT_CHECKPOINT
 from .config import TrainingConfig, load_config
 from .log import SCORE, read_log
-
-
-BUILT_IN = "built-in"
 
 
 def describe_run(folder: str | Path, hardware: str, shared_images: dict[str, int] | None = None) -> dict[str, Any]:
@@ -121,13 +119,15 @@ def _image_names(dataset: Dataset) -> Iterator[tuple[str, ...]]:
     stored = dataset.with_format(None)
     if "image_id" not in stored.column_names:
         return
-    columns = [name for name in ("image", "image_id", "dataset") if name in stored.column_names]
+    columns = ["image_id", *(name for name in ("dataset",) if name in stored.column_names)]
+    if isinstance(stored.features.get("image"), Picture):
+        stored, columns = stored.cast_column("image", Picture(decode=False)), [*columns, "image"]
     for batch in stored.select_columns(columns).iter(1000):
         sets = batch.get("dataset", [""] * len(batch["image_id"]))
-        files = batch.get("image", [None] * len(batch["image_id"]))
-        for file, image_id, name in zip(files, batch["image_id"], sets, strict=True):
-            ids = (f"{name}\0{image_id}",)
-            yield (*ids, os.path.realpath(file)) if isinstance(file, str) and not file.isdigit() else ids
+        cells = batch.get("image", [{}] * len(batch["image_id"]))
+        for cell, image_id, name in zip(cells, batch["image_id"], sets, strict=True):
+            ids, path = (f"{name}\0{image_id}",), (cell or {}).get("path")
+            yield (*ids, os.path.realpath(path)) if path else ids
 
 
 def _summarise(config: TrainingConfig, facts: dict[str, Any]) -> str:
