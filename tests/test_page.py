@@ -410,7 +410,7 @@ def test_nothing_found():
     from crossvlt_hf.page import answers
 
     found = answers.Found("the cup", 0.0, None, Image.new("L", (8, 6)), 0.25)
-    assert answers.tabulate([found]) == [["the cup", "0.00", "nothing found", "0 px (0.0%)", "0.25"]]
+    assert answers.tabulate([found]) == [["the cup", "0.00", "nothing found", "0 px (0.0%)", "0.25", ""]]
 
 
 # ---- the command and the Space

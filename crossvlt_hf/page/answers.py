@@ -13,7 +13,7 @@ from ..processing_crossvlt import CrossVLTProcessor
 from ..visualization import explain, explanation_figure, overlay
 
 
-COLUMNS = ("Expression", "Score", "Box (x, y)", "Area", "Seconds")
+COLUMNS = ("Expression", "Score", "Box (x, y)", "Area", "Seconds", "Unknown words")
 SHOWN_SIDE = 1280  # of the overlay; the masks keep the size of the image
 
 
@@ -73,7 +73,7 @@ def tabulate(found: Sequence[Found]) -> list[list[str]]:
         share = area / (entry.mask.width * entry.mask.height)
         area_text = f"{area:,} px ({share:.1%})"
         nothing = "nothing found" if entry.presence is None else f"not there ({1 - entry.presence:.0%} sure)"
-        said = entry.expression
-        said += f" (not in the vocabulary: {', '.join(entry.unknown_words)})" if entry.unknown_words else ""
-        rows.append([said, f"{entry.score:.2f}", box or nothing, area_text, f"{entry.seconds:.2f}"])
+        unknown = ", ".join(entry.unknown_words)
+        found_text = f"{entry.score:.2f}", box or nothing, area_text, f"{entry.seconds:.2f}"
+        rows.append([entry.expression, *found_text, unknown])
     return rows

@@ -148,7 +148,7 @@ class _Page:
                 datatype="str",
                 interactive=False,
                 wrap=True,
-                column_widths=[200, 70, 130, 130, 90],  # on a phone it is scrolled sideways
+                column_widths=[200, 70, 130, 130, 90, 130],  # on a phone it is scrolled sideways
                 label="Scores",
                 buttons=[],
                 elem_id="table",
