@@ -250,15 +250,15 @@ def run_module(arguments, environment=None):
     assert done.returncode == 0, (arguments, done.stderr[-2000:])
 
 
-def run_command(line, hub):
+def run_command(line, hub, name):
     added = next((added for beginning, added in ADDED.items() if line.startswith(beginning)), [])
     words = [*shlex.split(line), *added]
-    if words[:3] == ["accelerate", "launch", "-m"] and words[4] == "refcoco":
+    if words[:3] == ["accelerate", "launch", "-m"] and name == "README.md":  # elsewhere what it would start
         launcher = Path(sys.executable).with_name("accelerate")
         done = subprocess.run([launcher, *words[1:]], capture_output=True, text=True)
         assert done.returncode == 0, (line, done.stderr[-2000:])
     elif words[:3] == ["accelerate", "launch", "-m"]:
-        run_module(words[3:])  # what the launcher would start
+        run_module(words[3:])
     elif words[:2] == ["crossvlt", "publish"] and "--folder" not in words:
         run_module(["crossvlt_hf.cli", *words[1:]], hub.environment(Path("home").absolute(), "hf_alice"))
     else:
@@ -269,8 +269,8 @@ def run_command(line, hub):
 def run(block, name, hub, scope):
     if block.language == "bash":
         for line in shell_lines(block.code):
-            if not line.startswith("make ") and not any(fits(name, line) for name in RUN_ELSEWHERE):
-                run_command(line, hub)
+            if not line.startswith("make ") and not any(fits(other, line) for other in RUN_ELSEWHERE):
+                run_command(line, hub, name)
     elif block.language == "python" and "alice/" in block.code:
         done = run_python("-c", block.code, environment=hub.environment(Path("home").absolute(), "hf_alice"))
         assert done.returncode == 0, (block.line, done.stderr[-2000:])
