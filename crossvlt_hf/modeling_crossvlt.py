@@ -847,6 +847,10 @@ class CrossVLTPresenceHead(GradientCheckpointingLayer):
     float32 under half precision.
     """
 
+    # As in CrossVLTPreTrainedModel, which collects them from its parts: an optional one names itself
+    _keep_in_fp32_modules_strict = ["presence_head"]
+    _keep_in_fp32_modules = [r".*presence_head"]
+
     def __init__(self, config: CrossVLTConfig) -> None:
         super().__init__()
         width, text_width = config.vision_config.hidden_size, config.text_config.hidden_size
@@ -1059,9 +1063,9 @@ class CrossVLTPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     # In `from_pretrained`; elsewhere (`.to`, `from_config`) the weights are cast and only the computing is float32
-    _keep_in_fp32_modules_strict = ["fusion", "merged_fusion", "presence_head"]
+    _keep_in_fp32_modules_strict = ["fusion", "merged_fusion"]
     # What quantizers leave alone; see "int8 weights" in docs/performance.md
-    _keep_in_fp32_modules = [r".*fusion", r".*presence_head"]
+    _keep_in_fp32_modules = [r".*fusion"]
     # Trainer must divide the loss by the accumulation steps itself.
     accepts_loss_kwargs = False
 

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import signal
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -90,10 +91,12 @@ def fake_batch(config: CrossVLTConfig, batch: int = 2, height: int = 32, width: 
     }
 
 
-@pytest.fixture(autouse=True)
-def tiny_numbers():
-    """Whatever a training run in a test before has left: Hypothesis draws subnormal numbers."""
-    torch.set_flush_denormal(False)
+def pytest_runtest_setup():
+    """Start from the same state whichever tests ran before in this process: before any fixture is made."""
+    torch.manual_seed(0)
+    torch.set_flush_denormal(False)  # training switches it on, and Hypothesis draws subnormal numbers
+    if "accelerate.state" in sys.modules:  # one precision for each process, but several runs in the tests'
+        sys.modules["accelerate.state"].AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")

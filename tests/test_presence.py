@@ -367,6 +367,8 @@ def test_evaluation_counts_what_is_not_there(shapes):
     model, processor = shapes
     model = CrossVLTModel(model.config).eval()
     model.presence_head = Fixed()
+    torch.nn.init.constant_(model.decoder.classifier.weight, 0.0)
+    model.decoder.classifier.bias.data = torch.tensor([-1.0, 1.0])  # an object at every pixel
     dataset = load_refshapes("test", scenes=6, side=32, families=["attribute", "no_target"])
     right = evaluate(model, processor, dataset, EvaluationOptions(batch_size=6, instances=True))
     assert right.compute()["no_target_accuracy"] == 1.0
@@ -471,7 +473,7 @@ def test_predict_says_it(saved, tmp_path, file_format, capsys):
     assert "presence_threshold" in capsys.readouterr().err
 
 
-def test_segment_says_it(saved, tmp_path, capsys):
+def test_segment_says_it(saved, shapes, tmp_path, capsys):
     Image.fromarray(photo(40, 50)).save(tmp_path / "a.png")
     command = ["segment", str(tmp_path / "a.png"), "all stars", "--model", str(saved), "--output", str(tmp_path)]
     assert crossvlt([*command, "--presence-threshold", "none", "--min-area", "1"]) == 0
@@ -480,7 +482,9 @@ def test_segment_says_it(saved, tmp_path, capsys):
     assert crossvlt([*command, "--presence-threshold", "0.999"]) == 0
     empty = json.loads(capsys.readouterr().out)
     assert (empty["area"], empty["box"], empty["presence"]) == (0, None, drawn["presence"])
-    assert crossvlt(["segment", str(tmp_path / "a.png"), "all stars", "--presence-threshold", "0.5"]) == 2
+    without = CrossVLTModel(tiny_config(text_config={"vocab_size": len(shapes[1].tokenizer)}))
+    without.save_pretrained(saved)
+    assert crossvlt([*command, "--presence-threshold", "0.5"]) == 2
     assert "the model has no presence head" in capsys.readouterr().err
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 from conftest import fake_batch, tiny_config
@@ -698,15 +697,6 @@ def test_two_processes_follow_one(tmp_path):
     )
 
 
-@pytest.fixture
-def new_accelerator():
-    """A process has one precision; this test has another."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.mark.usefixtures("new_accelerator")
 def test_half_precision(tmp_path, finished):
     folder, _, _ = finished
     small_run(tmp_path, optimization__mixed_precision="bf16", data__validation=[]).run()
