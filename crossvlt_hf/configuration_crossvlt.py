@@ -68,8 +68,8 @@ def copy_code(folder: str | Path) -> None:
             write_file(path, path.read_bytes())
     for source in here.glob("*_crossvlt.py"):
         _update_code(source, target / source.name)
-    for source in (here / "handler.py", here / "assets" / "requirements.txt"):
-        if source.is_file() and not (target / source.name).exists():
+    for source in (here / "assets" / "endpoint").glob("*.*"):
+        if not (target / source.name).exists():
             write_file(target / source.name, source.read_bytes())
 
 

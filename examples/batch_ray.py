@@ -29,10 +29,10 @@ import torch
 from PIL import Image
 
 from crossvlt_hf import DEFAULT_CHECKPOINT
-from crossvlt_hf.data.folder import read_metadata
+from crossvlt_hf.checkpoint import load_checkpoint
 from crossvlt_hf.data.masks import encode_mask
 from crossvlt_hf.data.refshapes import make_example
-from crossvlt_hf.loading import load_checkpoint
+from crossvlt_hf.data.sources.folder import read_metadata
 from crossvlt_hf.processing_crossvlt import to_rgb
 
 

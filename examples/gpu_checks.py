@@ -24,7 +24,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.profiler import ProfilerActivity, profile
 
 from crossvlt_hf import CrossVLTConfig, CrossVLTModel
-from crossvlt_hf.complexity import count_flops
+from crossvlt_hf.benchmark.flops import count_flops
 
 
 SIDE, TOKENS, VOCABULARY = 480, 21, 30_000

@@ -14,7 +14,7 @@ from datasets import Dataset
 from PIL import Image
 
 from crossvlt_hf.data.objects import ReferOptions, backgrounds_of, cutouts_of, expressions_dataset, load_compositions
-from crossvlt_hf.data.objects.hub import HubObjects
+from crossvlt_hf.data.objects.rows import HubObjects
 from crossvlt_hf.visualization import overlay
 from crossvlt_hf.visualization.overlay import arrange
 

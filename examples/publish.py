@@ -6,8 +6,8 @@ python examples/publish.py runs/custom/best alice/crossvlt-mine --upload        
 
 import argparse
 
-from crossvlt_hf.hub import export, publish, read_evidence
-from crossvlt_hf.loading import load_checkpoint
+from crossvlt_hf.checkpoint import load_checkpoint
+from crossvlt_hf.publishing.repository import export, publish, read_evidence
 
 
 def main() -> None:

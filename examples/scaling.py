@@ -17,7 +17,7 @@ class Work:
     """What does not depend on the GPU.
 
     Args:
-        forward: floating-point operations of one pair at 480x480, `crossvlt_hf.complexity.count_flops`; counted.
+        forward: floating-point operations of one pair at 480x480, `crossvlt_hf.benchmark.flops.count_flops`; counted.
         backward: forward and backward together in units of `forward`: 3, or 4 with activation checkpointing; counted.
         parameters: of the base model; counted.
         pairs: references in RefCOCO's train split; one expression of each is read in an epoch.

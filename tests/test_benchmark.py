@@ -27,6 +27,7 @@ from crossvlt_hf.benchmark import (
     run_benchmark,
     scaling_figure,
 )
+from crossvlt_hf.benchmark.flops import count_flops, count_flops_by_part, count_training_flops
 from crossvlt_hf.benchmark.memory import ChildError, in_child, resident
 from crossvlt_hf.benchmark.peers import PEERS, Peer, count_step_flops, place
 from crossvlt_hf.benchmark.report import compare
@@ -34,7 +35,6 @@ from crossvlt_hf.benchmark.run import Findings
 from crossvlt_hf.benchmark.timing import Work, interleave, median_ratio, summarise
 from crossvlt_hf.benchmark.workloads import Workshop, make_inputs
 from crossvlt_hf.cli import main
-from crossvlt_hf.complexity import count_flops, count_flops_by_part, count_training_flops
 from crossvlt_hf.configuration_crossvlt import SIZES
 
 

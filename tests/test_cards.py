@@ -20,20 +20,20 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from crossvlt_hf import DEFAULT_CHECKPOINT, CrossVLTConfig, CrossVLTProcessor
-from crossvlt_hf.cards import render_card, render_checkpoint_card
+from crossvlt_hf.benchmark.flops import count_flops, count_parameters
+from crossvlt_hf.checkpoint import load_checkpoint
 from crossvlt_hf.cli import main as crossvlt
-from crossvlt_hf.complexity import count_flops, count_parameters
+from crossvlt_hf.conversion.vocabulary import default_tokenizer
 from crossvlt_hf.data import load_data
 from crossvlt_hf.data.masks import pack
-from crossvlt_hf.data.records import Record, build_dataset
+from crossvlt_hf.data.record import Record, build_dataset
 from crossvlt_hf.data.refshapes import make_example
-from crossvlt_hf.evidence import About, Evidence, hash_weights
-from crossvlt_hf.hub import export, read_evidence
-from crossvlt_hf.loading import load_checkpoint
 from crossvlt_hf.metrics import markdown_table
-from crossvlt_hf.samples import SAMPLES
-from crossvlt_hf.tokenization import default_tokenizer
-from crossvlt_hf.training.summary import count_shared_images, describe_run
+from crossvlt_hf.publishing.card import render_card, render_checkpoint_card
+from crossvlt_hf.publishing.facts import About, Evidence, hash_weights
+from crossvlt_hf.publishing.page.samples import SAMPLES
+from crossvlt_hf.publishing.repository import export, read_evidence
+from crossvlt_hf.training.report import count_shared_images, describe_run
 
 
 ROOT = Path(__file__).parents[1]
@@ -295,8 +295,8 @@ def card_of(evidence):
 def test_what_somebody_wrote_never_becomes_code(expression, image):
     evidence = Evidence(About(expression=expression, image=image))
     with (
-        patch("crossvlt_hf.cards.count_flops", return_value=0),
-        patch("crossvlt_hf.cards.count_parameters", return_value=0),
+        patch("crossvlt_hf.publishing.card.count_flops", return_value=0),
+        patch("crossvlt_hf.publishing.card.count_parameters", return_value=0),
     ):
         card = card_of(evidence)
     texts = []
@@ -335,7 +335,7 @@ def test_the_template_comes_with_a_wheel(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     listing = subprocess.run([sys.executable, "-m", "zipfile", "-l", wheel], capture_output=True, text=True).stdout
     assert "crossvlt_hf/assets/model_card.md.jinja" in listing
-    assert "crossvlt_hf/handler.py" in listing
+    assert "crossvlt_hf/assets/endpoint/handler.py" in listing
     assert {f"crossvlt_hf/assets/images/{sample.file}" for sample in SAMPLES} <= set(listing.split())
     assert "crossvlt_hf/assets/built_in/model.safetensors" in listing
 

@@ -15,8 +15,8 @@ from PIL import Image, ImageFile
 
 from crossvlt_hf import data
 from crossvlt_hf.data import exclude_images, from_dataset, load_data, load_folder, load_refer, write_folder
-from crossvlt_hf.data.folder import read_metadata
 from crossvlt_hf.data.masks import decode_segmentation, encode_mask
+from crossvlt_hf.data.sources.folder import read_metadata
 
 
 HEIGHT, WIDTH = 24, 32

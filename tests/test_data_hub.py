@@ -13,8 +13,8 @@ from fabricate import box, photo, sentence
 from PIL import Image
 
 from crossvlt_hf.data import hub, load_data
-from crossvlt_hf.data.hub import load_jxu124, load_refcoco_m
 from crossvlt_hf.data.masks import decode_segmentation, encode_mask
+from crossvlt_hf.data.sources.hub import load_jxu124, load_refcoco_m
 
 
 HEIGHT, WIDTH = 24, 32

@@ -15,7 +15,7 @@ from PIL import Image
 
 from crossvlt_hf.data import FEATURES, exclude_images, load_data, load_phrasecut, load_refer
 from crossvlt_hf.data.masks import decode_segmentation
-from crossvlt_hf.data.refer import LAYOUTS, read_plain_pickle
+from crossvlt_hf.data.sources.refer import LAYOUTS, read_plain_pickle
 
 
 HEIGHT, WIDTH = 24, 32

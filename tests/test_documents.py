@@ -28,9 +28,9 @@ from processes import run_python
 from transformers import BertConfig, BertModel, SwinConfig, SwinModel
 
 from crossvlt_hf.cli import main as crossvlt
+from crossvlt_hf.conversion.vocabulary import default_tokenizer
 from crossvlt_hf.data import load_data
 from crossvlt_hf.data.refshapes import make_example
-from crossvlt_hf.tokenization import default_tokenizer
 
 
 sys.path.insert(0, str(ROOT / "tests" / "objects"))

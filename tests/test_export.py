@@ -15,9 +15,14 @@ from PIL import Image
 
 from crossvlt_hf import DEFAULT_CHECKPOINT, CrossVLTConfig, CrossVLTModel, CrossVLTProcessor
 from crossvlt_hf import export as exporting
+from crossvlt_hf.checkpoint import load_checkpoint
 from crossvlt_hf.cli import main as crossvlt
+from crossvlt_hf.conversion.vocabulary import default_tokenizer
 from crossvlt_hf.data.refshapes import make_example
-from crossvlt_hf.export import (
+from crossvlt_hf.modeling_crossvlt import interpolation, padded, parts, upsample
+from crossvlt_hf.pipeline_crossvlt import ReferringImageSegmentationPipeline
+from crossvlt_hf.processing_crossvlt import to_rgb
+from crossvlt_hf.publishing.export import (
     LEAST_AGREEMENT,
     check_export,
     example_inputs,
@@ -25,12 +30,7 @@ from crossvlt_hf.export import (
     load_exported,
     load_outputs,
 )
-from crossvlt_hf.loading import load_checkpoint
-from crossvlt_hf.modeling_crossvlt import interpolation, padded, parts, upsample
-from crossvlt_hf.pipeline_crossvlt import ReferringImageSegmentationPipeline
-from crossvlt_hf.processing_crossvlt import to_rgb
-from crossvlt_hf.tokenization import default_tokenizer
-from crossvlt_hf.training.start import refshapes_tokenizer
+from crossvlt_hf.training.build import refshapes_tokenizer
 
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "onnx_without_torch.py"

@@ -22,10 +22,10 @@ from processes import run_python
 from transformers import BertConfig
 
 from crossvlt_hf import DEFAULT_CHECKPOINT, CrossVLTModel, CrossVLTProcessor, ReferringImageSegmentationPipeline
+from crossvlt_hf.checkpoint import load_checkpoint
 from crossvlt_hf.data.refshapes import make_example
-from crossvlt_hf.evidence import About, Evidence, public_name
-from crossvlt_hf.hub import export, publish
-from crossvlt_hf.loading import load_checkpoint
+from crossvlt_hf.publishing.facts import About, Evidence, public_name
+from crossvlt_hf.publishing.repository import export, publish
 
 
 ROOT = Path(__file__).parents[1]

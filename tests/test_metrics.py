@@ -235,7 +235,7 @@ def test_trainer_gets_no_none():
 def metric(request, tmp_path, monkeypatch):
     """The metric, from its class and as `evaluate.load` finds it."""
     evaluate = pytest.importorskip("evaluate")
-    from crossvlt_hf import evaluate_metric
+    from crossvlt_hf.evaluation import hf_metric as evaluate_metric
 
     if request.param == "class":
         return evaluate_metric.ReferringSegmentation(cache_dir=tmp_path)

@@ -22,12 +22,12 @@ import pytest
 import yaml
 from PIL import Image
 
+from crossvlt_hf.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
 from crossvlt_hf.cli import main
 from crossvlt_hf.data.refshapes import make_scene
-from crossvlt_hf.loading import DEFAULT_CHECKPOINT, load_checkpoint
 from crossvlt_hf.pipeline_crossvlt import ReferringImageSegmentationPipeline
 from crossvlt_hf.processing_crossvlt import CrossVLTProcessor
-from crossvlt_hf.training.start import refshapes_tokenizer
+from crossvlt_hf.training.build import refshapes_tokenizer
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -258,7 +258,7 @@ def png(width: int, height: int) -> bytes:
 
 
 def test_wrong_uploads(visit, scene, tmp_path):
-    from crossvlt_hf.page import inputs
+    from crossvlt_hf.publishing.page import inputs
 
     path, expressions = scene
     page = visit()
@@ -308,7 +308,7 @@ def test_thousands_of_lines(visit, scene):
     ],
 )
 def test_expressions_past_the_browser(text, sentence):
-    from crossvlt_hf.page import inputs
+    from crossvlt_hf.publishing.page import inputs
 
     with pytest.raises(inputs.InputError, match=sentence):
         inputs.read_expressions(text)
@@ -365,7 +365,7 @@ def test_hostile_expressions_stay_text(visit, scene):
 
 
 def test_other_models_are_not_called_models_of_drawn_shapes(model, processor):
-    from crossvlt_hf.page import about, build_page
+    from crossvlt_hf.publishing.page import about, build_page
 
     assert not about.knows_only_drawn_shapes(processor)
     facts = about.describe(model, processor, "me/my`model")
@@ -379,7 +379,7 @@ def test_other_models_are_not_called_models_of_drawn_shapes(model, processor):
 
 def test_the_built_in_one_is_called_what_it_is(tmp_path):
     """With photographs and drawn scenes as examples; a model of drawn shapes only has no photographs."""
-    from crossvlt_hf.page import about
+    from crossvlt_hf.publishing.page import about
 
     model, processor = load_checkpoint(DEFAULT_CHECKPOINT)
     for source in (None, "built-in", DEFAULT_CHECKPOINT):
@@ -397,7 +397,7 @@ def test_the_built_in_one_is_called_what_it_is(tmp_path):
 
 def test_large_photo(model, processor, photo):
     """It is shown smaller, and its mask is as large as itself."""
-    from crossvlt_hf.page import answers
+    from crossvlt_hf.publishing.page import answers
 
     large = photo.resize((2600, 900))
     found = answers.Segmenter(model, processor).find(large, ["the cup", "the spoon"])
@@ -407,7 +407,7 @@ def test_large_photo(model, processor, photo):
 
 
 def test_nothing_found():
-    from crossvlt_hf.page import answers
+    from crossvlt_hf.publishing.page import answers
 
     found = answers.Found("the cup", 0.0, None, Image.new("L", (8, 6)), 0.25)
     assert answers.tabulate([found]) == [["the cup", "0.00", "nothing found", "0 px (0.0%)", "0.25", ""]]

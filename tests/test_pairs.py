@@ -17,9 +17,9 @@ from transformers import BertTokenizer, Trainer, TrainingArguments
 from crossvlt_hf import CrossVLTModel, CrossVLTProcessor
 from crossvlt_hf.data.masks import pack
 from crossvlt_hf.data.pairs import Collator, EvaluationPairs, ReferenceSampler, ShardedBatchSampler, TrainingPairs
-from crossvlt_hf.data.records import Record, build_dataset
+from crossvlt_hf.data.record import Record, build_dataset
 from crossvlt_hf.data.refshapes import load_refshapes
-from crossvlt_hf.training.start import refshapes_tokenizer
+from crossvlt_hf.training.build import refshapes_tokenizer
 
 
 SIDE = 32

@@ -19,9 +19,9 @@ from PIL import Image
 from processes import run_python
 
 from crossvlt_hf import CrossVLTModel, CrossVLTProcessor, ReferringImageSegmentationPipeline
+from crossvlt_hf.checkpoint import load_checkpoint
 from crossvlt_hf.cli import main
 from crossvlt_hf.data.masks import decode_segmentation
-from crossvlt_hf.loading import load_checkpoint
 from crossvlt_hf.prediction import PredictionOptions, Shards, open_requests, predict
 
 

@@ -12,7 +12,10 @@ from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 
 from crossvlt_hf import CrossVLTConfig, CrossVLTModel, CrossVLTProcessor
-from crossvlt_hf.calibration import (
+from crossvlt_hf.cli import main as crossvlt
+from crossvlt_hf.data.refshapes import load_refshapes
+from crossvlt_hf.evaluation import EvaluationOptions, evaluate
+from crossvlt_hf.evaluation.calibration import (
     LEAST_SAMPLES,
     calibration_error,
     calibration_report,
@@ -20,18 +23,15 @@ from crossvlt_hf.calibration import (
     reliability,
     save_calibration,
 )
-from crossvlt_hf.cards import render_card
-from crossvlt_hf.cli import main as crossvlt
-from crossvlt_hf.data.refshapes import load_refshapes
-from crossvlt_hf.evaluation import EvaluationOptions, evaluate
-from crossvlt_hf.evidence import Evidence
-from crossvlt_hf.export import export_model
 from crossvlt_hf.metrics import Areas, match_instances
-from crossvlt_hf.page.about import score_note
 from crossvlt_hf.pipeline_crossvlt import ReferringImageSegmentationPipeline
 from crossvlt_hf.processing_crossvlt import estimate_iou, find_instances
+from crossvlt_hf.publishing.card import render_card
+from crossvlt_hf.publishing.export import export_model
+from crossvlt_hf.publishing.facts import Evidence
+from crossvlt_hf.publishing.page.about import score_note
+from crossvlt_hf.training.build import build_model, refshapes_tokenizer
 from crossvlt_hf.training.config import ModelOptions
-from crossvlt_hf.training.start import build_model, refshapes_tokenizer
 
 
 FAMILIES = ["attribute", "plural", "no_target"]

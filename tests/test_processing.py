@@ -20,8 +20,8 @@ from transformers import AutoProcessor
 from transformers.image_utils import ChannelDimension
 
 from crossvlt_hf import CrossVLTOutput, CrossVLTProcessor
+from crossvlt_hf.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
 from crossvlt_hf.data.masks import decode_mask, read_mask
-from crossvlt_hf.loading import DEFAULT_CHECKPOINT, load_checkpoint
 from crossvlt_hf.processing_crossvlt import find_parts, mask_box, to_label_map, to_rgb
 
 

@@ -11,7 +11,7 @@ from crossvlt_hf.cli import main as crossvlt
 from crossvlt_hf.data.refshapes import families_at, make_scene
 from crossvlt_hf.data.refshapes.scenes import outline
 from crossvlt_hf.training.__main__ import main as train
-from crossvlt_hf.training.start import refshapes_tokenizer
+from crossvlt_hf.training.build import refshapes_tokenizer
 
 
 SIDE = 64

@@ -5,7 +5,7 @@ from pathlib import Path
 from test_examples import run
 
 from crossvlt_hf import CrossVLTConfig
-from crossvlt_hf.complexity import count_flops, count_parameters
+from crossvlt_hf.benchmark.flops import count_flops, count_parameters
 
 
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "scaling.md").read_text()

@@ -25,10 +25,10 @@ from torch import nn
 from transformers import AutoModel, AutoProcessor
 
 from crossvlt_hf import CrossVLTModel
+from crossvlt_hf.checkpoint import load_checkpoint
 from crossvlt_hf.cli import main as crossvlt
 from crossvlt_hf.data import load_data, write_folder
-from crossvlt_hf.loading import load_checkpoint
-from crossvlt_hf.training import TrainingRun, load_config, start
+from crossvlt_hf.training import TrainingRun, build, load_config
 from crossvlt_hf.training.__main__ import main
 from crossvlt_hf.training.checkpoints import list_checkpoints, prune, write_whole
 from crossvlt_hf.training.config import OptimizationOptions
@@ -271,7 +271,7 @@ def test_what_cannot_run_is_named_before_anything_loads(tmp_path, monkeypatch, c
         raise AssertionError("too late")
 
     for name in ("load_data", "load_checkpoint", "CrossVLTModel"):
-        monkeypatch.setattr(start, name, load)
+        monkeypatch.setattr(build, name, load)
     assert main([str(write_config(tmp_path)), setting]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1

@@ -15,22 +15,16 @@ from PIL import Image
 from three_processes import balanced_model, records
 
 from crossvlt_hf import DEFAULT_CHECKPOINT, CrossVLTModel, CrossVLTProcessor
-from crossvlt_hf.data.folder import load_folder
-from crossvlt_hf.evaluation import EvaluationOptions, evaluate, find_masks
-from crossvlt_hf.loading import load_checkpoint
+from crossvlt_hf.checkpoint import load_checkpoint
+from crossvlt_hf.data.sources.folder import load_folder
+from crossvlt_hf.evaluation import EvaluationOptions, choose_samples, evaluate, evaluation_gallery, find_masks
+from crossvlt_hf.evaluation.gallery import draw_tile
 from crossvlt_hf.metrics import Areas, mask_areas
+from crossvlt_hf.training import training_curves
 from crossvlt_hf.training.pictures import draw_predictions
-from crossvlt_hf.visualization import (
-    PALETTE,
-    choose_samples,
-    evaluation_gallery,
-    explain,
-    explanation_figure,
-    training_curves,
-)
+from crossvlt_hf.visualization import PALETTE, explain, explanation_figure
 from crossvlt_hf.visualization.canvas import DPI, one_line, wrap
-from crossvlt_hf.visualization.gallery import draw_tile
-from crossvlt_hf.visualization.panels import BETWEEN, HEADINGS, LEFT, TITLE, _panel_height
+from crossvlt_hf.visualization.explanation_figure import BETWEEN, HEADINGS, LEFT, TITLE, _panel_height
 
 
 needs_matplotlib = pytest.mark.skipif(not find_spec("matplotlib"), reason="needs the extra `plot`")

@@ -1,12 +1,6 @@
-"""Speed, memory and size of models on this machine: what `crossvlt benchmark` does.
+"""What a model costs: `crossvlt benchmark`, its cases interleaved with the machine's own peak; operations counted."""
 
-`run_benchmark(Options(...))` gives the report as a dict, `format_report` its tables, `scaling_figure` its plot.
-"""
-
-from .cases import Case, Grid
-from .plot import scaling_figure
-from .report import format_report
-from .run import Options, run_benchmark
+import lazy_loader
 
 
-__all__ = ["Case", "Grid", "Options", "format_report", "run_benchmark", "scaling_figure"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)  # the names: __init__.pyi

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from ..complexity import add_up, count_flops_by_part, count_parameters, count_training_flops
-from ..loading import parse_device
+from ..checkpoint import parse_device
 from .cases import Case, Grid, check_positive
+from .flops import add_up, count_flops_by_part, count_parameters, count_training_flops
 from .machine import KINDS, Probe, describe_machine
 from .memory import ChildError, in_child
 from .peers import PEERS, count_step_flops

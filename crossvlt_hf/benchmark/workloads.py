@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..loading import load_checkpoint
+from ..checkpoint import load_checkpoint
 from ..modeling_crossvlt import CrossVLTModel
 from .cases import Case, check_positive, weights_dtype
 from .peers import PEERS, Peer

@@ -13,7 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils.logging import set_verbosity_error as set_hub_verbosity_error
 from transformers.utils import logging
 
-from ..errors import in_one_line
+from ..system import in_one_line
 from . import benchmark, convert, demo, evaluate, export, predict, publish, refer, refshapes, segment, train
 
 

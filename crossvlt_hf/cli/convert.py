@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import Any
 
-from ..conversion import convert_checkpoint
+from ..conversion.original import convert_checkpoint
 
 
 def convert(arguments: argparse.Namespace) -> None:

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from ..checkpoint import BUILT_IN_NOTE, load_checkpoint, resolve_checkpoint
 from ..data.refshapes import FAMILIES, make_scene
-from ..loading import BUILT_IN_NOTE, load_checkpoint, resolve_checkpoint
 from ..pipeline_crossvlt import ReferringImageSegmentationPipeline
-from ..samples import SAMPLES
+from ..publishing.page.samples import SAMPLES
 from ..visualization import arrange, overlay
 from .extras import needs_extra
 
@@ -59,7 +59,7 @@ def demo(arguments: argparse.Namespace) -> None:
         _write_panel(arguments, source)
         return
     with needs_extra("demo"):
-        from ..page import serve
+        from ..publishing.page import serve
     serve(source, host=arguments.host, port=arguments.port, device=arguments.device)
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from ..calibration import calibration_error, calibration_report, fit_score, save_calibration
-from ..evidence import hash_weights
-from ..loading import describe_hardware, load_checkpoint, resolve_checkpoint
+from ..checkpoint import describe_hardware, load_checkpoint, resolve_checkpoint
+from ..evaluation import evaluation_gallery, reliability_diagram
+from ..evaluation.calibration import calibration_error, calibration_report, fit_score, save_calibration
 from ..metrics import ReferringSegmentationMetric, markdown_table
 from ..processing_crossvlt import CrossVLTProcessor
-from ..settings import TEXT_OPTIONS, convert, parse_value
-from ..visualization import evaluation_gallery, reliability_diagram
+from ..publishing.facts import hash_weights
+from ..training.settings import TEXT_OPTIONS, convert, parse_value
 from .extras import needs_extra
 from .outputs import make_room
 from .presence import add_presence_option
@@ -125,8 +125,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
         from accelerate import PartialState
 
         from ..data import load_data
-        from ..evaluation import EvaluationOptions, describe_reading
-        from ..evaluation import evaluate as evaluate_model
+        from ..evaluation.run import EvaluationOptions, describe_reading
+        from ..evaluation.run import evaluate as evaluate_model
 
     if arguments.limit is not None and arguments.limit < 1:
         raise ValueError(f"`--limit` is {arguments.limit}; give 1 or more.")

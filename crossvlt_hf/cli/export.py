@@ -6,8 +6,8 @@ import sys
 from importlib import import_module
 from typing import Any
 
-from ..export import FILES, export_model
-from ..loading import BUILT_IN_NOTE, load_checkpoint, resolve_checkpoint
+from ..checkpoint import BUILT_IN_NOTE, load_checkpoint, resolve_checkpoint
+from ..publishing.export import FILES, export_model
 from .extras import needs_extra
 
 

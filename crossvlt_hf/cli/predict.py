@@ -7,10 +7,10 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from ..loading import load_checkpoint, resolve_checkpoint
-from .evaluate import parse_options
+from ..checkpoint import load_checkpoint, resolve_checkpoint
 from .extras import needs_extra
 from .presence import add_presence_option
+from .run import parse_options
 
 
 EXAMPLES = """examples:

@@ -4,8 +4,8 @@ import argparse
 import sys
 from typing import Any
 
-from ..hub import export, publish, read_evidence
-from ..loading import load_checkpoint
+from ..checkpoint import load_checkpoint
+from ..publishing.repository import export, publish, read_evidence
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -43,7 +43,7 @@ def add_command(commands: Any) -> None:
         "--results", action="append", default=[], metavar="JSON", help="report of `crossvlt evaluate`, for the card"
     )
     command.add_argument(
-        "--about", metavar="YAML", help="what the card says of the checkpoint (crossvlt_hf.evidence.About)"
+        "--about", metavar="YAML", help="what the card says of the checkpoint (crossvlt_hf.publishing.facts.About)"
     )
     command.add_argument("--private", action="store_true", help="make a new repository private")
     command.add_argument("--revision", help="branch; made where there is none")

@@ -4,8 +4,8 @@ import argparse
 import sys
 from typing import Any
 
-from .evaluate import parse_options
 from .extras import needs_extra
+from .run import parse_options
 
 
 FAMILIES = ("noun", "attribute", "absolute", "relation", "ordinal", "superlative", "negation", "plural", "no_target")
@@ -16,7 +16,7 @@ def write_expressions(arguments: argparse.Namespace) -> None:
     """Write the folder, and say what became of the objects."""
     with needs_extra("train"):
         from ..data.objects import ReferOptions, load_objects, write_references
-        from ..data.objects.load import detect_form
+        from ..data.objects.read import detect_form
 
     form = arguments.form or detect_form(arguments.labels)
     options = ReferOptions(

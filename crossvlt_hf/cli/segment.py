@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..loading import BUILT_IN_NOTE, load_checkpoint, resolve_checkpoint
+from ..checkpoint import BUILT_IN_NOTE, load_checkpoint, resolve_checkpoint
 from ..modeling_crossvlt import CrossVLTModel
 from ..pipeline_crossvlt import ReferringImageSegmentationPipeline
 from ..processing_crossvlt import CrossVLTProcessor, pair_expressions, to_rgb

@@ -40,7 +40,7 @@ def train(arguments: argparse.Namespace) -> int:
     with needs_extra("train"):
         from ..training import load_config
         from ..training.__main__ import main
-        from ..training.start import check_config
+        from ..training.build import check_config
     import torch
 
     given = [arguments.config, *arguments.settings, *(["--resume"] if arguments.resume else [])]

@@ -46,7 +46,7 @@ class TrainingPairs(TorchDataset):
     is drawn anew from PyTorch's random state whenever a reference is read.
 
     Args:
-        datasets: of records (see `crossvlt_hf.data.records`), one after the other.
+        datasets: of records (see `crossvlt_hf.data.record`), one after the other.
         seed: of the choice.
     """
 
@@ -95,7 +95,7 @@ class EvaluationPairs(TorchDataset):
     """Every expression of every reference, in order.
 
     Args:
-        dataset: of records (see `crossvlt_hf.data.records`).
+        dataset: of records (see `crossvlt_hf.data.record`).
         distractors: whether to give `distractor` too, the mask of another reference to the same image that stands
             beside it in the data set, or None.
     """

@@ -13,8 +13,8 @@ from datasets import Dataset, load_dataset, load_from_disk
 
 from ..data.files import inside
 from ..data.flaws import clean_expressions
-from ..data.folder import METADATA
-from ..data.loading import NAMES, load_data
+from ..data.load import NAMES, load_data
+from ..data.sources.folder import METADATA
 from ..processing_crossvlt import ImageLike, opening
 from .picture_files import find_pictures
 
@@ -177,7 +177,7 @@ class RowRequests:
     """The rows of a data set that has a column of images and one of expressions.
 
     Args:
-        dataset: of records (see `crossvlt_hf.data.records`), or of another kind.
+        dataset: of records (see `crossvlt_hf.data.record`), or of another kind.
         image_column: where it is none of the usual names.
         text_column: where it is none of the usual names.
 

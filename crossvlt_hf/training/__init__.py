@@ -1,7 +1,6 @@
-"""Training with Accelerate: `accelerate launch -m crossvlt_hf.training CONFIG.yaml`."""
+"""Training with Accelerate: `crossvlt train CONFIG`, `accelerate launch -m crossvlt_hf train CONFIG`."""
 
-from .config import TrainingConfig, load_config
-from .run import TrainingRun
+import lazy_loader
 
 
-__all__ = ["TrainingConfig", "TrainingRun", "load_config"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)  # the names: __init__.pyi

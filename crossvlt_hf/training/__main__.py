@@ -12,8 +12,7 @@ from collections.abc import Sequence
 
 from huggingface_hub.errors import StrictDataclassError
 
-from ..errors import in_one_line
-from ..interruption import InterruptionError
+from ..system import InterruptionError, in_one_line
 from .config import load_config
 from .run import TrainingRun
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict, validated_field
 
-from ..settings import TEXT_OPTIONS, override, read_settings, read_yaml, write_yaml
+from .settings import TEXT_OPTIONS, override, read_settings, read_yaml, write_yaml
 
 
 Validator = Callable[[Any], None]

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from ..data.pairs import EvaluationPairs
-from ..evaluation import find_masks
+from ..evaluation.run import find_masks
 from ..modeling_crossvlt import CrossVLTModel
 from ..processing_crossvlt import CrossVLTProcessor
 from ..visualization import CELL, arrange, overlay, to_mask_image

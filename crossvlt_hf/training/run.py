@@ -32,24 +32,24 @@ from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
+from ..checkpoint import describe_hardware
 from ..data.pairs import Collator, ReferenceSampler, ShardedBatchSampler, TrainingPairs
 from ..data.readable import Batch, BatchCollator, ReadablePairs
-from ..evaluation import EvaluationOptions, describe_reading, evaluate
-from ..evidence import Evidence
-from ..hub import publish
-from ..interruption import EndNow, Interruption, InterruptionError, ignore_signals
-from ..loading import describe_hardware
+from ..evaluation.run import EvaluationOptions, describe_reading, evaluate
 from ..metrics import ReferringSegmentationMetric
 from ..modeling_crossvlt import CrossVLTModel
-from ..visualization import training_curves
+from ..publishing.facts import Evidence
+from ..publishing.repository import publish
+from ..system import EndNow, Interruption, InterruptionError, ignore_signals
+from .build import build_model, check_config, load_datasets, load_training_data
 from .checkpoints import is_whole, list_checkpoints, prune, put_in_place, recover, seal, sweep, write_whole
 from .config import TrainingConfig, check_same_run, load_config
 from .console import say, without_bars
+from .curves import training_curves
 from .log import append, best_score, evaluation_line, is_evaluated, read_log, rewind
 from .optimization import build_average, build_optimizer, build_schedule, loss_counts, normalised_loss
 from .pictures import draw_predictions
-from .start import build_model, check_config, load_datasets, load_training_data
-from .summary import count_shared_images, describe_model, describe_run, validation_report
+from .report import count_shared_images, describe_model, describe_run, validation_report
 
 
 class Progress:

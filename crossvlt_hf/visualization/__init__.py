@@ -1,31 +1,22 @@
-"""Pictures: what was found, what the model read on the way, an evaluation at a glance, and a run's curves.
+"""Pictures of an image's masks, and of what the model read on the way to them.
 
-`overlay` needs Pillow and numpy alone; the figures need matplotlib, the extra `plot`, which is imported when one is
-drawn.
+`overlay` needs Pillow and numpy alone; `explanation_figure` needs matplotlib, the extra `plot`.
 """
 
-from .curves import training_curves
 from .explanation import Explanation, explain
-from .gallery import Choice, choose_samples, evaluation_gallery
+from .explanation_figure import explanation_figure
 from .overlay import CELL, MIN_WIDTH, PALETTE, Mask, arrange, overlay, to_mask_image
-from .panels import explanation_figure
-from .reliability import reliability_diagram
 
 
 __all__ = [
     "CELL",
     "MIN_WIDTH",
     "PALETTE",
-    "Choice",
     "Explanation",
     "Mask",
     "arrange",
-    "choose_samples",
-    "evaluation_gallery",
     "explain",
     "explanation_figure",
     "overlay",
-    "reliability_diagram",
     "to_mask_image",
-    "training_curves",
 ]

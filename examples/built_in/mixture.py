@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from crossvlt_hf.data.objects.attributes import describe
 from crossvlt_hf.data.objects.composition import Composer
-from crossvlt_hf.data.objects.expressions import FAMILIES, make_expressions
+from crossvlt_hf.data.objects.engine import FAMILIES, make_expressions
 from crossvlt_hf.data.refshapes.examples import make_scene
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crossvlt_hf.data.objects import FAMILIES, DescribedObject, make_expressions
-from crossvlt_hf.data.objects.expressions import UNCERTAIN_FAMILIES
+from crossvlt_hf.data.objects.engine import UNCERTAIN_FAMILIES
 
 
 COCO = ("cup", "bowl", "dog", "cat", "horse", "couch", "person", "book", "chair")

@@ -29,7 +29,7 @@ from PIL import Image
 
 from crossvlt_hf.data.masks import encode_mask
 from crossvlt_hf.data.objects import ObjectSource, load_objects
-from crossvlt_hf.data.objects.hub import HubObjects, connected_parts
+from crossvlt_hf.data.objects.rows import HubObjects, connected_parts
 from crossvlt_hf.data.objects.yolo import read_names
 
 

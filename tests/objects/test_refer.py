@@ -14,7 +14,7 @@ from PIL import ExifTags, Image
 from crossvlt_hf.cli import main
 from crossvlt_hf.data import load_data
 from crossvlt_hf.data.objects import FAMILIES, ReferOptions, expressions_dataset, load_objects, write_references
-from crossvlt_hf.data.objects.hub import HubObjects
+from crossvlt_hf.data.objects.rows import HubObjects
 
 
 EXPECTED = {

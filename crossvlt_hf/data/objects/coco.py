@@ -6,7 +6,7 @@ from typing import Any
 
 from ..files import entries, field, image_size, inside, read_json
 from ..masks import check_polygons, to_run_lengths
-from .record import ObjectRecord, ObjectScene, ObjectSource
+from .object_record import ObjectRecord, ObjectScene, ObjectSource
 
 
 class CocoObjects(ObjectSource):

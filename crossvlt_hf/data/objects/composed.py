@@ -10,7 +10,7 @@ from PIL import Image
 
 from .attributes import DescribedObject, describe
 from .composition import Background, ComposedScene, Composer, CutOut
-from .expressions import FAMILIES, Expression, make_expressions
+from .engine import FAMILIES, Expression, make_expressions
 
 
 MOST_ATTEMPTS = 100  # scenes drawn for one index, until one has what is asked for
@@ -95,7 +95,7 @@ def load_compositions(
     families: Sequence[str] = FAMILIES,
     **options: Any,
 ) -> Dataset:
-    """Composed scenes as records (see `crossvlt_hf.data.records`), `expressions` rows for each.
+    """Composed scenes as records (see `crossvlt_hf.data.record`), `expressions` rows for each.
 
     Args:
         cutouts: what is pasted: see `load_cutouts`, `cutouts_of`.

@@ -7,7 +7,7 @@ from PIL import Image
 
 from ...processing_crossvlt import opening
 from .composition import MOST_PIXELS, Background, CutOut, cut_out
-from .record import IMAGE_SUFFIXES, ObjectSource
+from .object_record import IMAGE_SUFFIXES, ObjectSource
 
 
 def load_cutouts(folder: str | Path, most: int = MOST_PIXELS) -> list[CutOut]:

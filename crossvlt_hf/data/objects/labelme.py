@@ -13,7 +13,7 @@ from PIL import Image
 from ...processing_crossvlt import opening
 from ..files import entries, field, image_size, inside, read_json
 from ..masks import check_polygons, encode_mask
-from .record import ObjectRecord, ObjectScene, ObjectSource, header_size
+from .object_record import ObjectRecord, ObjectScene, ObjectSource, header_size
 
 
 class LabelMeObjects(ObjectSource):

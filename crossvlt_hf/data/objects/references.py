@@ -17,13 +17,13 @@ from datasets import Dataset
 from PIL import Image
 
 from ...processing_crossvlt import opening
-from ..folder import METADATA
 from ..masks import pack
-from ..records import Record, build_dataset
+from ..record import Record, build_dataset
+from ..sources.folder import METADATA
 from .attributes import DescribedObject
-from .expressions import FAMILIES, Expression, make_expressions
-from .hub import HubObjects
-from .record import ObjectScene, ObjectSource, orientation
+from .engine import FAMILIES, Expression, make_expressions
+from .object_record import ObjectScene, ObjectSource, orientation
+from .rows import HubObjects
 from .words import in_table, lookup
 
 
@@ -178,7 +178,7 @@ def _expressions(
 def expressions_dataset(
     source: ObjectSource, options: ReferOptions | None = None, *, split: str = "train", report: Report | None = None
 ) -> Dataset:
-    """Expressions for a source as a data set of records (see `crossvlt_hf.data.records`).
+    """Expressions for a source as a data set of records (see `crossvlt_hf.data.record`).
 
     Files of images are left where they are; the bytes of images in rows of a data set are copied.
 
@@ -221,7 +221,7 @@ def expressions_dataset(
 
 
 class ReferenceWriter:
-    """Writes references as a folder in the format of one's own data (see `crossvlt_hf.data.folder`).
+    """Writes references as a folder in the format of one's own data (see `crossvlt_hf.data.sources.folder`).
 
     Args:
         folder: that exists and is empty.

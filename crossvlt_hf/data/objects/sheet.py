@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ...visualization.overlay import PALETTE, arrange, draw_contour
-from .expressions import Expression
-from .record import ObjectScene
+from .engine import Expression
+from .object_record import ObjectScene
 
 
 T = TypeVar("T")

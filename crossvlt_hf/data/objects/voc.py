@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...processing_crossvlt import opening
-from .record import ObjectRecord, ObjectScene, ObjectSource, find_images, segmentation_of_map
+from .object_record import ObjectRecord, ObjectScene, ObjectSource, find_images, segmentation_of_map
 
 
 # Class numbers of VOC 2007 to 2012, from 1

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from .record import ObjectRecord, ObjectScene, ObjectSource, find_images, header_size
+from .object_record import ObjectRecord, ObjectScene, ObjectSource, find_images, header_size
 
 
 _NAMES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names")

@@ -165,7 +165,7 @@ def load_refshapes(
     families: Families | None = None,
     count: tuple[int, int] = (3, 6),
 ) -> Dataset:
-    """Scenes of RefShapes as records (see `crossvlt_hf.data.records`), `expressions` rows for each.
+    """Scenes of RefShapes as records (see `crossvlt_hf.data.record`), `expressions` rows for each.
 
     Args:
         split: see `make_scene`.

@@ -1,0 +1,6 @@
+"""Other people's weights: the authors' checkpoints, any Swin with any BERT; and new words for a checkpoint."""
+
+import lazy_loader
+
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)  # the names: __init__.pyi

@@ -1,0 +1,10 @@
+from .encoders import from_pretrained_encoders as from_pretrained_encoders
+from .original import convert_checkpoint as convert_checkpoint
+from .original import convert_state_dict as convert_state_dict
+from .original import infer_config as infer_config
+from .state_dicts import load_strictly as load_strictly
+from .state_dicts import read_state_dict as read_state_dict
+from .vocabulary import add_words as add_words
+from .vocabulary import default_tokenizer as default_tokenizer
+from .vocabulary import load_tokenizer as load_tokenizer
+from .vocabulary import summarize_reading as summarize_reading

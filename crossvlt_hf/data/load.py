@@ -1,0 +1,115 @@
+"""Loading a data set by its name, and keeping the images of one out of another."""
+
+from pathlib import Path
+from typing import Any, cast
+
+from datasets import Dataset
+
+from .files import check_split
+from .masks import Merge
+from .refshapes import SPLITS, Split, load_refshapes
+from .sources.folder import load_folder, splits_of
+from .sources.hub import JXU124, REFCOCO_M, load_jxu124, load_refcoco_m
+from .sources.phrasecut import load_phrasecut
+from .sources.refer import LAYOUTS, Text, is_refer_folder, load_refer, load_refer_folder
+
+
+NAMES = (*LAYOUTS, "phrasecut", *JXU124, REFCOCO_M, "refshapes")
+
+# These share COCO's images, and name them by COCO's ids
+_COCO = {*(name for name in LAYOUTS if not name.startswith("refclef")), *JXU124, REFCOCO_M}
+
+
+def _folder(name: str, root: str | Path | None) -> Path:
+    if root is None:
+        raise ValueError(f"{name!r} needs `root`, the folder that holds its files.")
+    return Path(root)
+
+
+def load_data(
+    name: str,
+    split: str | None = None,
+    *,
+    root: str | Path | None = None,
+    merge: Merge = "union",
+    text: Text = "raw",
+    **options: Any,
+) -> Dataset:
+    """Load a split of a data set.
+
+    Args:
+        name: one of `NAMES`; or a folder, by its path or its name below `root`, with a metadata.jsonl (see
+            `load_folder`) or annotations in the form of REFER (see `load_refer_folder`).
+        split: "train", "val" (or "validation"), or another that the data set has; without it, an error says which.
+        root: the folder that holds the data set or its images; RefCOCO-M and RefShapes need none.
+        merge: "union" of the parts of an object; "reference": what two parts share is background, as in the authors'
+            evaluation. Where masks are single pictures it says nothing.
+        text: "raw" as people wrote it; "sent", in lower case without punctuation, where the data have both.
+        options: for the reader: see `load_refer`, `load_refer_folder`, `load_phrasecut`, `load_jxu124`,
+            `load_refcoco_m`, `load_folder`, `load_refshapes`. All but the last take `empty_masks` and
+            `empty_sentences`: what to do with targets without a pixel and sentences without text (see `Flaws`).
+
+    Returns:
+        A row for each reference: see `records`. Images and masks are decoded when a row is read.
+
+    Raises:
+        OSError: if a file is missing.
+        ValueError: if there is no such data set or split, or a file is broken; names file and row.
+    """
+    if name in LAYOUTS:
+        return load_refer(name, split, root=_folder(name, root), text=text, merge=merge, **options)
+    if name in JXU124:
+        return load_jxu124(name, split, root=_folder(name, root), text=text, merge=merge, **options)
+    if name == "phrasecut":
+        return load_phrasecut(split, root=_folder(name, root), **options)
+    if name == REFCOCO_M:
+        return load_refcoco_m(split, merge=merge, **options)
+    if name == "refshapes":
+        return load_refshapes(cast(Split, check_split(split, SPLITS, name)), **options)
+    for folder in (Path(name), *([Path(root) / name] if root is not None else [])):
+        if is_refer_folder(folder):
+            return load_refer_folder(folder, split, text=text, merge=merge, **options)
+        if folder.is_dir():
+            return _load_own(folder, split, merge, options)
+    raise ValueError(f"There is no data set or folder {name!r}; give one of {', '.join(NAMES)}, or a folder.")
+
+
+def _load_own(folder: Path, split: str | None, merge: Merge, options: dict[str, Any]) -> Dataset:
+    """One's own folder; without a split, which `load_folder` takes for all rows, an error says which there are."""
+    if found := [each.name for each in sorted(folder.iterdir()) if is_refer_folder(each)]:
+        raise ValueError(f"{folder} is no data set, but holds {', '.join(found)}; give the path of one of these.")
+    if split is None:
+        check_split(None, splits_of(folder), str(folder))
+    return load_folder(folder, split, merge=merge, **options)
+
+
+def _image_keys(dataset: Dataset) -> list[str]:
+    """What tells the images of all data sets apart, one for each row."""
+    plain = dataset.with_format(None).select_columns(["dataset", "image_id"])
+    return [
+        image_id if image_id.startswith("coco ") else f"coco {image_id}" if name in _COCO else f"{name} {image_id}"
+        for name, image_id in zip(plain["dataset"], plain["image_id"], strict=True)
+    ]
+
+
+def exclude_images(dataset: Dataset, *held_out: Dataset) -> Dataset:
+    """The rows whose image does not occur in what is held out.
+
+    All data sets on COCO's images are compared, whatever their names: RefCOCOg's train split by Google has images of
+    its val split, and any mix of train splits has images of the others' test splits.
+
+    Args:
+        dataset: the rows to choose from.
+        held_out: data sets for evaluation.
+
+    Returns:
+        The rows that are left, decoded as before.
+
+    Raises:
+        ValueError: if none is left.
+    """
+    keys = {key for other in held_out for key in _image_keys(other)}
+    kept = [row for row, key in enumerate(_image_keys(dataset)) if key not in keys]
+    if not kept:
+        raise ValueError(f"All {len(dataset)} rows show images of what is held out; nothing is left.")
+    return dataset.select(kept)

@@ -1,0 +1,99 @@
+"""Labels by their form, told from what a path holds."""
+
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from .object_record import ObjectSource
+
+
+Form = Literal["coco", "yolo", "labelme", "voc", "hub"]
+FORMS: tuple[Form, ...] = get_args(Form)
+
+
+def detect_form(path: str | Path) -> Form:
+    """The form of labels at a path; what is no path is a data set of the Hub.
+
+    Raises:
+        ValueError: if a folder holds labels of no known form.
+    """
+    place = Path(path)
+    if place.is_file():
+        forms: dict[str, Form] = {".json": "coco", ".parquet": "hub"}
+        if place.suffix.lower() not in forms:
+            raise ValueError(f"{place} must be a COCO file (.json) or a table (.parquet); else give the form.")
+        return forms[place.suffix.lower()]
+    if not place.is_dir():
+        if place.is_absolute() or place.suffix in (".json", ".parquet"):
+            raise FileNotFoundError(f"There is no file or folder {place}.")
+        return "hub"
+    if (place / "SegmentationObject").is_dir():
+        return "voc"
+    if any(place.rglob("*.parquet")):
+        return "hub"
+    if (place / "labels").is_dir() or any(p.name not in ("classes.txt", "README.txt") for p in place.rglob("*.txt")):
+        return "yolo"
+    if any(place.rglob("*.json")):
+        return "labelme"
+    raise ValueError(f"{place} holds no labels of a known form; give one of {', '.join(FORMS)}.")
+
+
+def load_objects(
+    path: str | Path,
+    *,
+    form: Form | None = None,
+    images: str | Path | None = None,
+    split: str | None = None,
+    **options: Any,
+) -> ObjectSource:
+    """Labels that people have, as a source of labelled pictures.
+
+    Args:
+        path: a COCO file, a folder of YOLO's labels, of LabelMe's files, or of Pascal VOC, a parquet file, or the id
+            of a data set on the Hub.
+        form: one of `FORMS`; None to tell from the path.
+        images: folder of the images, where it is not in the usual place.
+        split: of the data set (Hub, and VOC's list of images).
+        options: of the reader: see `CocoObjects`, `YoloObjects`, `LabelMeObjects`, `VocObjects`, `HubObjects`.
+
+    Raises:
+        OSError: if a file or folder is missing.
+        ValueError: if the labels are broken or of no known form.
+    """
+    form = form or detect_form(path)
+    if form not in FORMS:
+        raise ValueError(f"`form` must be one of {', '.join(FORMS)}, got {form!r}.")
+    if form == "hub":
+        return _from_hub(path, split, images, options)
+    if form == "voc":
+        from .voc import VocObjects
+
+        return VocObjects(path, images, split, **options)
+    if split is not None:
+        raise ValueError(f"`split` must be left out for {form}: its labels are those of one split.")
+    if form == "coco":
+        from .coco import CocoObjects
+
+        return CocoObjects(path, Path(path).parent if images is None else images, **options)
+    if form == "yolo":
+        from .yolo import YoloObjects
+
+        return YoloObjects(path, images, **options)
+    from .labelme import LabelMeObjects
+
+    return LabelMeObjects(path, images, **options)
+
+
+def _from_hub(path: str | Path, split: str | None, images: Any, options: dict[str, Any]) -> ObjectSource:
+    from datasets import load_dataset
+
+    from .rows import HubObjects
+
+    if images is not None:
+        raise ValueError("`images` must be left out: a data set of rows holds its images.")
+    place = Path(path)
+    options.setdefault("name", place.stem if place.exists() else str(path))
+    if place.is_file():
+        dataset = load_dataset("parquet", data_files=str(place), split="train")
+    else:
+        dataset = load_dataset(str(path), split=split or "train")
+    return HubObjects(dataset, **options)

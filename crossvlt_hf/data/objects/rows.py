@@ -1,0 +1,313 @@
+"""Labels in any data set of `datasets`: lists of objects, a mask and a label a row, or maps of classes."""
+
+import io
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from datasets import ClassLabel, Dataset, Value
+from datasets import Image as ImageFeature
+from numpy.typing import NDArray
+from PIL import Image
+
+from ...processing_crossvlt import to_rgb
+from ..masks import encode_mask
+from .coco import check_segmentation
+from .object_record import ObjectRecord, ObjectScene, ObjectSource, segmentation_of_map
+
+
+Kind = Literal["objects", "mask", "instances", "semantic"]
+KINDS: tuple[Kind, ...] = ("objects", "mask", "instances", "semantic")
+
+_OBJECTS, _MASKS = ("objects", "annotations"), ("mask", "trimap", "segmentation_mask", "segmentation", "label_mask")
+_MAPS = ("annotation", "semantic_map", "label_map", "instances", "label")
+_CLASS_KEYS = ("class", "category", "label", "name", "category_id", "class_id")
+_MASK_KEYS = ("mask", "segmentation", "rle", "polygon")
+SPECK = 0.002  # share of the picture below which a part of a semantic map is no object of its own
+
+
+class HubObjects(ObjectSource):
+    """Rows of a data set as pictures with labelled objects.
+
+    Args:
+        dataset: the rows.
+        kind: how the labels are stored; None to tell from the columns.
+            "objects": a list of objects with a class and a mask (a picture, PNG bytes, polygons or run lengths), or
+            the same as lists in columns of one struct;
+            "mask": one object a row: a mask (or trimap of 1 object, 2 ground, 3 border) and a label, as in
+            Oxford-IIIT Pet;
+            "instances": a picture whose red channel numbers classes and whose green one instances, as in ADE20K;
+            "semantic": a picture of class numbers; what hangs together is an object.
+        image: column of pictures.
+        labels: column of the labels: the list, the mask, or the map; None for the first that has a usual name.
+        class_column: with "mask", column of classes.
+        names: the classes by number, from 0; None to take them from a `ClassLabel`.
+        background: with maps, the numbers that are no class.
+        image_id: column of ids; None for numbers of rows.
+        exhaustive: column of bool, false where objects of the named classes are unlabelled.
+        name: of the data set.
+
+    Raises:
+        ValueError: if a column is missing, or the classes have no names.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        kind: Kind | None = None,
+        image: str = "image",
+        labels: str | None = None,
+        class_column: str | None = None,
+        names: Sequence[str] | None = None,
+        background: Sequence[int] = (0,),
+        image_id: str | None = None,
+        exhaustive: str | None = None,
+        name: str = "dataset",
+    ) -> None:
+        self.name, self.image_column, self.background = name, image, tuple(background)
+        plain = dataset.with_format(None)
+        self.kind, self.column = _find_labels(plain, kind, labels)
+        self.class_column = class_column or _first(plain, _CLASS_KEYS) if self.kind == "mask" else None
+        self.id_column, self.exhaustive_column = image_id, exhaustive
+        needed = [c for c in (image, self.column, self.class_column, image_id, exhaustive) if c is not None]
+        if missing := [column for column in needed if column not in plain.column_names]:
+            raise ValueError(f"The data set has no column {missing[0]!r}; it has {', '.join(plain.column_names)}.")
+        if self.kind == "mask" and self.class_column is None:
+            raise ValueError("The data set needs a column of classes; give it as `class_column`.")
+        self.dataset = _undecoded(plain.select_columns(list(dict.fromkeys(needed))), image)
+        self.names = list(names) if names is not None else _names(plain, self.class_column or self.column)
+        self.labels = tuple(dict.fromkeys(self._all_classes()))
+
+    def _all_classes(self) -> list[str]:
+        if self.names is not None:
+            absent = self.background if self.kind in ("instances", "semantic") else ()
+            return [name for number, name in enumerate(self.names) if number not in absent]
+        if self.kind == "mask":
+            return sorted({str(value) for value in self.dataset[str(self.class_column)]})
+        if self.kind == "objects":
+            return sorted({label for things in self.dataset[self.column] for label in _labels(things)})
+        raise ValueError("The numbers of a map need names of classes; give them as `names`.")
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> ObjectScene:
+        row, where = self.dataset[int(index)], f"{self.name}, row {index}"
+        picture = open_picture(row[self.image_column], where)
+        size = _size(picture)
+        try:
+            objects = tuple(self._objects(row, size, where))
+        except (TypeError, OSError, SyntaxError, ValueError) as error:
+            message = str(error)
+            raise ValueError(message if message.startswith(where) else f"{where}: {message}") from error
+        return ObjectScene(
+            image=lambda: picture,
+            image_id=str(index if self.id_column is None else row[self.id_column]),
+            size=size,
+            objects=objects,
+            where=where,
+            exhaustive=bool(self.exhaustive_column is None or row[self.exhaustive_column]),
+        )
+
+    def _objects(self, row: dict[str, Any], size: tuple[int, int], where: str) -> list[ObjectRecord]:
+        value = row[self.column]
+        if self.kind == "objects":
+            return [
+                ObjectRecord(self._class(label, where), to_segmentation(mask, size, where), str(number), crowd)
+                for number, (label, mask, crowd) in enumerate(_things(value, where))
+            ]
+        table = _array(value, size, where)
+        if self.kind == "mask":
+            found = table[..., 0] == 1 if 1 in table else table[..., 0] > 0
+            label = self._class(row[str(self.class_column)], where)
+            return [ObjectRecord(label, encode_mask(found), "0")] if found.any() else []
+        if self.kind == "instances":
+            return self._instances(table, where)
+        return self._parts(table[..., 0], where)
+
+    def _class(self, value: Any, where: str) -> str:
+        if isinstance(value, str):
+            return value
+        if not isinstance(value, int) or self.names is None or not 0 <= value < len(self.names):
+            raise ValueError(f"{where} has the class {value!r}, which has no name.")
+        return self.names[value]
+
+    def _instances(self, table: NDArray, where: str) -> list[ObjectRecord]:
+        if table.shape[2] < 2:
+            raise ValueError(f"{where} must have classes in red and instances in green, got one channel.")
+        keys = table[..., 0].astype(np.int64) * 256 + table[..., 1]
+        return [
+            ObjectRecord(self._class(int(key) // 256, where), segmentation_of_map(keys, int(key)), str(key))
+            for key in np.unique(keys)
+            if int(key) // 256 not in self.background
+        ]
+
+    def _parts(self, table: NDArray, where: str) -> list[ObjectRecord]:
+        found = []
+        for value in (int(v) for v in np.unique(table) if int(v) not in (*self.background, 255)):
+            label = self._class(value, where)
+            for number, part in enumerate(connected_parts(table == value)):
+                if part.mean() >= SPECK:
+                    found.append(ObjectRecord(label, encode_mask(part), f"{value}-{number}"))
+        return found
+
+
+def _first(dataset: Dataset, names: Sequence[str]) -> str | None:
+    return next((name for name in names if name in dataset.column_names), None)
+
+
+def _find_labels(dataset: Dataset, kind: Kind | None, column: str | None) -> tuple[Kind, str]:
+    """How and in which column the labels are stored."""
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"`kind` must be one of {', '.join(KINDS)}, got {kind!r}.")
+    usual = {"objects": _OBJECTS, "mask": _MASKS, "instances": _MAPS, "semantic": _MAPS}
+    order: tuple[Kind, ...] = ("objects", "mask", "semantic") if kind is None else (kind,)
+    for candidate in order:
+        found = column or _first(dataset, usual[candidate])
+        if found is not None and (kind is not None or candidate == _kind_of(dataset, found)):
+            return candidate, found
+    raise ValueError(
+        f"Give `kind` and `labels`: no column of {', '.join(dataset.column_names)} has a usual name for labels."
+    )
+
+
+def _kind_of(dataset: Dataset, column: str) -> Kind:
+    if column not in dataset.column_names:
+        raise ValueError(f"The data set has no column {column!r}; it has {', '.join(dataset.column_names)}.")
+    if isinstance(dataset.features[column], ImageFeature):
+        return "mask" if column in _MASKS else "semantic"
+    return "objects"
+
+
+def _undecoded(dataset: Dataset, image: str) -> Dataset:
+    """The same with files of pictures in place of decoded ones; bytes in the column of images are such files."""
+    for name, feature in dataset.features.items():
+        bytes_of_image = name == image and feature in (Value("binary"), Value("large_binary"))
+        if isinstance(feature, ImageFeature) or bytes_of_image:
+            dataset = dataset.cast_column(name, ImageFeature(decode=False))
+    return dataset
+
+
+def _names(dataset: Dataset, column: str) -> list[str] | None:
+    """The classes that the data set's features name, in a column or inside it."""
+    pending: list[Any] = [dataset.features.get(column)]
+    while pending:
+        feature = pending.pop()
+        if isinstance(feature, ClassLabel):
+            return list(feature.names)
+        if isinstance(feature, dict):
+            pending += [feature[key] for key in _CLASS_KEYS if key in feature]
+        elif isinstance(feature, list):
+            pending += feature
+        elif hasattr(feature, "feature"):
+            pending.append(feature.feature)
+    return None
+
+
+def open_picture(value: Any, where: str) -> Image.Image:
+    """A picture of a row, upright and of mode "RGB"; a file, its bytes, or a decoded one.
+
+    Raises:
+        ValueError: if it cannot be read.
+    """
+    try:
+        return to_rgb(_opened(value))
+    except (OSError, SyntaxError, TypeError) as error:
+        raise ValueError(f"{where} has no image that can be read: {error}") from error
+
+
+def _opened(value: Any) -> Image.Image:
+    if isinstance(value, dict):
+        value = value["path"] if value.get("bytes") is None else value["bytes"]
+    if isinstance(value, bytes):
+        value = io.BytesIO(value)
+    if isinstance(value, Image.Image):
+        return value
+    picture = Image.open(value)
+    picture.load()
+    return picture
+
+
+def _size(picture: Image.Image) -> tuple[int, int]:
+    return picture.height, picture.width
+
+
+def _array(value: Any, size: tuple[int, int], where: str) -> NDArray:
+    """(height, width, channels) of a stored map or mask."""
+    table = np.asarray(value) if isinstance(value, list | np.ndarray) else np.asarray(_opened(value))
+    table = table[..., None] if table.ndim == 2 else table
+    if table.ndim != 3 or table.shape[:2] != size:
+        raise ValueError(f"{where}: the labels have shape {table.shape}, the image {size}.")
+    return table.astype(np.uint8) if table.dtype == bool else table
+
+
+def _things(value: Any, where: str) -> list[tuple[Any, Any, bool]]:
+    """Class, mask and whether it is a crowd, of each object of a row."""
+    if isinstance(value, dict):  # lists in the columns of one struct
+        lists = {key: entry for key, entry in value.items() if isinstance(entry, list)}
+        value = [dict(zip(lists, entry, strict=True)) for entry in zip(*lists.values(), strict=True)]
+    if not isinstance(value, list):
+        raise ValueError(f"{where} must have a list of objects, got {str(value)[:40]!r}.")
+    found = []
+    for number, thing in enumerate(value):
+        label = next((thing[key] for key in _CLASS_KEYS if thing.get(key) is not None), None)
+        mask = next((thing[key] for key in _MASK_KEYS if thing.get(key) is not None), None)
+        if label is None or mask is None:
+            raise ValueError(f"{where}, object {number} must have a class and a mask; it has {', '.join(thing)}.")
+        found.append((label, mask, bool(thing.get("iscrowd") or thing.get("is_crowd") or False)))
+    return found
+
+
+def _labels(value: Any) -> list[str]:
+    """The classes of a row's objects; a broken row is reported when it is read."""
+    try:
+        return [str(label) for label, *_ in _things(value, "")]
+    except (ValueError, AttributeError):
+        return []
+
+
+def to_segmentation(mask: Any, size: tuple[int, int], where: str) -> Any:
+    """A stored mask as polygons or run lengths of COCO.
+
+    Raises:
+        ValueError: if it is of no known form, or of another size.
+    """
+    if isinstance(mask, dict) and {"x", "y"} <= mask.keys():
+        return check_segmentation(
+            [[v for point in zip(mask["x"], mask["y"], strict=True) for v in point]], size, where
+        )
+    if isinstance(mask, list) and mask and isinstance(mask[0], int | float):
+        mask = [mask]
+    if (isinstance(mask, dict) and "counts" in mask) or (isinstance(mask, list) and len(mask) != size[0]):
+        return check_segmentation(mask, size, where)
+    return encode_mask(np.asarray(_array(mask, size, where).any(axis=2)))
+
+
+def connected_parts(mask: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
+    """The parts of a mask that hang together by edges, from the top down, each as (height, width) bool."""
+    framed = np.pad(mask, ((0, 0), (1, 1))).astype(np.int8)
+    rows, starts = np.nonzero(np.diff(framed, axis=1) == 1)
+    ends = np.nonzero(np.diff(framed, axis=1) == -1)[1]
+    parent = list(range(len(rows)))
+
+    def root(run: int) -> int:
+        while parent[run] != run:
+            parent[run] = parent[parent[run]]
+            run = parent[run]
+        return run
+
+    firsts = np.searchsorted(rows, np.arange(mask.shape[0] + 1))
+    for row in range(1, mask.shape[0]):
+        above, here = int(firsts[row - 1]), int(firsts[row])
+        while above < firsts[row] and here < firsts[row + 1]:
+            if starts[above] < ends[here] and starts[here] < ends[above]:
+                parent[root(here)] = root(above)
+            if ends[above] < ends[here]:
+                above += 1
+            else:
+                here += 1
+    parts: dict[int, NDArray[np.bool_]] = {}
+    for run, (row, start, end) in enumerate(zip(rows.tolist(), starts.tolist(), ends.tolist(), strict=True)):
+        parts.setdefault(root(run), np.zeros(mask.shape, dtype=bool))[row, start:end] = True
+    return list(parts.values())

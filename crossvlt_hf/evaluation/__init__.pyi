@@ -1,0 +1,13 @@
+from .calibration import calibration_error as calibration_error
+from .calibration import calibration_report as calibration_report
+from .calibration import fit_score as fit_score
+from .calibration import reliability as reliability
+from .calibration import save_calibration as save_calibration
+from .gallery import Choice as Choice
+from .gallery import choose_samples as choose_samples
+from .gallery import evaluation_gallery as evaluation_gallery
+from .reliability import reliability_diagram as reliability_diagram
+from .run import EvaluationOptions as EvaluationOptions
+from .run import describe_reading as describe_reading
+from .run import evaluate as evaluate
+from .run import find_masks as find_masks

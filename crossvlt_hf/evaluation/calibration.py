@@ -1,0 +1,163 @@
+"""What a score is worth: how near it is to the IoU that the masks reach, and how to bring it there.
+
+A processor without a `score_calibration` gives the mean probability of the object over the mask, which is too high:
+it does not know of the object's pixels that the mask lacks, nor of other objects. With one it gives the expected IoU.
+`fit_score` finds it on expressions that the model was not trained on; measure it on others still.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..processing_crossvlt import check_calibration
+
+
+BINS = 10
+LEAST_SAMPLES = 50  # of a fit
+KNOTS = 20  # points of a calibration, at most
+
+
+def reliability(scores: Sequence[float], values: Sequence[float], bins: int = BINS) -> list[dict[str, float | int]]:
+    """Compare scores with what they should be, in bins of equal width.
+
+    Args:
+        scores: from 0 to 1.
+        values: what was reached, from 0 to 1: IoUs, or for a probability whether it was so.
+        bins: how many.
+
+    Returns:
+        For each bin that is not empty "low" and "high", its bounds, "samples", and the mean "score" and "value".
+
+    Raises:
+        ValueError: if there are not as many scores as values, or some are not from 0 to 1.
+    """
+    score, value = _shares(scores, "scores"), _shares(values, "values")
+    if len(score) != len(value):
+        raise ValueError(f"There are {len(score)} scores and {len(value)} values; give equal numbers.")
+    place = np.minimum((score * bins).astype(int), bins - 1)
+    return [
+        {
+            "low": number / bins,
+            "high": (number + 1) / bins,
+            "samples": int((place == number).sum()),
+            "score": float(score[place == number].mean()),
+            "value": float(value[place == number].mean()),
+        }
+        for number in np.unique(place).tolist()
+    ]
+
+
+def calibration_error(scores: Sequence[float], values: Sequence[float], bins: int = BINS) -> float | None:
+    """The expected calibration error: the mean distance of score and value over the bins, weighed by their samples.
+
+    Args:
+        scores: see `reliability`.
+        values: see `reliability`.
+        bins: how many.
+
+    Returns:
+        0 to 1; None without samples.
+    """
+    rows = reliability(scores, values, bins)
+    total = sum(row["samples"] for row in rows)
+    return math.fsum(row["samples"] * abs(row["score"] - row["value"]) for row in rows) / total if total else None
+
+
+def fit_score(estimates: Sequence[float], ious: Sequence[float], knots: int = KNOTS) -> list[list[float]]:
+    """Fit a score calibration: a rising, piecewise linear map of estimates to the IoUs that were reached.
+
+    The samples are cut into groups of equal size by their estimate; the means of the groups, made to rise by pooling
+    adjacent violators (Barlow et al., 1972), are the points.
+
+    Args:
+        estimates: of answered expressions: `estimate_iou` of their masks, times the presence.
+        ious: of the same masks with the truth; 0 where there is no target.
+        knots: the most points.
+
+    Returns:
+        [estimate, expected IoU] points for `CrossVLTProcessor.score_calibration`.
+
+    Raises:
+        ValueError: if there are fewer than 50 samples, or some are not from 0 to 1.
+    """
+    estimate, iou = _shares(estimates, "estimates"), _shares(ious, "IoUs")
+    if len(estimate) != len(iou) or len(iou) < LEAST_SAMPLES:
+        raise ValueError(
+            f"There are {len(estimate)} estimates and {len(iou)} IoUs; give equal numbers, at least {LEAST_SAMPLES}."
+        )
+    order = np.argsort(estimate, kind="stable")
+    groups = np.array_split(order, min(knots, len(iou) // (LEAST_SAMPLES // 2)))
+    blocks: list[tuple[float, float, int]] = []  # mean estimate, mean IoU, samples
+    for group in groups:
+        blocks.append((float(estimate[group].mean()), float(iou[group].mean()), len(group)))
+        while len(blocks) > 1 and (blocks[-2][1] >= blocks[-1][1] or blocks[-2][0] >= blocks[-1][0]):
+            blocks[-2:] = [_pool(*blocks[-2:])]
+    points = [[round(x, 6), round(y, 6)] for x, y, _ in blocks]
+    return [point for number, point in enumerate(points) if number == 0 or point[0] > points[number - 1][0]]
+
+
+def _pool(first: tuple[float, float, int], second: tuple[float, float, int]) -> tuple[float, float, int]:
+    count = first[2] + second[2]
+    x, y = ((a * first[2] + b * second[2]) / count for a, b in zip(first[:2], second[:2], strict=True))
+    return x, y, count
+
+
+def _shares(values: Sequence[float], name: str) -> np.ndarray:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or not ((array >= 0) & (array <= 1)).all():
+        raise ValueError(f"The {name} must be numbers from 0 to 1, got {values!r:.200}.")
+    return array
+
+
+def calibration_report(samples: Iterable[Any], calibrated: bool) -> dict[str, Any]:
+    """What an evaluation says of its scores.
+
+    Args:
+        samples: `crossvlt_hf.metrics.Areas` with scores, those of `evaluate`.
+        calibrated: whether the processor has a `score_calibration`.
+
+    Returns:
+        "calibrated"; "score": "expected_calibration_error" and the "bins" of `reliability`, of the scores of all masks
+        that are not empty against their IoUs; with a presence head "presence", the same of the probability that
+        something fits, of all expressions, against whether something does. Without samples, nothing.
+    """
+    samples = list(samples)
+    answered = [sample for sample in samples if sample.score is not None and sample.predicted > 0]
+    judged = [sample for sample in samples if sample.presence is not None]
+    report: dict[str, Any] = {"calibrated": calibrated}
+    for name, pairs in (
+        ("score", [(sample.score, sample.iou) for sample in answered]),
+        ("presence", [(sample.presence, float(sample.has_target)) for sample in judged]),
+    ):
+        if pairs:
+            scores, values = zip(*pairs, strict=True)
+            error = calibration_error(scores, values)
+            report[name] = {"expected_calibration_error": error, "bins": reliability(scores, values)}
+    return report if len(report) > 1 else {}
+
+
+def save_calibration(folder: str | Path, points: Sequence[Sequence[float]] | None) -> None:
+    """Write a score calibration into the processor's file of a checkpoint folder; the weights stay as they are.
+
+    Args:
+        folder: of the checkpoint.
+        points: what `fit_score` gave; None removes it.
+
+    Raises:
+        OSError: if it is no folder with a `processor_config.json`.
+        ValueError: if the points are not what they should be.
+    """
+    path = Path(folder) / "processor_config.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values["score_calibration"] = check_calibration(points)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,187 @@
+"""An evaluation at a glance: the best, the worst and random predictions, and each kind of expression, as one sheet."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from ..metrics import Areas
+from ..modeling_crossvlt import CrossVLTModel
+from ..processing_crossvlt import CrossVLTProcessor
+from ..visualization.canvas import BLUE, GREY, PINK, add_axes, add_text, new_figure, to_image, wrap
+from ..visualization.overlay import CELL, PALETTE, draw_contour, to_mask_image
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from matplotlib.axes import Axes
+
+    from .run import EvaluationOptions
+
+
+TILE = 360  # longest side in pixels of a picture as it is drawn
+TILE_INCHES, CAPTION_INCHES, HEADING_INCHES, TITLE_INCHES, MARGIN = 2.1, 0.62, 0.34, 0.75, 0.25
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A row of the gallery.
+
+    Args:
+        title: what stands above it.
+        indices: of the samples that are shown, in the order of the evaluation.
+    """
+
+    title: str
+    indices: list[int]
+
+
+def choose_samples(samples: Sequence[Areas], columns: int = 5, seed: int = 0) -> list[Choice]:
+    """What a gallery shows: the best, the worst, random ones, and of every group a range from its best to its worst.
+
+    No sample is in two rows. Among samples of equal IoU chance decides, so that one image does not fill a row with all
+    its expressions.
+
+    Args:
+        samples: of an evaluation.
+        columns: how many stand in a row, at most.
+        seed: of the chance.
+
+    Returns:
+        Rows of at least one sample; a single one, from best to worst, where it holds them all.
+
+    Raises:
+        ValueError: if there are no samples or columns.
+    """
+    if not samples or columns < 1:
+        raise ValueError(f"There are {len(samples)} samples and {columns} columns; give at least one of each.")
+    shuffled = np.random.default_rng(seed).permutation(len(samples)).tolist()
+    ranked = sorted(shuffled, key=lambda index: samples[index].iou, reverse=True)
+    if len(samples) <= columns:
+        return [Choice("All, from best to worst", ranked)]
+    worst = ranked[max(columns, len(ranked) - columns) :]
+    rows = [Choice("Best", ranked[:columns]), Choice("Worst", worst[::-1])]
+    shown = {index for row in rows for index in row.indices}
+    rows.append(Choice("Random", [index for index in shuffled if index not in shown][:columns]))
+    shown.update(rows[-1].indices)
+    for group in sorted({sample.group for sample in samples} - {""}):
+        rows.append(_choose_of_group(group, samples, [index for index in ranked if index not in shown], columns))
+    return [row for row in rows if row.indices]
+
+
+def _choose_of_group(group: str, samples: Sequence[Areas], ranked: list[int], columns: int) -> Choice:
+    """A range, from the best to the worst, of those of a group that are not shown yet."""
+    ious = [sample.iou for sample in samples if sample.group == group]
+    own = [index for index in ranked if samples[index].group == group]
+    places = np.linspace(0, len(own) - 1, min(columns, len(own))).round().astype(int)
+    title = f"{group}: {len(ious)} expressions, mean IoU {np.mean(ious):.3f}; those not above, from best to worst"
+    return Choice(title, [own[place] for place in places])
+
+
+def evaluation_gallery(
+    model: CrossVLTModel,
+    processor: CrossVLTProcessor,
+    dataset: "Dataset",
+    samples: Sequence[Areas],
+    options: "EvaluationOptions | None" = None,
+    *,
+    columns: int = 5,
+    seed: int = 0,
+) -> Image.Image:
+    """Draw chosen samples of an evaluation.
+
+    An evaluation keeps a few numbers of each sample and no mask, so the masks of the chosen ones are computed again,
+    by the process that calls this alone.
+
+    Args:
+        model: on its device; it is put into eval mode, and back.
+        processor: the model's.
+        dataset: that was evaluated.
+        samples: `evaluate(...).samples`: one for every expression of the data set, in order.
+        options: those of the evaluation.
+        columns: how many stand in a row, at most.
+        seed: of the random row.
+
+    Returns:
+        New image of mode "RGB": the prediction tinted and outlined in blue, the truth outlined in pink, above the IoU
+        that was measured and the expression.
+
+    Raises:
+        ModuleNotFoundError: without the extra `train` or `plot`.
+        ValueError: if the samples are not those of the data set.
+    """
+    from ..data.pairs import EvaluationPairs
+    from .run import EvaluationOptions, find_masks
+
+    expressions = len(EvaluationPairs(dataset))
+    if len(samples) != expressions:
+        raise ValueError(f"There are {len(samples)} samples of {expressions} expressions; give those of this data.")
+    columns = min(columns, len(samples))
+    rows = choose_samples(samples, columns, seed)
+    wanted = sorted({index for row in rows for index in row.indices})
+    pairs = find_masks(model, processor, dataset, wanted, options or EvaluationOptions())
+    tiles = {
+        index: _Tile(draw_tile(pair["image"], found, pair["mask"] == 1), pair["expression"])
+        for index, (pair, found) in zip(wanted, pairs, strict=True)
+    }
+    return _draw_sheet(rows, samples, tiles, columns)
+
+
+@dataclass(frozen=True)
+class _Tile:
+    picture: Image.Image
+    expression: str
+
+
+def draw_tile(image: Image.Image, found: NDArray[np.bool_], truth: NDArray[np.bool_]) -> Image.Image:
+    """A prediction, tinted and outlined in azure, and the truth, outlined in magenta, on the image.
+
+    Args:
+        image: of mode "RGB" and any size.
+        found: (height, width) of the image.
+        truth: (height, width) of the image.
+    """
+    scale = TILE / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    picture = image.resize(size, Image.Resampling.BICUBIC if scale < 1 else Image.Resampling.NEAREST)
+    regions = [to_mask_image(mask).resize(size, Image.Resampling.NEAREST) for mask in (truth, found)]
+    picture.paste(PALETTE[0], mask=regions[1].point([round(value * 0.4) for value in range(256)]))
+    for region, colour in zip(regions, (PALETTE[1], PALETTE[0]), strict=True):
+        draw_contour(picture, region, colour)
+    return picture
+
+
+def _draw_sheet(rows: list[Choice], samples: Sequence[Areas], tiles: dict[int, _Tile], columns: int) -> Image.Image:
+    row_height = HEADING_INCHES + TILE_INCHES + CAPTION_INCHES
+    width = max(2 * MARGIN + columns * (TILE_INCHES + MARGIN) - MARGIN, 5.5)
+    figure = new_figure(width, TITLE_INCHES + len(rows) * row_height)
+    mean = np.mean([sample.iou for sample in samples])
+    title = f"{len(samples)} expressions, mean IoU {mean:.3f}"
+    add_text(figure, MARGIN, 0.15, title, fontsize=14, weight="bold")
+    add_text(figure, MARGIN, 0.43, "blue: found", fontsize=9, color=BLUE, weight="bold")
+    add_text(figure, MARGIN + 1.1, 0.43, "pink: truth", fontsize=9, color=PINK, weight="bold")
+    for number, row in enumerate(rows):
+        top = TITLE_INCHES + number * row_height
+        add_text(figure, MARGIN, top + 0.05, row.title, fontsize=11, weight="bold")
+        for column, index in enumerate(row.indices):
+            left = MARGIN + column * (TILE_INCHES + MARGIN)
+            axes = add_axes(figure, left, top + HEADING_INCHES, TILE_INCHES, TILE_INCHES)
+            _show(axes, tiles[index].picture)
+            below = top + HEADING_INCHES + TILE_INCHES + 0.05
+            add_text(figure, left, below, _verdict(samples[index]), fontsize=9, weight="bold")
+            add_text(figure, left, below + 0.16, wrap(tiles[index].expression, 36, 2), fontsize=8, color=GREY)
+    return to_image(figure)
+
+
+def _show(axes: "Axes", picture: Image.Image) -> None:
+    axes.imshow(np.asarray(ImageOps.pad(picture, (TILE, TILE), color=CELL)), interpolation="antialiased")
+    axes.set_axis_off()
+
+
+def _verdict(sample: Areas) -> str:
+    if sample.has_target:
+        return f"IoU {sample.iou:.3f}" if sample.predicted else "IoU 0: nothing found"
+    return "no target, nothing found" if not sample.predicted else "no target, but something found"

@@ -1,0 +1,290 @@
+"""Evaluation of a model on references, in one process or several, by the paper's protocol or at original size."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object, tqdm
+from datasets import Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+from ..conversion.vocabulary import summarize_reading
+from ..data.pairs import EvaluationPairs
+from ..data.refshapes.dataset import Drawn
+from ..metrics import Areas, ReferringSegmentationMetric, mask_areas, match_instances
+from ..modeling_crossvlt import IGNORE_INDEX, CrossVLTModel, evaluating
+from ..processing_crossvlt import (
+    CrossVLTProcessor,
+    check_min_area,
+    estimate_iou,
+    find_instances,
+    resize_label_map,
+    resolve_presence_threshold,
+)
+
+
+Protocol = Literal["paper", "original"]
+Truncation = Literal["keep_sep", "reference"]
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """How to evaluate.
+
+    Args:
+        batch_size: pairs at a time.
+        protocol: "paper": masks are resized (nearest) to the size the model reads, 480x480 in the paper, and compared
+            there; "original": the logits are resized (bilinear) to the image's own size, and compared there.
+        truncation: "keep_sep": an over-long expression keeps its [SEP]; "reference": it loses it, as in the authors'
+            code.
+        shuffle: compare with what the expression of another image finds: the score of a model that does not read.
+        distractors: whether to compare with the mask of another reference to the same image as well.
+        presence_threshold: the mask is empty where the probability that something fits is below this; "auto" is 0.5
+            for a model with a presence head, None empties none.
+        instances: whether to compare the connected parts of the masks too.
+        min_area: the least area of such a part, in pixels; None is 1.
+        workers: processes that prepare data.
+        progress: whether to show a bar.
+    """
+
+    batch_size: int = 8
+    protocol: Protocol = "paper"
+    truncation: Truncation = "keep_sep"
+    shuffle: bool = False
+    distractors: bool = False
+    presence_threshold: float | Literal["auto"] | None = "auto"
+    instances: bool = False
+    min_area: int | None = None
+    workers: int = 0
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        for name, known in (("protocol", ("paper", "original")), ("truncation", ("keep_sep", "reference"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}; give one of {', '.join(known)}.")
+        if self.batch_size < 1 or self.workers < 0:
+            raise ValueError(f"`batch_size` is {self.batch_size}, `workers` {self.workers}; give 1 and 0 or more.")
+        resolve_presence_threshold(self.presence_threshold, has_head=True)
+        check_min_area(self.instances, self.min_area)
+
+
+def tokenize(processor: CrossVLTProcessor, expressions: list[str], truncation: Truncation) -> dict[str, Tensor]:
+    """Token ids and masks of expressions, (B, T) int64."""
+    tokenizer = processor.tokenizer
+    length = processor.max_length
+    if truncation == "keep_sep":
+        return dict(
+            tokenizer(expressions, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        )
+    whole = tokenizer(expressions, padding="max_length", max_length=length, truncation=False, verbose=False)
+    return {name: torch.tensor([row[:length] for row in rows]) for name, rows in whole.items()}
+
+
+@dataclass
+class _Collator:
+    """Pairs to what the model reads, beside the pairs themselves."""
+
+    processor: CrossVLTProcessor
+    options: EvaluationOptions
+    expressions: dict[int, str] | None = None
+
+    def __call__(self, pairs: list[dict[str, Any]]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+        said = [pair["expression"] if self.expressions is None else self.expressions[pair["index"]] for pair in pairs]
+        images = self.processor.image_processor([pair.pop("image") for pair in pairs], return_tensors="pt")
+        inputs = {"pixel_values": images["pixel_values"], **tokenize(self.processor, said, self.options.truncation)}
+        return inputs, pairs
+
+
+MOST_DRAWN = 500  # references that are drawn for their expressions
+
+
+def describe_reading(processor: CrossVLTProcessor, datasets: Sequence[Dataset]) -> str:
+    """Say in a line which share of the words the vocabulary does not know, and how many expressions are cut.
+
+    Args:
+        processor: the model's.
+        datasets: of records; of those that do not store their expressions, such as RefShapes, the first references
+            are read, and the line says so.
+    """
+    texts, drawn = [], False
+    for dataset in datasets:
+        stored = not isinstance(dataset.features.get("expressions"), Drawn)
+        part = dataset if stored or len(dataset) <= MOST_DRAWN else dataset.select(range(MOST_DRAWN))
+        drawn = drawn or len(part) < len(dataset)
+        texts += EvaluationPairs(part).texts()
+    return f"{'A sample of' if drawn else 'Reading'} {summarize_reading(processor, texts)}"
+
+
+def shuffled_expressions(pairs: EvaluationPairs) -> dict[int, str]:
+    """For every pair the expression of one half the data set away, or the next one behind that of another image."""
+    texts, images = pairs.texts(), pairs.images()
+    count = len(texts)
+    found = {}
+    for index in range(count):
+        others = ((index + count // 2 + step) % count for step in range(count))
+        other = next((other for other in others if images[other] != images[index]), None)
+        if other is None:
+            raise ValueError("All expressions are of one image; there is no other image to shuffle with.")
+        found[index] = texts[other]
+    return found
+
+
+def _resolved(model: CrossVLTModel, options: EvaluationOptions) -> EvaluationOptions:
+    """The options for a model, without "auto"."""
+    has_head = getattr(getattr(model, "config", None), "presence_head", False)
+    return replace(options, presence_threshold=resolve_presence_threshold(options.presence_threshold, has_head))
+
+
+@dataclass(frozen=True)
+class _Prediction:
+    """What a model says of a pair: by how much the object exceeds the background, (H, W), and whether it is there."""
+
+    margin: Tensor
+    presence: float | None = None
+
+    def at(self, size: tuple[int, ...]) -> "_Prediction":
+        """The same at another size."""
+        if self.margin.shape == size:
+            return self
+        resized = torch.nn.functional.interpolate(self.margin[None, None], size=size, mode="bilinear")[0, 0]
+        return replace(self, margin=resized)
+
+    def mask(self, presence_threshold: float | str | None) -> Tensor:
+        """(H, W) bool."""
+        absent = (
+            self.presence is not None
+            and isinstance(presence_threshold, float | int)
+            and self.presence < presence_threshold
+        )
+        return torch.zeros_like(self.margin, dtype=torch.bool) if absent else self.margin > 0
+
+
+def _areas(predicted: Tensor, mask: np.ndarray) -> tuple[int, int, int]:
+    """Intersection, union and predicted area of a (H, W) prediction and a mask, which is brought to its size."""
+    labels = resize_label_map(mask, (predicted.shape[0], predicted.shape[1]))
+    return tuple(mask_areas(predicted[None], torch.from_numpy(labels.astype(np.int64))[None])[0].tolist())
+
+
+def _predict(model: CrossVLTModel, loader: Iterable[Any]) -> Iterator[tuple[_Prediction, dict[str, Any]]]:
+    for inputs, pairs in loader:
+        moved = {name: value.to(model.device) for name, value in inputs.items()}
+        with evaluating(model):
+            output = model(**moved, return_dict=True)
+        margins = (output.logits[:, 1] - output.logits[:, 0]).float().cpu()
+        found = getattr(output, "presence_logits", None)
+        presence = [None] * len(pairs) if found is None else found.sigmoid().tolist()
+        yield from zip(map(_Prediction, margins, presence), pairs, strict=True)
+
+
+@torch.no_grad()
+def evaluate(
+    model: CrossVLTModel,
+    processor: CrossVLTProcessor,
+    dataset: Dataset,
+    options: EvaluationOptions = EvaluationOptions(),
+) -> ReferringSegmentationMetric:
+    """Evaluate on every expression of a data set of records; under `accelerate launch` the processes share the work.
+
+    Args:
+        model: on its device; it is evaluated as if not in training, and keeps its mode.
+        processor: the model's.
+        dataset: see `crossvlt_hf.data.load_data`.
+        options: see `EvaluationOptions`.
+
+    Returns:
+        The metric with all samples, in their order, the same in every process.
+
+    Raises:
+        ValueError: if the data set is broken; the message names file and row.
+    """
+    options = _resolved(model, options)
+    pairs, state = EvaluationPairs(dataset, distractors=options.distractors), PartialState()
+    expressions = shuffled_expressions(pairs) if options.shuffle else None
+    own = range(
+        state.process_index * len(pairs) // state.num_processes,
+        (state.process_index + 1) * len(pairs) // state.num_processes,
+    )
+    # Sharded weights are gathered in every forward pass, so all processes need the same number of them
+    longest = -(-len(pairs) // state.num_processes)
+    loader = DataLoader(
+        Subset(pairs, [*own, *[0] * (longest - len(own))]),
+        batch_size=options.batch_size,
+        num_workers=options.workers,
+        collate_fn=_Collator(processor, options, expressions),
+    )
+    found = [
+        _sample(prediction, pair, processor, options)
+        for prediction, pair in tqdm(_predict(model, loader), total=longest, disable=not options.progress)
+    ][: len(own)]
+    return ReferringSegmentationMetric(gather_object(found) if state.num_processes > 1 else found)
+
+
+@torch.no_grad()
+def find_masks(
+    model: CrossVLTModel,
+    processor: CrossVLTProcessor,
+    dataset: Dataset,
+    indices: Sequence[int],
+    options: EvaluationOptions = EvaluationOptions(),
+) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+    """Predict single expressions as `evaluate` does, to look at: one at a time, in this process alone.
+
+    Args:
+        model: on its device; it is evaluated as if not in training, and keeps its mode.
+        processor: the model's.
+        dataset: see `evaluate`.
+        indices: of expressions, as they are counted in the metric's samples.
+        options: see `EvaluationOptions`.
+
+    Yields:
+        The pair, with its image and what the model was told as "expression", and the (height, width) bool mask that
+        was found, of the image's own size.
+    """
+    options = _resolved(model, options)
+    pairs = EvaluationPairs(dataset)
+    expressions = shuffled_expressions(pairs) if options.shuffle else None
+    collate = _Collator(processor, options, expressions)
+    for index in indices:
+        pair = pairs[index]
+        said = pair["expression"] if expressions is None else expressions[index]
+        ((prediction, _),) = _predict(model, [collate([dict(pair)])])
+        mask = prediction.at(pair["mask"].shape).mask(options.presence_threshold)
+        yield {**pair, "expression": said}, mask.numpy()
+
+
+def _sample(
+    prediction: _Prediction, pair: dict[str, Any], processor: CrossVLTProcessor, options: EvaluationOptions
+) -> Areas:
+    if options.protocol == "original":
+        prediction = prediction.at(pair["mask"].shape)
+    mask = prediction.mask(options.presence_threshold)
+    intersection, union, predicted = _areas(mask, pair["mask"])
+    comparable = pair["has_target"] and pair["distractor"] is not None and (pair["distractor"] == 1).any()
+    other = _areas(mask, pair["distractor"])[:2] if comparable else None
+    presence = prediction.presence
+    return Areas(
+        intersection,
+        union,
+        predicted,
+        pair["has_target"],
+        pair["family"],
+        other,
+        score=processor.score(prediction.margin, mask, presence),
+        estimate=estimate_iou(prediction.margin, mask) * (1.0 if presence is None else presence),
+        presence=presence,
+        instances_found=_found_instances(mask, pair["mask"], options.min_area or 1) if options.instances else None,
+    )
+
+
+def _found_instances(predicted: Tensor, mask: np.ndarray, min_area: int) -> bool:
+    """Whether the connected parts of a prediction are those of the mask, which is brought to its size."""
+    labels = torch.tensor(resize_label_map(mask, (predicted.shape[0], predicted.shape[1])))
+    found, wanted = (
+        [instance["box"] for instance in find_instances(each, min_area)]
+        for each in (predicted & (labels != IGNORE_INDEX), labels == 1)
+    )
+    return match_instances(found, wanted)

@@ -1,0 +1,10 @@
+from .card import render_card as render_card
+from .card import render_checkpoint_card as render_checkpoint_card
+from .export import check_export as check_export
+from .export import export_model as export_model
+from .export import export_program as export_program
+from .export import load_exported as load_exported
+from .export import load_outputs as load_outputs
+from .facts import About as About
+from .facts import Evidence as Evidence
+from .repository import publish as publish

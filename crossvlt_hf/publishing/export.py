@@ -1,0 +1,368 @@
+"""Export for inference elsewhere: ONNX, or a program of `torch.export`, for any number of pairs, size and words.
+
+The folder has, beside the network, all that its use without torch needs: `tokenizer.json`, and in `export.json` the
+names of the inputs, the size and normalisation of images, and the longest expression.
+"""
+
+import copy
+import json
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from ..configuration_crossvlt import CrossVLTConfig
+from ..modeling_crossvlt import CrossVLTModel, evaluating
+from ..processing_crossvlt import PRESENCE_THRESHOLD, CrossVLTProcessor
+
+
+FILES = {"onnx": "model.onnx", "torch-export": "model.pt2"}
+SUMMARY = "export.json"
+MARK = "crossvlt_hf"
+PARTIAL = ".partial"
+LEAST_AGREEMENT = 0.9999
+# Of the logits, against their spread over the image
+LARGEST_DIFFERENCE = 1e-2
+# The exporter writes this and converts down from it, which it does not do for all
+OLDEST_OPSET = 18
+# protobuf holds less than 2 GB
+LARGEST_FILE = 1_500_000_000
+
+
+class ExportedNetwork(nn.Module):
+    """What is exported: three tensors in, the logits out, and with a presence head its logits beside them.
+
+    A copy on the CPU, without the alignment heads, which only training needs. Attention is spelt out ("eager"), since
+    torch's fused one chooses its kernel by sizes, which are not known.
+    """
+
+    def __init__(self, model: CrossVLTModel) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+        self.model.set_attn_implementation("eager")
+        for stage in self.model.stages:
+            stage.alignment = None
+
+    def forward(
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """See [`export_program`]."""
+        inputs = {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": attention_mask}
+        output = self.model(**inputs, return_dict=True)
+        return (output.logits, output.presence_logits) if self.model.config.presence_head else output.logits
+
+
+def output_shapes(config: CrossVLTConfig) -> dict[str, list[Any]]:
+    """The axes of what an exported network gives, by name, in their order."""
+    logits = {"logits": ["batch", 2, "height", "width"]}
+    return {**logits, "presence_logits": ["batch"]} if config.presence_head else logits
+
+
+def example_inputs(model: CrossVLTModel, batch: int, height: int, width: int, words: int) -> dict[str, Tensor]:
+    """Random inputs of a model, always the same for the same sizes; from the second pair on there is padding."""
+    generator = torch.Generator().manual_seed(0)
+    vision, text = model.config.vision_config, model.config.text_config
+    attention_mask = torch.ones(batch, words, dtype=torch.long)
+    attention_mask[1:, words // 2 + 1 :] = 0
+    input_ids = torch.randint(text.vocab_size, (batch, words), generator=generator)
+    return {
+        "pixel_values": torch.randn(batch, vision.num_channels, height, width, generator=generator),
+        "input_ids": input_ids * attention_mask,
+        "attention_mask": attention_mask,
+    }
+
+
+def export_program(model: CrossVLTModel) -> ExportedProgram:
+    """The network as a program of `torch.export` that takes any number of pairs, image size and number of words.
+
+    Args:
+        model: on any device; it is not changed.
+
+    Returns:
+        A program of pixel_values (batch, 3, height, width) float32, input_ids and attention_mask (batch, words) int64,
+        by name, that gives logits (batch, 2, height, width) float32; with a presence head a tuple of these and of
+        presence_logits (batch,) float32. Words are at most the model's `max_position_embeddings`; everything is at
+        least 1.
+    """
+    longest = model.config.text_config.max_position_embeddings
+    batch, words = Dim("batch", min=1), Dim("words", min=1, max=longest)
+    shapes: dict[str, Any] = {
+        "pixel_values": {0: batch, 2: Dim("height", min=1), 3: Dim("width", min=1)},
+        "input_ids": {0: batch, 1: words},
+        "attention_mask": {0: batch, 1: words},
+    }
+    inputs = example_inputs(model, batch=2, height=70, width=90, words=min(7, longest))
+    with torch.no_grad():
+        return torch.export.export(ExportedNetwork(model).eval(), (), kwargs=inputs, dynamic_shapes=shapes)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the exporter's remarks on its own inner life."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _save_onnx(program: ExportedProgram, path: Path, names: list[str], opset: int | None) -> None:
+    size = sum(weight.nbytes for weight in program.state_dict.values())
+    with _quietly():
+        # Its optimiser would take minutes for what onnxruntime does while it loads
+        onnx_program: Any = torch.onnx.export(
+            program, (), dynamo=True, opset_version=opset, output_names=names, optimize=False, verbose=False
+        )
+        pixels, words, _ = onnx_program.model.graph.inputs
+        axes = {pixels.shape[0]: "batch", pixels.shape[2]: "height", pixels.shape[3]: "width", words.shape[1]: "words"}
+        onnx_program.rename_axes(axes)
+        onnx_program.save(path, external_data=size > LARGEST_FILE)
+
+
+def load_outputs(folder: str | Path) -> Callable[[dict[str, Tensor]], tuple[Tensor, ...]]:
+    """What [`export_model`] wrote, as a function of the inputs by name that gives the outputs, the logits first.
+
+    Raises:
+        FileNotFoundError: if the folder holds no export.
+        ModuleNotFoundError: if it is ONNX, and onnxruntime is not installed.
+    """
+    folder = Path(folder)
+    if (folder / FILES["onnx"]).is_file():
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(folder / FILES["onnx"], providers=["CPUExecutionProvider"])
+        return lambda inputs: tuple(
+            map(torch.from_numpy, session.run(None, {name: value.numpy() for name, value in inputs.items()}))
+        )
+    if not (folder / FILES["torch-export"]).is_file():
+        raise FileNotFoundError(f"There is neither {' nor '.join(FILES.values())} in {folder}.")
+    module = torch.export.load(folder / FILES["torch-export"]).module()
+
+    def run(inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        found = module(**inputs)
+        return found if isinstance(found, tuple) else (found,)
+
+    return run
+
+
+def load_exported(folder: str | Path) -> Callable[[dict[str, Tensor]], Tensor]:
+    """What [`export_model`] wrote, as a function of the inputs by name that gives the logits; see [`load_outputs`]."""
+    run = load_outputs(folder)
+    return lambda inputs: run(inputs)[0]
+
+
+def _check_cases(processor: CrossVLTProcessor, longest: int) -> list[tuple[int, int, int, int]]:
+    """Batch, height, width and words of four inputs: the processor's size, and odd ones."""
+    height, width = processor.image_size
+    half, third = (min(longest, max(3, longest // part)) for part in (2, 3))
+    return [
+        (1, height, width, longest),
+        (2, height, width, half),
+        (1, height * 3 // 4 + 1, width // 2 + 3, longest),
+        (3, height // 3 + 1, width * 2 // 3 + 5, third),
+    ]
+
+
+def check_export(
+    exported: Callable[[dict[str, Tensor]], Tensor], model: CrossVLTModel, processor: CrossVLTProcessor
+) -> list[dict[str, Any]]:
+    """Compare an exported network with the model, on random inputs of three sizes and three numbers of words.
+
+    Returns:
+        For each input "batch", "height", "width" and "words", "agreement" (the share of pixels whose mask is the
+        same), "largest_difference" and "spread" (standard deviation) of the logits.
+
+    Raises:
+        ValueError: if a mask agrees in less than 99.99 % of the pixels, or logits differ by 1 % of their spread.
+    """
+    rows = []
+    for batch, height, width, words in _check_cases(processor, _longest(model, processor)):
+        inputs = example_inputs(model, batch, height, width, words)
+        with torch.no_grad():
+            moved = {name: value.to(model.device) for name, value in inputs.items()}
+            expected = model(**moved, return_dict=True).logits.cpu()
+            actual = exported(inputs)
+        row = {
+            **{"batch": batch, "height": height, "width": width, "words": words},
+            "agreement": (actual.argmax(1) == expected.argmax(1)).double().mean().item(),
+            "largest_difference": (actual - expected).abs().max().item(),
+            "spread": expected.std().item(),
+        }
+        if not (
+            row["agreement"] >= LEAST_AGREEMENT and row["largest_difference"] <= LARGEST_DIFFERENCE * row["spread"]
+        ):
+            raise ValueError(
+                f"What was exported does not give the model's masks, so it is not kept: {json.dumps(row)}"
+            )
+        rows.append(row)
+    return rows
+
+
+def check_presence(
+    exported: Callable[[dict[str, Tensor]], tuple[Tensor, ...]], model: CrossVLTModel, processor: CrossVLTProcessor
+) -> float:
+    """The largest difference of the presence's probability between an exported network and the model.
+
+    Raises:
+        ValueError: if it is above 0.01.
+    """
+    differences = []
+    for case in _check_cases(processor, _longest(model, processor)):
+        inputs = example_inputs(model, *case)
+        with torch.no_grad():
+            moved = {name: value.to(model.device) for name, value in inputs.items()}
+            expected = model(**moved, return_dict=True).presence_logits.cpu()
+            _, actual = exported(inputs)
+        differences.append((actual.sigmoid() - expected.sigmoid()).abs().max().item())
+    if not max(differences) <= LARGEST_DIFFERENCE:
+        raise ValueError(f"What was exported does not give the model's presence (off by {max(differences)}).")
+    return max(differences)
+
+
+def _longest(model: CrossVLTModel, processor: CrossVLTProcessor) -> int:
+    """The most tokens of an expression that the processor gives and the model takes."""
+    return min(processor.max_length, model.config.text_config.max_position_embeddings)
+
+
+def _summary(model: CrossVLTModel, processor: CrossVLTProcessor, file: str) -> dict[str, Any]:
+    """What `export.json` holds, but for the figures of the check."""
+    image = processor.image_processor
+    return {
+        "made_by": MARK,
+        "file": file,
+        "inputs": {
+            "pixel_values": ["batch", model.config.vision_config.num_channels, "height", "width"],
+            "input_ids": ["batch", "words"],
+            "attention_mask": ["batch", "words"],
+        },
+        "outputs": output_shapes(model.config),
+        "image_size": list(processor.image_size),
+        "image_mean": list(image.image_mean),
+        "image_std": list(image.image_std),
+        "max_tokens": _longest(model, processor),
+        "pad_token_id": processor.tokenizer.pad_token_id,
+        "most_words": model.config.text_config.max_position_embeddings,
+        **({"presence_threshold": PRESENCE_THRESHOLD} if model.config.presence_head else {}),
+        **({"score_calibration": processor.score_calibration} if processor.score_calibration else {}),
+    }
+
+
+def _check_folder(folder: Path, overwrite: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; give a folder.")
+    if overwrite or not folder.is_dir() or all(entry.name == PARTIAL for entry in folder.iterdir()):
+        return
+    try:
+        ours = json.loads((folder / SUMMARY).read_text(encoding="utf-8")).get("made_by") == MARK
+    except (OSError, ValueError, AttributeError):
+        ours = False
+    if not ours:
+        raise ValueError(f"{folder} is not empty, and no export; give a new one, or --overwrite.")
+
+
+@contextmanager
+def _workplace(folder: Path) -> Iterator[Path]:
+    """A folder within the folder, from which files move without leaving the file system; nothing of it stays."""
+    new, partial = not folder.exists(), folder / PARTIAL
+    shutil.rmtree(partial, ignore_errors=True)  # of an interruption
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if new and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _check_opset(file_format: str, opset: int | None) -> None:
+    if opset is None:
+        return
+    if file_format != "onnx":
+        raise ValueError(f"`opset` is {opset}, but the format {file_format!r}; it is of ONNX alone.")
+    from onnx.defs import onnx_opset_version
+
+    newest = onnx_opset_version()
+    if not OLDEST_OPSET <= opset <= newest:
+        raise ValueError(f"`opset` is {opset}; give {OLDEST_OPSET} to {newest}, which the installed onnx knows.")
+
+
+def _move(source: Path, folder: Path) -> None:
+    """Move files into a folder, in the place of an export that may be there; what describes them comes last."""
+    for name in (SUMMARY, *FILES.values(), f"{FILES['onnx']}.data"):
+        (folder / name).unlink(missing_ok=True)
+    for path in sorted(source.iterdir(), key=lambda path: path.name == SUMMARY):
+        path.chmod(0o644)
+        os.replace(path, folder / path.name)
+
+
+def export_model(
+    model: CrossVLTModel,
+    processor: CrossVLTProcessor,
+    folder: str | Path,
+    *,
+    file_format: str = "onnx",
+    opset: int | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write a folder from which the model runs without this package and, as ONNX, without torch; and check it.
+
+    Args:
+        model: in float32.
+        processor: the model's.
+        folder: a new or an empty one, or one that this wrote.
+        file_format: "onnx", or "torch-export" for `torch.export.load`.
+        opset: version of the ONNX operators; None means the exporter's own.
+        overwrite: write also beside the files of others; those of the same names are replaced.
+
+    Returns:
+        What `export.json` holds: "file" (`model.onnx` or `model.pt2`), names and axes of "inputs" (pixel_values
+        float32, input_ids and attention_mask int64) and "outputs" (logits and, with a presence head, presence_logits,
+        float32), "image_size" (height, width) to which images are squashed, "image_mean", "image_std", "max_tokens"
+        and "pad_token_id" of expressions, "most_words" that the network takes, the "checks" of [`check_export`] and,
+        with a presence head, its "presence_threshold" and the "presence_difference" of [`check_presence`]. The axes
+        batch, height, width and words are free. In the folder are also `tokenizer.json` and
+        `preprocessor_config.json`.
+
+    Raises:
+        ValueError: if the folder holds something else, the format is unknown, the model is not in float32, or what was
+            exported does not give the model's masks. Nothing is left behind then.
+        ModuleNotFoundError: if the extra `export` is not installed, which ONNX needs.
+    """
+    if file_format not in FILES:
+        raise ValueError(f"`file_format` is {file_format!r}; give {' or '.join(map(repr, FILES))}.")
+    if model.dtype != torch.float32:
+        raise ValueError(f"The model is in {model.dtype}; give one in float32.")
+    _check_opset(file_format, opset)
+    folder = Path(folder)
+    _check_folder(folder, overwrite)
+    with _workplace(folder) as beside:
+        file = FILES[file_format]
+        with _quietly():
+            program = export_program(model)
+        if file_format == "onnx":
+            _save_onnx(program, beside / file, list(output_shapes(model.config)), opset)
+        else:
+            torch.export.save(program, beside / file)
+        del program
+        summary = _summary(model, processor, file)
+        with evaluating(model):  # an export may come in the middle of training
+            summary["checks"] = check_export(load_exported(beside), model, processor)
+            if model.config.presence_head:
+                summary["presence_difference"] = check_presence(load_outputs(beside), model, processor)
+        processor.image_processor.save_pretrained(beside)
+        processor.tokenizer.save_pretrained(beside)
+        (beside / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        _move(beside, folder)
+    return summary

@@ -1,0 +1,78 @@
+"""What a person gives the page, checked: an image file and expressions, one on each line.
+
+The sentence of an `InputError` is shown as it is, so it holds nothing that a person wrote and no path of the server.
+"""
+
+import re
+from collections.abc import Sequence
+
+from PIL import Image
+
+from ...processing_crossvlt import ImageTooLargeError, opening, to_rgb
+
+
+MAX_UPLOAD = 20 * 2**20  # bytes
+MAX_PIXELS = 50_000_000
+MAX_EXPRESSIONS = 8
+MAX_LETTERS = 300
+
+
+class InputError(ValueError):
+    """What a person gave cannot be worked with; the message tells them why."""
+
+
+def _check_size(path: str) -> None:
+    """Read the size in a file's header, before any pixel is."""
+    try:
+        with opening("the upload"), Image.open(path) as header:
+            too_large = header.width * header.height > MAX_PIXELS
+    except ImageTooLargeError:
+        too_large = True
+    if too_large:
+        raise InputError(f"The image is too large: {MAX_PIXELS // 10**6} million pixels are the most.")
+
+
+def read_image(path: str | None) -> Image.Image:
+    """The upright RGB image in an uploaded file.
+
+    Raises:
+        InputError: if there is no file, or it is no image, or too large.
+    """
+    if path is None:
+        raise InputError("There is no image yet: upload one, or pick an example.")
+    try:
+        _check_size(path)
+        return to_rgb(path)
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError("The image is no longer here: please upload it again.") from error
+    except (OSError, ValueError) as error:
+        kinds = "it is damaged, or of another kind. JPEG, PNG and WebP will do."
+        raise InputError(f"This file cannot be read as an image: {kinds}") from error
+
+
+def read_expressions(text: str | None) -> list[str]:
+    """The expressions in a text, one on each line; empty lines are left out.
+
+    Raises:
+        InputError: if there are none or too many, or one is too long or no valid text.
+    """
+    lines = [" ".join(line.split()) for line in (text or "").splitlines()]
+    expressions = [line for line in lines if line]
+    if not expressions:
+        raise InputError("There is no expression yet: say which object is meant, one expression on each line.")
+    if len(expressions) > MAX_EXPRESSIONS:
+        raise InputError(f"There are {len(expressions):,} expressions; {MAX_EXPRESSIONS} at once are the most.")
+    for number, line in enumerate(lines, start=1):
+        if len(line) > MAX_LETTERS:
+            raise InputError(f"Line {number} has {len(line):,} characters; {MAX_LETTERS} are the most.")
+        if any("\ud800" <= character <= "\udfff" for character in line):
+            raise InputError(f"Line {number} is no valid text; please type it again.")
+    return expressions
+
+
+def name_masks(expressions: Sequence[str]) -> list[str]:
+    """A file name for the mask of each expression: its number, and of it what every file system takes."""
+    slugs = [re.sub(r"[^a-z0-9]+", "-", expression.lower())[:40].strip("-") for expression in expressions]
+    return [f"{number}-{slug or 'expression'}.png" for number, slug in enumerate(slugs, start=1)]

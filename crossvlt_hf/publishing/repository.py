@@ -1,0 +1,170 @@
+"""Publishing: a folder that is a whole Hub repository, and its upload.
+
+Such a folder loads with `trust_remote_code=True` where this package is not installed, and without it where it is.
+`save_pretrained` of model and processor write all that this needs; here come the card and what is known of the
+checkpoint.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import CommitInfo, HfApi, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.utils import httpx, validate_repo_id
+
+from ..checkpoint import load_checkpoint, resolve_checkpoint
+from ..configuration_crossvlt import CrossVLTConfig
+from ..modeling_crossvlt import CrossVLTModel
+from ..processing_crossvlt import CrossVLTProcessor
+from .card import MARK, NO_EVIDENCE, render_checkpoint_card
+from .facts import FILES, Evidence
+
+
+CARD = "README.md"
+
+
+def read_evidence(
+    source: str | Path, about: str | Path | None = None, reports: tuple[str | Path, ...] = ()
+) -> Evidence:
+    """What is known of a checkpoint, from its folder or its repository on the Hub; see [`Evidence.read`]."""
+    folder = Path(resolve_checkpoint(source))
+    if not folder.is_dir():
+        folder = Path(snapshot_download(str(source), allow_patterns=[*FILES, "*.json"]))
+    return Evidence.read(folder, about, reports)
+
+
+def export(
+    model: CrossVLTModel,
+    processor: CrossVLTProcessor,
+    folder: str | Path,
+    *,
+    model_id: str | None = None,
+    evidence: Evidence = NO_EVIDENCE,
+) -> Path:
+    """Write a folder with all that a repository on the Hub should have.
+
+    Args:
+        model: in the dtype in which its weights should be written.
+        processor: the model's.
+        folder: a new or an empty one, or that of a CrossVLT whose card nobody wrote by hand.
+        model_id: the name under which the card's snippet loads the model; None means that of the folder.
+        evidence: what the card tells of results, training and purpose; it is written beside the card.
+
+    Returns:
+        The folder: `model.safetensors`, `config.json`, processor and tokenizer files, the code of model, processor and
+        pipeline, `handler.py` with `requirements.txt`, and the card, `README.md`.
+
+    Raises:
+        ValueError: if the folder holds something else, or `model_id` is no name.
+    """
+    folder = Path(folder)
+    model_id = folder.resolve().name if model_id is None else model_id
+    validate_repo_id(model_id)
+    _check_folder(folder)
+    model.save_pretrained(folder)
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o644)  # safetensors leaves them to their owner alone
+    processor.save_pretrained(folder)
+    evidence.save(folder)
+    render_checkpoint_card(model, processor, model_id, evidence).save(folder / CARD)
+    return folder
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file; give a folder.")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    try:
+        model_type = CrossVLTConfig.get_config_dict(folder)[0].get("model_type")
+    except OSError:
+        model_type = None
+    if model_type != CrossVLTConfig.model_type:
+        raise ValueError(f"{folder} is not empty, and no folder of a CrossVLT; give a new one.")
+    card = folder / CARD
+    if card.is_file() and MARK not in card.read_text(encoding="utf-8", errors="replace"):
+        raise ValueError(f"{card} was not rendered here; put its words into about.yaml and remove it.")
+
+
+@contextmanager
+def _reaching_the_hub() -> Iterator[None]:
+    try:
+        yield
+    except httpx.TransportError as error:
+        raise OSError(f"The Hub cannot be reached: {error}") from error
+
+
+def publish(
+    source: str | Path,
+    repo_id: str,
+    *,
+    about: str | Path | None = None,
+    reports: tuple[str | Path, ...] = (),
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    create_pr: bool = False,
+    overwrite_card: bool = False,
+    commit_message: str = "Upload CrossVLT",
+) -> CommitInfo:
+    """Upload a checkpoint as a whole repository; the repository is made where there is none.
+
+    Args:
+        source: folder of the checkpoint, or a Hub id.
+        repo_id: `owner/name` on the Hub.
+        about: YAML file with what the card says of the checkpoint (see [`About`]).
+        reports: JSON files of `crossvlt evaluate`.
+        private: whether a new repository is private.
+        revision: branch; it is made where there is none.
+        token: of the Hub; None means the one that `hf auth login` stored.
+        create_pr: open a pull request instead.
+        overwrite_card: replace a card that was written by hand.
+        commit_message: of the commit.
+
+    Raises:
+        OSError: if there is no checkpoint, the Hub cannot be reached, or refuses.
+        ValueError: if the checkpoint is broken, `repo_id` is no such name, the repository has a card that somebody
+            wrote, or is public and should be private.
+    """
+    validate_repo_id(repo_id)
+    model, processor = load_checkpoint(source)
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as folder, _reaching_the_hub():
+        evidence = read_evidence(source, about, reports)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        _check_repository(api, repo_id, revision, private, overwrite_card or create_pr)
+        export(model, processor, Path(folder, "repository"), model_id=repo_id, evidence=evidence)
+        if revision is not None and not create_pr:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        return api.upload_folder(
+            repo_id=repo_id,
+            folder_path=Path(folder, "repository"),
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=commit_message,
+        )
+
+
+def _check_repository(api: HfApi, repo_id: str, revision: str | None, private: bool | None, card_may_go: bool) -> None:
+    """Refuse to show what should be private, and to replace what somebody wrote."""
+    if private and not api.repo_info(repo_id).private:
+        raise ValueError(f"{repo_id} is there already, and public; make it private on the Hub first.")
+    if card_may_go:
+        return
+    try:
+        card = api.hf_hub_download(repo_id, CARD, revision=revision)
+    except (EntryNotFoundError, RevisionNotFoundError, RepositoryNotFoundError):
+        return
+    text = Path(card).read_text(encoding="utf-8", errors="replace")
+    if MARK not in text and not _is_placeholder(text):
+        raise ValueError(
+            f"{repo_id} has a card that was not rendered here; put its words into about.yaml and give "
+            "--overwrite-card, or open a pull request by --create-pr."
+        )
+
+
+def _is_placeholder(card: str) -> bool:
+    """Whether it is the empty card that `push_to_hub` leaves."""
+    return "automatically generated" in card and "[More Information Needed]" in card

@@ -1,0 +1,85 @@
+"""The process and its user: requests to end a run (SIGTERM, as batch systems send it, and Ctrl-C), one-line errors."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Self
+
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class InterruptionError(Exception):
+    """A run was asked to end, and what it had done is kept.
+
+    Args:
+        message: what happened, and how to go on.
+        number: of the signal.
+    """
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+class EndNow(KeyboardInterrupt):
+    """A request to end came while there was nothing to finish."""
+
+
+class Interruption:
+    """Notes the first request to end, so that the step and a checkpoint are finished; a second one ends at once.
+
+    To be used as a context. Elsewhere than in the main thread, which alone may handle signals, it notes nothing.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._before: dict[int, Any] = {}
+        self._waits = True
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            asked = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # not what is ignored
+            self._before = {number: signal.signal(number, self._note) for number in asked}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.number = number
+        for other, handler in self._before.items():
+            signal.signal(other, handler)
+        if not self._waits:
+            raise EndNow
+
+    @contextmanager
+    def at_once(self, possible: bool = True) -> Iterator[None]:
+        """While there is nothing to finish, a request raises EndNow."""
+        self._waits = not possible
+        try:
+            yield
+        finally:
+            self._waits = True
+
+
+def ignore_signals(_: int) -> None:
+    """For processes of a loader, which a signal to the whole group reaches too: what they feed is to be finished.
+
+    They end with the process that they feed, also if it is killed.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def in_one_line(error: BaseException) -> str:
+    """What an error says, without the traceback that a process of a loader puts around it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[1].startswith("Original Traceback"):
+        kind = f"{type(error).__name__}: "
+        start = max((number for number, line in enumerate(lines) if line.startswith(kind)), default=len(lines) - 1)
+        lines = [lines[start].removeprefix(kind), *lines[start + 1 :]]
+    return " ".join(" ".join(lines).split())

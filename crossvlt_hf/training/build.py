@@ -1,0 +1,189 @@
+"""Model, processor and data of a training run, as its configuration says."""
+
+import os
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import LoggerType
+from datasets import Dataset
+from transformers import BertTokenizer, PreTrainedTokenizerBase
+
+from ..checkpoint import check_source, load_checkpoint
+from ..configuration_crossvlt import CrossVLTConfig
+from ..conversion.encoders import from_pretrained_encoders
+from ..conversion.vocabulary import add_words, default_tokenizer, load_tokenizer
+from ..data import NAMES, exclude_images, load_data
+from ..data.pairs import EvaluationPairs
+from ..data.refshapes import vocabulary
+from ..modeling_crossvlt import CrossVLTModel
+from ..processing_crossvlt import CrossVLTProcessor
+from .config import DataOptions, ModelOptions, OptimizationOptions, TrainingConfig
+from .optimization import build_schedule
+
+
+def check_config(config: TrainingConfig, processes: int | None = None) -> None:
+    """Find what is wrong with a configuration on this machine before weights and data are loaded, which takes time.
+
+    Args:
+        config: of the run.
+        processes: that train; None takes those that were launched.
+
+    Raises:
+        OSError: if there is no such checkpoint.
+        ValueError: if a setting does not fit; it is named.
+    """
+    _check_trackers(config.output.trackers)
+    _check_schedule(config.optimization)
+    _check_model(config.model)
+    for name in ("train", "validation", "exclude"):
+        for number, source in enumerate(getattr(config.data, name)):
+            _check_data(source, f"data.{name}[{number}]")
+    share = config.optimization.accumulation * (processes or int(os.environ.get("WORLD_SIZE", "1")))
+    if config.optimization.batch_size % share:
+        raise ValueError(
+            f"`optimization.batch_size` must be divisible by {share} (`optimization.accumulation` times processes), "
+            f"got {config.optimization.batch_size}."
+        )
+
+
+def _check_trackers(trackers: Sequence[str]) -> None:
+    """Accelerate leaves out trackers that are not installed, without a word."""
+    installed = [str(name) for name in get_available_trackers()]
+    for name in trackers:
+        if name == "all" and installed:
+            continue
+        if name != "all" and name not in LOGGER_TYPE_TO_CLASS:
+            near = get_close_matches(name.lower(), LOGGER_TYPE_TO_CLASS, 1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            known = ", ".join(["all", *LOGGER_TYPE_TO_CLASS])
+            raise ValueError(f"`output.trackers` must be names out of {known}, got {name!r}.{hint}")
+        if name not in installed and name in LoggerType.list():  # else it is one that a program has registered
+            raise ValueError(
+                f"`output.trackers` must be trackers that are installed ({', '.join(installed) or 'none is'}), got "
+                f"{name!r}; install {'one' if name == 'all' else name}, or leave it out."
+            )
+
+
+def _check_schedule(options: OptimizationOptions) -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    try:
+        schedule = build_schedule(optimizer, options, steps=options.max_steps or 100)
+        optimizer.step()
+        schedule.step()
+    except TypeError as error:
+        raise ValueError(
+            f"`optimization.schedule` must follow from the step alone, got {options.schedule!r}."
+        ) from error
+
+
+def _check_model(options: ModelOptions) -> None:
+    if options.checkpoint is not None:
+        check_source(options.checkpoint)
+    elif (options.vision_encoder is None) != (options.text_encoder is None):
+        raise ValueError("Give both `model.vision_encoder` and `model.text_encoder`, or neither.")
+    elif options.vision_encoder is None:
+        CrossVLTConfig(**options.config)  # which is strict
+
+
+def _check_data(source: dict[str, Any], setting: str) -> None:
+    name = source["name"]
+    if name in NAMES or Path(name).is_dir():
+        return
+    near = get_close_matches(name, NAMES, 1, cutoff=0.8)
+    hint = f"did you mean {near[0]}?" if near else f"there is no such folder, and data sets are {', '.join(NAMES)}."
+    raise ValueError(f"`{setting}.name` must be a folder or a data set, got {name!r}; {hint}")
+
+
+def refshapes_tokenizer() -> BertTokenizer:
+    """BERT's tokenizer with the words of RefShapes alone."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *vocabulary()]
+    return BertTokenizer(vocab={word: number for number, word in enumerate(words)})
+
+
+def build_tokenizer(options: ModelOptions) -> PreTrainedTokenizerBase:
+    """The tokenizer that the options name."""
+    if options.tokenizer == "refshapes":
+        return refshapes_tokenizer()
+    name = options.tokenizer or options.text_encoder
+    return default_tokenizer() if name is None else load_tokenizer(name)
+
+
+def build_model(options: ModelOptions, datasets: Sequence[Dataset] = ()) -> tuple[CrossVLTModel, CrossVLTProcessor]:
+    """Model and processor, from a checkpoint of ours, from pretrained encoders, or from noise.
+
+    Args:
+        options: what they are made of.
+        datasets: to train on, for the words that are added.
+
+    Raises:
+        OSError: if a checkpoint is missing or broken.
+        ValueError: if the options do not fit each other.
+    """
+    if options.checkpoint is not None:
+        model, processor = load_checkpoint(options.checkpoint, dtype="float32")
+        processor.score_calibration = None  # was of the weights before
+        if options.image_size is not None or options.max_length is not None:
+            processor = _resized(processor, options)
+    else:
+        model, processor = _new_model(options)
+    limit = model.config.text_config.max_position_embeddings
+    if options.max_length is not None and options.max_length > limit:
+        raise ValueError(
+            f"`model.max_length` must be at most {limit}, the model's positions, got {options.max_length}."
+        )
+    if options.add_words:
+        add_words(model, processor, [text for dataset in datasets for text in EvaluationPairs(dataset).texts()])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith(tuple(options.freeze)))
+    if unused := [
+        start for start in options.freeze if not any(n.startswith(start) for n, _ in model.named_parameters())
+    ]:
+        raise ValueError(f"`model.freeze` names {unused[0]!r}, but no parameter's name begins so.")
+    if options.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    return model.train(), processor
+
+
+def _resized(processor: CrossVLTProcessor, options: ModelOptions) -> CrossVLTProcessor:
+    """A checkpoint's processor with the sizes that the options name."""
+    return CrossVLTProcessor.from_tokenizer(
+        processor.tokenizer, options.image_size or processor.image_size, options.max_length or processor.max_length
+    )
+
+
+def _new_model(options: ModelOptions) -> tuple[CrossVLTModel, CrossVLTProcessor]:
+    tokenizer, size = build_tokenizer(options), options.image_size or 480
+    processor = CrossVLTProcessor.from_tokenizer(tokenizer, size, options.max_length or 21)
+    vision, text_encoder = options.vision_encoder, options.text_encoder
+    if vision is None and text_encoder is None:
+        text = {"vocab_size": len(tokenizer), **options.config.get("text_config", {})}
+        return CrossVLTModel(CrossVLTConfig(**{**options.config, "text_config": text})), processor
+    model, _ = from_pretrained_encoders(vision, text_encoder, **options.config)
+    return model, processor
+
+
+def load_datasets(entries: Sequence[dict[str, Any]], root: str | None = None) -> list[Dataset]:
+    """The data sets that some dicts of arguments of `load_data` describe, in `root` where they name no other.
+
+    Raises:
+        ValueError: if one has no name or split, or takes no such argument.
+    """
+    datasets = []
+    for entry in entries:
+        try:
+            datasets.append(load_data(**({"root": root} | entry)))
+        except TypeError as error:
+            if "argument" not in str(error):
+                raise
+            raise ValueError(f"The data set {entry} has a setting that it does not take: {error}") from error
+    return datasets
+
+
+def load_training_data(options: DataOptions) -> list[Dataset]:
+    """The data sets to train on, without the images of those held out."""
+    held_out, datasets = (load_datasets(entries, options.root) for entries in (options.exclude, options.train))
+    return [exclude_images(dataset, *held_out) if held_out else dataset for dataset in datasets]

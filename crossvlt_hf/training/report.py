@@ -1,0 +1,174 @@
+"""What a finished run has to tell to a model card."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from ..checkpoint import BUILT_IN, DEFAULT_CHECKPOINT
+from ..data.features import Picture
+from ..publishing.facts import ABOUT, About, is_hub_id, public_name
+from .config import TrainingConfig, load_config
+from .log import SCORE, read_log
+
+
+def describe_run(folder: str | Path, hardware: str, shared_images: dict[str, int] | None = None) -> dict[str, Any]:
+    """What `config.yaml` and `log.jsonl` of a run say, as numbers and in words; no path of this machine.
+
+    Args:
+        folder: of the run.
+        hardware: on which it ran.
+        shared_images: see [`count_shared_images`].
+
+    Returns:
+        `steps`, `samples`, `hours` (of the logged steps, without evaluations), `optimization` (all its settings),
+        `seed`, `data` (names), `curve` (mean IoU on the `validation_samples`, by step), `hardware`,
+        `started_from` (names), `base_model` (those of them that are Hub ids), `shared_images`, and `summary`,
+        Markdown.
+    """
+    folder = Path(folder)
+    config, entries = load_config(folder / "config.yaml"), read_log(folder / "log.jsonl")
+    batch = config.optimization.batch_size
+    logged = [entry for entry in entries if "samples_per_second" in entry]
+    spans = zip([0, *(entry["step"] for entry in logged)], logged, strict=False)
+    facts = {
+        "steps": logged[-1]["step"] if logged else 0,
+        "samples": batch * logged[-1]["step"] if logged else 0,
+        "hours": sum(batch * (entry["step"] - before) / entry["samples_per_second"] for before, entry in spans) / 3600,
+        "seed": config.seed,
+        "data": [" ".join(_name(dataset)) for dataset in config.data.train],
+        "optimization": asdict(config.optimization),
+        "validation_samples": max((entry.get("validation/samples", 0) for entry in entries), default=0),
+        "curve": {
+            str(entry["step"]): entry["validation/mean_iou"] for entry in entries if "validation/mean_iou" in entry
+        },
+        "hardware": hardware,
+        "started_from": _origins(config),
+        "base_model": [name for name in _sources(config) if is_hub_id(name)],
+        "shared_images": shared_images or {},
+    }
+    return {**facts, "summary": _summarise(config, facts)}
+
+
+def describe_model(config: TrainingConfig) -> About:
+    """What is to be said of a model that knows drawn shapes only; of others only a person can say anything."""
+    if {dataset["name"] for dataset in config.data.train} != {"refshapes"}:
+        return About()
+    return About(
+        name="CrossVLT, RefShapes",
+        summary="A CrossVLT that finds in a drawn scene the one shape that a sentence means. **It was trained on "
+        "RefShapes, drawn shapes, and knows nothing of photographs.**",
+        language=["en"],
+        intended_use="Trying the package, and experiments on drawn scenes (`crossvlt refshapes FOLDER` writes some).",
+        limits="Photographs, other words than those of RefShapes, and sentences that mean several objects or none.",
+        image="scene.png",
+        expression="the largest object",
+    )
+
+
+def _name(dataset: dict[str, Any]) -> tuple[str, str]:
+    """The name of a data set, of a folder only its last part, and the split."""
+    return public_name(str(dataset["name"])), str(dataset["split"])
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:.1f} hours" if hours >= 0.1 else f"{60 * hours:.1f} minutes"
+
+
+def _sources(config: TrainingConfig) -> list[str]:
+    """The checkpoints that the weights come from: Hub ids and folders."""
+    model = config.model
+    names = (model.checkpoint,) if model.checkpoint else (model.vision_encoder, model.text_encoder)
+    return [str(name) for name in names if name]
+
+
+def _origins(config: TrainingConfig) -> list[str]:
+    """Their names, without the path of a folder; a folder that says what it holds is called that, too."""
+    return [_origin(source) for source in _sources(config)]
+
+
+def _origin(source: str) -> str:
+    folder = DEFAULT_CHECKPOINT if source == BUILT_IN else Path(source)
+    if folder.resolve() == DEFAULT_CHECKPOINT.resolve():
+        return "the built-in checkpoint of `crossvlt_hf`"
+    name = f"`{public_name(source)}`"
+    return f"{name} ({About.read(folder / ABOUT).name})" if (folder / ABOUT).is_file() else name
+
+
+def count_shared_images(training: Sequence[Dataset], validation: Sequence[Dataset]) -> dict[str, int]:
+    """How many images of the validation data are also trained on, as far as paths and ids of images tell.
+
+    Args:
+        training: data sets of records.
+        validation: data sets of records.
+
+    Returns:
+        `shared` and `images`, of the validation data; {} if none are shared.
+    """
+    known = {name for dataset in training for names in _image_names(dataset) for name in names}
+    images = {names for dataset in validation for names in _image_names(dataset)}
+    shared = sum(not known.isdisjoint(names) for names in images)
+    return {"shared": shared, "images": len(images)} if shared else {}
+
+
+def _image_names(dataset: Dataset) -> Iterator[tuple[str, ...]]:
+    """What tells the image of each reference from others: its file, and its id within a data set."""
+    stored = dataset.with_format(None)
+    if "image_id" not in stored.column_names:
+        return
+    columns = ["image_id", *(name for name in ("dataset",) if name in stored.column_names)]
+    if isinstance(stored.features.get("image"), Picture):
+        stored, columns = stored.cast_column("image", Picture(decode=False)), [*columns, "image"]
+    for batch in stored.select_columns(columns).iter(1000):
+        sets = batch.get("dataset", [""] * len(batch["image_id"]))
+        cells = batch.get("image", [{}] * len(batch["image_id"]))
+        for cell, image_id, name in zip(cells, batch["image_id"], sets, strict=True):
+            ids, path = (f"{name}\0{image_id}",), (cell or {}).get("path")
+            yield (*ids, os.path.realpath(path)) if path else ids
+
+
+def _summarise(config: TrainingConfig, facts: dict[str, Any]) -> str:
+    options, origin = config.optimization, " and ".join(facts["started_from"]) or "noise"
+    curve = ", ".join(f"{value:.3f} (step {step})" for step, value in facts["curve"].items() if value is not None)
+    text_rate = f", {options.text_learning_rate:g} for the language stages" if options.text_learning_rate else ""
+    warm_up = f"warm-up of {options.warmup_steps} steps"
+    if facts["steps"] <= options.warmup_steps:
+        warm_up += ", in which the run ended, below its peak"
+    lines = [
+        f"{facts['samples']:,} pairs of an image and an expression of {', '.join(facts['data'])}, in "
+        f"{facts['steps']:,} steps of {options.batch_size}, from {origin}, seed {config.seed}; "
+        f"{_duration(facts['hours'])} of logged steps on {facts['hardware']}.",
+        f"AdamW, peak learning rate {options.learning_rate:g}{text_rate}, schedule {options.schedule}, {warm_up}, "
+        f"weight decay {options.weight_decay:g}, mixed precision {options.mixed_precision or 'as launched'}"
+        f"{f', averaged weights ({options.ema_decay:g})' if options.ema_decay else ''}.",
+    ]
+    if curve:
+        of_how_many = f"{facts['validation_samples']:,} expressions of " if facts["validation_samples"] else ""
+        lines.append(f"Mean IoU on {of_how_many}validation data: {curve}.")
+    return "\n".join(lines)
+
+
+def validation_report(folder: str | Path, *, best: bool, image_size: tuple[int, int], hardware: str) -> dict[str, Any]:
+    """The best or the last evaluation of a run as a report such as `crossvlt evaluate` writes; {} without any."""
+    folder = Path(folder)
+    found = [entry for entry in read_log(folder / "log.jsonl") if SCORE in entry]
+    if not found:
+        return {}
+    chosen = max(found, key=lambda entry: entry[SCORE] or 0.0) if best else found[-1]
+    metrics = {
+        name.removeprefix("validation/"): value for name, value in chosen.items() if name.startswith("validation/")
+    }
+    metrics.pop("families", None)
+    names = [_name(dataset) for dataset in load_config(folder / "config.yaml").data.validation]
+    return {
+        "data": names[0][0],
+        "split": names[0][1],
+        "name": f"{', '.join(map(' '.join, names))} (validation in training)",
+        "protocol": "paper",
+        "image_size": list(image_size),
+        "hardware": hardware,
+        "metrics": metrics,
+    }
