@@ -3,16 +3,166 @@
 Importing the package registers its classes, so that `AutoConfig`, `AutoModel`, `AutoModelForSemanticSegmentation`,
 `AutoProcessor` and `pipeline("referring-image-segmentation")` know them. Without a model the pipeline takes a small
 one that comes with the package and knows some 500 words, for everyday things in photographs and for drawn shapes.
+
+It imports no Transformers to do so: each class is registered as soon as the module that must know it is imported.
 """
 
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec, spec_from_loader
+from types import ModuleType
 from typing import Any
 
 import lazy_loader
 
-from .registration import register
-
 
 _lazy, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)  # the names: __init__.pyi
+
+TASK = "referring-image-segmentation"
+
+# Where modules of version 0.1 are now
+_MOVED = {
+    "cards": "publishing.card",
+    "complexity": "benchmark.flops",
+    "data.folder": "data.sources.folder",
+    "data.hub": "data.sources.hub",
+    "data.loading": "data.load",
+    "data.phrasecut": "data.sources.phrasecut",
+    "data.records": "data.record",
+    "data.refer": "data.sources.refer",
+    "encoders": "conversion.encoders",
+    "evaluate_metric": "evaluation.hf_metric",
+    "evidence": "publishing.facts",
+    "export": "publishing.export",
+    "hub": "publishing.repository",
+    "loading": "checkpoint",
+    "page": "publishing.page",
+    "weights": "conversion.state_dicts",
+}
+
+
+def _register_configs() -> None:
+    from transformers import AutoConfig
+
+    from .configuration_crossvlt import CrossVLTConfig, CrossVLTTextConfig, CrossVLTVisionConfig
+
+    for config_class in (CrossVLTConfig, CrossVLTVisionConfig, CrossVLTTextConfig):
+        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+
+
+def _register_models() -> None:
+    from transformers import AutoModel, AutoModelForSemanticSegmentation
+
+    from .modeling_crossvlt import CrossVLTModel, CrossVLTTextModel, CrossVLTVisionModel
+
+    for model_class in (CrossVLTModel, CrossVLTVisionModel, CrossVLTTextModel):
+        AutoModel.register(model_class.config_class, model_class, exist_ok=True)
+    AutoModelForSemanticSegmentation.register(CrossVLTModel.config_class, CrossVLTModel, exist_ok=True)
+
+
+def _register_processor() -> None:
+    from transformers import AutoProcessor
+
+    from .configuration_crossvlt import CrossVLTConfig
+    from .processing_crossvlt import CrossVLTProcessor
+
+    AutoProcessor.register(CrossVLTConfig, CrossVLTProcessor, exist_ok=True)
+
+
+def _register_pipeline() -> None:
+    from transformers import AutoModelForSemanticSegmentation
+    from transformers.pipelines import PIPELINE_REGISTRY
+
+    from .checkpoint import DEFAULT_CHECKPOINT
+    from .pipeline_crossvlt import ReferringImageSegmentationPipeline
+
+    if TASK not in PIPELINE_REGISTRY.get_supported_tasks():
+        PIPELINE_REGISTRY.register_pipeline(
+            TASK,
+            pipeline_class=ReferringImageSegmentationPipeline,
+            pt_model=AutoModelForSemanticSegmentation,
+            default={"model": (str(DEFAULT_CHECKPOINT), "main")},
+            type="multimodal",
+        )
+    # Transformers warns where it chooses the model; no pipeline can tell a chosen model from a named one
+    logging.getLogger("transformers.pipelines").addFilter(_name_the_built_in)
+
+
+def _name_the_built_in(record: logging.LogRecord) -> bool:
+    """Let Transformers' warning that no model was named say which one that means, and what it knows."""
+    from .checkpoint import BUILT_IN_NOTE, DEFAULT_CHECKPOINT
+
+    if str(record.msg).startswith(f"No model was supplied, defaulted to {DEFAULT_CHECKPOINT}"):
+        record.msg = f"No model was named: {BUILT_IN_NOTE}"
+    return True
+
+
+class _Registrar(MetaPathFinder):
+    """Takes each action once: when Transformers' module has been imported and ours is not half imported."""
+
+    def __init__(self, actions: dict[tuple[str, str], Callable[[], None]]) -> None:
+        self.actions = actions
+        self.watched = {name for names in actions for name in names}
+        self.importing: set[str] = set()
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name not in self.watched:
+            return None
+        self.watched.remove(name)
+        spec = find_spec(name)  # by the other finders
+        if spec and spec.loader:
+            spec.loader.exec_module = partial(self.execute, spec.loader.exec_module)  # type: ignore[method-assign]
+        return spec
+
+    def execute(self, execute: Callable[[ModuleType], None], module: ModuleType) -> None:
+        self.importing.add(module.__name__)
+        try:
+            execute(module)
+        finally:
+            self.importing.remove(module.__name__)
+        self.act()
+
+    def act(self) -> None:
+        """Take the actions whose modules are there."""
+        for theirs, ours in list(self.actions):
+            if theirs in sys.modules and not self.importing & {theirs, ours} and (theirs, ours) in self.actions:
+                self.actions.pop((theirs, ours))()
+
+
+class _OldNames(MetaPathFinder, Loader):
+    """Imports modules under their names of version 0.1, with a warning."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        package, _, module = name.partition(".")
+        return spec_from_loader(name, self) if package == __name__ and module in _MOVED else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        new = f"{__name__}.{_MOVED[module.__name__.partition('.')[2]]}"
+        warnings.warn(f"`{module.__name__}` is now `{new}`; the old name will go.", FutureWarning, stacklevel=2)
+        public = {name: value for name, value in vars(import_module(new)).items() if not name.startswith("__")}
+        vars(module).update(public)
+
+
+def _register() -> None:
+    """Register the classes: now where Transformers' modules are imported already, else once these are."""
+    auto = "transformers.models.auto"
+    registrar = _Registrar(
+        {
+            (f"{auto}.configuration_auto", f"{__name__}.configuration_crossvlt"): _register_configs,
+            (f"{auto}.modeling_auto", f"{__name__}.modeling_crossvlt"): _register_models,
+            (f"{auto}.processing_auto", f"{__name__}.processing_crossvlt"): _register_processor,
+            ("transformers.pipelines", f"{__name__}.pipeline_crossvlt"): _register_pipeline,
+        }
+    )
+    sys.meta_path.insert(0, registrar)
+    sys.meta_path.append(_OldNames())
+    registrar.act()
 
 
 def __getattr__(name: str) -> Any:
@@ -23,4 +173,4 @@ def __getattr__(name: str) -> Any:
     return _lazy(name)
 
 
-register()
+_register()

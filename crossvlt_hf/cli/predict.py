@@ -10,7 +10,7 @@ from typing import Any
 from ..checkpoint import load_checkpoint, resolve_checkpoint
 from .extras import needs_extra
 from .presence import add_presence_option
-from .run import parse_options
+from .evaluate import parse_options
 
 
 EXAMPLES = """examples:

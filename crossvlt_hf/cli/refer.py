@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from .extras import needs_extra
-from .run import parse_options
+from .evaluate import parse_options
 
 
 FAMILIES = ("noun", "attribute", "absolute", "relation", "ordinal", "superlative", "negation", "plural", "no_target")
