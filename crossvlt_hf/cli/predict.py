@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import load_checkpoint, resolve_checkpoint
+from .evaluate import parse_options
 from .extras import needs_extra
 from .presence import add_presence_option
-from .evaluate import parse_options
 
 
 EXAMPLES = """examples:

@@ -4,8 +4,8 @@ import argparse
 import sys
 from typing import Any
 
-from .extras import needs_extra
 from .evaluate import parse_options
+from .extras import needs_extra
 
 
 FAMILIES = ("noun", "attribute", "absolute", "relation", "ordinal", "superlative", "negation", "plural", "no_target")

@@ -26,7 +26,10 @@ __all__ = [
 ]
 
 
-_MOVED = {"training_curves": "training", **dict.fromkeys(["Choice", "choose_samples", "evaluation_gallery"], "evaluation")}
+_MOVED = {
+    "training_curves": "training",
+    **dict.fromkeys(["Choice", "choose_samples", "evaluation_gallery"], "evaluation"),
+}
 
 
 def __getattr__(name: str) -> Any:
