@@ -12,8 +12,9 @@ from datasets import Image as ImageFeature
 from fabricate import box, photo, sentence
 from PIL import Image
 
-from crossvlt_hf.data import hub, load_data
+from crossvlt_hf.data import load_data
 from crossvlt_hf.data.masks import decode_segmentation, encode_mask
+from crossvlt_hf.data.sources import hub
 from crossvlt_hf.data.sources.hub import load_jxu124, load_refcoco_m
 
 

@@ -15,7 +15,8 @@ from three_processes import CASES, SIDE, balanced_model, evaluate_by_trainer, ev
 from crossvlt_hf import CrossVLTProcessor
 from crossvlt_hf.data import Record, build_dataset
 from crossvlt_hf.data.masks import encode_mask, pack
-from crossvlt_hf.evaluation import EvaluationOptions, evaluate, tokenize
+from crossvlt_hf.evaluation import EvaluationOptions, evaluate
+from crossvlt_hf.evaluation.run import tokenize
 from crossvlt_hf.metrics import Areas, ReferringSegmentationMetric
 
 

@@ -14,7 +14,7 @@ from conftest import tiny_config
 from PIL import Image
 
 from crossvlt_hf import DEFAULT_CHECKPOINT, CrossVLTConfig, CrossVLTModel, CrossVLTProcessor
-from crossvlt_hf import export as exporting
+from crossvlt_hf.publishing import export as exporting
 from crossvlt_hf.checkpoint import load_checkpoint
 from crossvlt_hf.cli import main as crossvlt
 from crossvlt_hf.conversion.vocabulary import default_tokenizer

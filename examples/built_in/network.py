@@ -8,7 +8,7 @@ import torch
 from transformers import BertTokenizer
 
 from crossvlt_hf import CrossVLTConfig, CrossVLTModel, CrossVLTProcessor
-from crossvlt_hf.data.objects import expressions as rules
+from crossvlt_hf.data.objects import engine as rules
 from crossvlt_hf.data.objects.words import lookup
 from crossvlt_hf.data.refshapes import vocabulary
 
