@@ -17,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 
+TESTS = Path(__file__).parent
 PRELOADED = ("torch._dynamo", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.tensor")
 
 
@@ -67,6 +68,8 @@ def _begin(command: list[str], variables: dict[str, str], folder: str, output: s
     kind = command[0] if command[0] in ("-m", "-c") else "script"
     what, *sys.argv[1:] = command if kind == "script" else command[1:]
     sys.path[0] = str(Path(what).parent.absolute()) if kind == "script" else folder if kind == "-m" else ""
+    if kind == "script" and TESTS in Path(what).absolute().parents:
+        sys.path.insert(1, str(TESTS))  # PYTHONPATH=tests
     if kind == "-m":
         runpy.run_module(what, run_name="__main__", alter_sys=True)
     elif kind == "-c":

@@ -22,6 +22,7 @@ from datasets import Image as ImageFeature
 from documents import DOCUMENTS, ROOT, anchors, code_blocks, links, shell_lines
 from documents import run_python as run_block
 from fabricate import write_refer
+from fabricate_objects import hub_row, mask, picture, write_coco, write_labelme, write_voc, write_yolo
 from hub_server import HubServer
 from PIL import Image
 from processes import run_python
@@ -32,9 +33,6 @@ from crossvlt_hf.conversion.vocabulary import default_tokenizer
 from crossvlt_hf.data import load_data
 from crossvlt_hf.data.refshapes import make_example
 
-
-sys.path.insert(0, str(ROOT / "tests" / "objects"))
-from fabricate_objects import hub_row, mask, picture, write_coco, write_labelme, write_voc, write_yolo
 
 
 BLOCKS = {name: code_blocks((ROOT / name).read_text()) for name in DOCUMENTS}

@@ -36,7 +36,7 @@ from crossvlt_hf.publishing.repository import export, read_evidence
 from crossvlt_hf.training.report import count_shared_images, describe_run
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CARDS = sorted((ROOT / "model_cards").glob("crossvlt-*.md"))
 
 

@@ -28,7 +28,7 @@ from crossvlt_hf.publishing.facts import About, Evidence, public_name
 from crossvlt_hf.publishing.repository import export, publish
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NAME = "alice/crossvlt"
 TOKEN = "hf_alice"
 CODE = {f"{kind}_crossvlt.py" for kind in ("configuration", "modeling", "processing", "pipeline")}
@@ -128,7 +128,7 @@ def local_mask(scene):
 
 def round_trips(run, python, scene, trips):
     """The masks of every (model, folder that is made for them), and whether torchvision was there."""
-    script = ROOT / "tests" / "remote_round_trip.py"
+    script = Path(__file__).with_name("remote_round_trip.py")
     run(python, script, scene, EXAMPLE.expression, *itertools.chain(*trips))
     for _, out in trips:
         with np.load(out / "masks.npz") as found:

@@ -33,7 +33,7 @@ from crossvlt_hf.training.build import refshapes_tokenizer
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 OPTIONS += ["--disable-background-networking", "--disable-component-update"]
-SPACE = Path(__file__).parents[1] / "examples" / "space"
+SPACE = Path(__file__).parents[2] / "examples" / "space"
 PATIENCE = 240_000  # milliseconds; the machine may be busy
 
 pytestmark = [  # Gradio takes seconds to import, which only the process that runs these tests should spend

@@ -317,7 +317,7 @@ def test_the_document_shows_how_to_read_the_masks(rows, checkpoint, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     for name, file_format in (("test-masks", "parquet"), ("masks", "jsonl")):
         assert run(rows, "--output", name, "--format", file_format, checkpoint=checkpoint) == 0
-    document = Path(__file__).parents[1] / "docs" / "usage.md"
+    document = Path(__file__).parents[2] / "docs" / "usage.md"
     (block,) = [block for block in code_blocks(document.read_text()) if "read_parquet" in block.code]
     scope = {}
     run_block(block.code, document, block.line, scope)
@@ -439,7 +439,7 @@ def test_two_processes_write_what_one_does(rows, checkpoint, tmp_path):
 
 
 def test_predictions_that_are_killed_end_as_if_they_had_not_been(tmp_path):
-    """More with `python tests/kill_prediction.py --rows 1000 --kills 10`."""
+    """More with `PYTHONPATH=tests python tests/prediction/kill_prediction.py --rows 1000 --kills 10`."""
     script = Path(__file__).with_name("kill_prediction.py")
     done = run_python(script, "--rows", 80, "--kills", 3, folder=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -15,7 +15,7 @@ from crossvlt_hf.checkpoint import load_checkpoint
 from crossvlt_hf.data.refshapes import make_example
 
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 OTHERWISE_TESTED = {
     "ablations.py",  # test_reproduction runs the training; its hours are not for a test
     "train.py",  # test_training

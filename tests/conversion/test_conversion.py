@@ -37,7 +37,7 @@ PATCH_EMBEDDING = "backbone.0.patch_embed.proj.weight"
 
 @cache
 def parity(tag: str) -> dict:
-    return json.loads((Path(__file__).parent / "parity" / f"{tag}.json").read_text())
+    return json.loads((Path(__file__).parents[1] / "parity" / f"{tag}.json").read_text())
 
 
 @cache

@@ -17,7 +17,7 @@ from crossvlt_hf import CrossVLTModel
 from crossvlt_hf.checkpoint import load_checkpoint
 
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 METRICS = ("overall_iou", "mean_iou", "precision@0.5")
 
 

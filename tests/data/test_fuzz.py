@@ -1,4 +1,4 @@
-"""Broken files and inputs, from seeds; `tests/fuzz_readers.py` runs longer and guided by coverage."""
+"""Broken files and inputs, from seeds; `tests/data/fuzz_readers.py` runs longer and guided by coverage."""
 
 import os
 

@@ -14,7 +14,7 @@ from crossvlt_hf.conversion.state_dicts import load_strictly
 from crossvlt_hf.modeling_crossvlt import CrossVLTGatedResidual, CrossVLTModel, alignment_loss
 
 
-FOLDER = Path(__file__).parent / "parity"
+FOLDER = Path(__file__).parents[1] / "parity"
 # Of the network, in float64 (design, section 2). The references are float64 results, their arrays stored as float32.
 LOGITS, FEATURES, SCALARS = 1e-7, 1e-6, 1e-7
 # Of float32's rounding, whose gradient norms differ by over 1 % between processors and are not compared

@@ -552,7 +552,7 @@ def test_config_does_not_fit(capsys, checkpoint, photo_file, changes):
 def originals(tmp_path_factory) -> Path:
     """A folder with the tiny parity checkpoint and a tokenizer."""
     folder = tmp_path_factory.mktemp("originals")
-    shapes = json.loads((Path(__file__).parent / "parity" / "tiny.json").read_text())["shapes"]
+    shapes = json.loads((Path(__file__).parents[1] / "parity" / "tiny.json").read_text())["shapes"]
     torch.save({"model": fill_state_dict(shapes)}, folder / "original.pth")
     tiny_tokenizer().save_pretrained(folder / "tokenizer")
     return folder

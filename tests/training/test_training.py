@@ -42,7 +42,7 @@ from crossvlt_hf.training.optimization import (
 )
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(
     path.stem for path in Path(sys.modules["crossvlt_hf.training"].__file__).parent.glob("configs/*.yaml")
 )
@@ -953,7 +953,7 @@ def test_broken_data_in_an_evaluation_are_told_in_a_line(tmp_path, with_a_broken
 
 
 def test_runs_that_are_killed_end_as_if_they_had_not_been(tmp_path):
-    """More with `python tests/kill_training.py --kills 100`."""
+    """More with `PYTHONPATH=tests python tests/training/kill_training.py --kills 100`."""
     script = Path(__file__).with_name("kill_training.py")
     done = run_python(script, "--kills", 4, "--in-saves", 2, "--steps", 12, folder=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,7 @@
 """Kill `crossvlt predict` again and again, and see that it ends as if left alone; or measure its memory.
 
-python tests/kill_prediction.py --rows 1000 --kills 10 --seed 0
-python tests/kill_prediction.py --memory 100 1000 10000
+PYTHONPATH=tests python tests/prediction/kill_prediction.py --rows 1000 --kills 10 --seed 0
+PYTHONPATH=tests python tests/prediction/kill_prediction.py --memory 100 1000 10000
 
 A fork of this process predicts with the model in `--model` (default: a tiny one with random weights), and is killed
 (SIGKILL) at random moments. Prints what was found as a line of JSON.

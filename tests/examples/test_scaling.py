@@ -8,7 +8,7 @@ from crossvlt_hf import CrossVLTConfig
 from crossvlt_hf.benchmark.flops import count_flops, count_parameters
 
 
-DOCUMENT = (Path(__file__).parents[1] / "docs" / "scaling.md").read_text()
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text()
 
 
 def rows(printed: str) -> list[list[str]]:

@@ -20,7 +20,7 @@ from crossvlt_hf.checkpoint import load_checkpoint
 from crossvlt_hf.publishing.page.samples import SAMPLES
 
 
-SCRIPTS = Path(__file__).parents[1] / "examples" / "built_in"
+SCRIPTS = Path(__file__).parents[2] / "examples" / "built_in"
 CUPS = (("cup", (200, 30, 40), (10, 30, 50, 80)), ("cup", (40, 80, 200), (100, 30, 150, 80)))
 DOG = ("dog", (30, 150, 60), (60, 84, 100, 114))
 

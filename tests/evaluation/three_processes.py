@@ -1,6 +1,6 @@
 """Data and a model for the tests of the evaluation, and what three processes find on them.
 
-python tests/three_processes.py FOLDER    # each writes FOLDER/RANK.json
+PYTHONPATH=tests python tests/evaluation/three_processes.py FOLDER    # each writes FOLDER/RANK.json
 """
 
 import json

@@ -215,7 +215,7 @@ def test_the_example_for_tables_of_photographs(tmp_path):
     Dataset.from_list([hub_row() | {"photo_id": f"p{number}"} for number in range(3)]).to_parquet(
         tmp_path / "t.parquet"
     )
-    script = Path(__file__).parents[2] / "examples" / "photographs.py"
+    script = Path(__file__).parents[3] / "examples" / "photographs.py"
     command = [sys.executable, script, tmp_path / "t.parquet", "--output", tmp_path / "sheet.png"]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "expressions for 3 photographs" in run.stdout

@@ -1,7 +1,7 @@
 """Readers of files from strangers, each fed with broken bytes. Every answer but the documented errors is a crash.
 
-python tests/fuzz_readers.py READER [--inputs 10000] [--seed 0]     mutations of valid files, from a seed
-python tests/fuzz_readers.py READER --atheris [libFuzzer options]   guided by coverage (`pip install atheris`)
+PYTHONPATH=tests python tests/data/fuzz_readers.py READER [--inputs 10000] [--seed 0]     mutations of valid files, from a seed
+PYTHONPATH=tests python tests/data/fuzz_readers.py READER --atheris [libFuzzer options]   guided by coverage (`pip install atheris`)
 
 A crash is written beside as crash-READER-<hash>, and read again by `--input FILE`.
 """
@@ -178,7 +178,7 @@ class Checkpoint(Reader):
     name = "original.pth"
 
     def prepare(self) -> None:
-        shapes = json.loads((Path(__file__).parent / "parity" / "tiny.json").read_text())["shapes"]
+        shapes = json.loads((Path(__file__).parents[1] / "parity" / "tiny.json").read_text())["shapes"]
         tensors = {f"module.{key}": value for key, value in fill_state_dict(shapes).items()}
         contents = [{"model": tensors, "args": argparse.Namespace(lr=1.0), "epoch": 3}, tensors]
         self.seeds = []
@@ -200,7 +200,7 @@ class Safetensors(Checkpoint):
     name = "original.safetensors"
 
     def prepare(self) -> None:
-        shapes = json.loads((Path(__file__).parent / "parity" / "tiny.json").read_text())["shapes"]
+        shapes = json.loads((Path(__file__).parents[1] / "parity" / "tiny.json").read_text())["shapes"]
         self.seeds = [save(fill_state_dict(shapes))]
 
 

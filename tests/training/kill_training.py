@@ -1,6 +1,6 @@
 """Kill a short training run again and again, and see that it ends as one that was left alone, bit for bit.
 
-python tests/kill_training.py --kills 100 --in-saves 30 --seed 0
+PYTHONPATH=tests python tests/training/kill_training.py --kills 100 --in-saves 30 --seed 0
 
 A fork of this process trains; it is killed (SIGKILL) at a random moment, or while it writes a checkpoint, and started
 again with --resume. A run that ends is compared, and another begins. Prints the counts as a line of JSON.

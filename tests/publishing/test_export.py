@@ -33,7 +33,7 @@ from crossvlt_hf.publishing.export import (
 from crossvlt_hf.training.build import refshapes_tokenizer
 
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "onnx_without_torch.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "onnx_without_torch.py"
 EXPRESSIONS = ["the largest object", "the leftmost object", "the object at the bottom"]
 # Run before the example: what it must not need cannot be imported
 BLOCKED = """

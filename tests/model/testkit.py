@@ -11,7 +11,7 @@ import transformers
 from filelock import FileLock
 
 
-BUILD = Path(__file__).parents[1] / "build"
+BUILD = Path(__file__).parents[2] / "build"
 KIT = BUILD / f"transformers-{transformers.__version__}-tests"
 
 # What the tests import from files that are not in the source distribution
