@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import LoggerType
 from datasets import Dataset
@@ -47,6 +48,16 @@ def check_config(config: TrainingConfig, processes: int | None = None) -> None:
         raise ValueError(
             f"`optimization.batch_size` must be divisible by {share} (`optimization.accumulation` times processes), "
             f"got {config.optimization.batch_size}."
+        )
+
+
+def check_processes(accelerator: Accelerator) -> None:
+    """Whether Accelerate knows of all the processes that were launched."""
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise ValueError(
+            f"{launched} processes were launched, but Accelerate joins {accelerator.num_processes}; on the CPU set "
+            "ACCELERATE_USE_CPU=true and use examples/accelerate/cpu.yaml. FSDP needs GPUs."
         )
 
 

@@ -1,9 +1,15 @@
-"""The log of a run: a line of JSON for every logged step and evaluation."""
+"""What a run tells while it goes: `log.jsonl`, a line of JSON for every logged step and evaluation; its console."""
 
 import json
 import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from tqdm.auto import tqdm
+from transformers.utils import logging
 
 
 SCORE = "validation/overall_iou"
@@ -60,3 +66,23 @@ def best_score(path: Path) -> float:
 def is_evaluated(path: Path, step: int) -> bool:
     """Whether an evaluation of that step was logged."""
     return any(SCORE in entry and entry["step"] == step for entry in read_log(path))
+
+
+# ---- the console
+
+
+def say(line: str) -> None:
+    """Write a line to stderr, above the bar if one is shown."""
+    tqdm.write(line, file=sys.stderr)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Hide the bars that Transformers draws for loading and saving."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

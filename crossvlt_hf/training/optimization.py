@@ -1,21 +1,26 @@
 """Parameter groups, optimizer, schedule, averaged weights, and losses normalised over all processes."""
 
+import math
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import SchedulerType, get_scheduler
 
+from ..data.readable import Batch
 from ..modeling_crossvlt import CLASS_WEIGHTS, IGNORE_INDEX, CrossVLTModel, CrossVLTOutput, total_loss
 from .config import OptimizationOptions
 
 
 LANGUAGE_STAGES = "text_model.stages."
 NORMS = (nn.LayerNorm, _BatchNorm)  # the latter is what SyncBatchNorm is, too
+LOSS_TERMS = ("mask_loss", "alignment_loss", "dice_loss", "presence_loss")  # of a model's output
 UNDECAYED = ("relative_position_bias_table", "temperature")
 
 
@@ -110,3 +115,29 @@ def normalised_loss(model: CrossVLTModel, output: CrossVLTOutput, own: Tensor, t
     dice = 0.0 if losses.dice_loss is None else losses.dice_loss * samples
     presence = 0.0 if losses.presence_loss is None else losses.presence_loss * labelled
     return total_loss(model.config, losses.mask_loss * weighted, losses.alignment_loss * valid, dice, presence)
+
+
+def check_loss(accelerator: Accelerator, loss: Tensor, batches: Sequence[Batch], step: int) -> None:
+    """Stop before a loss that is not finite reaches the weights; called by all processes.
+
+    Raises:
+        FloatingPointError: with the names of the pairs of this step.
+    """
+    mean = accelerator.reduce(loss, "mean").item()
+    if math.isfinite(mean):
+        return
+    own = [name for batch in batches for name in batch.names] if not loss.isfinite() else []
+    names = gather_object(own) if accelerator.num_processes > 1 else own
+    raise FloatingPointError(
+        f"The loss is {mean} at step {step}; lower `optimization.learning_rate`, or give "
+        f"`optimization.max_grad_norm`. Checkpoints are as they were. The pairs of this step: {', '.join(names)}"
+    )
+
+
+def set_training_mode(network: nn.Module, options: OptimizationOptions) -> None:
+    """Put a network into training mode, but its BatchNorms where they are frozen."""
+    network.train()
+    if options.freeze_batch_norm:
+        for module in network.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()

@@ -1,18 +1,126 @@
-"""What a finished run has to tell to a model card."""
+"""What a run reports: its log, pictures and curves while it goes, and at its end the facts for a model card."""
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, broadcast_object_list
 from datasets import Dataset
 
-from ..checkpoint import BUILT_IN, DEFAULT_CHECKPOINT
+from ..checkpoint import BUILT_IN, DEFAULT_CHECKPOINT, describe_hardware
 from ..data.features import Picture
-from ..publishing.facts import ABOUT, About, is_hub_id, public_name
+from ..metrics import ReferringSegmentationMetric
+from ..modeling_crossvlt import CrossVLTModel
+from ..processing_crossvlt import CrossVLTProcessor
+from ..publishing.facts import ABOUT, About, Evidence, is_hub_id, public_name
+from .checkpoints import Progress
 from .config import TrainingConfig, load_config
-from .log import SCORE, read_log
+from .curves import training_curves
+from .log import SCORE, append, best_score, evaluation_line, is_evaluated, read_log, rewind, say
+from .pictures import draw_predictions
+
+
+class Report:
+    """The log of a run, for a reader and for the trackers, and the files that show what came of it.
+
+    The main process writes; methods that say so must be called by all processes.
+
+    Args:
+        accelerator: of the run.
+        config: of the run.
+    """
+
+    def __init__(self, accelerator: Accelerator, config: TrainingConfig) -> None:
+        self.accelerator, self.config, self.folder = accelerator, config, Path(config.output.folder)
+        self.path = self.folder / "log.jsonl"
+        self.start_clock(0)
+
+    def go_back_to(self, step: int) -> None:
+        """Leave out what was logged after a step."""
+        rewind(self.path, step)
+
+    def start_clock(self, step: int) -> None:
+        """Measure the speed from here on."""
+        self.clock, self.clocked_step = time.perf_counter(), step
+
+    def log(self, step: int, entry: dict[str, Any]) -> None:
+        """Write a line of the log, and its numbers to the trackers."""
+        self.accelerator.log({k: v for k, v in entry.items() if isinstance(v, int | float)}, step=step)
+        if self.accelerator.is_main_process:
+            append(self.path, {"step": step, **entry})
+
+    def log_steps(self, progress: Progress, learning_rate: float) -> float:
+        """Log the means of the steps since the last line, over all processes, and return the loss."""
+        means = progress.take_means()
+        mean = {name: self.accelerator.reduce(value, "mean").item() for name, value in means.items()}
+        samples = (progress.step - self.clocked_step) * self.config.optimization.batch_size
+        speed = {"learning_rate": learning_rate, "samples_per_second": samples / (time.perf_counter() - self.clock)}
+        skipped = {"skipped": progress.skipped} if self.config.data.on_error == "skip" else {}
+        self.start_clock(progress.step)
+        self.log(progress.step, {**mean, **speed, **skipped})
+        return mean["loss"]
+
+    def is_evaluated(self, step: int) -> bool:
+        """Whether an evaluation of that step was logged; all processes ask."""
+        return self._told_by_the_first(is_evaluated, step)
+
+    def best_score(self) -> float:
+        """The best overall IoU so far; minus infinity without any; all processes ask."""
+        return self._told_by_the_first(best_score)
+
+    def _told_by_the_first(self, read: Any, *arguments: Any) -> Any:
+        own = read(self.path, *arguments) if self.accelerator.is_main_process else None
+        return broadcast_object_list([own])[0]
+
+    def log_evaluation(self, step: int, steps: int, metric: ReferringSegmentationMetric) -> dict[str, Any]:
+        """Log an evaluation on the validation data, print it, and return its metrics."""
+        metrics = metric.compute()
+        families = {name: found["mean_iou"] for name, found in metric.compute_groups().items() if name}
+        named = {f"validation/{name}": value for name, value in metrics.items()}
+        self.log(step, {**named, "validation/families": families})
+        if self.accelerator.is_main_process:
+            say(evaluation_line(step, steps, metrics))
+        return metrics
+
+    def draw(self, step: int, model: CrossVLTModel, processor: CrossVLTProcessor, dataset: Dataset) -> None:
+        """Write predictions as a picture, and show it to the trackers; called by all processes."""
+        sharded = self.accelerator.distributed_type == DistributedType.FSDP  # then no process predicts alone
+        if sharded or self.accelerator.is_main_process:
+            picture = draw_predictions(model, processor, dataset, self.config.output.pictures)
+        if self.accelerator.is_main_process:
+            path = self.folder / "pictures" / f"step-{step}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(path)
+            for tracker in self.accelerator.trackers:
+                if tracker.name == "tensorboard":  # others take pictures in ways of their own
+                    values = {"predictions": np.asarray(picture)[None]}
+                    tracker.log_images(values, step=step, dataformats="NHWC")
+        self.accelerator.wait_for_everyone()
+
+    def draw_curves(self) -> None:
+        """A picture of the log, where there is anything to draw and to draw with."""
+        if find_spec("matplotlib") and any("loss" in entry for entry in read_log(self.path)):
+            training_curves(self.folder).save(self.folder / "curves.png")
+
+    def describe(
+        self, name: str, processor: CrossVLTProcessor, training: Sequence[Dataset], validation: Sequence[Dataset]
+    ) -> None:
+        """Write beside the weights `best` or `last` what their card tells of the training."""
+        hardware = describe_hardware(self.accelerator.device, self.accelerator.num_processes)
+        measured = validation_report(
+            self.folder, best=name == "best", image_size=processor.image_size, hardware=hardware
+        )
+        facts = describe_run(self.folder, hardware, count_shared_images(training, validation))
+        Evidence(describe_model(self.config), [measured] if measured else [], training=facts).save(self.folder / name)
+
+
+# ---- for a model card
 
 
 def describe_run(folder: str | Path, hardware: str, shared_images: dict[str, int] | None = None) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from crossvlt_hf.cli import main as crossvlt
 from crossvlt_hf.data import load_data, write_folder
 from crossvlt_hf.training import TrainingRun, build, load_config
 from crossvlt_hf.training.__main__ import main
-from crossvlt_hf.training.checkpoints import list_checkpoints, prune, write_whole
+from crossvlt_hf.training.checkpoints import Checkpoints, list_checkpoints, prune, write_whole
 from crossvlt_hf.training.config import OptimizationOptions
 from crossvlt_hf.training.optimization import (
     build_average,
@@ -709,8 +709,8 @@ def test_images_of_test_splits_are_left_out(tmp_path):
     splits = ["train"] * 11 + ["test"]  # the two of the last image
     write_folder(({**row, "split": split} for row, split in zip(drawn, splits, strict=True)), tmp_path / "mine")
     train, test = ({"name": str(tmp_path / "mine"), "split": split} for split in ("train", "test"))
-    assert len(small_run(tmp_path / "a", data__train=[train], data__validation=[]).pairs) == 11
-    kept = small_run(tmp_path / "b", data__train=[train], data__exclude=[test], data__validation=[]).pairs
+    assert len(small_run(tmp_path / "a", data__train=[train], data__validation=[]).batches.pairs) == 11
+    kept = small_run(tmp_path / "b", data__train=[train], data__exclude=[test], data__validation=[]).batches.pairs
     assert len(kept) == 10
     assert drawn[11]["image_id"] not in kept.datasets[0].with_format(None)["image_id"]
 
@@ -873,14 +873,14 @@ def test_a_full_disk_leaves_the_checkpoints_before(finished, tmp_path, monkeypat
     """A limit on the size of files makes writing fail as a full disk does, within a file."""
     resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    save = TrainingRun.save_checkpoint
+    save = Checkpoints.save
 
-    def fill_up(run):
-        if run.progress.step == 4:
+    def fill_up(checkpoints, network, progress):
+        if progress.step == 4:
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
-        save(run)
+        save(checkpoints, network, progress)
 
-    monkeypatch.setattr(TrainingRun, "save_checkpoint", fill_up)
+    monkeypatch.setattr(Checkpoints, "save", fill_up)
     config = str(write_config(tmp_path, output__trackers=[]))
     try:
         assert main([config]) == 2
