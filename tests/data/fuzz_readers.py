@@ -1,7 +1,7 @@
 """Readers of files from strangers, each fed with broken bytes. Every answer but the documented errors is a crash.
 
-PYTHONPATH=tests python tests/data/fuzz_readers.py READER [--inputs 10000] [--seed 0]     mutations of valid files, from a seed
-PYTHONPATH=tests python tests/data/fuzz_readers.py READER --atheris [libFuzzer options]   guided by coverage (`pip install atheris`)
+python fuzz_readers.py READER [--inputs 10000] [--seed 0]     mutations of valid files, from a seed
+python fuzz_readers.py READER --atheris [libFuzzer options]   guided by coverage (`pip install atheris`)
 
 A crash is written beside as crash-READER-<hash>, and read again by `--input FILE`.
 """
@@ -33,10 +33,10 @@ from safetensors.torch import save
 import crossvlt_hf
 from crossvlt_hf.conversion.original import convert_state_dict, infer_config
 from crossvlt_hf.conversion.state_dicts import read_state_dict
-from crossvlt_hf.data.sources import folder as folders
-from crossvlt_hf.data.sources import phrasecut, refer
 from crossvlt_hf.data.files import read_json
 from crossvlt_hf.data.masks import decode_mask, encode_mask, read_mask
+from crossvlt_hf.data.sources import folder as folders
+from crossvlt_hf.data.sources import phrasecut, refer
 from crossvlt_hf.processing_crossvlt import to_rgb
 from crossvlt_hf.training.config import load_config
 

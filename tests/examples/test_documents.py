@@ -34,7 +34,6 @@ from crossvlt_hf.data import load_data
 from crossvlt_hf.data.refshapes import make_example
 
 
-
 BLOCKS = {name: code_blocks((ROOT / name).read_text()) for name in DOCUMENTS}
 # A name that ends in dots stands for all lines that begin so
 RUN_ELSEWHERE = {
