@@ -131,11 +131,11 @@ def test_a_target_without_a_pixel(tmp_path, reader, empty):
     with pytest.raises(ValueError, match=rf"{named}.* has a target, but its mask has no pixel of it.*`empty_masks`"):
         READERS[reader](tmp_path / "error", *things)
     (tmp_path / "skip").mkdir()
-    with pytest.warns(UserWarning, match=rf"1 references left out, as their masks have no pixel, .*{named}"):
+    with pytest.warns(UserWarning, match=rf"1 reference left out, as its mask has no pixel, .*{named}"):
         kept = READERS[reader](tmp_path / "skip", *things, empty_masks="skip")
     assert [row["expressions"] for row in kept] == [["the cup"]]
     (tmp_path / "none").mkdir()
-    with pytest.warns(UserWarning, match="1 references made ones without a target"):
+    with pytest.warns(UserWarning, match="1 reference made one without a target"):
         read = READERS[reader](tmp_path / "none", *things, empty_masks="no_target")
     assert [row["has_target"] for row in read] == [True, False]
     assert [bool(row["mask"].any()) for row in read] == [True, False]
@@ -162,7 +162,7 @@ def test_black_mask_files(tmp_path):
         Image.fromarray(mask).save(folder / f"{name}.png")
     with pytest.raises(ValueError, match=r"metadata.jsonl, line 2 has a target, but its mask has no pixel"):
         load_data(str(folder), "train")
-    with pytest.warns(UserWarning, match="own: 1 references made"):
+    with pytest.warns(UserWarning, match="own: 1 reference made"):
         read = load_data(str(folder), "train", empty_masks="no_target")
     assert [row["has_target"] for row in read] == [True, False]
     line = {"image": "0.png", "expression": "no such thing", "mask": "whole.png", "no_target": True}
@@ -182,7 +182,7 @@ def test_black_masks_of_columns(name):
     }
     with pytest.raises(ValueError, match="dataset, row 1 has a target, but its mask has no pixel"):
         from_dataset(Dataset.from_dict(columns))
-    with pytest.warns(UserWarning, match="1 references left out"):
+    with pytest.warns(UserWarning, match="1 reference left out"):
         kept = from_dataset(Dataset.from_dict(columns), empty_masks="skip")
     assert [row["expressions"] for row in kept] == [["all"], ["rest"]]
     assert all(row["mask"].all() for row in kept)
@@ -200,12 +200,12 @@ def test_phrases_without_a_pixel(tmp_path):
         kept = load_data("phrasecut", "miniv", root=tmp_path, empty_masks="skip")
     assert [row["ref_id"] for row in kept] == ["61__0", "62__2"]
     said = " ".join(str(each.message) for each in told)
-    assert "1 references left out" in said
-    assert "1 parts of a single point left out" in said
+    assert "1 reference left out" in said
+    assert "1 part of a single point left out" in said
     tasks[1]["Polygons"] = [[[2, 2], [8, 2], [8, 6]]]  # one polygon, not in a list
     tasks[0]["phrase"] = "  "
     path.write_text(json.dumps(tasks))
-    with pytest.warns(UserWarning, match="1 empty sentences left out"):
+    with pytest.warns(UserWarning, match="1 empty sentence left out"):
         kept = load_data("phrasecut", "miniv", root=tmp_path, empty_sentences="skip")
     assert [row["ref_id"] for row in kept] == ["61__1", "62__2"]
 
@@ -270,7 +270,7 @@ def test_empty_sentences(tmp_path, reader):
     assert [row["expressions"] for row in kept] == [["the cup"], ["a bus"]]
     said = " ".join(str(each.message) for each in told)
     assert "3 empty sentences left out" in said
-    assert "1 references left out, as they have no sentence" in said
+    assert "1 reference left out, as it has no sentence" in said
 
 
 def test_references_of_grefcoco_without_sentences(tmp_path):
@@ -287,9 +287,9 @@ def test_references_of_grefcoco_without_sentences(tmp_path):
 def test_empty_segmentations(tmp_path):
     with pytest.raises(ValueError, match="ref 1 has the ann_id 101, whose segmentation"):
         read_refer(tmp_path, TWO, ([], ["ghost"]))
-    with pytest.warns(UserWarning, match="refcoco: 1 references left out, as their masks have no pixel"):
+    with pytest.warns(UserWarning, match="refcoco: 1 reference left out, as its mask has no pixel"):
         assert len(read_refer(tmp_path, TWO, ([], ["ghost"]), empty_masks="skip")) == 1
-    with pytest.warns(UserWarning, match="own: 1 references made"):
+    with pytest.warns(UserWarning, match="own: 1 reference made"):
         assert not read_folder(tmp_path, ([], ["ghost"]), empty_masks="no_target")[0]["has_target"]
 
 

@@ -15,6 +15,7 @@ EMPTY_MASKS: tuple[EmptyMasks, ...] = ("error", "no_target", "skip")
 EMPTY_SENTENCES: tuple[EmptySentences, ...] = ("error", "skip")
 
 
+SHORT_PARTS = ("part of fewer than three points left out", "parts of fewer than three points left out")
 HALF_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -78,16 +79,16 @@ class Flaws:
     dataset: str
     empty_masks: EmptyMasks = "error"
     empty_sentences: EmptySentences = "error"
-    met: dict[str, list[str]] = field(default_factory=dict)
+    met: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, options in (("empty_masks", EMPTY_MASKS), ("empty_sentences", EMPTY_SENTENCES)):
             if getattr(self, name) not in options:
                 raise ValueError(f"`{name}` must be one of {', '.join(options)}, got {getattr(self, name)!r}.")
 
-    def add(self, what: str, where: str) -> None:
-        """Note a flaw."""
-        self.met.setdefault(what, []).append(where)
+    def add(self, one: str, many: str, where: str) -> None:
+        """Note a flaw: what is said of one and of many, and the file and row."""
+        self.met.setdefault((one, many), []).append(where)
 
     def expressions(self, texts: Iterable[Any], where: str, *, optional: bool = False) -> list[str]:
         """Expressions without white space around them, and without empty ones if these are to be skipped.
@@ -105,7 +106,7 @@ class Flaws:
             return [] if optional and not given else clean_expressions(given, where)
         kept = [text for text in given if text is not None and not (isinstance(text, str) and not text.strip())]
         for _ in range(len(given) - len(kept)):
-            self.add("empty sentences left out", where)
+            self.add("empty sentence left out", "empty sentences left out", where)
         return clean_expressions(kept, where) if kept else []
 
     def polygons(self, segmentation: Any, where: str) -> Any:
@@ -124,10 +125,11 @@ class Flaws:
             return segmentation
         whole = [part for part in polygons if not (_is_flat(part) and len(part) < 6 and len(part) % 2 == 0)]
         for _ in range(len(polygons) - len(whole) if whole else 0):
-            self.add("parts of fewer than three points left out", where)
+            self.add(*SHORT_PARTS, where)
         return check_polygons(whole or polygons, where)
 
     def warn(self) -> None:
         """Say what was met, with numbers and the first place."""
-        for what, places in self.met.items():
-            warnings.warn(f"{self.dataset}: {len(places)} {what}, the first in {places[0]}.", stacklevel=4)
+        for (one, many), places in self.met.items():
+            what = f"1 {one}, in" if len(places) == 1 else f"{len(places)} {many}, the first in"
+            warnings.warn(f"{self.dataset}: {what} {places[0]}.", stacklevel=4)

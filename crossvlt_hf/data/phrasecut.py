@@ -33,7 +33,7 @@ def _outlines(task: Any, where: str, flaws: Flaws) -> list[list[list[float]]]:
             outlines.append(outline)
     drawn = [outline for outline in outlines if len(outline) > 1]
     for _ in range(len(outlines) - len(drawn)):
-        flaws.add("parts of a single point left out", where)
+        flaws.add("part of a single point left out", "parts of a single point left out", where)
     if not outlines and flaws.empty_masks == "error":
         raise ValueError(f"{where} has no polygon.")
     return drawn
