@@ -148,6 +148,82 @@ def test_ways_to_have_no_pixel(tmp_path, empty):
         read_folder(tmp_path, (EMPTY[empty], ["the ghost"]))
 
 
+SHORT = {
+    "two points": [[5, 5, 9, 9]],
+    "one point": [[5, 5]],
+    "no points": [[]],
+    "several": [[5, 5, 9, 9], [1, 1], []],
+    "points": [[[5, 5], [9, 9]]],
+    "a line": [[5, 5, 10, 10, 15, 15]],
+    "one point, three times": [[0, 0, 0, 0, 0, 0]],
+    "beside": [[-40, 5, -35, 5, -35, 9], [200, 5, 210, 5, 210, 9]],
+    "none": [],
+}
+
+
+@pytest.mark.parametrize("reader", ["folder", "refer", "grefcoco", "own refer", "jxu124", "columns"])
+@pytest.mark.parametrize("name", SHORT)
+def test_objects_without_area_are_without_a_pixel(tmp_path, reader, name):
+    if reader == "columns" and name == "points":
+        pytest.skip("a column has either flat polygons or lists of points")
+    things = (SHORT[name], ["the ghost"]), TWO
+    for option, expected in (("skip", [True]), ("no_target", [False, True])):
+        (tmp_path / option).mkdir()
+        with pytest.warns(UserWarning, match="as its mask has no pixel"):
+            read = READERS[reader](tmp_path / option, *things, empty_masks=option)
+        assert [row["has_target"] for row in read] == expected
+        assert [bool(row["mask"].any()) for row in read] == expected
+    (tmp_path / "error").mkdir()
+    with pytest.raises(ValueError, match="has no pixel|at least three points|is empty|has none of"):
+        READERS[reader](tmp_path / "error", *things)
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_objects_without_area_beside_others_of_a_reference(tmp_path, name):
+    writer = ReferWriter(tmp_path)
+    image_id = writer.add_image(photo())
+    ghost, there = writer.add_object(image_id, SHORT[name]), writer.add_object(image_id, GOOD)
+    writer.add_ref(image_id, [ghost, there], ["both"], "train")
+    writer.write("grefcoco", "grefs(unc).json")
+    for option in ("skip", "no_target"):
+        with pytest.warns(UserWarning, match="1 object left out beside others, as its mask has no pixel"):
+            (row,) = load_data("grefcoco", "train", root=tmp_path, empty_masks=option)
+        assert (row["ann_ids"], row["has_target"]) == ([str(there)], True)
+        np.testing.assert_array_equal(row["mask"], decode_segmentation(GOOD, HEIGHT, WIDTH))
+    with pytest.raises(ValueError, match=rf"{ghost}.*(has no pixel|at least three points|is empty)"):
+        load_data("grefcoco", "train", root=tmp_path)
+
+
+NO_POLYGONS = [
+    True,
+    5,
+    "abc",
+    {},
+    [True],
+    [[True] * 6],
+    [True] * 6,
+    [None],
+    [[None] * 6],
+    [{}],
+    ["a"],
+    [GOOD[0], True],
+]
+NO_POLYGONS += [[[[1, 2], [3, True], [5, 6]]], [[10**400, 1, 2, 3, 4, 5]], [[float("nan")] * 6], {"size": [1, 1]}]
+
+
+@pytest.mark.parametrize("given", NO_POLYGONS, ids=lambda given: str(given)[:30])
+def test_what_is_no_polygon_is_refused(tmp_path, given):
+    for number, option in enumerate(("error", "skip", "no_target")):
+        for key in ("polygons", "segmentation"):
+            folder = write_folder_of(tmp_path / f"{key}{number}", TWO, (given, ["cup"]), key=key)
+            with pytest.raises(ValueError, match=rf"line 2, `{key}`: "):
+                load_data(str(folder), "train", empty_masks=option)
+        if given != {}:
+            (tmp_path / f"refer{number}").mkdir()
+            with pytest.raises(ValueError, match="ref 1"):
+                read_refer(tmp_path / f"refer{number}", TWO, (given, ["cup"]), empty_masks=option)[1]
+
+
 def test_parts_that_take_each_other_away(tmp_path):
     twice = [box(2, 3, 8, 5), box(2, 3, 8, 5)]
     assert read_folder(tmp_path, (twice, ["the cup"]))[0]["mask"].any()
@@ -227,7 +303,7 @@ def test_polygons_are_put_right(tmp_path, reader, name):
         warnings.simplefilter("always", UserWarning)
         row = READERS[reader](tmp_path, (given, ["the cup"]))[0]
     np.testing.assert_array_equal(row["mask"], decode_segmentation(GOOD, HEIGHT, WIDTH))
-    said = [str(each.message) for each in told if "parts of fewer than three points left out" in str(each.message)]
+    said = [str(each.message) for each in told if "of fewer than three points left out" in str(each.message)]
     assert [int(text.split(": ")[1].split()[0]) for text in said] == [dropped][: bool(dropped)]
 
 
@@ -282,6 +358,25 @@ def test_references_of_grefcoco_without_sentences(tmp_path):
     assert [row["ref_id"] for row in kept] == ["0"]
     with pytest.raises(ValueError, match="ref 1 has no expression"):
         read_refer(tmp_path, TWO, (GOOD, []))
+
+
+def test_references_whose_sentences_are_null(tmp_path):
+    def write(name, refs):
+        root = write_refs(tmp_path / name, TWO, TWO, folder=name, refs=refs)
+        path = root / name / refs
+        rows = json.loads(path.read_text())
+        rows[1]["sentences"] = None
+        path.write_text(json.dumps(rows))
+        return root
+
+    root = write("grefcoco", "grefs(unc).json")
+    with pytest.warns(UserWarning, match="grefcoco: 1 reference left out, as it has no sentence, in .*ref 1"):
+        assert [row["ref_id"] for row in load_data("grefcoco", "train", root=root)] == ["0"]
+    root = write("refcoco", "refs(unc).json")
+    with pytest.raises(ValueError, match="ref 1 has 'None' as `sentences`, not a list"):
+        load_data("refcoco", "train", root=root)
+    with pytest.warns(UserWarning, match="1 reference left out, as it has no sentence"):
+        assert len(load_data("refcoco", "train", root=root, empty_sentences="skip")) == 1
 
 
 def test_empty_segmentations(tmp_path):

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .masks import check_polygons
+from .masks import check_polygons, is_number
 
 
 EmptyMasks = Literal["error", "no_target", "skip"]
@@ -37,7 +37,7 @@ def clean_expressions(expressions: Iterable[Any], source: str) -> list[str]:
 
 def _is_flat(polygon: Any) -> bool:
     """Whether it is [x1, y1, x2, y2, ...]."""
-    return isinstance(polygon, list | tuple) and all(isinstance(x, int | float) for x in polygon)
+    return isinstance(polygon, list | tuple) and all(map(is_number, polygon))
 
 
 def _is_points(polygon: Any) -> bool:
@@ -113,7 +113,8 @@ class Flaws:
         """The segmentation; polygons are checked, and those of fewer than three points beside others left out.
 
         Returns:
-            Polygons in COCO's form, or what is no list of polygons as it was; [] if it is empty and that is allowed.
+            Polygons in COCO's form, or what is no list of polygons as it was; [] if there is none, or all have fewer
+            than three points and so no area, and that is allowed.
 
         Raises:
             ValueError: if a polygon is broken; begins with `where`.
@@ -124,6 +125,8 @@ class Flaws:
         if not isinstance(polygons, list) or any(isinstance(part, dict) for part in polygons):
             return segmentation
         whole = [part for part in polygons if not (_is_flat(part) and len(part) < 6 and len(part) % 2 == 0)]
+        if not whole and self.empty_masks != "error":
+            return []
         for _ in range(len(polygons) - len(whole) if whole else 0):
             self.add(*SHORT_PARTS, where)
         return check_polygons(whole or polygons, where)

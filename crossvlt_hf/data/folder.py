@@ -123,14 +123,17 @@ def _has_target(row: dict[str, Any], source: str) -> bool:
 
 
 def _segmentation(row: dict[str, Any], name: str, size: tuple[int, int], source: str, flaws: Flaws) -> Any:
-    """Polygons or run lengths, checked against the size of the image."""
+    """Polygons or run lengths, checked against the size of the image; [] of an object without area, where allowed."""
     segmentation = flaws.polygons(row[name], f"{source}, `{name}`")
+    if segmentation == []:
+        return []
     try:
         to_run_lengths(segmentation, *size)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{source}, `{name}`: {error}") from error
     if isinstance(segmentation, list) and all(
-        isinstance(polygon, list) and max(map(abs, polygon)) <= 1 < min(size) for polygon in segmentation
+        isinstance(polygon, list) and max(map(abs, polygon)) <= 1 < min(size) and len(set(polygon)) > 1
+        for polygon in segmentation
     ):
         raise ValueError(
             f"{source} has `{name}` between 0 and 1; give pixels, x times {size[1]} and y times {size[0]}."
@@ -162,7 +165,8 @@ def _mask(
     if not has_target:
         raise ValueError(f"{source} has `{given[0]}`, but says that nothing is meant; leave one of them out.")
     size = upright_size(image)
-    return pack([_segmentation(row, given[0], size, source, flaws)], *size)
+    segmentation = _segmentation(row, given[0], size, source, flaws)
+    return pack([segmentation] if segmentation else [], *size)
 
 
 def _files(folder: Path, split: str | None) -> dict[Path, str | None]:

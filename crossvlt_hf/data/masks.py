@@ -1,7 +1,6 @@
 """Masks as data sets store them: polygons and run lengths in COCO's form, decoded by pycocotools."""
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,16 +20,21 @@ MERGES: tuple[Merge, ...] = ("union", "reference")
 FARTHEST = 100_000
 
 
+def is_number(value: Any) -> bool:
+    """Whether it is a number, which true and false are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def check_polygon(polygon: Any) -> list[float]:
     """A polygon [x1, y1, x2, y2, ...] of at least three points near an image.
 
     Raises:
         ValueError: if it is broken.
     """
-    flat = isinstance(polygon, list | tuple) and all(isinstance(x, int | float) for x in polygon)
+    flat = isinstance(polygon, list | tuple) and all(map(is_number, polygon))
     if not flat or len(polygon) < 6 or len(polygon) % 2:
         raise ValueError(f"A polygon is {str(polygon)[:60]}; give x1, y1, x2, y2, ... of at least three points.")
-    if not all(math.isfinite(x) and abs(x) <= FARTHEST for x in polygon):
+    if not all(abs(x) <= FARTHEST for x in polygon):  # NaN is not
         raise ValueError(f"The polygon {str(polygon)[:60]} lies far outside any image; give pixels.")
     return [float(x) for x in polygon]
 
@@ -242,7 +246,7 @@ def pack_mask(mask: np.ndarray) -> str:
     return json.dumps({"size": mask.shape, "annotations": [encode_mask(mask == 1)], **ignored}, separators=(",", ":"))
 
 
-def _is_drawn(segmentation: Any, height: int, width: int, merge: Merge) -> bool:
+def is_drawn(segmentation: Any, height: int, width: int, merge: Merge) -> bool:
     """Whether an annotation has a pixel; run lengths need not be decoded for that unless parts take pixels away."""
     parts = to_run_lengths(segmentation, height, width)
     if merge == "reference" and len(parts) > 1:
@@ -260,7 +264,7 @@ def has_object(packed: str, merge: Merge = "union") -> tuple[tuple[int, int], bo
     description = json.loads(packed)
     if "annotations" in description:
         height, width = description["size"]
-        found = any(_is_drawn(each, height, width, merge) for each in description["annotations"])
+        found = any(is_drawn(each, height, width, merge) for each in description["annotations"])
         return (height, width), found
     mask = unpack(packed, merge)
     return (mask.shape[0], mask.shape[1]), bool((mask == 1).any())
