@@ -193,14 +193,34 @@ def _decode(image: Any, timeout: float | None, layout: str | None, upright: bool
 
 def _looks_like(low: float, high: float) -> str:
     """What is said of floats that are neither 0 to 1, nor 0 to 255, nor 0 to 65535."""
-    if -1.01 <= low < 0 and 0 < high <= 1.01:
+    if -0.5 < low < 0 and 0.5 < high < 1.5:
+        return " It reaches a little beyond 0 to 1, as resizing makes it: clip it."
+    if -1.01 <= low < -0.5 and 0 < high <= 1.01:
         return " This looks like an image scaled to -1 to 1: give (x + 1) / 2."
     if low < 0 and high < 4:
         return (
             " This looks like an image that is normalised already: give it as it was before (x * image_std + "
             "image_mean), or give the model itself your `pixel_values`."
         )
-    return " Clip or rescale it." if low < 0 or high < 1020 else ""
+    return " Clip or rescale it."
+
+
+def _is_of_0_to_1(image: np.ndarray) -> bool:
+    """Whether floats are an image of 0 to 1, and no black one of 0 to 255: most are no whole numbers."""
+    seen = image[image != 0]
+    return image.max() <= 1 + OVERSHOOT and seen.size > 0 and bool((seen % 1 != 0).mean() > 0.5)
+
+
+def _check_that_they_are_of_one_range(images: Sequence[np.ndarray]) -> None:
+    """Raise ValueError if some floats are 0 to 1 and others 0 to 255: one reading cannot be right for both."""
+    if images[0].dtype.kind != "f" or max(float(image.max()) for image in images) <= 1 + OVERSHOOT:
+        return
+    small = [number for number, image in enumerate(images, start=1) if _is_of_0_to_1(image)]
+    if small:
+        raise ValueError(
+            f"The images of a call must be of one range, but of {len(images)} of floats number {small[0]} holds 0 to "
+            "1, and others larger values; give all as 0 to 1, or all as 0 to 255."
+        )
 
 
 def _find_white(images: Sequence[np.ndarray]) -> int:
@@ -213,6 +233,7 @@ def _find_white(images: Sequence[np.ndarray]) -> int:
     """
     low, high = min(float(image.min()) for image in images), max(float(image.max()) for image in images)
     floats = images[0].dtype.kind == "f"
+    _check_that_they_are_of_one_range(images)
     slack = OVERSHOOT if floats else 0
     if low >= -slack:
         if floats and high <= 1 + slack:
@@ -299,7 +320,7 @@ def _is_a_mask(values: np.ndarray) -> bool:
 
 
 def _alpha_is_the_mask(colours: np.ndarray, shown: np.ndarray) -> bool:
-    """Whether colours are no mask themselves: one of them is seen, and what is hidden does not look like the object."""
+    """Whether colours are no mask themselves: one is seen, and what is hidden does not look like the object."""
     if (colours == colours[:1, :1]).all():
         return True
     visible, hidden = colours[shown], colours[~shown]
@@ -327,9 +348,10 @@ def _without_alpha(values: np.ndarray) -> np.ndarray:
     listed = [np.unique(colours[where].reshape(-1, colours.shape[-1]), axis=0).tolist() for where in (shown, ~shown)]
     seen, hidden = (", ".join(str(each[0] if len(set(each)) == 1 else each) for each in part[:4]) for part in listed)
     raise ValueError(
-        f"A mask has varying transparency that contradicts its colours: it shows {seen} and hides {hidden or 'nothing'}"
-        ", so that either could be the object. Save the mask without transparency, or give one of the two: the "
-        "colours, such as `mask.convert('RGB')`, or the alpha channel, such as `mask.convert('RGBA').getchannel('A')`."
+        f"A mask has varying transparency that contradicts its colours: it shows {seen} and hides "
+        f"{hidden or 'nothing'}, so that either could be the object. Save the mask without transparency, or give one "
+        "of the two: the colours, such as `mask.convert('RGB')`, or the alpha channel, such as "
+        "`mask.convert('RGBA').getchannel('A')`."
     )
 
 

@@ -303,8 +303,8 @@ class _Source:
         left_out = [ann_id for ann_id, _ in segmentations if ann_id not in dict(drawn)]
         if self.flaws.empty_masks == "error":
             raise ValueError(
-                f"{where} has the ann_id {left_out[0]!r}, whose mask has no pixel (beside the image, or without area); "
-                "correct or remove it, or give `empty_masks`: 'no_target' or 'skip'."
+                f"{where} has the ann_id {left_out[0]!r}, whose mask has no pixel (beside the image, or without "
+                "area); correct or remove it, or give `empty_masks`: 'no_target' or 'skip'."
             )
         for _ in left_out:
             self.flaws.add(*EMPTY_OBJECTS, where)

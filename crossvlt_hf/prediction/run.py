@@ -37,6 +37,7 @@ class PredictionOptions:
         file_format: "jsonl" or "parquet".
         threshold: see `CrossVLTProcessor.post_process_masks`.
         presence_threshold: see there; "auto" is 0.5 for a model with a presence head.
+        largest_part: see there.
         on_error: "stop" at a row that is broken, or "skip" it: its line then has "error" and no mask.
         workers: processes that read and prepare images, for each process that predicts.
         progress: whether to show a bar, of the rows of the main process.
@@ -47,6 +48,7 @@ class PredictionOptions:
     file_format: str = "jsonl"
     threshold: float | None = None
     presence_threshold: float | str | None = "auto"
+    largest_part: bool = False
     on_error: str = "stop"
     workers: int = 0
     progress: bool = False
@@ -145,7 +147,11 @@ def _predict_batch(
         output = model(**moved, return_dict=True)
     kept = {name: output[name].cpu() for name in ("logits", "presence_logits") if name in output}
     least = resolve_presence_threshold(options.presence_threshold, model.config.presence_head)
-    results = iter(processor.post_process_masks(kept, sizes, options.threshold, presence_threshold=least))
+    results = iter(
+        processor.post_process_masks(
+            kept, sizes, options.threshold, presence_threshold=least, largest_part=options.largest_part
+        )
+    )
     for piece in batch:
         for number in range(piece.start, piece.start + piece.count):
             result = next(results)
@@ -159,6 +165,7 @@ def _predict_batch(
                 "score": result["score"],
                 **({"presence": result["presence"]} if "presence" in result else {}),
                 "box": result["box"],
+                "parts": result["parts"],
                 "mask": encode_mask(result["mask"].numpy()),
                 "error": None,
             }
@@ -196,8 +203,8 @@ def predict(
         folder: of the shards: `predictions-00000-of-00010.jsonl` and so on, lines of "row" (number in the data),
             "name", "number" (of the expression in its row), "expression", "text_read" (the part of it that the model
             reads), "unknown_words" (that its vocabulary does not know), "score", with a presence head "presence",
-            "box" ([x_min, y_min, x_max, y_max] in pixels, the maxima exclusive; None if the mask is empty), "mask"
-            (COCO run lengths: "size", height and width, and "counts") and "error" (None, or why the row could not be
+            "box" ([x_min, y_min, x_max, y_max] in pixels, the maxima exclusive; None if the mask is empty), "parts"
+            (connected parts that were found, those that `largest_part` left out included), "mask" (COCO run lengths: "size", height and width, and "counts") and "error" (None, or why the row could not be
             read).
         options: see `PredictionOptions`.
         job: what else the predictions depend on, such as the model's name; what JSON can hold.
@@ -216,7 +223,8 @@ def predict(
         if state.is_main_process:
             least = resolve_presence_threshold(options.presence_threshold, model.config.presence_head)
             gate = {"presence_threshold": least} if model.config.presence_head else {}
-            shards.open({"data": requests.digest, "threshold": options.threshold, **gate, **(job or {})})
+            kept = {"threshold": options.threshold, "largest_part": options.largest_part}
+            shards.open({"data": requests.digest, **kept, **gate, **(job or {})})
     missing = shards.missing()
     state.wait_for_everyone()  # else one could write a shard that another no longer finds missing
     own = missing[state.process_index :: state.num_processes]

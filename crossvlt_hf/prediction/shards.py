@@ -14,6 +14,7 @@ FORMATS = ("jsonl", "parquet")
 # Hidden, so that pandas, pyarrow, datasets and DuckDB read the folder as the table that its shards are
 MANIFEST = ".predictions.json"
 FORMER_MANIFEST = "predictions.json"
+FORMER_JOBS = {"largest_part": False}  # of folders that do not say it
 MARK = "crossvlt_hf"
 PARTIAL = ".*.partial"
 SCHEMA = pa.schema(
@@ -26,6 +27,7 @@ SCHEMA = pa.schema(
         "unknown_words": pa.list_(pa.string()),
         "score": pa.float64(),
         "box": pa.list_(pa.int32()),
+        "parts": pa.int32(),
         "mask": pa.struct({"size": pa.list_(pa.int32()), "counts": pa.string()}),
         "error": pa.string(),
     }
@@ -117,7 +119,7 @@ class Shards:
     def _check(self, manifest: Path, description: dict[str, Any]) -> None:
         try:
             found = json.loads(manifest.read_bytes())
-            differing = [key for key, value in description.items() if found.get(key) != value]
+            differing = [key for key, value in description.items() if found.get(key, FORMER_JOBS.get(key)) != value]
         except (ValueError, AttributeError) as error:
             raise ValueError(f"{manifest} is damaged; give another folder.") from error
         if differing:
