@@ -76,8 +76,8 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
             of the words that the vocabulary does not know), "score" (expected IoU of the mask where the checkpoint
             has a score calibration, else the mean probability of the object over it; 0.0 if it is empty), "mask" (PIL
             image of mode "L", 255 on the object, of the image's own upright size), "box" (dict of xmin, ymin, xmax,
-            ymax in pixels, the maxima exclusive; None if the mask is empty), "parts" (number of connected parts that
-            were found, those that `largest_part` left out included), with a presence head "presence" (probability
+            ymax in pixels, the maxima exclusive; None if the mask is empty), with `largest_part` "parts" (number of
+            connected parts that were found, those left out included), with a presence head "presence" (probability
             that something fits) and, on request, "instances" (the separate parts of the mask, from the
             largest: "mask", "box" and "area" in pixels of each) and "probabilities" (float32 array, (height, width),
             0 to 1). For a list a list of these; for a generator or dataset an iterator over these. A warning says
@@ -179,6 +179,9 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
         least = resolve_presence_threshold(presence_threshold, self.model.config.presence_head)
         found = self.processor.post_process_masks(output, sizes, threshold, presence_threshold=least, **options)
         results = list(map(_end_result, begun if batched else [begun], found))
+        if options.get("largest_part"):
+            for result, each in zip(results, found, strict=True):
+                result["parts"] = each["parts"]
         return {"is_last": is_last, "result": results if batched else results[0]}
 
     def postprocess(self, model_outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -249,7 +252,6 @@ def _begin_result(expression: str, read: ReadExpression) -> dict[str, Any]:
 def _end_result(begun: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     """The result of an expression: what `_begin_result` gave, and what `post_process_masks` found."""
     result = {**begun, "score": found["score"], "mask": _to_pil(found["mask"]), "box": _named(found["box"])}
-    result["parts"] = found["parts"]
     if "presence" in found:
         result["presence"] = found["presence"]
     if "instances" in found:

@@ -1082,7 +1082,10 @@ LOOKS = {
     "ImageNet, dark": (normalised(MEAN, STD) * 0.4 - 1, "normalised already"),
     "CLIP": (normalised([0.48, 0.46, 0.41], [0.27, 0.26, 0.28]), "normalised already"),
     "-1 to 1": (UNIT * 2 - 1, r"scaled to -1 to 1: give \(x \+ 1\) / 2"),
-    "overshoot below": (UNIT - 0.05, "from -0.05"),
+    "overshoot below": (UNIT - 0.05, "from -0.05.*a little beyond 0 to 1.*clip it"),
+    "overshoot on both sides": (UNIT * 1.2 - 0.1, "a little beyond 0 to 1.*clip it"),
+    "overshoot of 0 to 255": (UNIT * 260 - 3, "Clip or rescale"),
+    "above 16 bits": (UNIT * 70_000, "Clip or rescale"),
     "overshoot above": (UNIT * 1.2, "Clip or rescale"),
     "overshoot above 255": (UNIT * 300, "Clip or rescale"),
 }

@@ -136,7 +136,7 @@ def _describe(result: dict[str, Any], seconds: float, mask: Path) -> dict[str, A
         **({"presence": round(result["presence"], 4)} if "presence" in result else {}),
         "box": result["box"],
         "area": result["mask"].histogram()[255],
-        "parts": result["parts"],
+        **({"parts": result["parts"]} if "parts" in result else {}),
         "seconds": round(seconds, 3),
         "mask": str(mask),
         "text_read": result["text_read"],

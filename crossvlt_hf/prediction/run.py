@@ -165,14 +165,19 @@ def _predict_batch(
                 "score": result["score"],
                 **({"presence": result["presence"]} if "presence" in result else {}),
                 "box": result["box"],
-                "parts": result["parts"],
+                **({"parts": result["parts"]} if options.largest_part else {}),
                 "mask": encode_mask(result["mask"].numpy()),
                 "error": None,
             }
 
 
-def _broken(row: _Row, has_head: bool) -> dict[str, Any]:
-    return {**dict.fromkeys(row_schema(has_head).names), "row": row.index, "name": row.name, "error": row.error}
+def _broken(row: _Row, has_head: bool, largest_part: bool) -> dict[str, Any]:
+    return {
+        **dict.fromkeys(row_schema(has_head, largest_part).names),
+        "row": row.index,
+        "name": row.name,
+        "error": row.error,
+    }
 
 
 def describe_reading(processor: CrossVLTProcessor, requests: Requests) -> str:
@@ -203,9 +208,9 @@ def predict(
         folder: of the shards: `predictions-00000-of-00010.jsonl` and so on, lines of "row" (number in the data),
             "name", "number" (of the expression in its row), "expression", "text_read" (the part of it that the model
             reads), "unknown_words" (that its vocabulary does not know), "score", with a presence head "presence",
-            "box" ([x_min, y_min, x_max, y_max] in pixels, the maxima exclusive; None if the mask is empty), "parts"
-            (connected parts that were found, those that `largest_part` left out included), "mask" (COCO run lengths: "size", height and width, and "counts") and "error" (None, or why the row could not be
-            read).
+            "box" ([x_min, y_min, x_max, y_max] in pixels, the maxima exclusive; None if the mask is empty), with
+            `largest_part` "parts" (connected parts that were found, those left out included), "mask" (COCO run lengths:
+            "size", height and width, and "counts") and "error" (None, or why the row could not be read).
         options: see `PredictionOptions`.
         job: what else the predictions depend on, such as the model's name; what JSON can hold.
 
@@ -258,7 +263,7 @@ def _predict_shard(
                 continue
             if options.on_error == "stop":
                 raise ValueError(f"{row.name} cannot be read: {row.error.rstrip('.')}. Fix it, or skip such rows.")
-            lines.append(_broken(row, model.config.presence_head))
+            lines.append(_broken(row, model.config.presence_head, options.largest_part))
 
     for batch in _cut(whole(), options.batch_size):
         lines.extend(_predict_batch(model, processor, batch, options))

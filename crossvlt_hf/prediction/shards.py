@@ -27,18 +27,20 @@ SCHEMA = pa.schema(
         "unknown_words": pa.list_(pa.string()),
         "score": pa.float64(),
         "box": pa.list_(pa.int32()),
-        "parts": pa.int32(),
         "mask": pa.struct({"size": pa.list_(pa.int32()), "counts": pa.string()}),
         "error": pa.string(),
     }
 )
 
 
-def row_schema(has_head: bool) -> pa.Schema:
-    """The columns of the predictions of a model with or without a presence head."""
-    if not has_head:
-        return SCHEMA
-    return SCHEMA.insert(SCHEMA.get_field_index("score") + 1, pa.field("presence", pa.float64()))
+def row_schema(has_head: bool, largest_part: bool = False) -> pa.Schema:
+    """The columns of the predictions of a model with or without a presence head, of all parts or the largest."""
+    schema = SCHEMA
+    if has_head:
+        schema = schema.insert(schema.get_field_index("score") + 1, pa.field("presence", pa.float64()))
+    if largest_part:
+        schema = schema.insert(schema.get_field_index("box") + 1, pa.field("parts", pa.int32()))
+    return schema
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -59,7 +61,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def _as_parquet(rows: Sequence[dict[str, Any]]) -> bytes:
-    schema = row_schema(any("presence" in row for row in rows))
+    schema = row_schema(*(any(name in row for row in rows) for name in ("presence", "parts")))
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), sink)
     return bytes(sink.getvalue())
