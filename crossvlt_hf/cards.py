@@ -15,7 +15,7 @@ from .configuration_crossvlt import CrossVLTConfig
 from .evidence import ALWAYS_ONE, MAY_BE_NONE, About, Evidence
 from .metrics import markdown_table
 from .modeling_crossvlt import CrossVLTModel
-from .processing_crossvlt import CrossVLTProcessor
+from .processing_crossvlt import CrossVLTProcessor, counted
 
 
 MARK = "<!-- rendered by crossvlt_hf.cards; say more in about.yaml -->"
@@ -154,7 +154,7 @@ def _literal(text: str) -> str:
 def _row_name(report: dict[str, Any]) -> str:
     parts = [report.get("name") or f"{report['data']} {report['split']}"]
     if report.get("limit"):
-        parts.append(f"the first {report['limit']} references")
+        parts.append(f"the first {counted(report['limit'], 'reference')}")
     if report.get("shuffle"):
         parts.append("expressions of other images")
     return ", ".join(parts)

@@ -39,6 +39,7 @@ from torch import Tensor
 from transformers import EvalPrediction
 
 from .modeling_crossvlt import IGNORE_INDEX
+from .processing_crossvlt import counted
 
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -214,7 +215,8 @@ class ReferringSegmentationMetric:
         names = [""] * len(areas) if groups is None else list(groups)
         if not len(areas) == len(flags) == len(names):
             raise ValueError(
-                f"There are {len(areas)} samples, {len(flags)} flags and {len(names)} groups; give equal numbers."
+                f"Samples, flags and groups must be equally many, got {counted(len(areas), 'sample')}, "
+                f"{counted(len(flags), 'flag')} and {counted(len(names), 'group')}."
             )
         for (intersection, union, predicted), flag, name in zip(areas, flags, names, strict=True):
             self.samples.append(Areas(intersection, union, predicted, bool(flag), name))

@@ -51,6 +51,11 @@ REFUSED_IMAGE_KWARGS = {
 _TOKENIZING = RLock()
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, of which more than one end in s: "1 mask", "2 masks"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 class ImageTooLargeError(ValueError):
     """An image has more pixels than `PIL.Image.MAX_IMAGE_PIXELS` allows."""
 
@@ -644,7 +649,8 @@ def pair_expressions(num_images: int, text: str | Sequence) -> list[list[str]]:
         groups = [[expression] for expression in expressions]
     if len(groups) != num_images:
         raise ValueError(
-            f"There are {num_images} images and {len(groups)} (lists of) expressions; give one or one list for each."
+            f"`text` must have an expression or a list of them for each image, got {counted(num_images, 'image')} and "
+            f"{counted(len(groups), 'expression or list')}."
         )
     if [] in groups:
         raise ValueError(f"Image {groups.index([])} has no expressions; give each at least one.")
@@ -669,7 +675,10 @@ def _as_masks(masks: Any, counts: list[int]) -> list:
         raise ValueError("`segmentation_maps` is not nested as `text`; give each image as many masks as expressions.")
     flat = _flat(list(masks))
     if len(flat) != sum(counts):
-        raise ValueError(f"There are {sum(counts)} expressions and {len(flat)} masks; give one mask for each.")
+        raise ValueError(
+            f"There must be one mask for each expression, got {counted(sum(counts), 'expression')} and "
+            f"{counted(len(flat), 'mask')}."
+        )
     return flat
 
 
@@ -821,7 +830,7 @@ def _as_presence(outputs: Any, pairs: int, threshold: float | None) -> list[floa
     if found is None:
         return None
     if found.shape != (pairs,) or found.isnan().any():
-        raise ValueError(f"The presence logits must be {pairs} numbers, one for each pair, got {found}.")
+        raise ValueError(f"The presence logits must be {counted(pairs, 'number')}, one for each pair, got {found}.")
     return found.float().sigmoid().tolist()
 
 
@@ -1263,7 +1272,10 @@ class CrossVLTProcessor(ProcessorMixin):
         logits = _as_logits(outputs)
         sizes = [tuple(logits.shape[-2:])] * len(logits) if target_sizes is None else _as_sizes(target_sizes)
         if len(sizes) != len(logits):
-            raise ValueError(f"There are {len(logits)} results and {len(sizes)} target sizes; give one size for each.")
+            raise ValueError(
+                f"There must be one target size for each result, got {counted(len(logits), 'result')} and "
+                f"{counted(len(sizes), 'target size')}."
+            )
         check_threshold(threshold)
         check_min_area(instances, min_area)
         presence = _as_presence(outputs, len(logits), presence_threshold)

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AddedToken, AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
 from .modeling_crossvlt import CrossVLTModel
-from .processing_crossvlt import CrossVLTProcessor, word_spans
+from .processing_crossvlt import CrossVLTProcessor, counted, word_spans
 
 
 def default_tokenizer() -> BertTokenizer:
@@ -60,7 +60,7 @@ class ReadingSummary:
         else:
             examples = ", ".join(self.unknown_words)
             share = f"{100 * self.unknown / self.words:.1f} % of the words are unknown to the vocabulary ({examples})"
-        return f"{self.expressions:,} expressions: {share}; {self.cut:,} longer than the model reads."
+        return f"{counted(self.expressions, 'expression')}: {share}; {self.cut:,} longer than the model reads."
 
 
 def summarize_reading(processor: CrossVLTProcessor, texts: Iterable[str]) -> ReadingSummary:

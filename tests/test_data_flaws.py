@@ -174,7 +174,7 @@ def test_objects_without_area_are_without_a_pixel(tmp_path, reader, name):
         assert [row["has_target"] for row in read] == expected
         assert [bool(row["mask"].any()) for row in read] == expected
     (tmp_path / "error").mkdir()
-    with pytest.raises(ValueError, match="has no pixel|at least three points|is empty|has none of"):
+    with pytest.raises(ValueError, match=r"has no pixel|at least three points|is empty|has none of"):
         READERS[reader](tmp_path / "error", *things)
 
 

@@ -544,7 +544,7 @@ def test_jpeg_masks_are_refused_whatever_their_name_is(tmp_path, name, ignore_in
         for feature in (ImageFeature(), Picture()):
             kinds = Features({"image": ImageFeature(), "expression": Value("string"), "mask": ImageFeature()})
             table = Dataset.from_dict({**pictures, "mask": [cell]}, features=kinds).cast_column("mask", feature)
-            with pytest.raises(ValueError, match="row 0.*A mask is a JPEG"):
+            with pytest.raises(ValueError, match=r"row 0.*A mask is a JPEG"):
                 from_dataset(table, ignore_index=ignore_index)
 
 
@@ -579,7 +579,7 @@ def test_255_of_black_and_white_palettes_means_one_thing(tmp_path, palette, othe
             load()
         with pytest.warns(
             UserWarning,
-            match=r"(80 references|1 reference) made (ones|one) without a target, as (their masks have|its mask has) no pixel",
+            match=r"(80 references made ones|1 reference made one) without a target, as (their masks have|its mask has)",
         ):
             rows = load(ignore_index=np.int64(255), empty_masks="no_target")
         found = {row["has_target"]: row["mask"] for row in rows}

@@ -510,7 +510,7 @@ def test_bad_text(pipe, text, form):
     [
         ([ONE, TWO], WORDS, "2 images and 3 "),
         ([ONE, TWO], [WORDS], "2 images and 1 "),
-        (ONE, [WORDS, WORDS], "1 images and 2 "),
+        (ONE, [WORDS, WORDS], "got 1 image and 2 "),
         ([ONE, TWO], [WORDS, []], "Image 1 has no expressions"),
     ],
 )

@@ -754,8 +754,8 @@ def test_threshold_out_of_range(threshold):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ([], "2 results and 0 target sizes"),
-        ([(5, 6)], "2 results and 1 target sizes"),
+        ([], "got 2 results and 0 target sizes"),
+        ([(5, 6)], "got 2 results and 1 target size\\."),
         ([(5, 6)] * 3, "2 results and 3 target sizes"),
         ([(5, 6), (0, 6)], r"\(0, 6\)"),
         ([(5, 6), (5, -1)], r"\(5, -1\)"),
@@ -808,7 +808,7 @@ def test_bad_text(images, text, message):
         (2, ["a cup"], "2 images and 1 "),
         (2, ["a cup", "man", "bus"], "2 images and 3 "),
         (2, [["a cup", "man"]], "2 images and 1 "),
-        (1, [["a cup"], ["man"]], "1 images and 2 "),
+        (1, [["a cup"], ["man"]], "got 1 image and 2 "),
         (2, [["a cup"], []], "Image 1 has no expressions"),
         (1, [[]], "Image 0 has no expressions"),
         (0, ["a cup"], r"`images` is \[\]"),
@@ -954,11 +954,11 @@ def test_bad_mask(mask, message):
 @pytest.mark.parametrize(
     ("text", "masks", "message"),
     [
-        ("a cup", [SPOT, SPOT], "1 expressions and 2 masks"),
-        (["a cup", "man"], SPOT, "2 expressions and 1 masks"),
-        (["a cup", "man"], [SPOT], "2 expressions and 1 masks"),
+        ("a cup", [SPOT, SPOT], "got 1 expression and 2 masks"),
+        (["a cup", "man"], SPOT, "got 2 expressions and 1 mask\\."),
+        (["a cup", "man"], [SPOT], "got 2 expressions and 1 mask\\."),
         (["a cup", "man"], np.stack([SPOT] * 3), "2 expressions and 3 masks"),
-        ("a cup", [], "1 expressions and 0 masks"),
+        ("a cup", [], "got 1 expression and 0 masks"),
     ],
 )
 def test_counts_of_masks_differ(text, masks, message):
@@ -1350,10 +1350,10 @@ def test_255_of_palettes_is_ignored_in_all_masks_of_a_call_or_in_none(palette, o
 def test_an_ignored_index_of_a_black_and_white_palette():
     """The object is what is white, and what is ignored is no part of the picture."""
     indices = np.where(EDGE == 255, 7, np.where(SPOT, 1, 0))
-    for colour in (BLACK := (0, 0, 0), WHITE_ := (255, 255, 255), (9, 9, 9)):
-        mask = palette_mask(indices, {0: BLACK, 1: WHITE_, 7: colour})
+    for colour in ((0, 0, 0), (255, 255, 255), (9, 9, 9)):
+        mask = palette_mask(indices, {0: (0, 0, 0), 1: (255, 255, 255), 7: colour})
         np.testing.assert_array_equal(to_label_map(mask, ignore_index=7), EDGE)
-    inverted = palette_mask(~SPOT, {0: WHITE_})
+    inverted = palette_mask(~SPOT, {0: (255, 255, 255)})
     np.testing.assert_array_equal(to_label_map(inverted, ignore_index=255), SPOT)
 
 
@@ -1417,7 +1417,7 @@ def test_label_maps():
         for label_map, result in zip(maps, SMALL.post_process_masks(outputs, sizes), strict=True):
             assert label_map.dtype == torch.int64
             assert label_map.equal(result["mask"].long())
-    with pytest.raises(ValueError, match="2 results and 1 target sizes"):
+    with pytest.raises(ValueError, match="got 2 results and 1 target size\\."):
         SMALL.post_process_semantic_segmentation(outputs, target_sizes=[(7, 9)])
 
 

@@ -13,7 +13,7 @@ from ..calibration import calibration_error, calibration_report, fit_score, save
 from ..evidence import hash_weights
 from ..loading import describe_hardware, load_checkpoint, resolve_checkpoint
 from ..metrics import ReferringSegmentationMetric, markdown_table
-from ..processing_crossvlt import CrossVLTProcessor
+from ..processing_crossvlt import CrossVLTProcessor, counted
 from ..settings import TEXT_OPTIONS, convert, integer, parse_value
 from ..visualization import evaluation_gallery, reliability_diagram
 from .extras import needs_extra
@@ -103,7 +103,7 @@ def _calibrate(folder: str, metric: ReferringSegmentationMetric) -> None:
     save_calibration(folder, points)
     error = calibration_error(np.interp(estimates, *np.transpose(points)).tolist(), ious)
     print(
-        f"The score calibration is in {folder}; on the {len(answered)} answers that it was fitted on the error is now "
+        f"The score calibration is in {folder}; on {counted(len(answered), 'answer')} that it was fitted on the error is now "
         f"{100 * (error or 0):.2f} %. Measure it on others.",
         file=sys.stderr,
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.refshapes import EXTRAS, FAMILIES, SPLITS, contact_sheet
+from ..processing_crossvlt import counted
 from ..settings import integer, number
 from .extras import needs_extra
 
@@ -46,7 +47,7 @@ def write_scenes(arguments: argparse.Namespace) -> None:
         **options,
     )
     write_folder((dataset[index] for index in range(len(dataset))), arguments.output)
-    print(f"{arguments.scenes} scenes are in {arguments.output}", file=sys.stderr)
+    print(f"{counted(arguments.scenes, 'scene')} written to {arguments.output}", file=sys.stderr)
     if arguments.sheet:
         said = settle_families(arguments.family, families)
         same = (arguments.side, arguments.seed, arguments.expressions, said, low, high)

@@ -209,8 +209,8 @@ def predict(
             "name", "number" (of the expression in its row), "expression", "text_read" (the part of it that the model
             reads), "unknown_words" (that its vocabulary does not know), "score", with a presence head "presence",
             "box" ([x_min, y_min, x_max, y_max] in pixels, the maxima exclusive; None if the mask is empty), with
-            `largest_part` "parts" (connected parts that were found, those left out included), "mask" (COCO run lengths:
-            "size", height and width, and "counts") and "error" (None, or why the row could not be read).
+            `largest_part` "parts" (connected parts that were found, those left out included), "mask" (COCO run
+            lengths: "size", height and width, and "counts") and "error" (None, or why the row could not be read).
         options: see `PredictionOptions`.
         job: what else the predictions depend on, such as the model's name; what JSON can hold.
 

@@ -41,6 +41,7 @@ from ..interruption import EndNow, Interruption, InterruptionError, ignore_signa
 from ..loading import describe_hardware
 from ..metrics import ReferringSegmentationMetric
 from ..modeling_crossvlt import CrossVLTModel
+from ..processing_crossvlt import counted
 from ..visualization import training_curves
 from .checkpoints import is_whole, list_checkpoints, prune, put_in_place, recover, seal, sweep, write_whole
 from .config import TrainingConfig, check_same_run, load_config
@@ -184,7 +185,7 @@ class TrainingRun:
         self.steps_per_epoch = len(self.pairs) // options.batch_size
         if not self.steps_per_epoch:
             raise ValueError(
-                f"There are {len(self.pairs)} references to train on, less than `optimization.batch_size`."
+                f"The data have {counted(len(self.pairs), 'reference')} to train on, less than `optimization.batch_size`."
             )
         self.steps = options.max_steps or options.epochs * self.steps_per_epoch
         self.every = self.config.output.evaluation_steps or self.steps_per_epoch

@@ -11,6 +11,7 @@ from datasets import Dataset
 from ..data.features import Picture
 from ..evidence import ABOUT, About, is_hub_id, public_name
 from ..loading import BUILT_IN, DEFAULT_CHECKPOINT
+from ..processing_crossvlt import counted
 from .config import TrainingConfig, load_config
 from .log import SCORE, read_log
 
@@ -146,7 +147,9 @@ def _summarise(config: TrainingConfig, facts: dict[str, Any]) -> str:
         f"{f', averaged weights ({options.ema_decay:g})' if options.ema_decay else ''}.",
     ]
     if curve:
-        of_how_many = f"{facts['validation_samples']:,} expressions of " if facts["validation_samples"] else ""
+        of_how_many = (
+            f"{counted(facts['validation_samples'], 'expression')} of " if facts["validation_samples"] else ""
+        )
         lines.append(f"Mean IoU on {of_how_many}validation data: {curve}.")
     return "\n".join(lines)
 
