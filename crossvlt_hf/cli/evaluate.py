@@ -103,8 +103,8 @@ def _calibrate(folder: str, metric: ReferringSegmentationMetric) -> None:
     save_calibration(folder, points)
     error = calibration_error(np.interp(estimates, *np.transpose(points)).tolist(), ious)
     print(
-        f"The score calibration is in {folder}; on {counted(len(answered), 'answer')} that it was fitted on the error is now "
-        f"{100 * (error or 0):.2f} %. Measure it on others.",
+        f"The score calibration is in {folder}; on {counted(len(answered), 'answer')} that it was fitted on the error "
+        f"is now {100 * (error or 0):.2f} %. Measure it on others.",
         file=sys.stderr,
     )
 

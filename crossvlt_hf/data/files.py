@@ -156,7 +156,7 @@ def require_files(needed: Iterable[tuple[str, str]], kind: str, mend: str) -> No
         path, source = next(iter(missing.items()))
         similar = similar_path(path)
         hint = f"Did you mean {similar}? {mend}" if similar else mend
+        of_all, verb = counted(len(missing) + len(present), f"{kind} file"), "is" if len(missing) == 1 else "are"
         raise FileNotFoundError(
-            f"There is no {kind} file {path}, which {source} needs; {len(missing)} of "
-            f"{counted(len(missing) + len(present), f'{kind} file')} {'is' if len(missing) == 1 else 'are'} missing. {hint}"
+            f"There is no {kind} file {path}, which {source} needs; {len(missing)} of {of_all} {verb} missing. {hint}"
         )

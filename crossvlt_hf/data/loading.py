@@ -5,7 +5,6 @@ from typing import Any, cast
 
 from datasets import Dataset
 
-from ..processing_crossvlt import counted
 from .files import check_split
 from .folder import load_folder, splits_of
 from .hub import JXU124, REFCOCO_M, load_jxu124, load_refcoco_m
@@ -112,5 +111,6 @@ def exclude_images(dataset: Dataset, *held_out: Dataset) -> Dataset:
     keys = {key for other in held_out for key in _image_keys(other)}
     kept = [row for row, key in enumerate(_image_keys(dataset)) if key not in keys]
     if not kept:
-        raise ValueError(f"No row is left: {counted(len(dataset), 'row')}, and all of images that are held out.")
+        every = "The only row shows" if len(dataset) == 1 else f"All {len(dataset)} rows show"
+        raise ValueError(f"{every} images of what is held out; nothing is left.")
     return dataset.select(kept)

@@ -5,6 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from ..processing_crossvlt import counted
+
 
 SCORE = "validation/overall_iou"
 # What an evaluation prints, under which name

@@ -185,7 +185,8 @@ class TrainingRun:
         self.steps_per_epoch = len(self.pairs) // options.batch_size
         if not self.steps_per_epoch:
             raise ValueError(
-                f"The data have {counted(len(self.pairs), 'reference')} to train on, less than `optimization.batch_size`."
+                f"The data have {counted(len(self.pairs), 'reference')} to train on, less than "
+                "`optimization.batch_size`."
             )
         self.steps = options.max_steps or options.epochs * self.steps_per_epoch
         self.every = self.config.output.evaluation_steps or self.steps_per_epoch

@@ -77,7 +77,8 @@ def _choose_of_group(group: str, samples: Sequence[Areas], ranked: list[int], co
     ious = [sample.iou for sample in samples if sample.group == group]
     own = [index for index in ranked if samples[index].group == group]
     places = np.linspace(0, len(own) - 1, min(columns, len(own))).round().astype(int)
-    title = f"{group}: {counted(len(ious), 'expression')}, mean IoU {np.mean(ious):.3f}; those not above, from best to worst"
+    count, mean = counted(len(ious), "expression"), np.mean(ious)
+    title = f"{group}: {count}, mean IoU {mean:.3f}; those not above, from best to worst"
     return Choice(title, [own[place] for place in places])
 
 
@@ -118,9 +119,8 @@ def evaluation_gallery(
 
     expressions = len(EvaluationPairs(dataset))
     if len(samples) != expressions:
-        raise ValueError(
-            f"The samples must be those of the data's {counted(expressions, 'expression')}, got {len(samples)}."
-        )
+        counts = f"{counted(len(samples), 'sample')} of {counted(expressions, 'expression')}"
+        raise ValueError(f"The samples must be those of this data, one for each expression, got {counts}.")
     columns = min(columns, len(samples))
     rows = choose_samples(samples, columns, seed)
     wanted = sorted({index for row in rows for index in row.indices})

@@ -114,8 +114,8 @@ class Drawn:
         """What `datasets` prints where it refuses to join such a column with that of another reader."""
         return (
             f"Drawn(part={self.part!r}, decode={self.decode}), a column of RefShapes, which is drawn when it is "
-            "read and joins with RefShapes alone; `dataset.map(dict, features=crossvlt_hf.data.FEATURES)` draws it, so that it "
-            "joins with any,"
+            "read and joins with RefShapes alone; `dataset.map(dict, features=crossvlt_hf.data.FEATURES)` draws it, "
+            "so that it joins with any,"
         )
 
     def encode_example(self, value: Any) -> dict[str, Any]:
