@@ -490,8 +490,10 @@ def check_ignore_index(ignore_index: Any) -> IgnoreIndex:
     Raises:
         ValueError: if it is none of these.
     """
-    if ignore_index is None or (isinstance(ignore_index, str) and ignore_index == "auto"):
-        return ignore_index
+    if ignore_index is None:
+        return None
+    if isinstance(ignore_index, str) and ignore_index == "auto":
+        return "auto"
     try:
         whole = None if isinstance(ignore_index, bool) else operator.index(ignore_index)
     except TypeError:

@@ -134,7 +134,7 @@ def add_words(model: CrossVLTModel, processor: CrossVLTProcessor, words: str | I
 def _joins(character: str) -> bool:
     """Whether it joins what stands beside it to one word: a letter, mark, digit, emoji, underscore or joiner."""
     category = unicodedata.category(character)
-    return category[0] in "LMN" or category in ("Pc", "So") or character in "\u200c\u200d"
+    return category[0] in "LMN" or category in ("Pc", "So", "Cf")
 
 
 def _whole_words(text: str, unknown: Collection[str]) -> Iterator[str]:

@@ -189,6 +189,7 @@ JOINED = {
     "cafe\u0301_zz": ["cafe_zz"],
     "m\u00b2": ["m\u00b2"],
     "zq\u203fzq": ["zq\u203fzq"],
+    "_\u00adzq": ["_zq"],
     "zq-3d": ["zq", "3d"],
     "\U0001f993_2": ["\U0001f993_2"],
     "walrus": ["walrus"],
