@@ -95,7 +95,11 @@ def test_largest_part(rows, checkpoint, tmp_path, capsys, form):
     found = [line for line in zip(read("all"), read("largest"), strict=True) if pd.isna(line[0]["error"])]
     assert len(found) == 15
     for free, kept in found:
-        before, after = (decode_segmentation(dict(row["mask"]), *row["mask"]["size"]) for row in (free, kept))
+        sizes = [[int(side) for side in row["mask"]["size"]] for row in (free, kept)]
+        before, after = (
+            decode_segmentation({"size": size, "counts": row["mask"]["counts"]}, *size)
+            for row, size in zip((free, kept), sizes, strict=True)
+        )
         largest, parts = find_parts(torch.tensor(before > 0))
         np.testing.assert_array_equal(after, largest)
         assert "parts" not in free
