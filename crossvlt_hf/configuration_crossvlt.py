@@ -7,7 +7,7 @@ of any Swin v1 or BERT checkpoint fits, and one config that joins them. Lists ho
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -36,6 +36,7 @@ SWIN_TRAINING = ("image_size", "drop_path_rate")
 
 # The channels of the logits
 LABELS = {0: "background", 1: "object"}
+LABELS_MESSAGE = "`num_labels` must be 2 (`id2label` names the two channels, background and object), got {}."
 
 # What `trust_remote_code=True` finds in a checkpoint folder where this package is not installed
 AUTO_MAP = {
@@ -204,6 +205,26 @@ def _adopt(config: Any, field: str, own: type[PreTrainedConfig], library: str) -
     return {name: value for name, value in values.items() if name in adopted}
 
 
+def _take_over(config: PreTrainedConfig, kwargs: dict[str, Any], library: str | None = None) -> None:
+    """Treat arguments that are the dict of a `library`'s config, as they say themselves, as `_adopt` does.
+
+    Raises:
+        ValueError: if they are those of another architecture.
+    """
+    model_type = kwargs.pop("model_type", None) or config.model_type
+    if model_type == config.model_type:
+        return
+    name = type(config).__name__
+    if model_type != library:
+        other = f" or those of a {library!r} config" if library else ""
+        raise ValueError(f"{name} must be given its own fields{other}, got those of a {model_type!r} config.")
+    adopted = set(type(config).__annotations__) - set(SWIN_TRAINING)
+    for field in fields(config):
+        if field.name not in adopted and field.default is not MISSING:
+            setattr(config, field.name, field.default)
+    kwargs.clear()
+
+
 @strict
 class CrossVLTVisionConfig(CarriesCode, PreTrainedConfig):
     """Swin Transformer v1 encoder, divided into four stages. Field names follow `transformers.SwinConfig`.
@@ -259,6 +280,7 @@ class CrossVLTVisionConfig(CarriesCode, PreTrainedConfig):
         for derived in ("hidden_size", "hidden_sizes", "num_layers", "num_hidden_layers"):
             kwargs.pop(derived, None)
         self.drop_code(kwargs)
+        _take_over(self, kwargs, "swin")
         _reject_misspelt(self, kwargs)
         self.depths, self.num_heads = list(self.depths), list(self.num_heads)
         super().__post_init__(**kwargs)
@@ -356,6 +378,7 @@ class CrossVLTTextConfig(CarriesCode, PreTrainedConfig):
         # A BERT config says how many layers its checkpoint has; how many of them are used is what `depths` says.
         kwargs.pop("num_hidden_layers", None)
         self.drop_code(kwargs)
+        _take_over(self, kwargs, "bert")
         _reject_misspelt(self, kwargs)
         self.depths = list(self.depths)
         self.context_dims = None if self.context_dims is None else list(self.context_dims)
@@ -490,6 +513,7 @@ class CrossVLTConfig(CarriesCode, PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.drop_code(kwargs)
+        _take_over(self, kwargs)
         _reject_misspelt(self, kwargs)
         named: Any = getattr(self, "id2label", None)
         if named is None and kwargs.get("num_labels") in (None, len(LABELS)):
@@ -497,6 +521,8 @@ class CrossVLTConfig(CarriesCode, PreTrainedConfig):
         self.vision_config = _adopt(self.vision_config, "vision_config", CrossVLTVisionConfig, "swin")
         self.text_config = _adopt(self.text_config, "text_config", CrossVLTTextConfig, "bert")
         super().__post_init__(**kwargs)
+        if self.num_labels != len(LABELS):
+            logger.warning(f"{LABELS_MESSAGE.format(self.num_labels)} No model can be made of this config.")
 
     @classmethod
     def from_size(cls, size: str, **kwargs: Any) -> "CrossVLTConfig":

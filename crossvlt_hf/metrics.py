@@ -39,6 +39,7 @@ from torch import Tensor
 from transformers import EvalPrediction
 
 from .modeling_crossvlt import IGNORE_INDEX
+from .processing_crossvlt import counted
 
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -90,6 +91,7 @@ class Areas:
         presence: the probability that something fits, of a model with a presence head.
         instances_found: whether the prediction has an instance for each one of the target, and no other, where they
             were compared.
+        parts: how many connected parts the prediction had, where only the largest was kept.
     """
 
     intersection: int
@@ -103,6 +105,7 @@ class Areas:
     estimate: float | None = field(default=None, compare=False)
     presence: float | None = field(default=None, compare=False)
     instances_found: bool | None = field(default=None, compare=False)
+    parts: int | None = field(default=None, compare=False)
 
     @property
     def iou(self) -> float:
@@ -119,7 +122,8 @@ def summarise(samples: Sequence[Areas]) -> dict[str, float | int | None]:
 
     P@X is of the samples that have a target, as GRES counts it. The right-object rate is two-way: it compares with one
     other object, so chance alone gives 50 %. Beside the shares stand the numbers of "samples", of "no_target_samples"
-    among them, and of "right_object_samples", which had another object to be compared with.
+    among them, and of "right_object_samples", which had another object to be compared with; where only the largest
+    part of each mask was kept, "mean_parts", how many there were of a mask that is not empty.
 
     The sums are exact (of integers, or by `math.fsum`), so the order of the samples does not matter.
     """
@@ -144,6 +148,8 @@ def summarise(samples: Sequence[Areas]) -> dict[str, float | int | None]:
         metrics["right_object_samples"] = len(compared)
     if matched := [sample.instances_found for sample in samples if sample.instances_found is not None]:
         metrics["instance_accuracy"] = _share(matched)
+    if parts := [sample.parts for sample in samples if sample.parts]:
+        metrics["mean_parts"] = sum(parts) / len(parts)
     return metrics
 
 
@@ -209,7 +215,8 @@ class ReferringSegmentationMetric:
         names = [""] * len(areas) if groups is None else list(groups)
         if not len(areas) == len(flags) == len(names):
             raise ValueError(
-                f"There are {len(areas)} samples, {len(flags)} flags and {len(names)} groups; give equal numbers."
+                f"Samples, flags and groups must be equally many, got {counted(len(areas), 'sample')}, "
+                f"{counted(len(flags), 'flag')} and {counted(len(names), 'group')}."
             )
         for (intersection, union, predicted), flag, name in zip(areas, flags, names, strict=True):
             self.samples.append(Areas(intersection, union, predicted, bool(flag), name))

@@ -32,6 +32,8 @@ from transformers.utils.generic import can_return_tuple, maybe_autocast, merge_w
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_crossvlt import (
+    LABELS,
+    LABELS_MESSAGE,
     MIN_TEMPERATURE,
     CrossVLTConfig,
     CrossVLTTextConfig,
@@ -1038,6 +1040,83 @@ def is_library_attention(name: str) -> bool:
     return (getattr(function, "__module__", None) or "transformers").startswith("transformers")
 
 
+# ---- inputs
+
+
+def check_tensors(**values: Any) -> None:
+    """Raise ValueError if an input is neither a tensor nor None."""
+    for name, value in values.items():
+        if value is not None and not isinstance(value, Tensor):
+            raise ValueError(f"`{name}` must be a tensor, got {type(value).__name__}.")
+
+
+def check_images(config: CrossVLTVisionConfig, pixel_values: Any) -> None:
+    """Raise ValueError unless they are (B, channels, height, width) floats of at least one pixel."""
+    if not isinstance(pixel_values, Tensor):
+        raise ValueError(f"`pixel_values` must be a tensor, got {type(pixel_values).__name__}.")
+    channels = config.num_channels
+    if pixel_values.ndim != 4 or pixel_values.shape[1] != channels or 0 in pixel_values.shape:
+        raise ValueError(
+            f"`pixel_values` has shape {tuple(pixel_values.shape)}; give (batch, {channels}, height, width)."
+        )
+    if not pixel_values.is_floating_point():
+        raise ValueError(f"`pixel_values` has dtype {pixel_values.dtype}; give normalised floats.")
+
+
+def check_words(
+    config: CrossVLTTextConfig,
+    input_ids: Any,
+    attention_mask: Tensor | None,
+    token_type_ids: Tensor | None,
+    batch: int | None = None,
+) -> None:
+    """Check expressions.
+
+    Args:
+        config: of the language encoder.
+        input_ids: (B, T) token ids.
+        attention_mask: (B, T), or None.
+        token_type_ids: (B, T), or None.
+        batch: how many expressions there must be; None is any number.
+
+    Raises:
+        ValueError: if shapes or dtypes are others, or, on the CPU, an id is not in the vocabulary.
+    """
+    if not isinstance(input_ids, Tensor):
+        raise ValueError(f"`input_ids` must be a tensor, got {type(input_ids).__name__}.")
+    check_tensors(attention_mask=attention_mask, token_type_ids=token_type_ids)
+    longest = config.max_position_embeddings
+    counted = input_ids.ndim == 2 and input_ids.shape[0] == (input_ids.shape[0] if batch is None else batch)
+    if not counted or input_ids.shape[0] == 0 or not 1 <= input_ids.shape[1] <= longest:
+        wanted = f"(batch, tokens) with 1 to {longest} tokens."
+        if batch is not None:
+            wanted = (
+                f"one expression of 1 to {longest} tokens for each of the {batch} images. For several of one image "
+                "give `expressions_per_image`."
+            )
+        raise ValueError(f"`input_ids` has shape {tuple(input_ids.shape)}; give {wanted}")
+    for name, value in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids)):
+        if value is not None and value.shape != input_ids.shape:
+            raise ValueError(
+                f"`{name}` has shape {tuple(value.shape)}; give that of `input_ids`, {tuple(input_ids.shape)}."
+            )
+    check_ids("input_ids", input_ids, config.vocab_size)
+    check_ids("token_type_ids", token_type_ids, config.type_vocab_size)
+
+
+def check_ids(name: str, ids: Tensor | None, size: int) -> None:
+    """Raise ValueError unless they are integers from 0 to `size` - 1; their values are read on the CPU alone."""
+    if ids is None:
+        return
+    if ids.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"`{name}` has dtype {ids.dtype}; give int64.")
+    if is_readable(ids) and (ids.min() < 0 or ids.max() >= size):
+        raise ValueError(
+            f"`{name}` holds {ids.min()} to {ids.max()}, but the model knows 0 to {size - 1}; give those of "
+            "its own tokenizer."
+        )
+
+
 class CrossVLTPreTrainedModel(PreTrainedModel):
     """Weight initialisation and what Transformers needs to know of the models."""
 
@@ -1166,8 +1245,14 @@ class CrossVLTVisionModel(CrossVLTPreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(self, pixel_values: Tensor, **kwargs: Unpack[TransformersKwargs]) -> CrossVLTVisionOutput:
-        """Encode (B, channels, height, width) normalised images of any size."""
+        """Encode (B, channels, height, width) normalised images of any size.
+
+        Raises:
+            TypeError: for an argument that nothing reads.
+            ValueError: if they have another shape, or are no floats.
+        """
         kwargs = self._attention_kwargs(kwargs)
+        check_images(self.config, pixel_values)
         pixels = self.patch_embeddings(pixel_values)
         for stage in self.stages:
             pixels = stage(pixels, **kwargs)
@@ -1217,8 +1302,14 @@ class CrossVLTTextModel(CrossVLTPreTrainedModel):
         token_type_ids: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CrossVLTTextOutput:
-        """Encode (B, T) token ids; `attention_mask` (B, T) is 1 on words and 0 on padding."""
+        """Encode (B, T) token ids; `attention_mask` (B, T) is 1 on words and 0 on padding.
+
+        Raises:
+            TypeError: for an argument that nothing reads.
+            ValueError: if shapes or dtypes do not fit; on the CPU also for ids outside the vocabulary.
+        """
         kwargs = self._attention_kwargs(kwargs)
+        check_words(self.config, input_ids, attention_mask, token_type_ids)
         words = self.embeddings(input_ids, token_type_ids)
         mask = word_mask(attention_mask, like=words)
         for stage in self.stages:
@@ -1252,6 +1343,8 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
     def __init__(self, config: CrossVLTConfig) -> None:
         super().__init__(config)
         config.validate()  # fields may have been set since the config was made
+        if config.num_labels != len(LABELS):  # which the config itself has to allow: the library sets it
+            raise ValueError(LABELS_MESSAGE.format(config.num_labels))
         config.text_config.context_dims = config.context_dims
         self.vision_model = CrossVLTVisionModel._from_config(config.vision_config)
         self.text_model = CrossVLTTextModel._from_config(config.text_config)
@@ -1263,6 +1356,23 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
         self._keys_to_ignore_on_load_unexpected: set[str] = set()
         # FSDP refuses names of modules that there are none of: what an ablation or an optional head leaves out
         self._no_split_modules &= {type(module).__name__ for module in self.modules()}
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load a checkpoint: see [`PreTrainedModel.from_pretrained`].
+
+        Raises:
+            ValueError: if the temperature of an alignment is not a number, as after a training that went wrong.
+        """
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with `output_loading_info`
+        for name, value in model.named_parameters():
+            if name.endswith("alignment.temperature") and not value.is_meta and not value.isfinite().all():
+                raise ValueError(
+                    f"`{name}` of the checkpoint must be a finite number, got {value.item()}: its training went "
+                    "wrong, and its other weights are not to be trusted either. Load an earlier checkpoint."
+                )
+        return loaded
 
     def get_input_embeddings(self) -> nn.Module:
         """The word embedding of the language encoder."""
@@ -1444,50 +1554,21 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
         labels: Tensor | None,
         expressions_per_image: Tensor | None,
     ) -> None:
-        channels, longest = self.config.vision_config.num_channels, self.config.text_config.max_position_embeddings
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels or 0 in pixel_values.shape:
-            raise ValueError(
-                f"`pixel_values` has shape {tuple(pixel_values.shape)}; give (batch, {channels}, height, width)."
-            )
-        if not pixel_values.is_floating_point():
-            raise ValueError(f"`pixel_values` has dtype {pixel_values.dtype}; give normalised floats.")
+        check_images(self.config.vision_config, pixel_values)
         images, _, height, width = pixel_values.shape
+        check_tensors(input_ids=input_ids, labels=labels)
         batch = self._count_expressions(images, input_ids, expressions_per_image)
         if self.training and batch == 1 and max(height, width) <= 4 * self.config.vision_config.patch_size:
             raise ValueError(
                 f"One image of {height}x{width} pixels leaves BatchNorm a single value in training; give a larger "
                 "image or several."
             )
-        if input_ids.ndim != 2 or input_ids.shape[0] != batch or not 1 <= input_ids.shape[1] <= longest:
-            raise ValueError(
-                f"`input_ids` has shape {tuple(input_ids.shape)}; give one expression of 1 to {longest} tokens for "
-                f"each of the {batch} images. For several of one image give `expressions_per_image`."
-            )
-        for name, value in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids)):
-            if value is not None and value.shape != input_ids.shape:
-                raise ValueError(
-                    f"`{name}` has shape {tuple(value.shape)}; give that of `input_ids`, {tuple(input_ids.shape)}."
-                )
+        check_words(self.config.text_config, input_ids, attention_mask, token_type_ids, batch)
         if labels is not None and (labels.shape != (batch, height, width) or labels.is_floating_point()):
             raise ValueError(
                 f"`labels` has shape {tuple(labels.shape)} and dtype {labels.dtype}; give integers of shape "
                 f"{(batch, height, width)}: 1 on the object, 0 off it, 255 to ignore."
             )
-        self._check_values(input_ids, token_type_ids, labels)
-
-    def _check_values(self, input_ids: Tensor, token_type_ids: Tensor | None, labels: Tensor | None) -> None:
-        text = self.config.text_config
-        for name, ids, size in (
-            ("input_ids", input_ids, text.vocab_size),
-            ("token_type_ids", token_type_ids, text.type_vocab_size),
-        ):
-            if ids is not None and (ids.dtype not in (torch.int32, torch.int64)):
-                raise ValueError(f"`{name}` has dtype {ids.dtype}; give int64.")
-            if ids is not None and is_readable(ids) and (ids.min() < 0 or ids.max() >= size):
-                raise ValueError(
-                    f"`{name}` holds {ids.min()} to {ids.max()}, but the model knows 0 to {size - 1}; give those of "
-                    "its own tokenizer."
-                )
         if labels is not None and is_readable(labels):
             known = (labels == 0) | (labels == 1) | (labels == IGNORE_INDEX)
             if not known.all():

@@ -28,7 +28,7 @@ from .processing_crossvlt import (
 )
 
 
-RESULT_OPTIONS = ("threshold", "presence_threshold", "instances", "min_area", "return_probabilities")
+RESULT_OPTIONS = ("threshold", "presence_threshold", "largest_part", "instances", "min_area", "return_probabilities")
 EXPRESSIONS_TOGETHER = 8  # of one image, where no `batch_size` is given: their memory grows with their number
 
 
@@ -64,7 +64,7 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
                 each; or, without `text`, a dict `{"image": ..., "text": ...}`, or a list, generator or dataset of
                 such dicts.
             text: the expressions, where they are not in `image`.
-            kwargs: `threshold`, `instances`, `min_area` and `return_probabilities` (see
+            kwargs: `threshold`, `largest_part`, `instances`, `min_area` and `return_probabilities` (see
                 `CrossVLTProcessor.post_process_masks`), `presence_threshold` (the same; "auto", the default, is 0.5
                 for a model with a presence head), `batch_size` (pairs of image and expression that go through the
                 model together, where consecutive ones share their image; 1, or 8 for the expressions of a single
@@ -76,8 +76,9 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
             of the words that the vocabulary does not know), "score" (expected IoU of the mask where the checkpoint
             has a score calibration, else the mean probability of the object over it; 0.0 if it is empty), "mask" (PIL
             image of mode "L", 255 on the object, of the image's own upright size), "box" (dict of xmin, ymin, xmax,
-            ymax in pixels, the maxima exclusive; None if the mask is empty), with a presence head "presence"
-            (probability that something fits) and, on request, "instances" (the separate parts of the mask, from the
+            ymax in pixels, the maxima exclusive; None if the mask is empty), with `largest_part` "parts" (number of
+            connected parts that were found, those left out included), with a presence head "presence" (probability
+            that something fits) and, on request, "instances" (the separate parts of the mask, from the
             largest: "mask", "box" and "area" in pixels of each) and "probabilities" (float32 array, (height, width),
             0 to 1). For a list a list of these; for a generator or dataset an iterator over these. A warning says
             which expressions are not read as they are.
@@ -87,7 +88,9 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
             ValueError: if images and expressions do not fit each other.
         """
         if isinstance(image, np.ndarray | Tensor) and image.ndim == 4:
-            image = to_rgb_together(list(image))
+            image = list(image)
+        if isinstance(image, list | tuple):
+            image = _of_one_range(image)
         if text is not None and isinstance(image, dict):
             raise ValueError("`text` is given twice, in the dict and beside it; give it once.")
         if isinstance(image, dict):
@@ -112,7 +115,7 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
             names = f"text, {', '.join(RESULT_OPTIONS)}, timeout and batch_size"
             raise ValueError(f"The pipeline has no option {sorted(unknown)[0]!r}; it has {names}.")
         check_threshold(kwargs.get("threshold"))
-        for name in ("instances", "return_probabilities"):
+        for name in ("largest_part", "instances", "return_probabilities"):
             if not isinstance(kwargs.get(name, False), bool):
                 raise ValueError(f"`{name}` must be True or False, got {kwargs[name]!r}.")
         preprocess = {"timeout": kwargs["timeout"]} if "timeout" in kwargs else {}
@@ -176,11 +179,29 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
         least = resolve_presence_threshold(presence_threshold, self.model.config.presence_head)
         found = self.processor.post_process_masks(output, sizes, threshold, presence_threshold=least, **options)
         results = list(map(_end_result, begun if batched else [begun], found))
+        if options.get("largest_part"):
+            for result, each in zip(results, found, strict=True):
+                result["parts"] = each["parts"]
         return {"is_last": is_last, "result": results if batched else results[0]}
 
     def postprocess(self, model_outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """One result for each expression of an image."""
         return [output["result"] for output in model_outputs]
+
+
+def _of_one_range(rows: Sequence[Any]) -> list[Any]:
+    """Images, or dicts with one, whose numbers are read together: what is 0 to 1 and what 0 to 255 is told by all."""
+    rows = list(rows)
+    images = {n: row.get("image") if isinstance(row, dict) else row for n, row in enumerate(rows)}
+    numbers = {n: image for n, image in images.items() if _holds_numbers(image)}
+    for (n, row), read in zip(((n, rows[n]) for n in numbers), to_rgb_together(list(numbers.values())), strict=True):
+        rows[n] = {**row, "image": read} if isinstance(row, dict) else read
+    return rows
+
+
+def _holds_numbers(image: Any) -> bool:
+    """Whether it is an image whose range its type does not say."""
+    return isinstance(image, np.ndarray | Tensor) or (isinstance(image, Image.Image) and image.mode in ("F", "I"))
 
 
 def _is_stream(image: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import operator
 import os
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,7 @@ IgnoreIndex = int | Literal["auto"] | None
 OVERSHOOT = 0.01  # by which floats may leave their range, as rounding and resizing make them
 IGNORED = 255
 OBJECT_VALUES = (1, 255, 65535)
+BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 BERT_POSITIONS = 512
 PRESENCE_THRESHOLD = 0.5  # where a model has a presence head and no other threshold is given
 IMAGE_LAYOUTS = ("channels_first", "channels_last", "none")
@@ -49,8 +51,17 @@ REFUSED_IMAGE_KWARGS = {
 _TOKENIZING = RLock()
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, of which more than one end in s: "1 mask", "2 masks"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 class ImageTooLargeError(ValueError):
     """An image has more pixels than `PIL.Image.MAX_IMAGE_PIXELS` allows."""
+
+
+class LossyMaskError(ValueError):
+    """A mask is in a file format that does not keep its values."""
 
 
 def similar_path(path: str) -> str | None:
@@ -187,14 +198,34 @@ def _decode(image: Any, timeout: float | None, layout: str | None, upright: bool
 
 def _looks_like(low: float, high: float) -> str:
     """What is said of floats that are neither 0 to 1, nor 0 to 255, nor 0 to 65535."""
-    if -1.01 <= low < 0 and 0 < high <= 1.01:
+    if -0.5 < low < 0 and 0.5 < high < 1.5:
+        return " It reaches a little beyond 0 to 1, as resizing makes it: clip it."
+    if -1.01 <= low < -0.5 and 0 < high <= 1.01:
         return " This looks like an image scaled to -1 to 1: give (x + 1) / 2."
     if low < 0 and high < 4:
         return (
             " This looks like an image that is normalised already: give it as it was before (x * image_std + "
             "image_mean), or give the model itself your `pixel_values`."
         )
-    return " Clip or rescale it." if low < 0 or high < 1020 else ""
+    return " Clip or rescale it."
+
+
+def _is_of_0_to_1(image: np.ndarray) -> bool:
+    """Whether floats are an image of 0 to 1, and no black one of 0 to 255: most are no whole numbers."""
+    seen = image[image != 0]
+    return image.max() <= 1 + OVERSHOOT and seen.size > 0 and bool((seen % 1 != 0).mean() > 0.5)
+
+
+def _check_that_they_are_of_one_range(images: Sequence[np.ndarray]) -> None:
+    """Raise ValueError if some floats are 0 to 1 and others 0 to 255: one reading cannot be right for both."""
+    if images[0].dtype.kind != "f" or max(float(image.max()) for image in images) <= 1 + OVERSHOOT:
+        return
+    small = [number for number, image in enumerate(images, start=1) if _is_of_0_to_1(image)]
+    if small:
+        raise ValueError(
+            f"The images of a call must be of one range, but of {len(images)} of floats number {small[0]} holds 0 to "
+            "1, and others larger values; give all as 0 to 1, or all as 0 to 255."
+        )
 
 
 def _find_white(images: Sequence[np.ndarray]) -> int:
@@ -207,6 +238,7 @@ def _find_white(images: Sequence[np.ndarray]) -> int:
     """
     low, high = min(float(image.min()) for image in images), max(float(image.max()) for image in images)
     floats = images[0].dtype.kind == "f"
+    _check_that_they_are_of_one_range(images)
     slack = OVERSHOOT if floats else 0
     if low >= -slack:
         if floats and high <= 1 + slack:
@@ -287,63 +319,121 @@ def _to_rgb_and_white(
 # ---- Masks
 
 
+def _is_a_mask(values: np.ndarray) -> bool:
+    """Whether (height, width, channels) hold nothing but the values that masks have."""
+    return bool((values == values[..., :1]).all() and np.isin(values, (0, *OBJECT_VALUES)).all())
+
+
+def _alpha_is_the_mask(colours: np.ndarray, shown: np.ndarray) -> bool:
+    """Whether colours are no mask themselves: one is seen, and what is hidden does not look like the object."""
+    if (colours == colours[:1, :1]).all():
+        return True
+    visible, hidden = colours[shown], colours[~shown]
+    if _is_a_mask(colours) or not len(hidden) or (visible != visible[0]).any() or not visible[0].any():
+        return False
+    two = hidden.any() and not (hidden != hidden[0]).any() and not _is_a_mask(visible[None])
+    return not two and not (hidden == visible[0]).all(-1).any()
+
+
 def _without_alpha(values: np.ndarray) -> np.ndarray:
-    """The channels of a mask that hold it: the colours, or the alpha channel if what it shows has one colour."""
+    """The channels of a mask that hold it: the colours, or the alpha channel if the colours hold none.
+
+    Raises:
+        ValueError: if the two contradict each other.
+    """
     colours, alpha = values[..., :-1], values[..., -1]
+    shown = alpha != 0
     if (alpha == alpha.flat[0]).all():
         return colours
-    visible = colours[alpha > 0]
-    if (visible == visible[0]).all():
-        return alpha
+    if _alpha_is_the_mask(colours, shown):
+        # 0 and 1, as what is seen is the object, and not ignored, whatever 255 means elsewhere
+        return shown.astype(np.uint8) if np.isin(alpha, (0, *OBJECT_VALUES)).all() else alpha
+    if (shown == colours.any(-1)).all():
+        return colours
+    listed = [np.unique(colours[where].reshape(-1, colours.shape[-1]), axis=0).tolist() for where in (shown, ~shown)]
+    seen, hidden = (", ".join(str(each[0] if len(set(each)) == 1 else each) for each in part[:4]) for part in listed)
     raise ValueError(
-        "A mask has several colours and varying transparency, so that either could be the mask; give one of them, "
-        "such as mask.getchannel('A')."
+        f"A mask has varying transparency that contradicts its colours: it shows {seen} and hides "
+        f"{hidden or 'nothing'}, so that either could be the object. Save the mask without transparency, or give one "
+        "of the two: the colours, such as `mask.convert('RGB')`, or the alpha channel, such as "
+        "`mask.convert('RGBA').getchannel('A')`."
     )
 
 
-def _indices_or_picture(image: Image.Image) -> np.ndarray | Image.Image:
-    """Of a palette image the indices, which are labels (VOC, DAVIS); the picture, where that is black and white."""
-    indices, colours = np.array(image), np.reshape(image.getpalette("RGB") or [], (-1, 3)).tolist()
+def _palette_values(image: Image.Image, ignored: int | None) -> tuple[np.ndarray, bool]:
+    """The (height, width) numbers of a palette image, and whether they are labels, of which 255 is ignored.
+
+    They are the indices, unless the palette makes a picture in black and white of them: then 1 where it is white. A
+    palette that shows all that is used in one colour, or has no colour for it, says nothing. One of greys that are
+    equal to their indices is like no palette.
+
+    Raises:
+        ValueError: if index 0 is shown as a colour of its own and not black, so that the object could be either.
+    """
+    indices, palette = np.array(image.getchannel(0)), image.getpalette("RGB") or []
+    colours = [tuple(palette[start : start + 3]) for start in range(0, len(palette) - 2, 3)]
     used = np.unique(indices).tolist()
-    shown = {index: colours[index] if index < len(colours) else [0, 0, 0] for index in used}
-    if all(colour in ([0, 0, 0], [255, 255, 255]) for colour in shown.values()) and not {1, IGNORED} <= set(used):
-        return image.convert("LA" if "transparency" in image.info else "L")
-    if shown.get(0, [0, 0, 0]) != [0, 0, 0]:
+    shown = {index: colours[index] for index in used if index < len(colours)}
+    if len(shown) == len(used) and all(colour == (index,) * 3 for index, colour in shown.items()):
+        return indices, False
+    judged = {index: colour for index, colour in shown.items() if index != ignored}
+    inverted = set(colours) == {BLACK, WHITE} and colours[0] == WHITE
+    telling = len(shown) == len(used) and (len(set(judged.values())) > 1 or inverted)
+    if telling and set(judged.values()) <= {BLACK, WHITE} and not {1, IGNORED} <= set(used):
+        white = [index for index, colour in judged.items() if colour == WHITE]
+        picture = np.isin(indices, white).astype(indices.dtype)
+        return (picture if ignored is None else np.where(indices == ignored, indices, picture)), False
+    if telling and judged.get(0, BLACK) != BLACK:
         raise ValueError(
-            f"A mask has a palette that shows index 0 as the colour {tuple(shown[0])}, not black, so that the object "
+            f"A mask has a palette that shows index 0 as the colour {judged[0]}, not black, so that the object "
             "could be either; give a mask in black and white, or an array with 1 on the object."
         )
-    return indices
+    return indices, True
 
 
-def _picture_values(image: Image.Image) -> tuple[np.ndarray, bool]:
-    """The numbers in a PIL image, and whether they are indices of a palette."""
-    if image.format in ("JPEG", "MPO"):
-        raise ValueError(
-            "A mask is a JPEG, whose compression smears the values of masks; save masks as PNG, of a JPEG "
-            "that cannot be made again as `mask.convert('L').point(lambda value: 255 * (value > 127))`."
-        )
+def _picture_values(image: Image.Image, ignored: int | None) -> tuple[np.ndarray, bool]:
+    """The numbers in a PIL image, and whether they are labels of a palette."""
+    check_mask_format(image)
     with opening(str(getattr(image, "filename", "")) or "The mask", "mask"):
         image.load()
-    if image.mode == "P":
-        found = _indices_or_picture(image)
-        if isinstance(found, np.ndarray):
-            return found, True
-        image = found
-    elif image.mode in ("L", "RGB", "1") and "transparency" in image.info:
+    hidden = image.info.get("transparency")
+    if image.mode in ("P", "PA"):
+        values, labels = _palette_values(image, ignored)
+        if image.mode == "PA" or hidden is not None:
+            alpha = np.asarray(image.getchannel("A") if image.mode == "PA" else image.convert("RGBA").getchannel("A"))
+            values = _without_alpha(np.stack([values, alpha], axis=-1))[..., 0]
+        return values, labels
+    if image.mode in ("L", "RGB", "1") and hidden is not None:
         image = image.convert("RGBA")
-    elif image.mode in ("La", "RGBa", "PA"):
+    elif image.mode in ("La", "RGBa"):
         image = image.convert({"La": "LA"}.get(image.mode, "RGBA"))
     if image.mode not in ("1", "L", "LA", "RGB", "RGBA", "F") and not image.mode.startswith("I"):
         raise ValueError(f"A mask has mode {image.mode}; give one of 1, L, LA, P, RGB, RGBA or I;16.")
-    return np.asarray(image), False
+    values = np.asarray(image)
+    if image.mode.startswith("I") and isinstance(hidden, int):
+        values = np.stack([values, (values != hidden).astype(values.dtype)], axis=-1)
+    return values, False
 
 
-def _mask_values(mask: Any) -> tuple[np.ndarray, bool]:
-    """The (height, width) numbers of a mask in any form, and whether they are indices of a palette."""
+def check_mask_format(image: Image.Image) -> None:
+    """Raise LossyMaskError if a picture that Pillow opened is a JPEG, whatever the name of its file is."""
+    if image.format in ("JPEG", "MPO"):
+        raise LossyMaskError(
+            "A mask is a JPEG, whose compression smears the values of masks; save masks as PNG, of a JPEG "
+            "that cannot be made again as `mask.convert('L').point(lambda value: 255 * (value > 127))`."
+        )
+
+
+def _mask_values(mask: Any, ignored: int | None = None) -> tuple[np.ndarray, bool]:
+    """The (height, width) numbers of a mask in any form, and whether they are labels, of which 255 is ignored.
+
+    Args:
+        mask: see `to_label_map`.
+        ignored: the value that is said to be ignored, which no picture in black and white is made of.
+    """
     if not isinstance(mask, Image.Image | np.ndarray | Tensor):
         raise ValueError(f"A mask is of type {type(mask).__name__}; give a PIL image, array or tensor.")
-    values, indexed = _picture_values(mask) if isinstance(mask, Image.Image) else (_to_numpy(mask), False)
+    values, labels = _picture_values(mask, ignored) if isinstance(mask, Image.Image) else (_to_numpy(mask), False)
     shape = values.shape
     if values.dtype.kind not in "buif":
         raise ValueError(f"A mask has dtype {values.dtype}; its values must be numbers.")
@@ -359,56 +449,77 @@ def _mask_values(mask: Any) -> tuple[np.ndarray, bool]:
         values = values[..., 0]
     if values.ndim != 2:
         raise ValueError(f"A mask has shape {shape}, and not one value for each pixel; give (height, width).")
-    return values, indexed
+    return values, labels
 
 
-def _unknown_values(found: list) -> str:
-    """What is said of a mask whose values do not say what is the object."""
+def _unknown_values(found: list, levels: list) -> str:
+    """What is said of a mask whose values do not say what is the object.
+
+    Args:
+        found: all of its values, in order.
+        levels: those but 0 and what is ignored: more than one, or one that the object does not have.
+    """
     shown = f"[{', '.join(map(str, found[:8]))}{', ...' if len(found) > 8 else ''}]"
+    wanted = f"A mask holds the values {shown}; give 0 and 1, 0 and 255 (16 bits: 65535), or 0, 1 and 255."
+    if any(level != level for level in levels):
+        return f"{wanted} NaN is no value of a mask."
     if len(found) > 8:
-        hint = "So many look like a soft or lossily compressed mask: give `mask > threshold`."
-    else:
-        hint = (
-            f"If {found[-1]} is the object, give `mask == {found[-1]}`; if it is ignored, `ignore_index={found[-1]}`."
-        )
-    return f"A mask holds the values {shown}; give 0 and 1, 0 and 255 (16 bits: 65535), or 0, 1 and 255. {hint}"
+        return f"{wanted} This looks like a soft or lossily compressed mask: give `mask > threshold`."
+    if set(levels) <= {1, IGNORED}:
+        return f"{wanted} Here {IGNORED} is not said to be ignored: give `ignore_index={IGNORED}`, or `mask != 0`."
+    odd = next(level for level in reversed(levels) if level not in (1, IGNORED))
+    whole = float(odd).is_integer()
+    ignore = f"; if it is to be ignored, `ignore_index={int(odd)}`" if whole else ""
+    return f"{wanted} If {odd} is the object, give `mask == {odd}`{ignore}."
 
 
 def _to_label_map(values: np.ndarray, ignored: int | None) -> np.ndarray:
     found = np.unique(values).tolist()
     levels = [value for value in found if value not in (0, ignored)]
     if levels and (len(levels) > 1 or levels[0] not in OBJECT_VALUES):
-        raise ValueError(_unknown_values(found))
+        raise ValueError(_unknown_values(found, levels))
     label_map = np.isin(values, levels).astype(np.uint8)
     if ignored is not None:
         label_map[values == ignored] = IGNORED
     return label_map
 
 
-def check_ignore_index(ignore_index: Any) -> None:
-    """Raise ValueError unless it says which value of a mask is ignored: a whole number, None or "auto"."""
-    whole = isinstance(ignore_index, int) and not isinstance(ignore_index, bool) and ignore_index not in (0, 1)
-    if not (whole or ignore_index is None or (isinstance(ignore_index, str) and ignore_index == "auto")):
+def check_ignore_index(ignore_index: Any) -> IgnoreIndex:
+    """What says which value of a mask is ignored: an int (of whatever kind of integer), None or "auto".
+
+    Raises:
+        ValueError: if it is none of these.
+    """
+    if ignore_index is None:
+        return None
+    if isinstance(ignore_index, str) and ignore_index == "auto":
+        return "auto"
+    try:
+        whole = None if isinstance(ignore_index, bool) else operator.index(ignore_index)
+    except TypeError:
+        whole = None
+    if whole in (None, 0, 1):
         raise ValueError(f"`ignore_index` must be a whole number but 0 and 1, None or 'auto', got {ignore_index!r}.")
+    return whole
+
+
+def _meaning_of_255(values: np.ndarray, labels: bool) -> Literal["ignored", "object"] | None:
+    found = set(np.unique(values).tolist())
+    return None if IGNORED not in found else "ignored" if labels or 1 in found else "object"
+
+
+def meaning_of_255(mask: Any) -> Literal["ignored", "object"] | None:
+    """What "auto" takes 255 for in the numbers of a mask; None if it holds none."""
+    return _meaning_of_255(*_mask_values(mask))
 
 
 def to_label_maps(masks: Sequence[Any], ignore_index: IgnoreIndex = "auto") -> list[np.ndarray]:
     """The same as `to_label_map` for masks that belong together: "auto" judges all of them at once."""
-    check_ignore_index(ignore_index)
-    read = [_mask_values(mask) for mask in masks]
-    if ignore_index == "auto":
-        together = any({1, IGNORED} <= set(np.unique(values).tolist()) for values, _ in read)
-        ignored = [IGNORED if together or indexed else None for _, indexed in read]
-    else:
-        ignored = [ignore_index] * len(read)
-    return [_to_label_map(values, own) for (values, _), own in zip(read, ignored, strict=True)]
-
-
-def meaning_of_255(mask: Any) -> Literal["ignored", "object"] | None:
-    """What "auto" takes 255 for in the numbers of a mask; None if it holds none, or has a palette that says it."""
-    values, indexed = _mask_values(mask)
-    found = set(np.unique(values).tolist())
-    return None if indexed or IGNORED not in found else "ignored" if 1 in found else "object"
+    ignored = check_ignore_index(ignore_index)
+    read = [_mask_values(mask, None if ignored == "auto" else ignored) for mask in masks]
+    if ignored == "auto":
+        ignored = IGNORED if any(_meaning_of_255(*each) == "ignored" for each in read) else None
+    return [_to_label_map(values, ignored) for values, _ in read]
 
 
 def to_label_map(mask: Image.Image | np.ndarray | Tensor, ignore_index: IgnoreIndex = "auto") -> np.ndarray:
@@ -417,8 +528,9 @@ def to_label_map(mask: Image.Image | np.ndarray | Tensor, ignore_index: IgnoreIn
     Args:
         mask: PIL image, array or tensor. The object has the value 1, 255 or (16 bits) 65535, and everything else 0.
             The values of a palette image are its indices (VOC and DAVIS: 1 on the object, 255 ignored), but if all of
-            it is black and white, what is seen: the object is white. An alpha channel that varies is the mask if all
-            that it shows has one colour. A JPEG is refused, as it does not keep values.
+            it is black and white, what is seen: the object is white. An alpha channel that varies is the mask if the
+            colours hold none, and may otherwise hide what is black; one that contradicts the colours is refused. A
+            JPEG is refused, as it does not keep values.
         ignore_index: the value of pixels to ignore, whatever else the mask holds; None ignores nothing. "auto" ignores
             255 in palette indices, and where the mask also holds 1; otherwise 255 is the object. So a mask of 0 and
             255 that belongs to others with 0, 1 and 255 needs `ignore_index=255` (or `to_label_maps`).
@@ -539,7 +651,8 @@ def pair_expressions(num_images: int, text: str | Sequence) -> list[list[str]]:
         groups = [[expression] for expression in expressions]
     if len(groups) != num_images:
         raise ValueError(
-            f"There are {num_images} images and {len(groups)} (lists of) expressions; give one or one list for each."
+            f"`text` must have an expression or a list of them for each image, got {counted(num_images, 'image')} and "
+            f"{counted(len(groups), 'expression or list')}."
         )
     if [] in groups:
         raise ValueError(f"Image {groups.index([])} has no expressions; give each at least one.")
@@ -564,7 +677,10 @@ def _as_masks(masks: Any, counts: list[int]) -> list:
         raise ValueError("`segmentation_maps` is not nested as `text`; give each image as many masks as expressions.")
     flat = _flat(list(masks))
     if len(flat) != sum(counts):
-        raise ValueError(f"There are {sum(counts)} expressions and {len(flat)} masks; give one mask for each.")
+        raise ValueError(
+            f"There must be one mask for each expression, got {counted(sum(counts), 'expression')} and "
+            f"{counted(len(flat), 'mask')}."
+        )
     return flat
 
 
@@ -716,7 +832,7 @@ def _as_presence(outputs: Any, pairs: int, threshold: float | None) -> list[floa
     if found is None:
         return None
     if found.shape != (pairs,) or found.isnan().any():
-        raise ValueError(f"The presence logits must be {pairs} numbers, one for each pair, got {found}.")
+        raise ValueError(f"The presence logits must be {counted(pairs, 'number')}, one for each pair, got {found}.")
     return found.float().sigmoid().tolist()
 
 
@@ -772,6 +888,7 @@ class CrossVLTProcessor(ProcessorMixin):
         score_calibration: [estimate, expected IoU] points, both rising from 0 to 1, which `crossvlt evaluate
             --calibrate` fits. With them a score is the expected IoU of the mask: what lies between the points is
             interpolated, from what `estimate_iou` gives, times the presence. None keeps the mean probability.
+        ignore_index: the value of pixels to ignore in masks, where a call says nothing else: see `to_label_map`.
 
     An expression has at most `max_length` tokens, [CLS] and [SEP] included: the tokenizer's `model_max_length`, or the
     paper's 21 where that is 512 or more (BERT's positions). Longer ones are cut (and keep their [SEP], which the
@@ -787,17 +904,27 @@ class CrossVLTProcessor(ProcessorMixin):
     """
 
     valid_processor_kwargs = CrossVLTProcessorKwargs
-    ignore_index: IgnoreIndex = "auto"
 
     def __init__(
         self,
         image_processor: Any,
         tokenizer: Any,
         score_calibration: Sequence[Sequence[float]] | None = None,
+        ignore_index: IgnoreIndex = "auto",
         **kwargs: Any,
     ) -> None:
         super().__init__(image_processor, tokenizer, **kwargs)
         self.score_calibration = check_calibration(score_calibration)
+        self.ignore_index = ignore_index
+
+    @property
+    def ignore_index(self) -> IgnoreIndex:
+        """The value of pixels to ignore in masks: see `to_label_map`."""
+        return self._ignore_index
+
+    @ignore_index.setter
+    def ignore_index(self, value: IgnoreIndex) -> None:
+        self._ignore_index = check_ignore_index(value)
 
     @property
     def max_length(self) -> int:
@@ -864,7 +991,8 @@ class CrossVLTProcessor(ProcessorMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """What is saved, and where the code is."""
-        return {**super().to_dict(), "auto_map": {"AutoProcessor": AUTO_MAP["AutoProcessor"]}}
+        own = {"ignore_index": self.ignore_index, "auto_map": {"AutoProcessor": AUTO_MAP["AutoProcessor"]}}
+        return {**super().to_dict(), **own}
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
         """Save the processor and, so that the folder is loadable without this package, its code.
@@ -956,7 +1084,7 @@ class CrossVLTProcessor(ProcessorMixin):
 
     def _sort_kwargs(self, kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], IgnoreIndex]:
         """The arguments of the tokenizer and of the image processor, checked, and `ignore_index`."""
-        check_ignore_index(kwargs.get("ignore_index", self.ignore_index))
+        ignore_index = check_ignore_index(kwargs.pop("ignore_index", self.ignore_index))
         self._check_names(kwargs)
         try:
             merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
@@ -971,7 +1099,6 @@ class CrossVLTProcessor(ProcessorMixin):
         text_kwargs["return_tensors"] = other if kind is None else kind
         if images_kwargs.get("device") is not None and text_kwargs["return_tensors"] not in ("pt", TensorType.PYTORCH):
             raise ValueError("`device` needs `return_tensors='pt'`.")
-        ignore_index: Any = merged["ignore_index"]
         return text_kwargs, self._check_images_kwargs(images_kwargs), ignore_index
 
     def _check_names(self, kwargs: Any) -> None:
@@ -1147,7 +1274,10 @@ class CrossVLTProcessor(ProcessorMixin):
         logits = _as_logits(outputs)
         sizes = [tuple(logits.shape[-2:])] * len(logits) if target_sizes is None else _as_sizes(target_sizes)
         if len(sizes) != len(logits):
-            raise ValueError(f"There are {len(logits)} results and {len(sizes)} target sizes; give one size for each.")
+            raise ValueError(
+                f"There must be one target size for each result, got {counted(len(logits), 'result')} and "
+                f"{counted(len(sizes), 'target size')}."
+            )
         check_threshold(threshold)
         check_min_area(instances, min_area)
         presence = _as_presence(outputs, len(logits), presence_threshold)

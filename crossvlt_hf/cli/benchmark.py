@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..training.settings import integer, number
 from .extras import needs_extra
 from .outputs import make_room
 
@@ -122,14 +123,19 @@ def _add_grid(command: argparse.ArgumentParser) -> None:
         command.add_argument(
             flag, dest=name, nargs="+", default=["off"], choices=["off", "on"], help=f"{meaning} (off)"
         )
-    command.add_argument("--batch", nargs="+", type=int, default=[1], metavar="N", help="images (1)")
+    command.add_argument("--batch", nargs="+", type=integer, default=[1], metavar="N", help="images (1)")
     command.add_argument(
         "--image-size", nargs="+", default=[], metavar="SIDE", help="side, or HEIGHTxWIDTH (that of the processor)"
     )
     command.add_argument(
-        "--expressions", nargs="+", type=int, default=[1, 8], metavar="N", help="of each image; inference only (1 8)"
+        "--expressions",
+        nargs="+",
+        type=integer,
+        default=[1, 8],
+        metavar="N",
+        help="of each image; for inference (1 8)",
     )
-    command.add_argument("--tokens", type=int, default=21, help="of each expression (%(default)s)")
+    command.add_argument("--tokens", type=integer, default=21, help="of each expression (%(default)s)")
     command.add_argument(
         "--one-at-a-time",
         action="store_true",
@@ -149,14 +155,14 @@ def _add_measurement(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--measure", nargs="+", default=["time", "memory", "load"], metavar="WHAT", help="time, memory, load (all)"
     )
-    command.add_argument("--rounds", type=int, default=10, help="timings of each case, in turns (%(default)s)")
-    command.add_argument("--warm-up", type=int, default=1, help="runs of each case before (%(default)s)")
+    command.add_argument("--rounds", type=integer, default=10, help="timings of each case, in turns (%(default)s)")
+    command.add_argument("--warm-up", type=integer, default=1, help="runs of each case before (%(default)s)")
     command.add_argument("--optimizer", default="adamw", help="of training steps: adamw, none (%(default)s)")
-    command.add_argument("--threads", type=int, help="of the processor (default: PyTorch's choice)")
-    command.add_argument("--seed", type=int, default=0, help="of random weights and inputs (%(default)s)")
+    command.add_argument("--threads", type=integer, help="of the processor (default: PyTorch's choice)")
+    command.add_argument("--seed", type=integer, default=0, help="of random weights and inputs (%(default)s)")
     command.add_argument(
         "--reference-gflop",
-        type=float,
+        type=number,
         help="hold times also against so many 10^9 operations per image and expression, to compare implementations",
     )
     command.add_argument("--output", default="crossvlt-output/benchmark.json", help="JSON file (%(default)s)")

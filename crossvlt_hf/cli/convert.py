@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from ..conversion.original import convert_checkpoint
+from ..training.settings import integer
 
 
 def convert(arguments: argparse.Namespace) -> None:
@@ -28,7 +29,7 @@ def add_command(commands: Any) -> None:
     command.add_argument("output_dir", metavar="OUT_DIR")
     command.add_argument("--tokenizer", help="Hub id or folder (default: bert-base-uncased's, which is built in)")
     command.add_argument(
-        "--num-attention-heads", type=int, help="of the language encoder (default: 64 wide each, 12 in the paper)"
+        "--num-attention-heads", type=integer, help="of the language encoder (default: 64 wide each, 12 in the paper)"
     )
-    command.add_argument("--fusion-head-dim", type=int, help="width of a fusion head (default: 64)")
+    command.add_argument("--fusion-head-dim", type=integer, help="width of a fusion head (default: 64)")
     command.set_defaults(run=convert)

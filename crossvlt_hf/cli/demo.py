@@ -14,6 +14,7 @@ from ..checkpoint import BUILT_IN_NOTE, load_checkpoint, resolve_checkpoint
 from ..data.refshapes import FAMILIES, make_scene
 from ..pipeline_crossvlt import ReferringImageSegmentationPipeline
 from ..publishing.page.samples import SAMPLES
+from ..training.settings import integer
 from ..visualization import arrange, overlay
 from .extras import needs_extra
 
@@ -106,9 +107,9 @@ def add_command(commands: Any) -> None:
     command = commands.add_parser("demo", help="segment in photographs and scenes, or serve a page for the browser")
     command.add_argument("--model", help="checkpoint: a folder, a Hub id, or built-in (the default)")
     command.add_argument("--output", default="crossvlt-output/demo.png", help="PNG of the panel (%(default)s)")
-    command.add_argument("--seed", type=int, default=1, help="of the scenes in the panel (%(default)s)")
+    command.add_argument("--seed", type=integer, default=1, help="of the scenes in the panel (%(default)s)")
     command.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps, ... (%(default)s)")
     command.add_argument("--serve", action="store_true", help="serve a page for the browser; needs the extra `demo`")
     command.add_argument("--host", default="127.0.0.1", help="of the page; 0.0.0.0 is for all who reach this machine")
-    command.add_argument("--port", type=int, default=7860, help="of the page; 0 is any free one (%(default)s)")
+    command.add_argument("--port", type=integer, default=7860, help="of the page; 0 is any free one (%(default)s)")
     command.set_defaults(run=demo)

@@ -13,12 +13,12 @@ from ..checkpoint import describe_hardware, load_checkpoint, resolve_checkpoint
 from ..evaluation import evaluation_gallery, reliability_diagram
 from ..evaluation.calibration import calibration_error, calibration_report, fit_score, save_calibration
 from ..metrics import ReferringSegmentationMetric, markdown_table
-from ..processing_crossvlt import CrossVLTProcessor
+from ..processing_crossvlt import CrossVLTProcessor, counted
 from ..publishing.facts import hash_weights
-from ..training.settings import TEXT_OPTIONS, convert, parse_value
+from ..training.settings import TEXT_OPTIONS, convert, integer, parse_value
 from .extras import needs_extra
 from .outputs import make_room
-from .presence import add_presence_option
+from .presence import add_largest_part_option, add_presence_option
 
 
 def parse_options(settings: list[str]) -> dict[str, Any]:
@@ -48,6 +48,7 @@ def _report(
         print(f"{kind}{note}: expected calibration error {error:.2f} %", file=sys.stderr)
     settings = ["data", "split", "protocol", "merge", "truncation", "shuffle", "limit", "dtype"]
     settings += ["presence_threshold"] if "presence" in scores else []
+    settings += ["largest_part"] if arguments.largest_part else []
     report = {
         "model": str(arguments.model or "built-in"),
         **{setting: getattr(arguments, setting) for setting in settings},
@@ -102,8 +103,8 @@ def _calibrate(folder: str, metric: ReferringSegmentationMetric) -> None:
     save_calibration(folder, points)
     error = calibration_error(np.interp(estimates, *np.transpose(points)).tolist(), ious)
     print(
-        f"The score calibration is in {folder}; on the {len(answered)} answers that it was fitted on the error is now "
-        f"{100 * (error or 0):.2f} %. Measure it on others.",
+        f"The score calibration is in {folder}; on {counted(len(answered), 'answer')} that it was fitted on the error "
+        f"is now {100 * (error or 0):.2f} %. Measure it on others.",
         file=sys.stderr,
     )
 
@@ -138,6 +139,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         shuffle=arguments.shuffle,
         distractors=arguments.distractors,
         presence_threshold=arguments.presence_threshold,
+        largest_part=arguments.largest_part,
         instances=arguments.instances or arguments.min_area is not None,
         min_area=arguments.min_area,
         workers=arguments.workers,
@@ -179,7 +181,7 @@ def add_command(commands: Any) -> None:
     command.add_argument("--split", required=True, help="val, testA, testB, test, ...")
     command.add_argument("--root", help="folder in which the annotations and images lie")
     command.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the data set")
-    command.add_argument("--limit", type=int, help="take the first references only")
+    command.add_argument("--limit", type=integer, help="take the first references only")
     command.add_argument(
         "--protocol",
         default="paper",
@@ -202,8 +204,8 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "--distractors", action="store_true", help="compare with another object of the same image as well"
     )
-    command.add_argument("--batch-size", type=int, default=8)
-    command.add_argument("--workers", type=int, default=0, help="processes that prepare data (%(default)s)")
+    command.add_argument("--batch-size", type=integer, default=8)
+    command.add_argument("--workers", type=integer, default=0, help="processes that prepare data (%(default)s)")
     command.add_argument("--device", help="cpu, cuda, ... (default: what Accelerate finds)")
     command.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     command.add_argument("--output", default="crossvlt-output/evaluation.json", help="JSON file (%(default)s)")
@@ -211,10 +213,11 @@ def add_command(commands: Any) -> None:
         "--gallery", metavar="PNG", help="draw the best, the worst, random samples, and some of each family"
     )
     add_presence_option(command)
+    add_largest_part_option(command)
     command.add_argument(
         "--instances", action="store_true", help="compare the separate parts of the masks too (column Pr@F)"
     )
-    command.add_argument("--min-area", type=int, metavar="PIXELS", help="of such a part; implies --instances")
+    command.add_argument("--min-area", type=integer, metavar="PIXELS", help="of such a part; implies --instances")
     command.add_argument("--reliability", metavar="PNG", help="draw how near the scores are to the IoUs")
     command.add_argument(
         "--calibrate",

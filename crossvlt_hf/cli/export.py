@@ -8,6 +8,7 @@ from typing import Any
 
 from ..checkpoint import BUILT_IN_NOTE, load_checkpoint, resolve_checkpoint
 from ..publishing.export import FILES, export_model
+from ..training.settings import integer
 from .extras import needs_extra
 
 
@@ -41,6 +42,6 @@ def add_command(commands: Any) -> None:
     command.add_argument("--model", help="checkpoint: a folder, a Hub id, or built-in (the default)")
     command.add_argument("--format", default="onnx", choices=list(FILES), help="(%(default)s)")
     command.add_argument("--output", required=True, metavar="FOLDER", help="a new folder, or an earlier export")
-    command.add_argument("--opset", type=int, help="version of the ONNX operators (default: the exporter's own)")
+    command.add_argument("--opset", type=integer, help="version of the ONNX operators (default: the exporter's own)")
     command.add_argument("--overwrite", action="store_true", help="write also into a folder of other files")
     command.set_defaults(run=export)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import load_checkpoint, resolve_checkpoint
+from ..training.settings import integer, number
 from .evaluate import parse_options
 from .extras import needs_extra
-from .presence import add_presence_option
+from .presence import add_largest_part_option, add_presence_option
 
 
 EXAMPLES = """examples:
@@ -61,6 +62,7 @@ def predict(arguments: argparse.Namespace) -> None:
         file_format=arguments.format,
         threshold=arguments.threshold,
         presence_threshold=arguments.presence_threshold,
+        largest_part=arguments.largest_part,
         on_error=arguments.on_error,
         workers=arguments.workers,
         progress=True,
@@ -128,11 +130,12 @@ def add_command(commands: Any) -> None:
     command.add_argument("--image-column", metavar="NAME", help="of images (default: image, file_name, ...)")
     command.add_argument("--text-column", metavar="NAME", help="of expressions (default: expressions, text, ...)")
     command.add_argument("--format", default="jsonl", help="jsonl or parquet (%(default)s)")
-    command.add_argument("--shard-size", type=int, default=500, help="rows of a file (%(default)s)")
-    command.add_argument("--batch-size", type=int, default=8, help="expressions at a time (%(default)s)")
-    command.add_argument("--workers", type=int, default=0, help="processes that prepare images (%(default)s)")
-    command.add_argument("--threshold", type=float, help="least probability of the object")
+    command.add_argument("--shard-size", type=integer, default=500, help="rows of a file (%(default)s)")
+    command.add_argument("--batch-size", type=integer, default=8, help="expressions at a time (%(default)s)")
+    command.add_argument("--workers", type=integer, default=0, help="processes that prepare images (%(default)s)")
+    command.add_argument("--threshold", type=number, help="least probability of the object")
     add_presence_option(command)
+    add_largest_part_option(command)
     command.add_argument(
         "--on-error", default="stop", help="at a row that is broken: stop, or skip it and say so (%(default)s)"
     )

@@ -4,6 +4,7 @@ import argparse
 import sys
 from typing import Any
 
+from ..training.settings import integer, number
 from .evaluate import parse_options
 from .extras import needs_extra
 
@@ -67,11 +68,11 @@ def add_command(commands: Any) -> None:
     command.add_argument("--split", help="of the references, and of a data set that has some (train)")
     command.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES), help="default: all")
     command.add_argument(
-        "--per-family", type=int, default=1, help="expressions of each family and image (%(default)s)"
+        "--per-family", type=integer, default=1, help="expressions of each family and image (%(default)s)"
     )
-    command.add_argument("--per-image", type=int, help="expressions of each image, at most (default: all)")
+    command.add_argument("--per-image", type=integer, help="expressions of each image, at most (default: all)")
     command.add_argument(
-        "--least-area", type=float, default=0.008, help="share of the image of an object that is meant (%(default)s)"
+        "--least-area", type=number, default=0.008, help="share of the image of an object that is meant (%(default)s)"
     )
     command.add_argument("--no-colours", dest="colours", action="store_false", help="do not decode the images")
     command.add_argument(
@@ -81,6 +82,6 @@ def add_command(commands: Any) -> None:
     )
     command.add_argument("--on-error", choices=["stop", "skip"], default="stop", help="at a broken row (%(default)s)")
     command.add_argument("--copy", action="store_true", help="copy the images (default: link to them)")
-    command.add_argument("--sheet", type=int, default=36, help="examples on the contact sheet (%(default)s)")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--sheet", type=integer, default=36, help="examples on the contact sheet (%(default)s)")
+    command.add_argument("--seed", type=integer, default=0)
     command.set_defaults(run=write_expressions)

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ..data.refshapes import EXTRAS, FAMILIES, SPLITS, contact_sheet
+from ..processing_crossvlt import counted
+from ..training.settings import integer, number
 from .extras import needs_extra
 
 
@@ -21,8 +23,8 @@ def parse_families(settings: list[str]) -> dict[str, float]:
         if name in shares:
             raise ValueError(f"--families names {name!r} twice; give each family once.")
         try:
-            shares[name] = float(share) if equals else 1.0
-        except ValueError as error:
+            shares[name] = number(share) if equals else 1.0
+        except argparse.ArgumentTypeError as error:
             raise ValueError(f"--families has {setting!r}; give a name, or name=share with a number.") from error
     return shares
 
@@ -45,7 +47,7 @@ def write_scenes(arguments: argparse.Namespace) -> None:
         **options,
     )
     write_folder((dataset[index] for index in range(len(dataset))), arguments.output)
-    print(f"{arguments.scenes} scenes are in {arguments.output}", file=sys.stderr)
+    print(f"{counted(arguments.scenes, 'scene')} written to {arguments.output}", file=sys.stderr)
     if arguments.sheet:
         said = settle_families(arguments.family, families)
         same = (arguments.side, arguments.seed, arguments.expressions, said, low, high)
@@ -61,11 +63,13 @@ def add_command(commands: Any) -> None:
     """Add the command to the parser."""
     command = commands.add_parser("refshapes", help="write drawn scenes with expressions and masks")
     command.add_argument("output", metavar="OUT_DIR", help="a new folder")
-    command.add_argument("--scenes", type=int, default=100, help="how many (%(default)s)")
-    command.add_argument("--expressions", type=int, default=1, help="for each scene, of other objects (%(default)s)")
+    command.add_argument("--scenes", type=integer, default=100, help="how many (%(default)s)")
+    command.add_argument(
+        "--expressions", type=integer, default=1, help="of each scene, of other objects (%(default)s)"
+    )
     command.add_argument("--split", default="train", choices=SPLITS)
-    command.add_argument("--side", type=int, default=96, help="of a picture, in pixels (%(default)s)")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--side", type=integer, default=96, help="of a picture, in pixels (%(default)s)")
+    command.add_argument("--seed", type=integer, default=0)
     command.add_argument("--family", choices=[*FAMILIES, *EXTRAS], help="of all expressions (default: six in turn)")
     command.add_argument(
         "--families",
@@ -73,6 +77,6 @@ def add_command(commands: Any) -> None:
         metavar="NAME[=SHARE]",
         help=f"of the expressions, in these shares: {', '.join([*FAMILIES, *EXTRAS])}",
     )
-    command.add_argument("--objects", type=int, nargs=2, default=(3, 6), metavar=("FEWEST", "MOST"))
+    command.add_argument("--objects", type=integer, nargs=2, default=(3, 6), metavar=("FEWEST", "MOST"))
     command.add_argument("--sheet", metavar="PNG", help="a contact sheet of the first 36 scenes")
     command.set_defaults(run=write_scenes)

@@ -19,10 +19,11 @@ from ..checkpoint import BUILT_IN_NOTE, load_checkpoint, resolve_checkpoint
 from ..modeling_crossvlt import CrossVLTModel
 from ..pipeline_crossvlt import ReferringImageSegmentationPipeline
 from ..processing_crossvlt import CrossVLTProcessor, pair_expressions, to_rgb
+from ..training.settings import integer, number
 from ..visualization import explain, explanation_figure, overlay
 from ..visualization.explanation import check_pixel, positions_of, tokens_of
 from .extras import needs_extra
-from .presence import add_presence_option
+from .presence import add_largest_part_option, add_presence_option
 
 
 def _slug(expression: str) -> str:
@@ -109,6 +110,7 @@ def segment(arguments: argparse.Namespace) -> None:
                 text=expression,
                 threshold=arguments.threshold,
                 presence_threshold=arguments.presence_threshold,
+                largest_part=arguments.largest_part,
                 instances=arguments.instances or arguments.min_area is not None,
                 min_area=arguments.min_area,
             )
@@ -134,6 +136,7 @@ def _describe(result: dict[str, Any], seconds: float, mask: Path) -> dict[str, A
         **({"presence": round(result["presence"], 4)} if "presence" in result else {}),
         "box": result["box"],
         "area": result["mask"].histogram()[255],
+        **({"parts": result["parts"]} if "parts" in result else {}),
         "seconds": round(seconds, 3),
         "mask": str(mask),
         "text_read": result["text_read"],
@@ -159,11 +162,14 @@ def add_command(commands: Any) -> None:
     command.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps, ... (%(default)s)")
     command.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     command.add_argument(
-        "--threshold", type=float, help="least probability of the object (default: the likelier class)"
+        "--threshold", type=number, help="least probability of the object (default: the likelier class)"
     )
     add_presence_option(command)
+    add_largest_part_option(command)
     command.add_argument("--instances", action="store_true", help="list the separate parts of each mask")
-    command.add_argument("--min-area", type=int, metavar="PIXELS", help="list no smaller parts; implies --instances")
+    command.add_argument(
+        "--min-area", type=integer, metavar="PIXELS", help="list no smaller parts; implies --instances"
+    )
     command.add_argument(
         "--explain", action="store_true", help="write beside each mask a figure of what was read in every stage"
     )

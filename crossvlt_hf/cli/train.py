@@ -7,6 +7,7 @@ import signal
 import subprocess
 from typing import Any
 
+from ..training.settings import integer
 from .extras import needs_extra
 
 
@@ -63,6 +64,6 @@ def add_command(commands: Any) -> None:
     command.add_argument("config", help="a YAML file, or the name of a configuration of the package")
     command.add_argument("settings", nargs="*", metavar="name=value", help="settings to override")
     command.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
-    command.add_argument("--processes", type=int, help="how many, one for each GPU (default: this process alone)")
+    command.add_argument("--processes", type=integer, help="how many, one for each GPU (default: this process alone)")
     command.add_argument("--accelerate-config", metavar="YAML", help="of `accelerate config`, for FSDP and the like")
     command.set_defaults(run=train)

@@ -1,7 +1,9 @@
 """Tokenizers: that of bert-base-uncased, which comes with the package, any other by name; what they do not know."""
 
+import copy
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -10,7 +12,7 @@ from torch import Tensor
 from transformers import AddedToken, AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
 from ..modeling_crossvlt import CrossVLTModel
-from ..processing_crossvlt import CrossVLTProcessor, word_spans
+from ..processing_crossvlt import CrossVLTProcessor, counted, word_spans
 
 
 def default_tokenizer() -> BertTokenizer:
@@ -58,7 +60,7 @@ class ReadingSummary:
         else:
             examples = ", ".join(self.unknown_words)
             share = f"{100 * self.unknown / self.words:.1f} % of the words are unknown to the vocabulary ({examples})"
-        return f"{self.expressions:,} expressions: {share}; {self.cut:,} longer than the model reads."
+        return f"{counted(self.expressions, 'expression')}: {share}; {self.cut:,} longer than the model reads."
 
 
 def summarize_reading(processor: CrossVLTProcessor, texts: Iterable[str]) -> ReadingSummary:
@@ -89,8 +91,9 @@ def add_words(model: CrossVLTModel, processor: CrossVLTProcessor, words: str | I
     """Give a checkpoint words that its vocabulary does not know, so that training can teach them.
 
     A new word is read as a whole, in whatever case and with whatever accents the tokenizer ignores; it is never taken
-    for a part of another word, and how all other words are read stays as it was. Its embedding starts near the mean
-    of those that the model knows. Save model and processor together afterwards, and make the optimizer after it.
+    for a part of another word, and how all other words are read stays as it was. What underscores join, such as
+    "traffic_light", is one word. Its embedding starts near the mean of those that the model knows. Save model and
+    processor together afterwards, and make the optimizer after it.
 
     Args:
         model: it is changed: its word embedding grows where it has no row left.
@@ -101,16 +104,23 @@ def add_words(model: CrossVLTModel, processor: CrossVLTProcessor, words: str | I
         The words that were added, as the tokenizer writes them, in their order; none that it knew already.
 
     Raises:
-        ValueError: if one of the texts is not an expression.
+        ValueError: if one of the texts is not an expression, or the tokenizer would not find a new word in it; nothing
+            is changed then.
     """
     texts = [words] if isinstance(words, str) else list(words)
     tokenizer = processor.tokenizer
     known = len(tokenizer)
-    unknown = [word for read in processor.read_expressions(texts) for word in read.unknown_words]
+    reads = zip(texts, processor.read_expressions(texts), strict=True)
+    unknown = {text: list(_whole_words(text, read.unknown_words)) for text, read in reads}
     vocabulary = tokenizer.get_vocab()
-    parts = dict.fromkeys(part for word in unknown for part in _normalised(tokenizer, word).split())
-    new = [part for part in parts if part not in vocabulary]
-    tokenizer.add_tokens([AddedToken(word, single_word=True, normalized=True) for word in new])
+    parts = {
+        text: [part for word in found for part in _normalised(tokenizer, word).split() if part not in vocabulary]
+        for text, found in unknown.items()
+    }
+    words_of_all = dict.fromkeys(part for found in parts.values() for part in found)
+    new = [AddedToken(part, single_word=True, normalized=True) for part in words_of_all]
+    _check_that_they_are_found(tokenizer, new, parts)
+    tokenizer.add_tokens(new)
     rows = len(model.get_input_embeddings().weight)
     if len(tokenizer) > rows:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -118,7 +128,50 @@ def add_words(model: CrossVLTModel, processor: CrossVLTProcessor, words: str | I
     if first < len(tokenizer):
         old = sorted(set(range(first)) - set(tokenizer.all_special_ids))
         _start_near_the_mean(model.get_input_embeddings().weight, old, range(first, len(tokenizer)))
-    return new
+    return [token.content for token in new]
+
+
+def _joins(character: str) -> bool:
+    """Whether it joins what stands beside it to one word: a letter, mark, digit, emoji, underscore or joiner."""
+    category = unicodedata.category(character)
+    return category[0] in "LMN" or category in ("Pc", "So", "Cf")
+
+
+def _whole_words(text: str, unknown: Collection[str]) -> Iterator[str]:
+    """The unknown words of a text with all that joins them to others: an added token is found between other signs."""
+    whole = 0
+    for start, end in word_spans(text):
+        if text[start:end] not in unknown or start < whole:
+            continue
+        while start > 0 and _joins(text[start - 1]):
+            start -= 1
+        while end < len(text) and _joins(text[end]):
+            end += 1
+        yield text[start:end]
+        whole = end
+
+
+def _check_that_they_are_found(
+    tokenizer: PreTrainedTokenizerBase, new: list[AddedToken], parts: dict[str, list[str]]
+) -> None:
+    """Raise ValueError, which names them, if there are new words that a tokenizer does not find in sentences.
+
+    Args:
+        tokenizer: it is not changed.
+        new: the words.
+        parts: texts, and which of the words each has.
+    """
+    trial = copy.deepcopy(tokenizer)
+    trial.add_tokens(new)
+    lost = []
+    for text, words in [*parts.items(), *((f"the {token.content} on the left", [token.content]) for token in new)]:
+        ids = trial(text, truncation=False, verbose=False)["input_ids"]
+        lost += [word for word in words if trial.convert_tokens_to_ids(word) not in ids]
+    if lost:
+        raise ValueError(
+            f"The tokenizer would not find {', '.join(map(repr, dict.fromkeys(lost)))} in a text even if added; write "
+            "such words between spaces, or use another tokenizer."
+        )
 
 
 def _normalised(tokenizer: PreTrainedTokenizerBase, word: str) -> str:

@@ -89,7 +89,8 @@ class Picture:
         if isinstance(value, dict) and "where" in value:
             return value
         # what `datasets` stores of a PIL image is upright only when it is read so
-        return {"upright": True, **ImageFeature().encode_example(value)}
+        empty = dict.fromkeys(entry.name for entry in self.pa_type)
+        return {**empty, "upright": True, **ImageFeature().encode_example(value)}
 
     def decode_example(self, value: Any, token_per_repo_id: dict[str, Any] | None = None) -> Image.Image:
         """The image of a cell.
@@ -117,11 +118,12 @@ class Picture:
 
     def cast_storage(self, storage: pa.Array) -> pa.Array:
         """Cells from stored cells, or from the storage that `datasets.Image` takes."""
-        if not (pa.types.is_struct(storage.type) and storage.type.get_field_index("upright") >= 0):
-            storage = ImageFeature().cast_storage(storage)
-            parts = dict(zip((entry.name for entry in self.pa_type), _children(storage, self.pa_type), strict=True))
+        own = pa.types.is_struct(storage.type) and storage.type.get_field_index("upright") >= 0
+        storage = storage if own else ImageFeature().cast_storage(storage)
+        parts = dict(zip((entry.name for entry in self.pa_type), _children(storage, self.pa_type), strict=True))
+        if not own:
             parts["upright"] = pa.array([True] * len(storage))
-            storage = pa.StructArray.from_arrays(list(parts.values()), list(parts), mask=storage.is_null())
+        storage = pa.StructArray.from_arrays(list(parts.values()), list(parts), mask=storage.is_null())
         return array_cast(storage, self.pa_type)
 
     def embed_storage(self, storage: pa.Array, local_files: bool = True, **_: Any) -> pa.Array:

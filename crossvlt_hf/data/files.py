@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..processing_crossvlt import similar_path
+from ..processing_crossvlt import counted, similar_path
 
 
 COCO_FOLDERS = ("images/mscoco/images/train2014", "images/train2014", "train2014")
@@ -156,7 +156,7 @@ def require_files(needed: Iterable[tuple[str, str]], kind: str, mend: str) -> No
         path, source = next(iter(missing.items()))
         similar = similar_path(path)
         hint = f"Did you mean {similar}? {mend}" if similar else mend
+        of_all, verb = counted(len(missing) + len(present), f"{kind} file"), "is" if len(missing) == 1 else "are"
         raise FileNotFoundError(
-            f"There is no {kind} file {path}, which {source} needs; {len(missing)} of "
-            f"{len(missing) + len(present)} {kind} files are missing. {hint}"
+            f"There is no {kind} file {path}, which {source} needs; {len(missing)} of {of_all} {verb} missing. {hint}"
         )

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .masks import check_polygons
+from .masks import check_polygons, is_number
 
 
 EmptyMasks = Literal["error", "no_target", "skip"]
@@ -15,6 +15,7 @@ EMPTY_MASKS: tuple[EmptyMasks, ...] = ("error", "no_target", "skip")
 EMPTY_SENTENCES: tuple[EmptySentences, ...] = ("error", "skip")
 
 
+SHORT_PARTS = ("part of fewer than three points left out", "parts of fewer than three points left out")
 HALF_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -36,7 +37,7 @@ def clean_expressions(expressions: Iterable[Any], source: str) -> list[str]:
 
 def _is_flat(polygon: Any) -> bool:
     """Whether it is [x1, y1, x2, y2, ...]."""
-    return isinstance(polygon, list | tuple) and all(isinstance(x, int | float) for x in polygon)
+    return isinstance(polygon, list | tuple) and all(map(is_number, polygon))
 
 
 def _is_points(polygon: Any) -> bool:
@@ -78,16 +79,16 @@ class Flaws:
     dataset: str
     empty_masks: EmptyMasks = "error"
     empty_sentences: EmptySentences = "error"
-    met: dict[str, list[str]] = field(default_factory=dict)
+    met: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, options in (("empty_masks", EMPTY_MASKS), ("empty_sentences", EMPTY_SENTENCES)):
             if getattr(self, name) not in options:
                 raise ValueError(f"`{name}` must be one of {', '.join(options)}, got {getattr(self, name)!r}.")
 
-    def add(self, what: str, where: str) -> None:
-        """Note a flaw."""
-        self.met.setdefault(what, []).append(where)
+    def add(self, one: str, many: str, where: str) -> None:
+        """Note a flaw: what is said of one and of many, and the file and row."""
+        self.met.setdefault((one, many), []).append(where)
 
     def expressions(self, texts: Iterable[Any], where: str, *, optional: bool = False) -> list[str]:
         """Expressions without white space around them, and without empty ones if these are to be skipped.
@@ -105,14 +106,15 @@ class Flaws:
             return [] if optional and not given else clean_expressions(given, where)
         kept = [text for text in given if text is not None and not (isinstance(text, str) and not text.strip())]
         for _ in range(len(given) - len(kept)):
-            self.add("empty sentences left out", where)
+            self.add("empty sentence left out", "empty sentences left out", where)
         return clean_expressions(kept, where) if kept else []
 
     def polygons(self, segmentation: Any, where: str) -> Any:
         """The segmentation; polygons are checked, and those of fewer than three points beside others left out.
 
         Returns:
-            Polygons in COCO's form, or what is no list of polygons as it was; [] if it is empty and that is allowed.
+            Polygons in COCO's form, or what is no list of polygons as it was; [] if there is none, or all have fewer
+            than three points and so no area, and that is allowed.
 
         Raises:
             ValueError: if a polygon is broken; begins with `where`.
@@ -123,11 +125,14 @@ class Flaws:
         if not isinstance(polygons, list) or any(isinstance(part, dict) for part in polygons):
             return segmentation
         whole = [part for part in polygons if not (_is_flat(part) and len(part) < 6 and len(part) % 2 == 0)]
+        if not whole and self.empty_masks != "error":
+            return []
         for _ in range(len(polygons) - len(whole) if whole else 0):
-            self.add("parts of fewer than three points left out", where)
+            self.add(*SHORT_PARTS, where)
         return check_polygons(whole or polygons, where)
 
     def warn(self) -> None:
         """Say what was met, with numbers and the first place."""
-        for what, places in self.met.items():
-            warnings.warn(f"{self.dataset}: {len(places)} {what}, the first in {places[0]}.", stacklevel=4)
+        for (one, many), places in self.met.items():
+            what = f"1 {one}, in" if len(places) == 1 else f"{len(places)} {many}, the first in"
+            warnings.warn(f"{self.dataset}: {what} {places[0]}.", stacklevel=4)

@@ -111,5 +111,6 @@ def exclude_images(dataset: Dataset, *held_out: Dataset) -> Dataset:
     keys = {key for other in held_out for key in _image_keys(other)}
     kept = [row for row, key in enumerate(_image_keys(dataset)) if key not in keys]
     if not kept:
-        raise ValueError(f"All {len(dataset)} rows show images of what is held out; nothing is left.")
+        every = "The only row shows" if len(dataset) == 1 else f"All {len(dataset)} rows show"
+        raise ValueError(f"{every} images of what is held out; nothing is left.")
     return dataset.select(kept)

@@ -1,9 +1,7 @@
 """Masks as data sets store them: polygons and run lengths in COCO's form, decoded by pycocotools."""
 
 import json
-import math
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,16 +9,20 @@ import numpy as np
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
-from ..processing_crossvlt import IgnoreIndex, meaning_of_255, opening, to_label_map
+from ..processing_crossvlt import IgnoreIndex, LossyMaskError, check_mask_format, opening, to_label_map
 
 
 Merge = Literal["union", "reference"]
 MERGES: tuple[Merge, ...] = ("union", "reference")
-MASKS_LOOKED_AT = 32  # of a data set, before the first row is read
 
 
 # The rasteriser works in 32 bits and trusts what it is given
 FARTHEST = 100_000
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number, which true and false are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_polygon(polygon: Any) -> list[float]:
@@ -29,10 +31,10 @@ def check_polygon(polygon: Any) -> list[float]:
     Raises:
         ValueError: if it is broken.
     """
-    flat = isinstance(polygon, list | tuple) and all(isinstance(x, int | float) for x in polygon)
+    flat = isinstance(polygon, list | tuple) and all(map(is_number, polygon))
     if not flat or len(polygon) < 6 or len(polygon) % 2:
         raise ValueError(f"A polygon is {str(polygon)[:60]}; give x1, y1, x2, y2, ... of at least three points.")
-    if not all(math.isfinite(x) and abs(x) <= FARTHEST for x in polygon):
+    if not all(abs(x) <= FARTHEST for x in polygon):  # NaN is not
         raise ValueError(f"The polygon {str(polygon)[:60]} lies far outside any image; give pixels.")
     return [float(x) for x in polygon]
 
@@ -140,9 +142,14 @@ def open_mask(path: str | Path) -> Image.Image:
     Raises:
         OSError: if the file is missing or broken.
         ValueError: if it is larger than Pillow allows.
+        LossyMaskError: if it is a JPEG, whatever its name is.
     """
     with opening(str(path), "mask"), Image.open(path) as image:
         image.load()
+    try:
+        check_mask_format(image)
+    except LossyMaskError as error:
+        raise LossyMaskError(f"{path}: {error}") from error
     return image
 
 
@@ -155,28 +162,25 @@ def read_mask(path: str | Path, ignore_index: IgnoreIndex = "auto") -> np.ndarra
         raise ValueError(f"{path}: {error}") from error
 
 
-def check_meaning_of_255(count: int, load: Callable[[int], Any], name: Callable[[int], str]) -> None:
-    """Check that 255 means the same in the masks of a data set, of which at most 32 are looked at.
+def check_meaning_of_255(found: Iterable[tuple[str | None, str]]) -> None:
+    """Check that 255 means the same in all masks of a data set.
 
     Without this check a mask of ignored pixels only would become an object, beside others in which 255 is ignored.
 
     Args:
-        count: of masks.
-        load: gives the picture or array of a mask by its number; masks that cannot be read are passed over.
-        name: what to call it.
+        found: what `meaning_of_255` says of each mask, and what to call it.
 
     Raises:
-        ValueError: if 255 stands beside 1 in one mask, and alone in another.
+        ValueError: if 255 is ignored in one mask, and could be the object in another.
     """
     seen: dict[str | None, str] = {}
-    for number in np.linspace(0, count - 1, min(count, MASKS_LOOKED_AT)).astype(int).tolist():
-        with suppress(OSError, ValueError):
-            seen.setdefault(meaning_of_255(load(number)), name(number))
+    for meaning, name in found:
+        seen.setdefault(meaning, name)
     if {"ignored", "object"} <= seen.keys():
         raise ValueError(
-            f"255 must mean the same in all masks of a data set: in {seen['ignored']} it is ignored, beside 1, but "
-            f"{seen['object']} holds no 1, so that it could be the object. Give `ignore_index=255` if it is ignored "
-            "in all of them, or save masks of 0 and 1."
+            f"255 must mean the same in all masks of a data set: in {seen['ignored']} it is ignored, as a 1 beside it "
+            f"or a palette says, but nothing in {seen['object']} says so, and it could be the object. Give "
+            "`ignore_index=255` if it is ignored in all of them, or save masks of 0 and 1."
         )
 
 
@@ -242,7 +246,7 @@ def pack_mask(mask: np.ndarray) -> str:
     return json.dumps({"size": mask.shape, "annotations": [encode_mask(mask == 1)], **ignored}, separators=(",", ":"))
 
 
-def _is_drawn(segmentation: Any, height: int, width: int, merge: Merge) -> bool:
+def is_drawn(segmentation: Any, height: int, width: int, merge: Merge) -> bool:
     """Whether an annotation has a pixel; run lengths need not be decoded for that unless parts take pixels away."""
     parts = to_run_lengths(segmentation, height, width)
     if merge == "reference" and len(parts) > 1:
@@ -260,7 +264,7 @@ def has_object(packed: str, merge: Merge = "union") -> tuple[tuple[int, int], bo
     description = json.loads(packed)
     if "annotations" in description:
         height, width = description["size"]
-        found = any(_is_drawn(each, height, width, merge) for each in description["annotations"])
+        found = any(is_drawn(each, height, width, merge) for each in description["annotations"])
         return (height, width), found
     mask = unpack(packed, merge)
     return (mask.shape[0], mask.shape[1]), bool((mask == 1).any())

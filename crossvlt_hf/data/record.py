@@ -27,6 +27,7 @@ import numpy as np
 from datasets import Dataset, Features, List, Value
 from PIL import Image
 
+from ..processing_crossvlt import LossyMaskError
 from .features import Mask, Picture
 from .flaws import HALF_SURROGATE, Flaws
 from .masks import MERGES, Merge, has_object
@@ -47,6 +48,18 @@ FEATURES = Features(
         "num_expressions": Value("int32"),
     }
 )
+
+
+# What is said of one and of many references
+LEFT_OUT = (
+    "reference left out, as its mask has no pixel",
+    "references left out, as their masks have no pixel",
+)
+WITHOUT_TARGET = (
+    "reference made one without a target, as its mask has no pixel",
+    "references made ones without a target, as their masks have no pixel",
+)
+UNSAID = ("reference left out, as it has no sentence", "references left out, as they have no sentence")
 
 
 @dataclass(frozen=True)
@@ -119,9 +132,15 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Ite
 
 
 def _found(record: Record, merge: Merge) -> tuple[tuple[int, int] | None, bool] | None:
-    """Size of the mask and whether it has a pixel; None of one that cannot be decoded, as reading its row says why."""
+    """Size of the mask and whether it has a pixel; None of one that cannot be decoded, as reading its row says why.
+
+    Raises:
+        LossyMaskError: if its file is a JPEG.
+    """
     try:
         return has_object(record.mask, merge)
+    except LossyMaskError as error:
+        raise LossyMaskError(f"{record.where}: {error}") from error
     except (OSError, ValueError, TypeError):
         return None
 
@@ -138,9 +157,9 @@ def _settle(record: Record, found: bool, flaws: Flaws) -> Record | None:
             "or remove it, or give `empty_masks`: 'no_target' or 'skip'."
         )
     if flaws.empty_masks == "skip":
-        flaws.add("references left out, as their masks have no pixel", record.where)
+        flaws.add(*LEFT_OUT, record.where)
         return None
-    flaws.add("references made ones without a target, as their masks have no pixel", record.where)
+    flaws.add(*WITHOUT_TARGET, record.where)
     return replace(record, has_target=False, ann_ids=())
 
 
@@ -195,7 +214,7 @@ def check_records(records: Iterable[Record], flaws: Flaws, merge: Merge = "union
     found = in_threads(lambda record: _found(record, merge), records)
     for number, (record, mask) in enumerate(zip(records, found, strict=True)):
         if not record.expressions:
-            flaws.add("references left out, as they have no sentence", record.where)
+            flaws.add(*UNSAID, record.where)
             continue
         _check_names(record)
         size, has_pixels = mask or (None, record.has_target)

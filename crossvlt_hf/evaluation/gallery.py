@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from ..metrics import Areas
 from ..modeling_crossvlt import CrossVLTModel
-from ..processing_crossvlt import CrossVLTProcessor
+from ..processing_crossvlt import CrossVLTProcessor, counted
 from ..visualization.canvas import BLUE, GREY, PINK, add_axes, add_text, new_figure, to_image, wrap
 from ..visualization.overlay import CELL, PALETTE, draw_contour, to_mask_image
 
@@ -57,7 +57,7 @@ def choose_samples(samples: Sequence[Areas], columns: int = 5, seed: int = 0) ->
         ValueError: if there are no samples or columns.
     """
     if not samples or columns < 1:
-        raise ValueError(f"There are {len(samples)} samples and {columns} columns; give at least one of each.")
+        raise ValueError(f"There must be at least one sample and column, got {len(samples)} and {columns}.")
     shuffled = np.random.default_rng(seed).permutation(len(samples)).tolist()
     ranked = sorted(shuffled, key=lambda index: samples[index].iou, reverse=True)
     if len(samples) <= columns:
@@ -77,7 +77,8 @@ def _choose_of_group(group: str, samples: Sequence[Areas], ranked: list[int], co
     ious = [sample.iou for sample in samples if sample.group == group]
     own = [index for index in ranked if samples[index].group == group]
     places = np.linspace(0, len(own) - 1, min(columns, len(own))).round().astype(int)
-    title = f"{group}: {len(ious)} expressions, mean IoU {np.mean(ious):.3f}; those not above, from best to worst"
+    count, mean = counted(len(ious), "expression"), np.mean(ious)
+    title = f"{group}: {count}, mean IoU {mean:.3f}; those not above, from best to worst"
     return Choice(title, [own[place] for place in places])
 
 
@@ -118,7 +119,8 @@ def evaluation_gallery(
 
     expressions = len(EvaluationPairs(dataset))
     if len(samples) != expressions:
-        raise ValueError(f"There are {len(samples)} samples of {expressions} expressions; give those of this data.")
+        counts = f"{counted(len(samples), 'sample')} of {counted(expressions, 'expression')}"
+        raise ValueError(f"The samples must be those of this data, one for each expression, got {counts}.")
     columns = min(columns, len(samples))
     rows = choose_samples(samples, columns, seed)
     wanted = sorted({index for row in rows for index in row.indices})
@@ -159,7 +161,7 @@ def _draw_sheet(rows: list[Choice], samples: Sequence[Areas], tiles: dict[int, _
     width = max(2 * MARGIN + columns * (TILE_INCHES + MARGIN) - MARGIN, 5.5)
     figure = new_figure(width, TITLE_INCHES + len(rows) * row_height)
     mean = np.mean([sample.iou for sample in samples])
-    title = f"{len(samples)} expressions, mean IoU {mean:.3f}"
+    title = f"{counted(len(samples), 'expression')}, mean IoU {mean:.3f}"
     add_text(figure, MARGIN, 0.15, title, fontsize=14, weight="bold")
     add_text(figure, MARGIN, 0.43, "blue: found", fontsize=9, color=BLUE, weight="bold")
     add_text(figure, MARGIN + 1.1, 0.43, "pink: truth", fontsize=9, color=PINK, weight="bold")

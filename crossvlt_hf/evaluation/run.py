@@ -22,6 +22,7 @@ from ..processing_crossvlt import (
     check_min_area,
     estimate_iou,
     find_instances,
+    find_parts,
     resize_label_map,
     resolve_presence_threshold,
 )
@@ -45,6 +46,7 @@ class EvaluationOptions:
         distractors: whether to compare with the mask of another reference to the same image as well.
         presence_threshold: the mask is empty where the probability that something fits is below this; "auto" is 0.5
             for a model with a presence head, None empties none.
+        largest_part: whether to keep only the largest connected part of each mask that is found.
         instances: whether to compare the connected parts of the masks too.
         min_area: the least area of such a part, in pixels; None is 1.
         workers: processes that prepare data.
@@ -57,6 +59,7 @@ class EvaluationOptions:
     shuffle: bool = False
     distractors: bool = False
     presence_threshold: float | Literal["auto"] | None = "auto"
+    largest_part: bool = False
     instances: bool = False
     min_area: int | None = None
     workers: int = 0
@@ -253,6 +256,7 @@ def find_masks(
         said = pair["expression"] if expressions is None else expressions[index]
         ((prediction, _),) = _predict(model, [collate([dict(pair)])])
         mask = prediction.at(pair["mask"].shape).mask(options.presence_threshold)
+        mask = find_parts(mask)[0] if options.largest_part else mask
         yield {**pair, "expression": said}, mask.numpy()
 
 
@@ -261,7 +265,9 @@ def _sample(
 ) -> Areas:
     if options.protocol == "original":
         prediction = prediction.at(pair["mask"].shape)
-    mask = prediction.mask(options.presence_threshold)
+    mask, parts = prediction.mask(options.presence_threshold), None
+    if options.largest_part:
+        mask, parts = find_parts(mask)
     intersection, union, predicted = _areas(mask, pair["mask"])
     comparable = pair["has_target"] and pair["distractor"] is not None and (pair["distractor"] == 1).any()
     other = _areas(mask, pair["distractor"])[:2] if comparable else None
@@ -276,6 +282,7 @@ def _sample(
         score=processor.score(prediction.margin, mask, presence),
         estimate=estimate_iou(prediction.margin, mask) * (1.0 if presence is None else presence),
         presence=presence,
+        parts=parts,
         instances_found=_found_instances(mask, pair["mask"], options.min_area or 1) if options.instances else None,
     )
 

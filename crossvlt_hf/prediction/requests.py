@@ -15,7 +15,7 @@ from ..data.files import inside
 from ..data.flaws import clean_expressions
 from ..data.load import NAMES, load_data
 from ..data.sources.folder import METADATA
-from ..processing_crossvlt import ImageLike, opening
+from ..processing_crossvlt import ImageLike, counted, opening
 from .picture_files import find_pictures
 
 
@@ -284,8 +284,8 @@ def _check_has_expressions(folder: Path) -> None:
     pictures, others = find_pictures(folder)
     if pictures and not any(name.lower().endswith(TABLES) for name in others):
         raise ValueError(
-            f"{folder} has {len(pictures)} images and no {METADATA}; give `--expression TEXT`, what to look for in "
-            f"each of them, or write {METADATA}, a line for each image with its expressions."
+            f"{folder} has {counted(len(pictures), 'image')} and no {METADATA}; give `--expression TEXT`, what to "
+            f"look for in each of them, or write {METADATA}, a line for each image with its expressions."
         )
 
 

@@ -36,6 +36,7 @@ class PredictionOptions:
         file_format: "jsonl" or "parquet".
         threshold: see `CrossVLTProcessor.post_process_masks`.
         presence_threshold: see there; "auto" is 0.5 for a model with a presence head.
+        largest_part: see there.
         on_error: "stop" at a row that is broken, or "skip" it: its line then has "error" and no mask.
         workers: processes that read and prepare images, for each process that predicts.
         progress: whether to show a bar, of the rows of the main process.
@@ -46,6 +47,7 @@ class PredictionOptions:
     file_format: str = "jsonl"
     threshold: float | None = None
     presence_threshold: float | str | None = "auto"
+    largest_part: bool = False
     on_error: str = "stop"
     workers: int = 0
     progress: bool = False
@@ -144,7 +146,11 @@ def _predict_batch(
         output = model(**moved, return_dict=True)
     kept = {name: output[name].cpu() for name in ("logits", "presence_logits") if name in output}
     least = resolve_presence_threshold(options.presence_threshold, model.config.presence_head)
-    results = iter(processor.post_process_masks(kept, sizes, options.threshold, presence_threshold=least))
+    results = iter(
+        processor.post_process_masks(
+            kept, sizes, options.threshold, presence_threshold=least, largest_part=options.largest_part
+        )
+    )
     for piece in batch:
         for number in range(piece.start, piece.start + piece.count):
             result = next(results)
@@ -158,13 +164,19 @@ def _predict_batch(
                 "score": result["score"],
                 **({"presence": result["presence"]} if "presence" in result else {}),
                 "box": result["box"],
+                **({"parts": result["parts"]} if options.largest_part else {}),
                 "mask": encode_mask(result["mask"].numpy()),
                 "error": None,
             }
 
 
-def _broken(row: _Row, has_head: bool) -> dict[str, Any]:
-    return {**dict.fromkeys(row_schema(has_head).names), "row": row.index, "name": row.name, "error": row.error}
+def _broken(row: _Row, has_head: bool, largest_part: bool) -> dict[str, Any]:
+    return {
+        **dict.fromkeys(row_schema(has_head, largest_part).names),
+        "row": row.index,
+        "name": row.name,
+        "error": row.error,
+    }
 
 
 def describe_reading(processor: CrossVLTProcessor, requests: Requests) -> str:
@@ -195,9 +207,9 @@ def predict(
         folder: of the shards: `predictions-00000-of-00010.jsonl` and so on, lines of "row" (number in the data),
             "name", "number" (of the expression in its row), "expression", "text_read" (the part of it that the model
             reads), "unknown_words" (that its vocabulary does not know), "score", with a presence head "presence",
-            "box" ([x_min, y_min, x_max, y_max] in pixels, the maxima exclusive; None if the mask is empty), "mask"
-            (COCO run lengths: "size", height and width, and "counts") and "error" (None, or why the row could not be
-            read).
+            "box" ([x_min, y_min, x_max, y_max] in pixels, the maxima exclusive; None if the mask is empty), with
+            `largest_part` "parts" (connected parts that were found, those left out included), "mask" (COCO run
+            lengths: "size", height and width, and "counts") and "error" (None, or why the row could not be read).
         options: see `PredictionOptions`.
         job: what else the predictions depend on, such as the model's name; what JSON can hold.
 
@@ -215,7 +227,8 @@ def predict(
         if state.is_main_process:
             least = resolve_presence_threshold(options.presence_threshold, model.config.presence_head)
             gate = {"presence_threshold": least} if model.config.presence_head else {}
-            shards.open({"data": requests.digest, "threshold": options.threshold, **gate, **(job or {})})
+            kept = {"threshold": options.threshold, "largest_part": options.largest_part}
+            shards.open({"data": requests.digest, **kept, **gate, **(job or {})})
     missing = shards.missing()
     state.wait_for_everyone()  # else one could write a shard that another no longer finds missing
     own = missing[state.process_index :: state.num_processes]
@@ -249,7 +262,7 @@ def _predict_shard(
                 continue
             if options.on_error == "stop":
                 raise ValueError(f"{row.name} cannot be read: {row.error.rstrip('.')}. Fix it, or skip such rows.")
-            lines.append(_broken(row, model.config.presence_head))
+            lines.append(_broken(row, model.config.presence_head, options.largest_part))
 
     for batch in _cut(whole(), options.batch_size):
         lines.extend(_predict_batch(model, processor, batch, options))

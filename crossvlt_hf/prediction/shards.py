@@ -14,6 +14,7 @@ FORMATS = ("jsonl", "parquet")
 # Hidden, so that pandas, pyarrow, datasets and DuckDB read the folder as the table that its shards are
 MANIFEST = ".predictions.json"
 FORMER_MANIFEST = "predictions.json"
+FORMER_JOBS = {"largest_part": False}  # of folders that do not say it
 MARK = "crossvlt_hf"
 PARTIAL = ".*.partial"
 SCHEMA = pa.schema(
@@ -32,11 +33,14 @@ SCHEMA = pa.schema(
 )
 
 
-def row_schema(has_head: bool) -> pa.Schema:
-    """The columns of the predictions of a model with or without a presence head."""
-    if not has_head:
-        return SCHEMA
-    return SCHEMA.insert(SCHEMA.get_field_index("score") + 1, pa.field("presence", pa.float64()))
+def row_schema(has_head: bool, largest_part: bool = False) -> pa.Schema:
+    """The columns of the predictions of a model with or without a presence head, of all parts or the largest."""
+    schema = SCHEMA
+    if has_head:
+        schema = schema.insert(schema.get_field_index("score") + 1, pa.field("presence", pa.float64()))
+    if largest_part:
+        schema = schema.insert(schema.get_field_index("box") + 1, pa.field("parts", pa.int32()))
+    return schema
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -57,7 +61,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def _as_parquet(rows: Sequence[dict[str, Any]]) -> bytes:
-    schema = row_schema(any("presence" in row for row in rows))
+    schema = row_schema(*(any(name in row for row in rows) for name in ("presence", "parts")))
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), sink)
     return bytes(sink.getvalue())
@@ -117,7 +121,7 @@ class Shards:
     def _check(self, manifest: Path, description: dict[str, Any]) -> None:
         try:
             found = json.loads(manifest.read_bytes())
-            differing = [key for key, value in description.items() if found.get(key) != value]
+            differing = [key for key, value in description.items() if found.get(key, FORMER_JOBS.get(key)) != value]
         except (ValueError, AttributeError) as error:
             raise ValueError(f"{manifest} is damaged; give another folder.") from error
         if differing:

@@ -14,7 +14,7 @@ from ..benchmark.flops import count_flops, count_parameters
 from ..configuration_crossvlt import CrossVLTConfig
 from ..metrics import markdown_table
 from ..modeling_crossvlt import CrossVLTModel
-from ..processing_crossvlt import CrossVLTProcessor
+from ..processing_crossvlt import CrossVLTProcessor, counted
 from .facts import ALWAYS_ONE, MAY_BE_NONE, About, Evidence
 
 
@@ -155,7 +155,7 @@ def _literal(text: str) -> str:
 def _row_name(report: dict[str, Any]) -> str:
     parts = [report.get("name") or f"{report['data']} {report['split']}"]
     if report.get("limit"):
-        parts.append(f"the first {report['limit']} references")
+        parts.append(f"the first {counted(report['limit'], 'reference')}")
     if report.get("shuffle"):
         parts.append("expressions of other images")
     return ", ".join(parts)

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from ..data.pairs import Collator, ReferenceSampler, ShardedBatchSampler, TrainingPairs
 from ..data.readable import Batch, BatchCollator, ReadablePairs
-from ..processing_crossvlt import CrossVLTProcessor
+from ..processing_crossvlt import CrossVLTProcessor, counted
 from ..system import ignore_signals
 from .config import TrainingConfig
 from .log import say
@@ -38,7 +38,8 @@ class StepBatches:
         self.steps_per_epoch = len(self.pairs) // options.batch_size
         if not self.steps_per_epoch:
             raise ValueError(
-                f"There are {len(self.pairs)} references to train on, less than `optimization.batch_size`."
+                f"The data have {counted(len(self.pairs), 'reference')} to train on, less than "
+                "`optimization.batch_size`."
             )
 
     def steps(self, first: int, end: int, processor: CrossVLTProcessor) -> Iterator[list[Batch]]:

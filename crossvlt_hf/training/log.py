@@ -11,6 +11,8 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from ..processing_crossvlt import counted
+
 
 SCORE = "validation/overall_iou"
 # What an evaluation prints, under which name
@@ -26,7 +28,9 @@ PRINTED = {
 def evaluation_line(step: int, steps: int, metrics: dict[str, Any]) -> str:
     """An evaluation as a line, aligned with those of the run's other evaluations."""
     shares = [f"{name} {metrics[key]:.4f}" for name, key in PRINTED.items() if metrics.get(key) is not None]
-    return f"step {step:>{len(str(steps))}}/{steps}  {'  '.join(shares)}  ({metrics['samples']} expressions)"
+    return (
+        f"step {step:>{len(str(steps))}}/{steps}  {'  '.join(shares)}  ({counted(metrics['samples'], 'expression')})"
+    )
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

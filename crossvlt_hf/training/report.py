@@ -17,7 +17,7 @@ from ..checkpoint import BUILT_IN, DEFAULT_CHECKPOINT, describe_hardware
 from ..data.features import Picture
 from ..metrics import ReferringSegmentationMetric
 from ..modeling_crossvlt import CrossVLTModel
-from ..processing_crossvlt import CrossVLTProcessor
+from ..processing_crossvlt import CrossVLTProcessor, counted
 from ..publishing.facts import ABOUT, About, Evidence, is_hub_id, public_name
 from .checkpoints import Progress
 from .config import TrainingConfig, load_config
@@ -254,7 +254,9 @@ def _summarise(config: TrainingConfig, facts: dict[str, Any]) -> str:
         f"{f', averaged weights ({options.ema_decay:g})' if options.ema_decay else ''}.",
     ]
     if curve:
-        of_how_many = f"{facts['validation_samples']:,} expressions of " if facts["validation_samples"] else ""
+        of_how_many = (
+            f"{counted(facts['validation_samples'], 'expression')} of " if facts["validation_samples"] else ""
+        )
         lines.append(f"Mean IoU on {of_how_many}validation data: {curve}.")
     return "\n".join(lines)
 

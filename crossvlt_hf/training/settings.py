@@ -3,6 +3,7 @@
 import math
 import re
 import types
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields, is_dataclass
 from difflib import get_close_matches
@@ -17,7 +18,8 @@ T = TypeVar("T")
 TEXT_OPTIONS = ("name", "split", "root", "images", "path", "family", "merge", "text")
 NULL = ("", "~", "null", "Null", "NULL")
 TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")  # in a field that is a bool
-INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
+INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+NOT_FINITE = re.compile(r"[-+]?(inf|nan)", re.IGNORECASE)
 NUMBER = re.compile(r"[-+]?(0|[1-9][0-9]*)?(\.[0-9]*)?([eE][-+]?[0-9]+)?")
 
 
@@ -96,15 +98,21 @@ def _guess_scalar(text: str) -> Any:
         return None
     if text.lower() in ("true", "false") and text in (text.lower(), text.title(), text.upper()):
         return text.lower() == "true"
-    if INTEGER.fullmatch(text) and "_" not in text:
+    if INTEGER.fullmatch(text):
         return int(text)
-    if NUMBER.fullmatch(text) and re.search(r"\d", text.split("e")[0].split("E")[0]):
+    if _is_number(text):
         return float(text) if math.isfinite(float(text)) else text
     return text
 
 
+def _is_number(text: str) -> bool:
+    """Whether text is a number in decimal digits; Python's `float` also takes 1_000 and digits of other scripts."""
+    return bool(NUMBER.fullmatch(text) and re.search(r"\d", re.split("[eE]", text)[0]))
+
+
 def _integer(value: Any) -> int:
-    if isinstance(value, str) and INTEGER.fullmatch(value):  # not 010, which is 8 to some and 10 to others
+    # neither 010, which is 8 to some and 10 to others, nor Python's 1_000
+    if isinstance(value, str) and INTEGER.fullmatch(value):
         return int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return value
@@ -113,6 +121,8 @@ def _integer(value: Any) -> int:
 
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError
+    if isinstance(value, str) and not (_is_number(value) or NOT_FINITE.fullmatch(value)):
         raise ValueError
     return float(value)
 
@@ -193,6 +203,22 @@ def convert(value: Any, kind: Any, name: str, text: Sequence[str] = ()) -> Any:
         pass
     got = "null" if isinstance(value, Plain) and value in NULL else repr(value)
     raise ValueError(f"`{name}` must be {_words(kind)}, got {got}.")
+
+
+def integer(text: str) -> int:
+    """A whole number of the command line, for `argparse`, whose `int` would take 1_0 for 10."""
+    try:
+        return _integer(text)
+    except ValueError:
+        raise ArgumentTypeError(f"must be an integer, got {text!r}") from None
+
+
+def number(text: str) -> float:
+    """The same for a number."""
+    try:
+        return _number(text)
+    except ValueError:
+        raise ArgumentTypeError(f"must be a number, got {text!r}") from None
 
 
 def setting_names(kind: Any, prefix: str = "") -> list[str]:

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import WORDS, tiny_config, tiny_tokenizer
@@ -27,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 from crossvlt_hf import CrossVLTModel, CrossVLTProcessor
 from crossvlt_hf.cli import main
 from crossvlt_hf.cli.outputs import make_room
+from crossvlt_hf.processing_crossvlt import find_parts
 
 
 KEYS = ["expression", "score", "box", "area", "seconds", "mask", "text_read", "unknown_words"]
@@ -150,6 +152,18 @@ def test_segment(tmp_path, capsys, checkpoint, photo, suffix):
     overlay = Image.open("made/here/my-photo-overlay.png")
     assert overlay.mode == "RGB"
     assert overlay.width >= photo.width
+
+
+def test_largest_part(tmp_path, capsys, checkpoint, photo_file):
+    command = (photo_file, "the red cup", "a man", "--model", checkpoint)
+    free = segmented(capsys, *command, "--output", "all")
+    code, output, errors = run(capsys, "segment", *command, "--output", "largest", "--largest-part")
+    assert code == 0, errors
+    for before, after in zip(free, map(json.loads, output.splitlines()), strict=True):
+        mask, kept = (np.asarray(Image.open(line["mask"])) > 0 for line in (before, after))
+        largest, parts = find_parts(torch.tensor(mask))
+        np.testing.assert_array_equal(kept, largest)
+        assert (after["parts"], after["area"]) == (parts, int(kept.sum()))
 
 
 def test_default_output(capsys, checkpoint, photo_file):
@@ -673,6 +687,14 @@ def test_help_of_command(capsys, command):
         ["segment", "photo.png", "the cup", "--model", "x", "--nope"],
         ["convert", "original.pth"],
         ["convert", "original.pth", "out", "--num-attention-heads", "many"],
+        ["convert", "original.pth", "out", "--num-attention-heads", "1_0"],
+        ["segment", "photo.png", "the cup", "--min-area", "1_0"],
+        ["segment", "photo.png", "the cup", "--threshold", "0.0_5"],
+        ["segment", "photo.png", "the cup", "--presence-threshold", "0.0_5"],
+        ["predict", "photos", "--output", "x", "--batch-size", "1_0"],
+        ["evaluate", "--data", "refshapes", "--split", "test", "--limit", "1_0"],
+        ["benchmark", "--rounds", "\u0661"],
+        ["refshapes", "x", "--scenes", "1_0"],
     ],
     ids=" ".join,
 )

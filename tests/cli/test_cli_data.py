@@ -55,6 +55,11 @@ def test_evaluate_prints_the_row_and_the_families(checkpoint, tmp_path, capsys):
     report = json.loads(path.read_text())
     assert report["metrics"]["samples"] == 12
     assert report["families"]["ordinal"]["samples"] == 2
+    assert "largest_part" not in report
+    assert main([*command, "--largest-part"]) == 0
+    largest = json.loads(path.read_text())
+    assert largest["largest_part"] is True
+    assert largest["metrics"]["mean_parts"] >= 1
     assert main([*command, "--limit", "5", "--protocol", "original", "--shuffle"]) == 0
     assert json.loads(path.read_text())["metrics"]["samples"] == 5
 

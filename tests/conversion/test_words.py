@@ -178,6 +178,48 @@ def test_signs_that_are_read_one_by_one(growing):
     assert processor.read_expressions(["红杯子 🦓"])[0].unknown_words == ()
 
 
+JOINED = {
+    "lamp_post": ["lamp_post"],
+    "bus_2": ["bus_2"],
+    "3d": ["3d"],
+    "bus2": ["bus2"],
+    "__init__": ["__init__"],
+    "cup_of_Zz9": ["cup_of_zz9"],
+    "Caf\u00e9_1": ["cafe_1"],
+    "cafe\u0301_zz": ["cafe_zz"],
+    "m\u00b2": ["m\u00b2"],
+    "zq\u203fzq": ["zq\u203fzq"],
+    "_\u00adzq": ["_zq"],
+    "zq-3d": ["zq", "3d"],
+    "\U0001f993_2": ["\U0001f993_2"],
+    "walrus": ["walrus"],
+}
+
+
+@pytest.mark.parametrize("word", JOINED)
+def test_words_with_underscores_and_digits_are_found_as_they_are_written(growing, word):
+    model, processor = growing
+    others = [*PLAIN, "the bus 2 of 3", "a lamp, a post", "a cup of zz", "bus_23", "the_bus", "x3d"]
+    before = processor(text=others)["input_ids"]
+    assert add_words(model, processor, [f"the {word} on the left"]) == JOINED[word]
+    ids = set(processor.tokenizer.convert_tokens_to_ids(JOINED[word]))
+    for text in (word, f"the {word} on the left", f"the {word}", f"({word})", f"left: {word}, right", word.upper()):
+        assert processor.read_expressions([text])[0].unknown_words == ()
+        assert ids <= set(processor.tokenizer(text)["input_ids"])
+    assert processor(text=others)["input_ids"] == before
+    assert add_words(model, processor, word) == []
+
+
+def test_words_that_would_not_be_found_are_refused(model):
+    """A tokenizer that splits at spaces alone finds no word in parentheses."""
+    processor = CrossVLTProcessor.from_tokenizer(InPython(), max_length=9)
+    rows, tokens = len(model.get_input_embeddings().weight), len(processor.tokenizer)
+    with pytest.raises(ValueError, match=r"would not find 'lynx' in a text"):
+        add_words(model, processor, ["a walrus", "the (lynx) there"])
+    assert (len(model.get_input_embeddings().weight), len(processor.tokenizer)) == (rows, tokens)
+    assert add_words(model, processor, "a walrus") == ["a", "walrus"]
+
+
 def test_new_embeddings(growing, photo):
     model, processor = growing
     known = model.get_input_embeddings().weight.detach().clone()

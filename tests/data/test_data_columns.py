@@ -109,10 +109,28 @@ def test_refshapes_joins_its_own_kind_and_after_drawing_any(readers):
     other = load_data("refshapes", "validation", scenes=1, side=48)
     drawn = concatenate_datasets([readers["refshapes"], other])
     assert_same(drawn, [*readers["refshapes"], *other])
-    with pytest.raises(ValueError, match="features can't be aligned"):
-        concatenate_datasets([readers["refshapes"], readers["refer"]])
+    for parts in ([readers["refshapes"], readers["refer"]], [readers["refer"], readers["refshapes"]]):
+        with pytest.raises(ValueError, match=r"aligned.*a column of RefShapes.*`dataset.map\(dict, features="):
+            concatenate_datasets(parts)
     stored = other.map(dict, features=FEATURES)
     assert_same(concatenate_datasets([stored, readers["refer"]]), [*other, *readers["refer"]])
+
+
+@pytest.mark.parametrize("name", ["refer", "folder", "columns", "refshapes"])
+def test_rows_make_a_data_set_again(readers, name, tmp_path):
+    dataset = readers[name]
+    rows = list(dataset)
+    for again in (
+        Dataset.from_list(rows, features=dataset.features),
+        Dataset.from_dict(dataset[:], features=dataset.features),
+        Dataset.from_generator(lambda: iter(rows), features=dataset.features, cache_dir=str(tmp_path)),
+        Dataset.from_list(rows, features=FEATURES),
+    ):
+        assert_same(again, rows)
+        if again.features == dataset.features:
+            assert_same(concatenate_datasets([dataset, again]), [*rows, *rows])
+    drawn = Dataset.from_list(rows, features=FEATURES)
+    assert_same(concatenate_datasets([drawn, readers["refer"]]), [*rows, *readers["refer"]])
 
 
 def test_choosing_rows_and_columns(joined):

@@ -131,11 +131,11 @@ def test_a_target_without_a_pixel(tmp_path, reader, empty):
     with pytest.raises(ValueError, match=rf"{named}.* has a target, but its mask has no pixel of it.*`empty_masks`"):
         READERS[reader](tmp_path / "error", *things)
     (tmp_path / "skip").mkdir()
-    with pytest.warns(UserWarning, match=rf"1 references left out, as their masks have no pixel, .*{named}"):
+    with pytest.warns(UserWarning, match=rf"1 reference left out, as its mask has no pixel, .*{named}"):
         kept = READERS[reader](tmp_path / "skip", *things, empty_masks="skip")
     assert [row["expressions"] for row in kept] == [["the cup"]]
     (tmp_path / "none").mkdir()
-    with pytest.warns(UserWarning, match="1 references made ones without a target"):
+    with pytest.warns(UserWarning, match="1 reference made one without a target"):
         read = READERS[reader](tmp_path / "none", *things, empty_masks="no_target")
     assert [row["has_target"] for row in read] == [True, False]
     assert [bool(row["mask"].any()) for row in read] == [True, False]
@@ -146,6 +146,82 @@ def test_a_target_without_a_pixel(tmp_path, reader, empty):
 def test_ways_to_have_no_pixel(tmp_path, empty):
     with pytest.raises(ValueError, match=r"metadata.jsonl, line 1 has a target, but its mask has no pixel"):
         read_folder(tmp_path, (EMPTY[empty], ["the ghost"]))
+
+
+SHORT = {
+    "two points": [[5, 5, 9, 9]],
+    "one point": [[5, 5]],
+    "no points": [[]],
+    "several": [[5, 5, 9, 9], [1, 1], []],
+    "points": [[[5, 5], [9, 9]]],
+    "a line": [[5, 5, 10, 10, 15, 15]],
+    "one point, three times": [[0, 0, 0, 0, 0, 0]],
+    "beside": [[-40, 5, -35, 5, -35, 9], [200, 5, 210, 5, 210, 9]],
+    "none": [],
+}
+
+
+@pytest.mark.parametrize("reader", ["folder", "refer", "grefcoco", "own refer", "jxu124", "columns"])
+@pytest.mark.parametrize("name", SHORT)
+def test_objects_without_area_are_without_a_pixel(tmp_path, reader, name):
+    if reader == "columns" and name == "points":
+        pytest.skip("a column has either flat polygons or lists of points")
+    things = (SHORT[name], ["the ghost"]), TWO
+    for option, expected in (("skip", [True]), ("no_target", [False, True])):
+        (tmp_path / option).mkdir()
+        with pytest.warns(UserWarning, match="as its mask has no pixel"):
+            read = READERS[reader](tmp_path / option, *things, empty_masks=option)
+        assert [row["has_target"] for row in read] == expected
+        assert [bool(row["mask"].any()) for row in read] == expected
+    (tmp_path / "error").mkdir()
+    with pytest.raises(ValueError, match=r"has no pixel|at least three points|is empty|has none of"):
+        READERS[reader](tmp_path / "error", *things)
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_objects_without_area_beside_others_of_a_reference(tmp_path, name):
+    writer = ReferWriter(tmp_path)
+    image_id = writer.add_image(photo())
+    ghost, there = writer.add_object(image_id, SHORT[name]), writer.add_object(image_id, GOOD)
+    writer.add_ref(image_id, [ghost, there], ["both"], "train")
+    writer.write("grefcoco", "grefs(unc).json")
+    for option in ("skip", "no_target"):
+        with pytest.warns(UserWarning, match="1 object left out beside others, as its mask has no pixel"):
+            (row,) = load_data("grefcoco", "train", root=tmp_path, empty_masks=option)
+        assert (row["ann_ids"], row["has_target"]) == ([str(there)], True)
+        np.testing.assert_array_equal(row["mask"], decode_segmentation(GOOD, HEIGHT, WIDTH))
+    with pytest.raises(ValueError, match=rf"{ghost}.*(has no pixel|at least three points|is empty)"):
+        load_data("grefcoco", "train", root=tmp_path)
+
+
+NO_POLYGONS = [
+    True,
+    5,
+    "abc",
+    {},
+    [True],
+    [[True] * 6],
+    [True] * 6,
+    [None],
+    [[None] * 6],
+    [{}],
+    ["a"],
+    [GOOD[0], True],
+]
+NO_POLYGONS += [[[[1, 2], [3, True], [5, 6]]], [[10**400, 1, 2, 3, 4, 5]], [[float("nan")] * 6], {"size": [1, 1]}]
+
+
+@pytest.mark.parametrize("given", NO_POLYGONS, ids=lambda given: str(given)[:30])
+def test_what_is_no_polygon_is_refused(tmp_path, given):
+    for number, option in enumerate(("error", "skip", "no_target")):
+        for key in ("polygons", "segmentation"):
+            folder = write_folder_of(tmp_path / f"{key}{number}", TWO, (given, ["cup"]), key=key)
+            with pytest.raises(ValueError, match=rf"line 2, `{key}`: "):
+                load_data(str(folder), "train", empty_masks=option)
+        if given != {}:
+            (tmp_path / f"refer{number}").mkdir()
+            with pytest.raises(ValueError, match="ref 1"):
+                read_refer(tmp_path / f"refer{number}", TWO, (given, ["cup"]), empty_masks=option)[1]
 
 
 def test_parts_that_take_each_other_away(tmp_path):
@@ -162,7 +238,7 @@ def test_black_mask_files(tmp_path):
         Image.fromarray(mask).save(folder / f"{name}.png")
     with pytest.raises(ValueError, match=r"metadata.jsonl, line 2 has a target, but its mask has no pixel"):
         load_data(str(folder), "train")
-    with pytest.warns(UserWarning, match="own: 1 references made"):
+    with pytest.warns(UserWarning, match="own: 1 reference made"):
         read = load_data(str(folder), "train", empty_masks="no_target")
     assert [row["has_target"] for row in read] == [True, False]
     line = {"image": "0.png", "expression": "no such thing", "mask": "whole.png", "no_target": True}
@@ -182,7 +258,7 @@ def test_black_masks_of_columns(name):
     }
     with pytest.raises(ValueError, match="dataset, row 1 has a target, but its mask has no pixel"):
         from_dataset(Dataset.from_dict(columns))
-    with pytest.warns(UserWarning, match="1 references left out"):
+    with pytest.warns(UserWarning, match="1 reference left out"):
         kept = from_dataset(Dataset.from_dict(columns), empty_masks="skip")
     assert [row["expressions"] for row in kept] == [["all"], ["rest"]]
     assert all(row["mask"].all() for row in kept)
@@ -200,12 +276,12 @@ def test_phrases_without_a_pixel(tmp_path):
         kept = load_data("phrasecut", "miniv", root=tmp_path, empty_masks="skip")
     assert [row["ref_id"] for row in kept] == ["61__0", "62__2"]
     said = " ".join(str(each.message) for each in told)
-    assert "1 references left out" in said
-    assert "1 parts of a single point left out" in said
+    assert "1 reference left out" in said
+    assert "1 part of a single point left out" in said
     tasks[1]["Polygons"] = [[[2, 2], [8, 2], [8, 6]]]  # one polygon, not in a list
     tasks[0]["phrase"] = "  "
     path.write_text(json.dumps(tasks))
-    with pytest.warns(UserWarning, match="1 empty sentences left out"):
+    with pytest.warns(UserWarning, match="1 empty sentence left out"):
         kept = load_data("phrasecut", "miniv", root=tmp_path, empty_sentences="skip")
     assert [row["ref_id"] for row in kept] == ["61__1", "62__2"]
 
@@ -227,7 +303,7 @@ def test_polygons_are_put_right(tmp_path, reader, name):
         warnings.simplefilter("always", UserWarning)
         row = READERS[reader](tmp_path, (given, ["the cup"]))[0]
     np.testing.assert_array_equal(row["mask"], decode_segmentation(GOOD, HEIGHT, WIDTH))
-    said = [str(each.message) for each in told if "parts of fewer than three points left out" in str(each.message)]
+    said = [str(each.message) for each in told if "of fewer than three points left out" in str(each.message)]
     assert [int(text.split(": ")[1].split()[0]) for text in said] == [dropped][: bool(dropped)]
 
 
@@ -270,7 +346,7 @@ def test_empty_sentences(tmp_path, reader):
     assert [row["expressions"] for row in kept] == [["the cup"], ["a bus"]]
     said = " ".join(str(each.message) for each in told)
     assert "3 empty sentences left out" in said
-    assert "1 references left out, as they have no sentence" in said
+    assert "1 reference left out, as it has no sentence" in said
 
 
 def test_references_of_grefcoco_without_sentences(tmp_path):
@@ -284,12 +360,31 @@ def test_references_of_grefcoco_without_sentences(tmp_path):
         read_refer(tmp_path, TWO, (GOOD, []))
 
 
+def test_references_whose_sentences_are_null(tmp_path):
+    def write(name, refs):
+        root = write_refs(tmp_path / name, TWO, TWO, folder=name, refs=refs)
+        path = root / name / refs
+        rows = json.loads(path.read_text())
+        rows[1]["sentences"] = None
+        path.write_text(json.dumps(rows))
+        return root
+
+    root = write("grefcoco", "grefs(unc).json")
+    with pytest.warns(UserWarning, match="grefcoco: 1 reference left out, as it has no sentence, in .*ref 1"):
+        assert [row["ref_id"] for row in load_data("grefcoco", "train", root=root)] == ["0"]
+    root = write("refcoco", "refs(unc).json")
+    with pytest.raises(ValueError, match="ref 1 has 'None' as `sentences`, not a list"):
+        load_data("refcoco", "train", root=root)
+    with pytest.warns(UserWarning, match="1 reference left out, as it has no sentence"):
+        assert len(load_data("refcoco", "train", root=root, empty_sentences="skip")) == 1
+
+
 def test_empty_segmentations(tmp_path):
     with pytest.raises(ValueError, match="ref 1 has the ann_id 101, whose segmentation"):
         read_refer(tmp_path, TWO, ([], ["ghost"]))
-    with pytest.warns(UserWarning, match="refcoco: 1 references left out, as their masks have no pixel"):
+    with pytest.warns(UserWarning, match="refcoco: 1 reference left out, as its mask has no pixel"):
         assert len(read_refer(tmp_path, TWO, ([], ["ghost"]), empty_masks="skip")) == 1
-    with pytest.warns(UserWarning, match="own: 1 references made"):
+    with pytest.warns(UserWarning, match="own: 1 reference made"):
         assert not read_folder(tmp_path, ([], ["ghost"]), empty_masks="no_target")[0]["has_target"]
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from crossvlt_hf import data
-from crossvlt_hf.data import exclude_images, from_dataset, load_data, load_folder, load_refer, write_folder
+from crossvlt_hf.data import Picture, exclude_images, from_dataset, load_data, load_folder, load_refer, write_folder
 from crossvlt_hf.data.masks import decode_segmentation, encode_mask
 from crossvlt_hf.data.sources.folder import read_metadata
 
@@ -481,7 +481,7 @@ def test_255_means_one_thing_in_a_data_set(tmp_path):
             load()
         with pytest.raises(ValueError, match=r"(line 2|row 1) has a target, but its mask has no pixel"):
             load(ignore_index=255)
-        with pytest.warns(UserWarning, match="1 references made ones without a target"):
+        with pytest.warns(UserWarning, match="1 reference made one without a target, as its mask has no pixel"):
             ignored = load(ignore_index=255, empty_masks="no_target")
         assert ignored["has_target"] == [True, False]
         for expected, found in zip(label_maps, ignored, strict=True):
@@ -532,11 +532,59 @@ def test_masks_of_unknown_meaning_are_named(tmp_path, mask, words):
         load_folder(masked_folder(tmp_path / "odd", mask))[0]
 
 
-def test_jpeg_masks_are_refused_by_name(tmp_path):
-    folder = write(tmp_path / "jpeg", row(mask="mask.jpg"))
-    Image.fromarray(blob() * 255).save(folder / "mask.jpg")
-    with pytest.raises(ValueError, match=r"mask.jpg: A mask is a JPEG.*PNG"):
-        load_folder(folder)[0]
+@pytest.mark.parametrize("ignore_index", ["auto", 255, None])
+@pytest.mark.parametrize("name", ["mask.jpg", "mask.png"])
+def test_jpeg_masks_are_refused_whatever_their_name_is(tmp_path, name, ignore_index):
+    folder = write(tmp_path / "jpeg", row(mask=name))
+    Image.fromarray(blob() * 255).save(folder / name, "JPEG", quality=100)
+    with pytest.raises(ValueError, match=rf"line \d: .*{name}: A mask is a JPEG.*PNG"):
+        load_data(str(folder), "train", ignore_index=ignore_index)
+    pictures = {"image": [Image.fromarray(photo())], "expression": ["cup"]}
+    for cell in ({"bytes": (folder / name).read_bytes(), "path": None}, {"bytes": None, "path": str(folder / name)}):
+        for feature in (ImageFeature(), Picture()):
+            kinds = Features({"image": ImageFeature(), "expression": Value("string"), "mask": ImageFeature()})
+            table = Dataset.from_dict({**pictures, "mask": [cell]}, features=kinds).cast_column("mask", feature)
+            with pytest.raises(ValueError, match=r"row 0.*A mask is a JPEG"):
+                from_dataset(table, ignore_index=ignore_index)
+
+
+BLACK_AND_WHITE = [0, 0, 0] + [255, 255, 255] * 255
+ONLY_255_IS_WHITE = [0, 0, 0] * 255 + [255, 255, 255]
+
+
+@pytest.mark.parametrize("palette", [BLACK_AND_WHITE, ONLY_255_IS_WHITE, None], ids=["all", "only 255", "greys"])
+@pytest.mark.parametrize("other", [BLACK_AND_WHITE, VOC, "L"], ids=["black and white", "VOC", "L"])
+def test_255_of_black_and_white_palettes_means_one_thing(tmp_path, palette, other):
+    """Also where no single mask of many has a 1 beside it."""
+    label_map = with_border(blob())
+    ignored = np.where(label_map == 255, 255, 0).astype(np.uint8)
+    first = Image.fromarray(label_map.astype(np.uint8))
+    second = Image.fromarray(ignored)
+    if other != "L":
+        first.putpalette(other)
+    if palette is None:
+        second = second.convert("P")
+    else:
+        second.putpalette(palette)
+    masks = [second] * 40 + [first] + [second] * 40  # one of many that has a 1
+    folder = masked_folder(tmp_path / "mixed", *masks)
+    table = Dataset.from_dict(
+        {"image": [Image.fromarray(photo())] * 2, "expression": ["cup"] * 2, "mask": [first, second]}
+    )
+    for load in (
+        lambda **kwargs: load_data(str(folder), "train", **kwargs),
+        lambda **kwargs: from_dataset(table, **kwargs),
+    ):
+        with pytest.raises(ValueError, match=r"255 must mean the same in all masks.*`ignore_index=255`"):
+            load()
+        with pytest.warns(
+            UserWarning,
+            match=r"(80 references made ones|1 reference made one) without a target, as (their masks|its mask)",
+        ):
+            rows = load(ignore_index=np.int64(255), empty_masks="no_target")
+        found = {row["has_target"]: row["mask"] for row in rows}
+        np.testing.assert_array_equal(found[True], label_map)
+        np.testing.assert_array_equal(found[False], ignored)
 
 
 def test_written_masks_keep_what_is_ignored(tmp_path):

@@ -15,8 +15,7 @@ from three_processes import CASES, SIDE, balanced_model, evaluate_by_trainer, ev
 from crossvlt_hf import CrossVLTProcessor
 from crossvlt_hf.data import Record, build_dataset
 from crossvlt_hf.data.masks import encode_mask, pack
-from crossvlt_hf.evaluation import EvaluationOptions, evaluate
-from crossvlt_hf.evaluation.run import tokenize
+from crossvlt_hf.evaluation.run import EvaluationOptions, evaluate, find_masks, tokenize
 from crossvlt_hf.metrics import Areas, ReferringSegmentationMetric
 
 
@@ -96,6 +95,34 @@ def test_protocols_by_hand(tmp_path, protocol, areas):
     metric = evaluate(model, processor, build_dataset([record]), EvaluationOptions(protocol=protocol))
     assert metric.samples == [Areas(*areas)]
     assert model.training  # as it was
+
+
+class TwoParts(LeftHalf):
+    """Finds the left third of every picture, and a speck at the right."""
+
+    def forward(self, pixel_values, input_ids, **kwargs):
+        logits = torch.zeros(len(pixel_values), 2, *pixel_values.shape[-2:])
+        logits[:, 0] = 1.0
+        logits[:, 1, :, : pixel_values.shape[-1] // 3] = logits[:, 1, -1, -1] = 2.0
+        return SimpleNamespace(logits=logits)
+
+
+@pytest.mark.parametrize("protocol", ["paper", "original"])
+def test_the_largest_part_is_compared(dataset, trained, protocol):
+    _, processor = trained
+    free, kept = (
+        evaluate(TwoParts(), processor, dataset, EvaluationOptions(protocol=protocol, largest_part=flag))
+        for flag in (False, True)
+    )
+    assert {sample.parts for sample in free.samples} == {None}
+    assert {sample.parts for sample in kept.samples} == {2}
+    assert kept.compute()["mean_parts"] == 2
+    assert "mean_parts" not in free.compute()
+    for before, after in zip(free.samples, kept.samples, strict=True):
+        assert 0 < after.predicted < before.predicted
+    ((_, mask),) = find_masks(TwoParts(), processor, dataset, [0], EvaluationOptions(largest_part=True))
+    assert not mask[:, mask.shape[1] // 2 :].any()
+    assert mask.any()
 
 
 def test_distractors_are_other_references_to_the_image(dataset, trained):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import tiny_config
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, BertConfig, SwinConfig, Swinv2Config
+from transformers import AutoConfig, AutoModel, BertConfig, SwinConfig, Swinv2Config
 from transformers.utils import logging
 
 from crossvlt_hf import CrossVLTConfig, CrossVLTModel, CrossVLTTextConfig, CrossVLTVisionConfig
@@ -131,6 +131,56 @@ def test_inconsistent_mutation_is_found_when_the_model_is_made():
     config.vision_config.num_heads = [3, 3, 3, 3]
     with pytest.raises(StrictDataclassError, match="3 heads do not divide the width 8"):
         CrossVLTModel(config)
+
+
+def test_the_dict_of_a_librarys_config_is_taken_as_the_config_is(tmp_path):
+    odd = {"num_labels": 7, "dtype": "bfloat16", "architectures": ["Swin"], "output_attentions": True}
+    sizes = {"embed_dim": 64, "depths": [1, 2, 3, 4], "num_heads": [2, 4, 8, 16], "window_size": 5}
+    swin = SwinConfig(image_size=384, drop_path_rate=0.1, **sizes, **odd)
+    bert = BertConfig(hidden_size=48, num_attention_heads=4, vocab_size=99, is_decoder=True, **odd)
+    config = CrossVLTConfig(vision_config=swin, text_config=bert)
+    for own, library, adopted in (
+        (CrossVLTVisionConfig, swin, config.vision_config),
+        (CrossVLTTextConfig, bert, config.text_config),
+    ):
+        library.save_pretrained(tmp_path / own.model_type)
+        for found in (own(**library.to_dict()), own.from_pretrained(tmp_path / own.model_type)):
+            assert found.to_dict() == adopted.to_dict()
+        other = swin if library is bert else bert
+        with pytest.raises(ValueError, match=f"its own fields or those of a '{library.model_type}' config, got"):
+            own(**other.to_dict())
+    vision = CrossVLTVisionConfig(**swin.to_dict())
+    assert (vision.image_size, vision.drop_path_rate, vision.embed_dim) == (480, 0.3, 64)
+    assert not {"encoder_stride", "stage_names", "out_features"} & vision.to_dict().keys()
+    assert CrossVLTVisionConfig(**vision.to_dict()).to_dict() == vision.to_dict()
+    with pytest.raises(ValueError, match="CrossVLTConfig must be given its own fields, got those of a 'swin' config"):
+        CrossVLTConfig(**swin.to_dict())
+
+
+@pytest.mark.parametrize("labels", [{"num_labels": 3}, {"id2label": {0: "a", 1: "b", 2: "c"}}, {"num_labels": 1}])
+def test_no_model_has_other_than_two_classes(labels, caplog):
+    config = tiny_config(**labels)  # Transformers' common tests demand that a config takes any number
+    assert "`num_labels` must be 2" in caplog.text
+    with pytest.raises(ValueError, match=r"`num_labels` must be 2 .*, got \d"):
+        CrossVLTModel(config)
+    config = tiny_config()
+    config.num_labels = 4
+    with pytest.raises(ValueError, match=r"`num_labels` must be 2 .*, got 4"):
+        CrossVLTModel(config)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), -1.0, 0.0])
+def test_a_temperature_is_a_number(value, tmp_path):
+    with pytest.raises(StrictDataclassError, match="`alignment_temperature` is"):
+        tiny_config(alignment_temperature=value)
+    if value not in (-1.0, 0.0):  # those are bounded where they are used, as a training can reach them
+        model = CrossVLTModel(tiny_config())
+        with torch.no_grad():
+            model.stages[1].alignment.temperature.fill_(value)
+        model.save_pretrained(tmp_path)
+        for load in (CrossVLTModel.from_pretrained, AutoModel.from_pretrained):
+            with pytest.raises(ValueError, match=r"`stages.1.alignment.temperature` .* must be a finite number"):
+                load(tmp_path)
 
 
 @pytest.mark.parametrize("as_dict", [False, True])

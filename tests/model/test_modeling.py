@@ -235,6 +235,53 @@ def test_wrong_shapes(model, changes, message):
         model(**fake_batch(model.config) | changes)
 
 
+IMAGES = [
+    (torch.zeros(2, 1, 32, 48), r"`pixel_values` has shape \(2, 1, 32, 48\); give \(batch, 3, height, width\)"),
+    (torch.zeros(3, 32, 48), r"`pixel_values` has shape \(3, 32, 48\)"),
+    (torch.zeros(0, 3, 32, 48), r"`pixel_values` has shape \(0, 3, 32, 48\)"),
+    (torch.zeros(2, 3, 32, 48).long(), "`pixel_values` has dtype torch.int64; give normalised floats"),
+    (torch.zeros(2, 3, 32, 48).numpy(), "`pixel_values` must be a tensor, got ndarray"),
+    (None, "`pixel_values` must be a tensor, got NoneType"),
+]
+
+
+@pytest.mark.parametrize(("pixel_values", "message"), IMAGES)
+def test_the_vision_encoder_alone_checks_its_input(model, pixel_values, message):
+    words = {name: value for name, value in fake_batch(model.config).items() if name == "input_ids"}
+    for call in (model.vision_model, model.get_image_features, CrossVLTVisionModel(model.config.vision_config)):
+        with pytest.raises(ValueError, match=message):
+            call(pixel_values)
+    with pytest.raises(ValueError, match=message):
+        model(pixel_values, **words)
+
+
+IDS = torch.ones(2, 7).long()
+WORDS = [
+    ({"input_ids": torch.ones(7).long()}, r"`input_ids` has shape \(7,\)"),
+    ({"input_ids": torch.ones(2, 41).long()}, r"`input_ids` has shape \(2, 41\); give .* 1 to 40 tokens"),
+    ({"input_ids": torch.ones(2, 0).long()}, r"`input_ids` has shape \(2, 0\)"),
+    ({"input_ids": torch.ones(2, 7)}, "`input_ids` has dtype torch.float32; give int64"),
+    ({"input_ids": torch.ones(2, 7).bool()}, "`input_ids` has dtype torch.bool; give int64"),
+    ({"input_ids": IDS.tolist()}, "`input_ids` must be a tensor, got list"),
+    ({"input_ids": IDS * 64}, "`input_ids` holds 64 to 64, but the model knows 0 to 63"),
+    ({"input_ids": -IDS}, "`input_ids` holds -1 to -1"),
+    ({"input_ids": IDS, "attention_mask": torch.ones(2, 6)}, r"`attention_mask` has shape \(2, 6\); give that of"),
+    ({"input_ids": IDS, "attention_mask": [[1] * 7] * 2}, "`attention_mask` must be a tensor, got list"),
+    ({"input_ids": IDS, "token_type_ids": IDS[:1]}, r"`token_type_ids` has shape \(1, 7\)"),
+    ({"input_ids": IDS, "token_type_ids": IDS * 2}, "`token_type_ids` holds 2 to 2, but the model knows 0 to 1"),
+    ({"input_ids": IDS, "token_type_ids": IDS.float()}, "`token_type_ids` has dtype torch.float32"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), WORDS)
+def test_the_language_encoder_alone_checks_its_input(model, words, message):
+    for call in (model.text_model, model.get_text_features, CrossVLTTextModel(model.config.text_config)):
+        with pytest.raises(ValueError, match=message):
+            call(**words)
+    with pytest.raises(ValueError, match=message):
+        model(fake_batch(model.config)["pixel_values"], **words)
+
+
 def test_misspelt_arguments_are_refused(model):
     batch = fake_batch(model.config)
     with pytest.raises(TypeError, match="unexpected keyword argument 'lables'"):

@@ -28,6 +28,7 @@ from crossvlt_hf.data import load_data
 from crossvlt_hf.evaluation import evaluate, find_masks
 from crossvlt_hf.modeling_crossvlt import evaluating
 from crossvlt_hf.prediction import open_requests, predict
+from crossvlt_hf.processing_crossvlt import find_parts
 from crossvlt_hf.visualization import explain
 
 
@@ -509,7 +510,7 @@ def test_bad_text(pipe, text, form):
     [
         ([ONE, TWO], WORDS, "2 images and 3 "),
         ([ONE, TWO], [WORDS], "2 images and 1 "),
-        (ONE, [WORDS, WORDS], "1 images and 2 "),
+        (ONE, [WORDS, WORDS], "got 1 image and 2 "),
         ([ONE, TWO], [WORDS, []], "Image 1 has no expressions"),
     ],
 )
@@ -554,6 +555,46 @@ def test_floats_of_a_batch_are_judged_together(pipe):
     batch = np.stack([bright, dark]).astype(np.float32)
     pictures = [Image.fromarray(image) for image in (bright, dark)]
     assert_all_same(pipe(batch, text=WORDS[0]), pipe(pictures, text=WORDS[0]))
+
+
+@pytest.mark.parametrize("form", [np.asarray, torch.tensor, lambda image: Image.fromarray(image[..., 0])])
+@pytest.mark.parametrize("as_rows", [False, True])
+def test_floats_of_a_list_are_judged_together(pipe, form, as_rows):
+    """As those of a batch, and as the processor judges them: what holds 0 to 1 and 0 to 255 is refused."""
+    bright = np.asarray(THREE.convert("RGB")).astype(np.float32)
+    dark = (bright > 128).astype(np.float32)
+
+    def given(*images):
+        images = [form(image) for image in images]
+        return ([{"image": image, "text": WORDS[0]} for image in images],) if as_rows else (images, WORDS[0])
+
+    shown = [Image.fromarray(np.asarray(form(image)).astype(np.uint8)) for image in (bright, dark)]
+    assert_all_same(pipe(*given(bright, dark)), pipe(shown, text=WORDS[0]))
+    for images in ((bright, bright / 255), (bright / 255, bright), (dark, bright, bright / 255)):
+        with pytest.raises(ValueError, match="must be of one range"):
+            pipe(*given(*images))
+        with pytest.raises(ValueError, match="must be of one range"):
+            pipe.processor([form(image) for image in images], [WORDS[0]] * len(images))
+    unit = given(bright / 255, bright / 510)
+    assert len(pipe(*unit)) == 2
+
+
+def test_a_list_of_all_kinds_of_images(pipe):
+    grey = np.asarray(THREE.convert("RGB"))
+    kinds = [THREE, grey, torch.tensor(grey), (grey / 255).astype(np.float32), {"image": grey, "text": WORDS[0]}]
+    results = pipe(kinds[:4], text=WORDS[0])
+    assert_all_same(results, pipe([Image.fromarray(grey)] * 4, text=WORDS[0]))
+
+
+def test_largest_part(pipe):
+    free, kept = pipe(ONE, text=WORDS), pipe(ONE, text=WORDS, largest_part=True)
+    for one, other in zip(free, kept, strict=True):
+        largest, parts = find_parts(torch.tensor(np.asarray(one["mask"]) > 0))
+        assert other["parts"] == parts
+        assert "parts" not in one
+        np.testing.assert_array_equal(np.asarray(other["mask"]) > 0, largest)
+    with pytest.raises(ValueError, match="`largest_part` must be True or False, got 1"):
+        pipe(ONE, text=WORDS, largest_part=1)
 
 
 def test_usable_after_an_error(pipe, expected):

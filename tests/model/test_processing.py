@@ -1,6 +1,7 @@
 """The processor: whatever shows an image becomes the paper's tensors, and logits become masks of its own pixels."""
 
 import base64
+import copy
 import functools
 import io
 import itertools
@@ -753,8 +754,8 @@ def test_threshold_out_of_range(threshold):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ([], "2 results and 0 target sizes"),
-        ([(5, 6)], "2 results and 1 target sizes"),
+        ([], "got 2 results and 0 target sizes"),
+        ([(5, 6)], "got 2 results and 1 target size\\."),
         ([(5, 6)] * 3, "2 results and 3 target sizes"),
         ([(5, 6), (0, 6)], r"\(0, 6\)"),
         ([(5, 6), (5, -1)], r"\(5, -1\)"),
@@ -807,7 +808,7 @@ def test_bad_text(images, text, message):
         (2, ["a cup"], "2 images and 1 "),
         (2, ["a cup", "man", "bus"], "2 images and 3 "),
         (2, [["a cup", "man"]], "2 images and 1 "),
-        (1, [["a cup"], ["man"]], "1 images and 2 "),
+        (1, [["a cup"], ["man"]], "got 1 image and 2 "),
         (2, [["a cup"], []], "Image 1 has no expressions"),
         (1, [[]], "Image 0 has no expressions"),
         (0, ["a cup"], r"`images` is \[\]"),
@@ -953,11 +954,11 @@ def test_bad_mask(mask, message):
 @pytest.mark.parametrize(
     ("text", "masks", "message"),
     [
-        ("a cup", [SPOT, SPOT], "1 expressions and 2 masks"),
-        (["a cup", "man"], SPOT, "2 expressions and 1 masks"),
-        (["a cup", "man"], [SPOT], "2 expressions and 1 masks"),
+        ("a cup", [SPOT, SPOT], "got 1 expression and 2 masks"),
+        (["a cup", "man"], SPOT, "got 2 expressions and 1 mask\\."),
+        (["a cup", "man"], [SPOT], "got 2 expressions and 1 mask\\."),
         (["a cup", "man"], np.stack([SPOT] * 3), "2 expressions and 3 masks"),
-        ("a cup", [], "1 expressions and 0 masks"),
+        ("a cup", [], "got 1 expression and 0 masks"),
     ],
 )
 def test_counts_of_masks_differ(text, masks, message):
@@ -1081,7 +1082,10 @@ LOOKS = {
     "ImageNet, dark": (normalised(MEAN, STD) * 0.4 - 1, "normalised already"),
     "CLIP": (normalised([0.48, 0.46, 0.41], [0.27, 0.26, 0.28]), "normalised already"),
     "-1 to 1": (UNIT * 2 - 1, r"scaled to -1 to 1: give \(x \+ 1\) / 2"),
-    "overshoot below": (UNIT - 0.05, "from -0.05"),
+    "overshoot below": (UNIT - 0.05, "from -0.05.*a little beyond 0 to 1.*clip it"),
+    "overshoot on both sides": (UNIT * 1.2 - 0.1, "a little beyond 0 to 1.*clip it"),
+    "overshoot of 0 to 255": (UNIT * 260 - 3, "Clip or rescale"),
+    "above 16 bits": (UNIT * 70_000, "Clip or rescale"),
     "overshoot above": (UNIT * 1.2, "Clip or rescale"),
     "overshoot above 255": (UNIT * 300, "Clip or rescale"),
 }
@@ -1122,6 +1126,17 @@ def palette_mask(indices: np.ndarray, colours: dict[int, tuple[int, int, int]]) 
     return image
 
 
+def short_palette(indices: np.ndarray, palette: list[int]) -> Image.Image:
+    image = Image.fromarray(indices.astype(np.uint8))
+    image.putpalette(palette)
+    return image
+
+
+def transparent(image: Image.Image, colour: object) -> Image.Image:
+    image.info["transparency"] = colour
+    return image
+
+
 VOC = {0: (0, 0, 0), 1: (128, 0, 0), 255: (224, 224, 192)}
 EDGE = SPOT.astype(np.uint8)
 EDGE[0] = 255  # ignored
@@ -1146,6 +1161,31 @@ KINDS = {
     "grey palette, 0 and 255": (lambda: Image.fromarray(WHITE).convert("P"), SPOT),
     "grey palette, 0 and 1": (lambda: Image.fromarray(SPOT.astype(np.uint8)).convert("P"), SPOT),
     "grey palette, 0, 1 and 255": (lambda: Image.fromarray(EDGE).convert("P"), EDGE),
+    "all of the palette black": (lambda: palette_mask(EDGE, {}), EDGE),
+    "all of the palette red": (lambda: palette_mask(SPOT, dict.fromkeys(range(256), (200, 0, 0))), SPOT),
+    "all of the palette white": (lambda: palette_mask(SPOT, dict.fromkeys(range(256), (255, 255, 255))), SPOT),
+    "a black palette, all ignored": (lambda: palette_mask(np.full(SIZE, 255), {}), np.full(SIZE, 255)),
+    "a palette of one colour": (lambda: short_palette(SPOT, [0, 0, 0]), SPOT),
+    "a palette of one white": (lambda: short_palette(SPOT, [255, 255, 255]), SPOT),
+    "no palette": (lambda: short_palette(SPOT, []), SPOT),
+    "a palette too short for 255": (lambda: short_palette(EDGE, [0, 0, 0, 255, 255, 255]), EDGE),
+    "too short, nothing but ignored": (
+        lambda: short_palette(np.where(EDGE == 255, 255, 0), [0, 0, 0, 255, 255, 255]),
+        np.where(EDGE == 255, 255, 0),
+    ),
+    "white second, index 5": (lambda: palette_mask(SPOT * 5, {5: (255, 255, 255)}), SPOT),
+    "VOC, background transparent": (lambda: transparent(palette_mask(EDGE, VOC), 0), EDGE),
+    "L, background transparent": (lambda: transparent(Image.fromarray(WHITE), 0), SPOT),
+    "L, 0 and 1, background transparent": (lambda: transparent(Image.fromarray(SPOT.astype(np.uint8)), 0), SPOT),
+    "L, labels, background transparent": (lambda: transparent(Image.fromarray(EDGE), 0), EDGE),
+    "RGB, background transparent": (
+        lambda: transparent(Image.fromarray(WHITE).convert("RGB"), (0, 0, 0)),
+        SPOT,
+    ),
+    "RGB, a transparent colour that is nowhere": (
+        lambda: transparent(Image.fromarray(WHITE).convert("RGB"), (1, 2, 3)),
+        SPOT,
+    ),
     "LA, opaque": (lambda: with_alpha(WHITE, 255), SPOT),
     "LA, alpha of 0": (lambda: with_alpha(WHITE, 0), SPOT),
     "LA, white where seen": (lambda: with_alpha(255, WHITE), SPOT),
@@ -1181,12 +1221,14 @@ def test_masks_as_people_have_them(kind, tmp_path):
         np.unique(SMALL(IMAGE, "a cup", [mask], size=5)["labels"]).tolist(), np.unique(expected)
     )
     np.testing.assert_array_equal(decode_mask(mask, *SIZE) if isinstance(mask, Image.Image) else expected, expected)
-    if isinstance(mask, Image.Image) and mask.mode not in ("La", "F"):
+    # Pillow writes as many bits as a short palette needs, and so other indices
+    if isinstance(mask, Image.Image) and mask.mode not in ("La", "F") and "too short" not in kind:
         suffix = "tiff" if mask.mode == "I" else "png"
         mask.save(tmp_path / f"mask.{suffix}")
         np.testing.assert_array_equal(read_mask(tmp_path / f"mask.{suffix}"), expected)
 
 
+CONTRADICTS = "varying transparency that contradicts its colours: it"
 REFUSED = {
     "0 and 128": (lambda: SPOT * 128, r"\[0, 128\].*If 128 is the object, give `mask == 128`"),
     "objects": (lambda: np.where(SPOT, 3, 2), r"\[2, 3\]"),
@@ -1199,6 +1241,37 @@ REFUSED = {
     "colours": (lambda: IMAGE, r"\(5, 6, 3\)"),
     "colours and alpha": (lambda: with_alpha(WHITE, np.where(GREY > 50, 255, 0)), "varying transparency"),
     "half transparent": (lambda: with_alpha(255, GREY), "lossily compressed"),
+    "L, object transparent": (
+        lambda: transparent(Image.fromarray(WHITE), 255),
+        CONTRADICTS + " shows 0 and hides 255",
+    ),
+    "L, 0 and 1, object transparent": (lambda: transparent(Image.fromarray(SPOT.astype(np.uint8)), 1), CONTRADICTS),
+    "L, labels, object transparent": (lambda: transparent(Image.fromarray(EDGE), 1), CONTRADICTS),
+    "L, labels, ignored transparent": (lambda: transparent(Image.fromarray(EDGE), 255), CONTRADICTS),
+    "LA, object transparent": (lambda: with_alpha(WHITE, 255 - WHITE), CONTRADICTS),
+    "LA, object transparent in part": (lambda: with_alpha(WHITE, np.where(GREY > 200, 255, 0)), CONTRADICTS),
+    "RGBA, object transparent": (lambda: with_alpha(WHITE, 255 - WHITE).convert("RGBA"), CONTRADICTS),
+    "RGBA, red object transparent": (
+        lambda: Image.merge(
+            "RGBA",
+            [with_alpha(c, 255 - WHITE).getchannel("L") for c in (WHITE, 0, 0)] + [Image.fromarray(255 - WHITE)],
+        ),
+        CONTRADICTS,
+    ),
+    "VOC, object transparent": (lambda: transparent(palette_mask(SPOT, VOC), 1), CONTRADICTS),
+    "black and white palette, object transparent": (
+        lambda: transparent(palette_mask(SPOT, {1: (255, 255, 255)}), 1),
+        CONTRADICTS,
+    ),
+    "array (H, W, 2)": (lambda: np.stack([WHITE, 255 - WHITE], axis=-1), CONTRADICTS),
+    "tensor (4, H, W)": (lambda: torch.tensor(np.stack([WHITE] * 3 + [255 - WHITE])), CONTRADICTS),
+    "a value above": (
+        lambda: np.where(SPOT, 255, 128),
+        r"If 128 is the object, give `mask == 128`; if it is to be ig",
+    ),
+    "a value below": (lambda: np.where(SPOT, 0, -1), r"If -1 is the object.*`ignore_index=-1`"),
+    "a fraction": (lambda: np.where(SPOT, 0.5, 0.0), r"\[0.0, 0.5\].*If 0.5 is the object, give `mask == 0.5`\.$"),
+    "NaN": (lambda: np.where(SPOT, np.nan, 0), "NaN is no value of a mask"),
     "CMYK": (lambda: Image.new("CMYK", (6, 5)), "mode CMYK"),
     "16 bits": (lambda: SPOT.astype(np.uint16) * 32768, r"\[0, 32768\]"),
 }
@@ -1208,14 +1281,14 @@ REFUSED = {
 def test_masks_whose_object_is_unknown(kind):
     make, message = REFUSED[kind]
     with pytest.raises(ValueError, match=message):
-        SMALL(IMAGE, "a cup", make())
+        SMALL(IMAGE, "a cup", [make()])
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "RGB"])
 def test_jpeg_masks_are_refused_by_name(tmp_path, mode):
-    for suffix in ("jpg", "mpo"):
+    for suffix, form in (("jpg", "JPEG"), ("mpo", "MPO"), ("png", "JPEG"), ("PNG", "MPO")):
         path = tmp_path / f"mask.{suffix}"
-        Image.fromarray(WHITE).convert(mode).save(path, "JPEG" if suffix == "jpg" else "MPO")
+        Image.fromarray(WHITE).convert(mode).save(path, form)
         for read in (read_mask, lambda path: SMALL(IMAGE, "a cup", Image.open(path))):
             with pytest.raises(ValueError, match=r"JPEG.*PNG.*value > 127"):
                 read(path)
@@ -1249,6 +1322,79 @@ def test_255_is_ignored_in_all_masks_of_a_call_or_in_none():
         np.testing.assert_array_equal(labels, [EDGE, ignored][::order])
 
 
+GREYS = {index: (index,) * 3 for index in range(256)}
+PALETTES = {
+    "greys": GREYS,
+    "black and white": {1: (255, 255, 255), 255: (255, 255, 255)},
+    "only 255 is white": {255: (255, 255, 255)},
+    "VOC": VOC,
+    "none": {},
+}
+
+
+@pytest.mark.parametrize("palette", PALETTES)
+@pytest.mark.parametrize("other", [*PALETTES, "L"])
+def test_255_of_palettes_is_ignored_in_all_masks_of_a_call_or_in_none(palette, other):
+    ignored = np.where(EDGE == 255, 255, 0)
+    masks = [
+        Image.fromarray(EDGE) if other == "L" else palette_mask(EDGE, PALETTES[other]),
+        palette_mask(ignored, PALETTES[palette]),
+    ]
+    for order in (1, -1):
+        labels = SMALL(IMAGE, ["a cup", "man"], masks[::order], size={"height": 5, "width": 6})["labels"]
+        np.testing.assert_array_equal(labels, [EDGE, ignored][::order])
+    np.testing.assert_array_equal(to_label_map(masks[1], ignore_index=255), ignored)
+    np.testing.assert_array_equal(to_label_map(masks[1], ignore_index=None), ignored == 255)
+
+
+def test_an_ignored_index_of_a_black_and_white_palette():
+    """The object is what is white, and what is ignored is no part of the picture."""
+    indices = np.where(EDGE == 255, 7, np.where(SPOT, 1, 0))
+    for colour in ((0, 0, 0), (255, 255, 255), (9, 9, 9)):
+        mask = palette_mask(indices, {0: (0, 0, 0), 1: (255, 255, 255), 7: colour})
+        np.testing.assert_array_equal(to_label_map(mask, ignore_index=7), EDGE)
+    inverted = palette_mask(~SPOT, {0: (255, 255, 255)})
+    np.testing.assert_array_equal(to_label_map(inverted, ignore_index=255), SPOT)
+
+
+@pytest.mark.parametrize("value", [255, 7, None, "auto", np.int64(255), np.uint8(9), torch.tensor(200)])
+def test_ignore_index_of_a_processor_is_kept(value, tmp_path):
+    processor = CrossVLTProcessor.from_tokenizer(tiny_tokenizer(), image_size=8, max_length=9)
+    assert processor.ignore_index == "auto"
+    processor.ignore_index = value
+    expected = value if value in (None, "auto") else int(value)
+    assert type(processor.ignore_index) is type(expected)
+    processor.save_pretrained(tmp_path)
+    loaded = AutoProcessor.from_pretrained(tmp_path)
+    again = CrossVLTProcessor.from_args_and_dict([SMALL.image_processor, SMALL.tokenizer], processor.to_dict())
+    for found in (loaded, again, copy.deepcopy(processor)):
+        assert (found.ignore_index, type(found.ignore_index)) == (expected, type(expected))
+    assert json.loads((tmp_path / "processor_config.json").read_text())["ignore_index"] == expected
+    assert CrossVLTProcessor(SMALL.image_processor, SMALL.tokenizer, ignore_index=value).ignore_index == expected
+    if isinstance(expected, int):
+        mask = np.where(SPOT, 1, expected)
+        labels = [
+            given_to(IMAGE, "a cup", mask, size={"height": 5, "width": 6}, **options)["labels"][0]
+            for given_to, options in ((loaded, {}), (SMALL, {"ignore_index": value}))
+        ]
+        np.testing.assert_array_equal(labels, [np.where(SPOT, 1, 255)] * 2)
+
+
+@pytest.mark.parametrize("value", [0, 1, True, np.bool_(True), 2.5, np.float64(255), "255", [255]])
+def test_ignore_index_must_be_a_whole_number(value):
+    processor = CrossVLTProcessor.from_tokenizer(tiny_tokenizer(), image_size=8, max_length=9)
+    with pytest.raises(ValueError, match="`ignore_index` must be"):
+        processor.ignore_index = value
+    with pytest.raises(ValueError, match="`ignore_index` must be"):
+        CrossVLTProcessor(SMALL.image_processor, SMALL.tokenizer, ignore_index=value)
+    assert processor.ignore_index == "auto"
+
+
+def test_labels_with_255_where_nothing_is_to_be_ignored():
+    with pytest.raises(ValueError, match=r"\[0, 1, 255\].*255 is not said to be ignored: give `ignore_index=255`"):
+        to_label_map(EDGE, ignore_index=None)
+
+
 # Results
 
 
@@ -1271,7 +1417,7 @@ def test_label_maps():
         for label_map, result in zip(maps, SMALL.post_process_masks(outputs, sizes), strict=True):
             assert label_map.dtype == torch.int64
             assert label_map.equal(result["mask"].long())
-    with pytest.raises(ValueError, match="2 results and 1 target sizes"):
+    with pytest.raises(ValueError, match="got 2 results and 1 target size\\."):
         SMALL.post_process_semantic_segmentation(outputs, target_sizes=[(7, 9)])
 
 

@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import tiny_config, tiny_tokenizer
@@ -23,6 +24,7 @@ from crossvlt_hf.checkpoint import load_checkpoint
 from crossvlt_hf.cli import main
 from crossvlt_hf.data.masks import decode_segmentation
 from crossvlt_hf.prediction import PredictionOptions, Shards, open_requests, predict
+from crossvlt_hf.processing_crossvlt import find_parts
 
 
 KEYS = ["row", "name", "number", "expression", "text_read", "unknown_words", "score", "box", "mask", "error"]
@@ -74,6 +76,40 @@ def test_predictions_are_those_of_the_pipeline(rows, checkpoint, tmp_path, capsy
             assert np.mean(mask != (np.asarray(result["mask"]) > 0)) < 0.001
             assert line["score"] == pytest.approx(result["score"], abs=1e-4)
             assert (line["box"] is None) == (result["box"] is None)
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_largest_part(rows, checkpoint, tmp_path, capsys, form):
+    (rows.parent / "cut.png").write_bytes(b"no picture")
+    with rows.open("a") as file:
+        file.write('{"image": "cut.png", "expression": "the cup"}\n')
+    for name, options in (("all", []), ("largest", ["--largest-part"])):
+        command = [rows, "--output", tmp_path / name, "--format", form, "--on-error", "skip", *options]
+        assert run(*command, checkpoint=checkpoint) == 0
+
+    def read(name):
+        if form == "jsonl":
+            return lines_of(tmp_path / name)
+        return pd.read_parquet(tmp_path / name).to_dict("records")
+
+    found = [line for line in zip(read("all"), read("largest"), strict=True) if pd.isna(line[0]["error"])]
+    assert len(found) == 15
+    for free, kept in found:
+        sizes = [[int(side) for side in row["mask"]["size"]] for row in (free, kept)]
+        before, after = (
+            decode_segmentation({"size": size, "counts": row["mask"]["counts"]}, *size)
+            for row, size in zip((free, kept), sizes, strict=True)
+        )
+        largest, parts = find_parts(torch.tensor(before > 0))
+        np.testing.assert_array_equal(after, largest)
+        assert "parts" not in free
+        assert kept["parts"] == parts
+    assert max(kept["parts"] for _, kept in found) > 1
+    capsys.readouterr()
+    for name, options in (("all", ["--largest-part"]), ("largest", [])):
+        command = [rows, "--output", tmp_path / name, "--format", form, "--on-error", "skip", *options]
+        assert run(*command, checkpoint=checkpoint) == 2
+        assert "predictions whose `largest_part` is" in capsys.readouterr().err
 
 
 def test_the_formats_hold_the_same(rows, checkpoint, tmp_path, capsys):

@@ -185,6 +185,24 @@ def test_arguments_of_data_sets_are_numbers_where_they_look_so(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    "text", ["1_0", "1_000", "0x10", "010", "1e1", "1.0", "+-1", "\u0661", "\uff11", "ten", "", "true"]
+)
+def test_what_is_no_integer_is_refused(tmp_path, text):
+    path = write_config(tmp_path)
+    with pytest.raises(ValueError, match=r"`optimization.epochs` must be an integer, got"):
+        load_config(path, [f"optimization.epochs={text}"])
+    path.write_text(f"optimization: {{epochs: {text}}}\n")
+    with pytest.raises(ValueError, match=r"`optimization.epochs` must be an integer, got"):
+        load_config(path)
+
+
+@pytest.mark.parametrize("text", ["1_0", "1_0.5", "1e1_0", "0x10", "\u0661", "ten", "true", "."])
+def test_what_is_no_number_is_refused(tmp_path, text):
+    with pytest.raises(ValueError, match=r"`optimization.learning_rate` must be a number, got"):
+        load_config(write_config(tmp_path), [f"optimization.learning_rate={text}"])
+
+
 def test_precision_none_and_no_are_two(tmp_path):
     for text, value in (("no", "no"), ("'no'", "no"), ("null", None), ("bf16", "bf16")):
         config = load_config(write_config(tmp_path), [f"optimization.mixed_precision={text}"])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ...processing_crossvlt import opening
+from ...processing_crossvlt import LossyMaskError, check_mask_format, opening
 from ..files import entries, field, image_size, inside, read_json
 from ..masks import check_polygons, encode_mask
 from .object_record import ObjectRecord, ObjectScene, ObjectSource, header_size
@@ -153,7 +153,12 @@ def _embedded_mask(shape: dict[str, Any], size: tuple[int, int], where: str) -> 
     data = field(shape, "mask", where)
     if not isinstance(data, str):
         raise ValueError(f"{where} must have a PNG in base64 as `mask`, got {str(data)[:40]!r}.")
-    part = np.asarray(_decode(data, where).convert("L")) > 0
+    picture = _decode(data, where)
+    try:
+        check_mask_format(picture)
+    except LossyMaskError as error:
+        raise LossyMaskError(f"{where}: {error}") from error
+    part = np.asarray(picture.convert("L")) > 0
     if top < 0 or left < 0 or top + part.shape[0] > size[0] or left + part.shape[1] > size[1]:
         raise ValueError(f"{where} has a mask that reaches beyond the image.")
     mask = np.zeros(size, dtype=bool)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ...processing_crossvlt import opening
+from ...processing_crossvlt import check_mask_format, opening
 from .object_record import ObjectRecord, ObjectScene, ObjectSource, find_images, segmentation_of_map
 
 
@@ -93,4 +93,5 @@ def _read_map(path: Path) -> NDArray[np.uint8]:
     with opening(str(path), "mask"), Image.open(path) as image:
         if image.mode not in ("P", "L"):
             raise ValueError(f"its mode must be P or L, got {image.mode}")
+        check_mask_format(image)
         return np.array(image)

@@ -1,8 +1,10 @@
 """RefShapes as a `datasets.Dataset` whose scenes are drawn when they are read."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -65,11 +67,12 @@ _PARTS: dict[str, tuple[str, Callable[[Example], Any]]] = {
 }
 
 
-@dataclass
+@dataclass(repr=False)
 class Drawn:
     """A column of RefShapes, read as `records` describes it.
 
-    A cell says which scene is to be drawn; where `Dataset.map` has changed an image or mask, it holds what that gave.
+    A cell says which scene is to be drawn; one made of a row, or of an image or mask that `Dataset.map` has changed,
+    holds that itself.
 
     Args:
         part: the name of the column.
@@ -107,6 +110,28 @@ class Drawn:
         """Itself: a cell is one thing, also for `Dataset.flatten`."""
         return self
 
+    def __repr__(self) -> str:
+        """What `datasets` prints where it refuses to join such a column with that of another reader."""
+        return (
+            f"Drawn(part={self.part!r}, decode={self.decode}), a column of RefShapes, which is drawn when it is "
+            "read and joins with RefShapes alone; `dataset.map(dict, features=crossvlt_hf.data.FEATURES)` draws it, "
+            "so that it joins with any,"
+        )
+
+    def encode_example(self, value: Any) -> dict[str, Any]:
+        """A cell from a cell, or from what a row has of this column."""
+        if isinstance(value, dict) and "scene" in value:
+            return value
+        if self.part == "image":
+            # the bytes of whatever Picture takes
+            cell = Picture().encode_example(value)
+            changed = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
+        elif self.part == "mask":
+            changed = Mask().encode_example(value)["packed"].encode()
+        else:
+            changed = json.dumps(value).encode()
+        return {**dict.fromkeys(entry.name for entry in self.pa_type), "changed": changed}
+
     def decode_example(self, value: Any, token_per_repo_id: dict[str, Any] | None = None) -> Any:
         """The part of the scene of a cell."""
         if not (isinstance(value, dict) and "scene" in value):
@@ -115,7 +140,9 @@ class Drawn:
         changed, number = cell.pop("changed"), cell.pop("number")
         if changed is None:
             return _PARTS[self.part][1](read_scene(**cell)[number])
-        return unpack(changed.decode()) if self.part == "mask" else Picture().decode_example({"bytes": changed})
+        if self.part == "image":
+            return Picture().decode_example({"bytes": changed})
+        return unpack(changed.decode()) if self.part == "mask" else json.loads(changed)
 
     def cast_storage(self, storage: pa.Array) -> pa.Array:
         """Cells from cells, or from what a function of `Dataset.map` gave for an image or mask.
@@ -182,7 +209,8 @@ def load_refshapes(
         ValueError: if there is no such split or family, or a number is out of range.
 
     Its columns have types of their own, as what is said is drawn with the scene: `datasets` joins such data sets with
-    each other, and refuses to join them with others (`write_folder` and `load_folder` make them joinable).
+    each other, and refuses to join them with others. Once drawn, by `dataset.map(dict, features=FEATURES)` or by
+    `write_folder` and `load_folder`, they join with any.
     """
     if scenes < 1 or not 1 <= expressions <= 3 or (family is not None and expressions > 1):
         raise ValueError(

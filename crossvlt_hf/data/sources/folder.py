@@ -22,9 +22,10 @@ data say; masks and polygons are those of the upright image.
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
@@ -35,7 +36,7 @@ from datasets import Dataset, Value, concatenate_datasets
 from datasets import Image as ImageFeature
 from PIL import ExifTags, Image
 
-from ...processing_crossvlt import IGNORED, IgnoreIndex, check_ignore_index, opening, to_rgb
+from ...processing_crossvlt import IGNORED, IgnoreIndex, check_ignore_index, meaning_of_255, opening, to_rgb
 from ..features import Mask, Picture, open_picture
 from ..files import check_split, inside, require_files
 from ..flaws import EmptyMasks, EmptySentences, Flaws, clean_expressions
@@ -122,14 +123,17 @@ def _has_target(row: dict[str, Any], source: str) -> bool:
 
 
 def _segmentation(row: dict[str, Any], name: str, size: tuple[int, int], source: str, flaws: Flaws) -> Any:
-    """Polygons or run lengths, checked against the size of the image."""
+    """Polygons or run lengths, checked against the size of the image; [] of an object without area, where allowed."""
     segmentation = flaws.polygons(row[name], f"{source}, `{name}`")
+    if segmentation == []:
+        return []
     try:
         to_run_lengths(segmentation, *size)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{source}, `{name}`: {error}") from error
     if isinstance(segmentation, list) and all(
-        isinstance(polygon, list) and max(map(abs, polygon)) <= 1 < min(size) for polygon in segmentation
+        isinstance(polygon, list) and max(map(abs, polygon)) <= 1 < min(size) and len(set(polygon)) > 1
+        for polygon in segmentation
     ):
         raise ValueError(
             f"{source} has `{name}` between 0 and 1; give pixels, x times {size[1]} and y times {size[0]}."
@@ -161,7 +165,8 @@ def _mask(
     if not has_target:
         raise ValueError(f"{source} has `{given[0]}`, but says that nothing is meant; leave one of them out.")
     size = upright_size(image)
-    return pack([_segmentation(row, given[0], size, source, flaws)], *size)
+    segmentation = _segmentation(row, given[0], size, source, flaws)
+    return pack([segmentation] if segmentation else [], *size)
 
 
 def _files(folder: Path, split: str | None) -> dict[Path, str | None]:
@@ -256,7 +261,7 @@ def load_folder(
     folder = Path(folder)
     flaws = Flaws(folder.resolve().name, empty_masks, empty_sentences)
     check_merge(merge)
-    check_ignore_index(ignore_index)
+    ignore_index = check_ignore_index(ignore_index)
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}.")
     upright_size.cache_clear()  # files may have changed since the last time
@@ -274,8 +279,15 @@ def load_folder(
     masks = [(mask, where) for mask, where in files if mask is not None]
     require_files(masks, "mask", mend)
     if ignore_index == "auto":
-        check_meaning_of_255(len(masks), lambda number: open_mask(masks[number][0]), lambda number: masks[number][0])
+        check_meaning_of_255(in_threads(lambda mask: (_meaning(lambda: open_mask(mask)), mask), dict(masks)))
     return build_dataset(records, flaws, merge=merge, upright=True)
+
+
+def _meaning(load: Callable[[], Any]) -> str | None:
+    """What 255 means in a mask; None of one that cannot be read, as reading its row says why."""
+    with suppress(OSError, ValueError):
+        return meaning_of_255(load())
+    return None
 
 
 def _stored_mask(mask: Any, image: Image.Image, source: str) -> Image.Image:
@@ -405,14 +417,15 @@ class _ColumnMasks:
         ignore_index: IgnoreIndex,
     ) -> None:
         stored = _stored_images(dataset, image).select_columns([image, mask])
-        if isinstance(stored.features[mask], ImageFeature):
-            stored = stored.cast_column(mask, ImageFeature(decode=False))
+        if isinstance(stored.features[mask], ImageFeature | Picture):
+            stored = _stored_images(stored, mask)
         self.rows, self.image, self.mask, self.name, self.merge, self.flaws = stored, image, mask, name, merge, flaws
         self.ignore_index = IGNORED if isinstance(stored.features[mask], Mask) else ignore_index
 
     def __iter__(self) -> Iterator[str]:
         if self.ignore_index == "auto":
-            check_meaning_of_255(len(self.rows), self._numbers, self._where)
+            numbers = range(len(self.rows))
+            check_meaning_of_255((_meaning(partial(self._numbers, number)), self._where(number)) for number in numbers)
         return in_threads(lambda prepared: self._pack(*prepared), self._prepared())
 
     def _where(self, number: int) -> str:
@@ -509,7 +522,7 @@ def from_dataset(
     if missing := [column for column in (image, mask, *columns.values()) if column not in dataset.column_names]:
         raise ValueError(f"The data set has no column {missing[0]!r}; it has {', '.join(dataset.column_names)}.")
     check_merge(merge)
-    check_ignore_index(ignore_index)
+    ignore_index = check_ignore_index(ignore_index)
     plain, flaws = dataset.with_format(None), Flaws(name, empty_masks, empty_sentences)
     upright_size.cache_clear()
 

@@ -14,7 +14,7 @@ from datasets import Dataset
 
 from ..files import check_split, entries, field, find_folder, image_size, inside, read_json, require_files, rows_of
 from ..flaws import EmptyMasks, EmptySentences, Flaws
-from ..masks import FARTHEST, pack_outlines
+from ..masks import FARTHEST, is_number, pack_outlines
 from ..record import Record, build_dataset
 
 
@@ -33,7 +33,7 @@ def _outlines(task: Any, where: str, flaws: Flaws) -> list[list[list[float]]]:
             outlines.append(outline)
     drawn = [outline for outline in outlines if len(outline) > 1]
     for _ in range(len(outlines) - len(drawn)):
-        flaws.add("parts of a single point left out", where)
+        flaws.add("part of a single point left out", "parts of a single point left out", where)
     if not outlines and flaws.empty_masks == "error":
         raise ValueError(f"{where} has no polygon.")
     return drawn
@@ -41,7 +41,7 @@ def _outlines(task: Any, where: str, flaws: Flaws) -> list[list[list[float]]]:
 
 def _is_point(point: Any) -> bool:
     """Whether it is [x, y] in pixels, near enough to an image for Pillow to draw."""
-    numbers = isinstance(point, list) and len(point) == 2 and all(isinstance(x, int | float) for x in point)
+    numbers = isinstance(point, list) and len(point) == 2 and all(map(is_number, point))
     return numbers and all(abs(x) <= FARTHEST for x in point)
 
 

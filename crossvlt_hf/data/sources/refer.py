@@ -37,7 +37,7 @@ from ..files import (
     require_files,
 )
 from ..flaws import EmptyMasks, EmptySentences, Flaws
-from ..masks import Merge, pack
+from ..masks import Merge, is_drawn, pack
 from ..record import Record, build_dataset, check_merge
 
 
@@ -153,6 +153,8 @@ class _Instances:
                 f"{source} has the ann_id {ann_id!r} of the image {owner!r}, not of its own {image_id!r}."
             )
         segmentation = annotation.get("segmentation")
+        if segmentation is None and flaws.empty_masks != "error":
+            return []
         if not isinstance(segmentation, list | dict) or not (segmentation or flaws.empty_masks != "error"):
             raise ValueError(f"{source} has the ann_id {ann_id!r}, whose segmentation in {self.path} is empty.")
         return flaws.polygons(segmentation, f"{source}, annotation {ann_id}")
@@ -263,7 +265,8 @@ def expressions_of(ref: dict[str, Any], text: Text, where: str, flaws: Flaws, op
     Raises:
         ValueError: if there is none, or one is empty, unless that is allowed.
     """
-    sentences = entries(ref, "sentences", where)
+    may_lack = optional or flaws.empty_sentences == "skip"
+    sentences = [] if may_lack and field(ref, "sentences", where) is None else entries(ref, "sentences", where)
     return flaws.expressions((field(sentence, text, where) for sentence in sentences), where, optional=optional)
 
 
@@ -275,6 +278,13 @@ def check_text(text: str) -> None:
     """
     if text not in TEXTS:
         raise ValueError(f"`text` is {text!r}; give one of {', '.join(TEXTS)}.")
+
+
+# What is said of one and of many objects of references that have others
+EMPTY_OBJECTS = (
+    "object left out beside others, as its mask has no pixel",
+    "objects left out beside others, as their masks have no pixel",
+)
 
 
 @dataclass(frozen=True)
@@ -289,35 +299,66 @@ class _Source:
     flaws: Flaws
     coco_ids: bool = False
 
-    def record(self, where: str, ref: dict[str, Any], split: str, instances: _Instances) -> Record:
+    def objects(
+        self, where: str, segmentations: list[tuple[Any, Any]], size: tuple[int, int], merge: Merge
+    ) -> list[tuple[Any, Any]]:
+        """Objects and their segmentations, without those that have no pixel beside others that do.
+
+        Raises:
+            ValueError: if there is such an object, and `empty_masks` is "error".
+        """
+        drawn = [(ann_id, each) for ann_id, each in segmentations if each and _seems_drawn(each, size, merge)]
+        if len(drawn) in (0, len(segmentations)):  # without any it is for `empty_masks` to say what the reference is
+            return segmentations
+        left_out = [ann_id for ann_id, _ in segmentations if ann_id not in dict(drawn)]
+        if self.flaws.empty_masks == "error":
+            raise ValueError(
+                f"{where} has the ann_id {left_out[0]!r}, whose mask has no pixel (beside the image, or without "
+                "area); correct or remove it, or give `empty_masks`: 'no_target' or 'skip'."
+            )
+        for _ in left_out:
+            self.flaws.add(*EMPTY_OBJECTS, where)
+        return drawn
+
+    def record(self, where: str, ref: dict[str, Any], split: str, instances: _Instances, merge: Merge) -> Record:
         image_id, ann_ids = field(ref, "image_id", where), _ann_ids(ref, self.any_number, where)
         image = instances.image(image_id, where)
         named = f"{instances.path}, image {image_id!r},"
         file_name = field(image, "file_name", named)
-        segmentations = [instances.segmentation(ann_id, image_id, where, self.flaws) for ann_id in ann_ids]
+        size = image_size(image, named)
+        objects = [(ann_id, instances.segmentation(ann_id, image_id, where, self.flaws)) for ann_id in ann_ids]
+        objects = self.objects(where, objects, size, merge)
         return Record(
             image=inside(self.images, file_name, named),
             image_id=f"coco {image_id}" if self.coco_ids and _is_cocos(file_name, image_id) else image_id,
             ref_id=ref["ref_id"],
             expressions=expressions_of(ref, self.text, where, self.flaws, optional=self.any_number),
-            mask=pack(list(filter(None, segmentations)), *image_size(image, named)),
+            mask=pack([segmentation for _, segmentation in objects if segmentation], *size),
             split=split,
             dataset=self.name,
             where=where,
-            ann_ids=ann_ids,
+            ann_ids=tuple(ann_id for ann_id, _ in objects),
             has_target=bool(ann_ids),
         )
 
     def load(self, refs: list[tuple[str, dict[str, Any]]], split: str, merge: Merge) -> Dataset:
         wanted = {str(ann_id) for where, ref in refs for ann_id in _ann_ids(ref, self.any_number, where)}
         instances = _read_instances(self.path.with_name("instances.json"), wanted)
-        records = [self.record(where, ref, split, instances) for where, ref in refs]
+        records = [self.record(where, ref, split, instances, merge) for where, ref in refs]
         require_files(
             ((str(record.image), record.where) for record in records),
             "image",
             f"Put them into {self.images}, or give another folder as `images`.",
         )
         return build_dataset(records, self.flaws, merge=merge)
+
+
+def _seems_drawn(segmentation: Any, size: tuple[int, int], merge: Merge) -> bool:
+    """Whether an object has a pixel; of one that cannot be decoded, reading the row says why."""
+    try:
+        return is_drawn(segmentation, *size, merge)
+    except (ValueError, TypeError):
+        return True
 
 
 def _is_cocos(file_name: Any, image_id: Any) -> bool:
