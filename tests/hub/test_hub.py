@@ -31,7 +31,7 @@ from crossvlt_hf.publishing.repository import export, publish
 ROOT = Path(__file__).parents[2]
 NAME = "alice/crossvlt"
 TOKEN = "hf_alice"
-CODE = {f"{kind}_crossvlt.py" for kind in ("configuration", "modeling", "processing", "pipeline")}
+CODE = {f"{kind}_crossvlt.py" for kind in ("configuration", "layers", "modeling", "processing", "pipeline")}
 WHOLE = {
     *CODE,
     "README.md",

@@ -25,21 +25,18 @@ from crossvlt_hf import (
     modeling_crossvlt,
 )
 from crossvlt_hf.configuration_crossvlt import MIN_TEMPERATURE
-from crossvlt_hf.modeling_crossvlt import (
+from crossvlt_hf.layers_crossvlt import (
     CrossVLTDropPath,
     CrossVLTFusion,
     CrossVLTLowerBound,
     CrossVLTWindowAttention,
     CrossVLTWindows,
-    alignment_loss,
-    dice_loss,
     eager_attention_forward,
     instance_norm,
     interpolation,
-    mask_loss,
-    presence_loss,
     shift_mask,
 )
+from crossvlt_hf.modeling_crossvlt import alignment_loss, dice_loss, mask_loss, presence_loss
 
 
 DIRECTIONS = ("both", "words_to_pixels", "pixels_to_words", "late")
@@ -848,20 +845,6 @@ def test_expressions_that_do_not_add_up(model, counts):
 def test_expressions_per_image_is_a_tensor(model):
     with pytest.raises(ValueError, match=r"give a tensor of 2 integers"):
         model(**fake_batch(model.config), expressions_per_image=[1, 1])
-
-
-def test_what_is_cut_for_the_cache_gives_the_same(monkeypatch):
-    """Entry by entry, of several images with shifted windows, attentions in their order too."""
-    model = CrossVLTModel(tiny_config(vision_config={"depths": [2, 2, 2, 2]})).eval()
-    model.set_attn_implementation("eager")
-    inputs = {"pixel_values": torch.randn(3, 3, 70, 90), "input_ids": torch.tensor([[2, 5, 6, 3]] * 3)}
-    with torch.no_grad():
-        whole = model(**inputs, output_attentions=True)
-        monkeypatch.setattr(modeling_crossvlt, "CACHED_VALUES", 1)
-        cut = model(**inputs, output_attentions=True)
-    assert torch.allclose(cut.logits, whole.logits, atol=1e-5)
-    for some, all_ in zip(cut.attentions, whole.attentions, strict=True):
-        assert torch.allclose(some, all_, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["input_ids", "token_type_ids", "labels"])

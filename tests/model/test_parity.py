@@ -11,7 +11,8 @@ from parity.fill import case_inputs, fill_state_dict
 
 from crossvlt_hf.conversion.original import convert_key, convert_state_dict, infer_config, is_dropped
 from crossvlt_hf.conversion.state_dicts import load_strictly
-from crossvlt_hf.modeling_crossvlt import CrossVLTGatedResidual, CrossVLTModel, alignment_loss
+from crossvlt_hf.layers_crossvlt import CrossVLTGatedResidual
+from crossvlt_hf.modeling_crossvlt import CrossVLTModel, alignment_loss
 
 
 FOLDER = Path(__file__).parents[1] / "parity"

@@ -18,7 +18,7 @@ from crossvlt_hf.checkpoint import load_checkpoint
 from crossvlt_hf.cli import main as crossvlt
 from crossvlt_hf.conversion.vocabulary import default_tokenizer
 from crossvlt_hf.data.refshapes import make_example
-from crossvlt_hf.modeling_crossvlt import interpolation, padded, parts, upsample
+from crossvlt_hf.layers_crossvlt import interpolation, padded, parts, upsample
 from crossvlt_hf.pipeline_crossvlt import ReferringImageSegmentationPipeline
 from crossvlt_hf.processing_crossvlt import to_rgb
 from crossvlt_hf.publishing import export as exporting
