@@ -40,6 +40,7 @@ from transformers import EvalPrediction
 
 from .modeling_crossvlt import IGNORE_INDEX
 from .processing_crossvlt import counted
+from .system import old_names
 
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -76,7 +77,7 @@ def mask_areas(predictions: Tensor, labels: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Areas:
+class Sample:
     """What is kept of one sample.
 
     Args:
@@ -117,7 +118,7 @@ def _share(flags: Sequence[bool]) -> float | None:
     return sum(flags) / len(flags) if flags else None
 
 
-def summarise(samples: Sequence[Areas]) -> dict[str, float | int | None]:
+def summarise(samples: Sequence[Sample]) -> dict[str, float | int | None]:
     """All metrics of some samples, as shares of 1; None where there is nothing to divide by.
 
     P@X is of the samples that have a target, as GRES counts it. The right-object rate is two-way: it compares with one
@@ -189,7 +190,7 @@ class ReferringSegmentationMetric:
     A process adds its own samples; `merge` joins those of others, each sample once.
     """
 
-    samples: list[Areas] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
 
     def update(
         self,
@@ -219,7 +220,7 @@ class ReferringSegmentationMetric:
                 f"{counted(len(flags), 'flag')} and {counted(len(names), 'group')}."
             )
         for (intersection, union, predicted), flag, name in zip(areas, flags, names, strict=True):
-            self.samples.append(Areas(intersection, union, predicted, bool(flag), name))
+            self.samples.append(Sample(intersection, union, predicted, bool(flag), name))
 
     def merge(self, other: "ReferringSegmentationMetric") -> None:
         """Add the samples of another process."""
@@ -231,7 +232,7 @@ class ReferringSegmentationMetric:
 
     def compute_groups(self) -> dict[str, dict[str, float | int | None]]:
         """The metrics of each group, by its name."""
-        groups: dict[str, list[Areas]] = {}
+        groups: dict[str, list[Sample]] = {}
         for sample in self.samples:
             groups.setdefault(sample.group, []).append(sample)
         return {name: summarise(groups[name]) for name in sorted(groups)}
@@ -297,10 +298,10 @@ def preprocess_logits_for_metrics(logits: Tensor | tuple[Tensor, ...], labels: T
     return mask_areas(logits[0] if isinstance(logits, tuple) else logits, labels)
 
 
-def _samples(areas: Any) -> list[Areas]:
+def _samples(areas: Any) -> list[Sample]:
     """Samples of (N, 3) areas. One without a pixel of object at the model's size counts as without a target."""
     return [
-        Areas(intersection, union, predicted, has_target=union - predicted + intersection > 0)
+        Sample(intersection, union, predicted, has_target=union - predicted + intersection > 0)
         for intersection, union, predicted in areas.tolist()
     ]
 
@@ -319,7 +320,7 @@ def compute_metrics(prediction: EvalPrediction) -> dict[str, float | int]:
 class RunningMetrics:
     """`compute_metrics` batch by batch, for Trainer with `batch_eval_metrics=True`: see the module."""
 
-    samples: list[Areas] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float | int]:
         """Add a batch; with the last one give the metrics of all, and begin anew."""
@@ -328,3 +329,6 @@ class RunningMetrics:
             return {}
         samples, self.samples = self.samples, []
         return _known(summarise(samples))
+
+
+__getattr__ = old_names(__name__, {"Areas": f"{__name__}.Sample"})

@@ -1,9 +1,11 @@
-"""The process and its user: requests to end a run (SIGTERM, as batch systems send it, and Ctrl-C), one-line errors."""
+"""The process and its user: requests to end a run (SIGTERM and Ctrl-C), one-line errors, names that moved."""
 
 import signal
 import threading
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from types import FrameType
 from typing import Any, Self
 
@@ -83,3 +85,21 @@ def in_one_line(error: BaseException) -> str:
         start = max((number for number, line in enumerate(lines) if line.startswith(kind)), default=len(lines) - 1)
         lines = [lines[start].removeprefix(kind), *lines[start + 1 :]]
     return " ".join(" ".join(lines).split())
+
+
+def old_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+    """A module's `__getattr__` that gives what it had in an earlier version, with a warning.
+
+    Args:
+        module: its name.
+        names: where each old name is now, with the module.
+    """
+
+    def find(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        warnings.warn(f"`{module}.{name}` is now `{names[name]}`; the old name will go.", FutureWarning, stacklevel=2)
+        place, _, attribute = names[name].rpartition(".")
+        return getattr(import_module(place), attribute)
+
+    return find

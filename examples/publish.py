@@ -7,7 +7,7 @@ python examples/publish.py runs/custom/best alice/crossvlt-mine --upload        
 import argparse
 
 from crossvlt_hf.checkpoint import load_checkpoint
-from crossvlt_hf.publishing.repository import export, publish, read_evidence
+from crossvlt_hf.publishing.repository import publish, read_evidence, write_repository
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
         return
     model, processor = load_checkpoint(arguments.checkpoint)
     evidence = read_evidence(arguments.checkpoint)  # what training and evaluation left beside the weights
-    print(export(model, processor, arguments.folder, model_id=arguments.repo_id, evidence=evidence))
+    print(write_repository(model, processor, arguments.folder, model_id=arguments.repo_id, evidence=evidence))
 
 
 if __name__ == "__main__":

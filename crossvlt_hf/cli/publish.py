@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from ..checkpoint import load_checkpoint
-from ..publishing.repository import export, publish, read_evidence
+from ..publishing.repository import publish, read_evidence, write_repository
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -13,7 +13,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.folder is not None:
         model, processor = load_checkpoint(arguments.checkpoint)
         evidence = read_evidence(arguments.checkpoint, arguments.about, tuple(arguments.results))
-        print(export(model, processor, arguments.folder, model_id=arguments.repo_id, evidence=evidence))
+        print(write_repository(model, processor, arguments.folder, model_id=arguments.repo_id, evidence=evidence))
         print("Its card is README.md; what only you can say goes into about.yaml.", file=sys.stderr)
         if evidence.about.license is None:
             print("The card states no licence: set `license` in about.yaml.", file=sys.stderr)

@@ -45,48 +45,48 @@ def read_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = 
         raise ValueError(f"{path} is not a whole JSON file: {error}") from error
 
 
-def field(row: Any, name: str, source: str) -> Any:
+def field(row: Any, name: str, where: str) -> Any:
     """An entry of a row that must have it.
 
     Raises:
         ValueError: if it has not.
     """
     if not isinstance(row, dict) or name not in row:
-        raise ValueError(f"{source} has no `{name}`.")
+        raise ValueError(f"{where} has no `{name}`.")
     return row[name]
 
 
-def entries(table: Any, name: str, source: str) -> list[Any]:
+def entries(table: Any, name: str, where: str) -> list[Any]:
     """The same for a list."""
-    found = field(table, name, source)
+    found = field(table, name, where)
     if not isinstance(found, list):
-        raise ValueError(f"{source} has {str(found)[:40]!r} as `{name}`, not a list.")
+        raise ValueError(f"{where} has {str(found)[:40]!r} as `{name}`, not a list.")
     return found
 
 
-def rows_of(table: Any, source: str) -> list[Any]:
+def rows_of(table: Any, where: str) -> list[Any]:
     """A table that is a list.
 
     Raises:
         ValueError: if it is none.
     """
     if not isinstance(table, list):
-        raise ValueError(f"{source} holds {str(table)[:40]!r}, not a list.")
+        raise ValueError(f"{where} holds {str(table)[:40]!r}, not a list.")
     return table
 
 
-def image_size(image: Any, source: str) -> tuple[int, int]:
+def image_size(image: Any, where: str) -> tuple[int, int]:
     """(height, width) as the entry of an image says.
 
     Raises:
         ValueError: if it does not.
     """
-    height, width = field(image, "height", source), field(image, "width", source)
+    height, width = field(image, "height", where), field(image, "width", where)
     if not all(isinstance(side, int) and side > 0 for side in (height, width)):
-        raise ValueError(f"{source} has the height {height!r} and the width {width!r}; these are no pixels.")
+        raise ValueError(f"{where} has the height {height!r} and the width {width!r}; these are no pixels.")
     most = Image.MAX_IMAGE_PIXELS and 2 * Image.MAX_IMAGE_PIXELS  # where Pillow refuses an image too
     if most and height * width > most:
-        raise ValueError(f"{source} is {height}x{width}, more than {most} pixels; raise PIL.Image.MAX_IMAGE_PIXELS.")
+        raise ValueError(f"{where} is {height}x{width}, more than {most} pixels; raise PIL.Image.MAX_IMAGE_PIXELS.")
     return height, width
 
 
@@ -105,7 +105,7 @@ def find_folder(root: Path, names: Sequence[str], given: str | Path | None) -> P
     )
 
 
-def inside(folder: str | Path, name: Any, source: str, root: str | Path | None = None) -> str:
+def inside(folder: str | Path, name: Any, where: str, root: str | Path | None = None) -> str:
     """The path of a file that a data set names.
 
     A data set may come from a stranger, so that its names must not lead to other files of the machine. What is a link
@@ -114,29 +114,29 @@ def inside(folder: str | Path, name: Any, source: str, root: str | Path | None =
     Args:
         folder: what the name is relative to, unless it is absolute.
         name: as the data set has it.
-        source: who says so, for the message.
+        where: who says so, for the message.
         root: the folder that the path must stay in, if it is another.
 
     Raises:
         ValueError: if the name is no path, or leads out of the folder.
     """
     if not isinstance(name, str) or not name or "\0" in name:
-        raise ValueError(f"{source} has {str(name)[:60]!r} for a path; give the path of a file.")
+        raise ValueError(f"{where} has {str(name)[:60]!r} for a path; give the path of a file.")
     path = os.path.normpath(os.path.join(folder, name))
     root = os.path.normpath(folder if root is None else root)
     roots = [os.path.abspath(root), os.path.realpath(root)]
     if not any(os.path.abspath(path).startswith(os.path.join(start, "")) for start in roots):
-        raise ValueError(f"{source} has the path {name!r}, which leads out of {root}; put the file into that folder.")
+        raise ValueError(f"{where} has the path {name!r}, which leads out of {root}; put the file into that folder.")
     return path
 
 
-def require_files(needed: Iterable[tuple[str, str]], kind: str, mend: str) -> None:
+def require_files(needed: Iterable[tuple[str, str]], kind: str, advice: str) -> None:
     """Check that files are there, with one look into each folder.
 
     Args:
         needed: path and what needs it.
         kind: of file, for the message.
-        mend: what to do, for the message.
+        advice: what to do, for the message.
 
     Raises:
         FileNotFoundError: names the first that is missing, what needs it, and how many are missing.
@@ -144,19 +144,19 @@ def require_files(needed: Iterable[tuple[str, str]], kind: str, mend: str) -> No
     listings: dict[str, set[str]] = {}
     missing: dict[str, str] = {}
     present: set[str] = set()
-    for path, source in needed:
+    for path, where in needed:
         folder, name = os.path.split(path)
         if folder not in listings:
             listings[folder] = set(os.listdir(folder or ".")) if os.path.isdir(folder or ".") else set()
         if name in listings[folder]:
             present.add(path)
         else:
-            missing.setdefault(path, source)
+            missing.setdefault(path, where)
     if missing:
-        path, source = next(iter(missing.items()))
+        path, where = next(iter(missing.items()))
         similar = similar_path(path)
-        hint = f"Did you mean {similar}? {mend}" if similar else mend
+        hint = f"Did you mean {similar}? {advice}" if similar else advice
         of_all, verb = counted(len(missing) + len(present), f"{kind} file"), "is" if len(missing) == 1 else "are"
         raise FileNotFoundError(
-            f"There is no {kind} file {path}, which {source} needs; {len(missing)} of {of_all} {verb} missing. {hint}"
+            f"There is no {kind} file {path}, which {where} needs; {len(missing)} of {of_all} {verb} missing. {hint}"
         )

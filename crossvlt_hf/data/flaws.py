@@ -19,7 +19,7 @@ SHORT_PARTS = ("part of fewer than three points left out", "parts of fewer than 
 HALF_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def clean_expressions(expressions: Iterable[Any], source: str) -> list[str]:
+def clean_expressions(expressions: Iterable[Any], where: str) -> list[str]:
     """Expressions without white space around them.
 
     Raises:
@@ -27,11 +27,11 @@ def clean_expressions(expressions: Iterable[Any], source: str) -> list[str]:
     """
     texts = list(expressions)
     if not texts:
-        raise ValueError(f"{source} has no expression; give at least one.")
+        raise ValueError(f"{where} has no expression; give at least one.")
     for text in texts:
         # half of a surrogate pair is what a damaged escape in JSON leaves; no table can store it
         if not isinstance(text, str) or not text.strip() or HALF_SURROGATE.search(text):
-            raise ValueError(f"{source} has the expression {text!r}; give text.")
+            raise ValueError(f"{where} has the expression {text!r}; give text.")
     return [text.strip() for text in texts]
 
 

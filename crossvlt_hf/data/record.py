@@ -14,6 +14,16 @@ family           str, kind of expression; empty where the data do not say
 split            str
 dataset          str
 num_expressions  int, the length of `expressions`
+
+Words of this package:
+
+record   a row of a data set: image, expressions, mask, ids
+pair     an image with one expression, and its mask
+request  a row of batch prediction
+result   what the model says of a pair
+sample   what an evaluation keeps of a pair: areas and scores
+fused    pixels that have read words (the paper's word)
+where    file and line or row, for messages
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -153,8 +163,8 @@ def _settle(record: Record, found: bool, flaws: Flaws) -> Record | None:
         raise ValueError(f"{record.where} says that nothing is meant, but its mask has pixels; leave one of them out.")
     if flaws.empty_masks == "error":
         raise ValueError(
-            f"{record.where} has a target, but its mask has no pixel of it (beside the image, or without area); mend "
-            "or remove it, or give `empty_masks`: 'no_target' or 'skip'."
+            f"{record.where} has a target, but its mask has no pixel of it (beside the image, or without area); "
+            "repair or remove it, or give `empty_masks`: 'no_target' or 'skip'."
         )
     if flaws.empty_masks == "skip":
         flaws.add(*LEFT_OUT, record.where)

@@ -118,7 +118,7 @@ def calibration_report(samples: Iterable[Any], calibrated: bool) -> dict[str, An
     """What an evaluation says of its scores.
 
     Args:
-        samples: `crossvlt_hf.metrics.Areas` with scores, those of `evaluate`.
+        samples: `crossvlt_hf.metrics.Sample` with scores, those of `evaluate`.
         calibrated: whether the processor has a `score_calibration`.
 
     Returns:

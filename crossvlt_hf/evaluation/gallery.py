@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from ..metrics import Areas
+from ..metrics import Sample
 from ..modeling_crossvlt import CrossVLTModel
 from ..processing_crossvlt import CrossVLTProcessor, counted
 from ..visualization.canvas import BLUE, GREY, PINK, add_axes, add_text, new_figure, to_image, wrap
@@ -39,7 +39,7 @@ class Choice:
     indices: list[int]
 
 
-def choose_samples(samples: Sequence[Areas], columns: int = 5, seed: int = 0) -> list[Choice]:
+def choose_samples(samples: Sequence[Sample], columns: int = 5, seed: int = 0) -> list[Choice]:
     """What a gallery shows: the best, the worst, random ones, and of every group a range from its best to its worst.
 
     No sample is in two rows. Among samples of equal IoU chance decides, so that one image does not fill a row with all
@@ -72,7 +72,7 @@ def choose_samples(samples: Sequence[Areas], columns: int = 5, seed: int = 0) ->
     return [row for row in rows if row.indices]
 
 
-def _choose_of_group(group: str, samples: Sequence[Areas], ranked: list[int], columns: int) -> Choice:
+def _choose_of_group(group: str, samples: Sequence[Sample], ranked: list[int], columns: int) -> Choice:
     """A range, from the best to the worst, of those of a group that are not shown yet."""
     ious = [sample.iou for sample in samples if sample.group == group]
     own = [index for index in ranked if samples[index].group == group]
@@ -86,7 +86,7 @@ def evaluation_gallery(
     model: CrossVLTModel,
     processor: CrossVLTProcessor,
     dataset: "Dataset",
-    samples: Sequence[Areas],
+    samples: Sequence[Sample],
     options: "EvaluationOptions | None" = None,
     *,
     columns: int = 5,
@@ -156,7 +156,7 @@ def draw_tile(image: Image.Image, found: NDArray[np.bool_], truth: NDArray[np.bo
     return picture
 
 
-def _draw_sheet(rows: list[Choice], samples: Sequence[Areas], tiles: dict[int, _Tile], columns: int) -> Image.Image:
+def _draw_sheet(rows: list[Choice], samples: Sequence[Sample], tiles: dict[int, _Tile], columns: int) -> Image.Image:
     row_height = HEADING_INCHES + TILE_INCHES + CAPTION_INCHES
     width = max(2 * MARGIN + columns * (TILE_INCHES + MARGIN) - MARGIN, 5.5)
     figure = new_figure(width, TITLE_INCHES + len(rows) * row_height)
@@ -183,7 +183,7 @@ def _show(axes: "Axes", picture: Image.Image) -> None:
     axes.set_axis_off()
 
 
-def _verdict(sample: Areas) -> str:
+def _verdict(sample: Sample) -> str:
     if sample.has_target:
         return f"IoU {sample.iou:.3f}" if sample.predicted else "IoU 0: nothing found"
     return "no target, nothing found" if not sample.predicted else "no target, but something found"

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Subset
 from ..conversion.vocabulary import summarize_reading
 from ..data.pairs import EvaluationPairs
 from ..data.refshapes.dataset import Drawn
-from ..metrics import Areas, ReferringSegmentationMetric, mask_areas, match_instances
+from ..metrics import ReferringSegmentationMetric, Sample, mask_areas, match_instances
 from ..modeling_crossvlt import IGNORE_INDEX, CrossVLTModel, evaluating
 from ..processing_crossvlt import (
     CrossVLTProcessor,
@@ -262,7 +262,7 @@ def find_masks(
 
 def _sample(
     prediction: _Prediction, pair: dict[str, Any], processor: CrossVLTProcessor, options: EvaluationOptions
-) -> Areas:
+) -> Sample:
     if options.protocol == "original":
         prediction = prediction.at(pair["mask"].shape)
     mask, parts = prediction.mask(options.presence_threshold), None
@@ -272,7 +272,7 @@ def _sample(
     comparable = pair["has_target"] and pair["distractor"] is not None and (pair["distractor"] == 1).any()
     other = _areas(mask, pair["distractor"])[:2] if comparable else None
     presence = prediction.presence
-    return Areas(
+    return Sample(
         intersection,
         union,
         predicted,

@@ -8,3 +8,4 @@ from .export import load_outputs as load_outputs
 from .facts import About as About
 from .facts import Evidence as Evidence
 from .repository import publish as publish
+from .repository import write_repository as write_repository

@@ -18,6 +18,7 @@ from ..checkpoint import load_checkpoint, resolve_checkpoint
 from ..configuration_crossvlt import CrossVLTConfig
 from ..modeling_crossvlt import CrossVLTModel
 from ..processing_crossvlt import CrossVLTProcessor
+from ..system import old_names
 from .card import MARK, NO_EVIDENCE, render_checkpoint_card
 from .facts import FILES, Evidence
 
@@ -35,7 +36,7 @@ def read_evidence(
     return Evidence.read(folder, about, reports)
 
 
-def export(
+def write_repository(
     model: CrossVLTModel,
     processor: CrossVLTProcessor,
     folder: str | Path,
@@ -135,7 +136,7 @@ def publish(
         evidence = read_evidence(source, about, reports)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         _check_repository(api, repo_id, revision, private, overwrite_card or create_pr)
-        export(model, processor, Path(folder, "repository"), model_id=repo_id, evidence=evidence)
+        write_repository(model, processor, Path(folder, "repository"), model_id=repo_id, evidence=evidence)
         if revision is not None and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         return api.upload_folder(
@@ -168,3 +169,6 @@ def _check_repository(api: HfApi, repo_id: str, revision: str | None, private: b
 def _is_placeholder(card: str) -> bool:
     """Whether it is the empty card that `push_to_hub` leaves."""
     return "automatically generated" in card and "[More Information Needed]" in card
+
+
+__getattr__ = old_names(__name__, {"export": f"{__name__}.write_repository"})

@@ -3,10 +3,7 @@
 `overlay` needs Pillow and numpy alone; `explanation_figure` needs matplotlib, the extra `plot`.
 """
 
-import warnings
-from importlib import import_module
-from typing import Any
-
+from ..system import old_names
 from .explanation import Explanation, explain
 from .explanation_figure import explanation_figure
 from .overlay import CELL, MIN_WIDTH, PALETTE, Mask, arrange, overlay, to_mask_image
@@ -26,16 +23,12 @@ __all__ = [
 ]
 
 
-_MOVED = {
-    "training_curves": "training",
-    **dict.fromkeys(["Choice", "choose_samples", "evaluation_gallery"], "evaluation"),
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Names of version 0.1 that are elsewhere now."""
-    if name not in _MOVED:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    new = f"crossvlt_hf.{_MOVED[name]}"
-    warnings.warn(f"`{__name__}.{name}` is now `{new}.{name}`; the old name will go.", FutureWarning, stacklevel=2)
-    return getattr(import_module(new), name)
+__getattr__ = old_names(
+    __name__,
+    {
+        "Choice": "crossvlt_hf.evaluation.Choice",
+        "choose_samples": "crossvlt_hf.evaluation.choose_samples",
+        "evaluation_gallery": "crossvlt_hf.evaluation.evaluation_gallery",
+        "training_curves": "crossvlt_hf.training.training_curves",
+    },
+)

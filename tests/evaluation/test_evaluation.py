@@ -16,7 +16,7 @@ from crossvlt_hf import CrossVLTProcessor
 from crossvlt_hf.data import Record, build_dataset
 from crossvlt_hf.data.masks import encode_mask, pack
 from crossvlt_hf.evaluation.run import EvaluationOptions, evaluate, find_masks, tokenize
-from crossvlt_hf.metrics import Areas, ReferringSegmentationMetric
+from crossvlt_hf.metrics import ReferringSegmentationMetric, Sample
 
 
 HERE = Path(__file__).parent
@@ -71,7 +71,7 @@ def test_is_a_plain_loop(dataset, trained, protocol):
                 (result,) = processor.post_process_masks(model(**inputs), [target.shape])
             found = result["mask"].numpy()
             areas = [int(x.sum()) for x in (found & (target == 1), found | (target == 1), found)]
-            expected.append(Areas(*areas, row["has_target"], row["family"]))
+            expected.append(Sample(*areas, row["has_target"], row["family"]))
     metric = evaluate(model, processor, dataset, EvaluationOptions(batch_size=3, protocol=protocol))
     assert metric.samples == expected
     assert metric.compute() == ReferringSegmentationMetric(expected).compute()
@@ -93,7 +93,7 @@ def test_protocols_by_hand(tmp_path, protocol, areas):
     processor = CrossVLTProcessor.from_tokenizer(tiny_tokenizer(), image_size=4, max_length=9)
     model = LeftHalf()
     metric = evaluate(model, processor, build_dataset([record]), EvaluationOptions(protocol=protocol))
-    assert metric.samples == [Areas(*areas)]
+    assert metric.samples == [Sample(*areas)]
     assert model.training  # as it was
 
 
@@ -238,7 +238,7 @@ def test_three_processes_find_the_same(alone, together, case):
 @pytest.mark.parametrize("running", [False, True])
 def test_trainer_finds_the_same(dataset, alone, running):
     """Ten expressions, three at a time: the last batch has one."""
-    samples = [Areas(*sample) for sample in alone["samples"]["ten"]]
+    samples = [Sample(*sample) for sample in alone["samples"]["ten"]]
     # To Trainer an expression has no target if its labels have no object
     expected = {f"eval_{name}": value for name, value in ReferringSegmentationMetric(samples).compute().items()}
     found = alone["trainer"][running]

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from transformers import EvalPrediction
 
 from crossvlt_hf.metrics import (
-    Areas,
     ReferringSegmentationMetric,
     RunningMetrics,
+    Sample,
     compute_metrics,
     markdown_table,
     mask_areas,
@@ -42,7 +42,7 @@ def test_logits_take_the_larger():
 
 def test_metrics_by_hand():
     metric = ReferringSegmentationMetric(
-        [Areas(90, 100, 95, group="a"), Areas(1, 2, 1, group="a"), Areas(0, 10, 5, group="b")]
+        [Sample(90, 100, 95, group="a"), Sample(1, 2, 1, group="a"), Sample(0, 10, 5, group="b")]
     )
     result = metric.compute()
     assert result["overall_iou"] == pytest.approx(91 / 112)
@@ -54,15 +54,15 @@ def test_metrics_by_hand():
 
 
 def test_paper_counts_an_empty_union_as_zero():
-    assert Areas(0, 0, 0).iou == 0.0
+    assert Sample(0, 0, 0).iou == 0.0
 
 
 def test_gres_by_hand():
     samples = [
-        Areas(0, 0, 0, has_target=False),  # rightly nothing: IoU 1, adds nothing to the areas
-        Areas(0, 40, 40, has_target=False),  # wrongly something: IoU 0, adds its area to the union
-        Areas(0, 60, 0, has_target=True),  # wrongly nothing: the target's area stays in the union
-        Areas(30, 60, 50, has_target=True),
+        Sample(0, 0, 0, has_target=False),  # rightly nothing: IoU 1, adds nothing to the areas
+        Sample(0, 40, 40, has_target=False),  # wrongly something: IoU 0, adds its area to the union
+        Sample(0, 60, 0, has_target=True),  # wrongly nothing: the target's area stays in the union
+        Sample(30, 60, 50, has_target=True),
     ]
     result = summarise(samples)
     assert result["mean_iou"] == pytest.approx((1 + 0 + 0 + 0.5) / 4)
@@ -79,7 +79,7 @@ def test_nothing_at_all():
 @given(st.lists(st.tuples(st.integers(0, 500), st.integers(0, 500), st.booleans()), min_size=1), st.integers(0, 99))
 def test_sharding_changes_nothing(triples, seed):
     """Uneven shares in any order: the very same floats."""
-    samples = [Areas(min(i, i + u), i + u, i, flag) for i, u, flag in triples]
+    samples = [Sample(min(i, i + u), i + u, i, flag) for i, u, flag in triples]
     shards = [ReferringSegmentationMetric() for _ in range(3)]
     shuffled = samples.copy()
     random.Random(seed).shuffle(shuffled)
@@ -145,7 +145,7 @@ def test_means_are_torchmetrics(seed, count):
 
 
 areas = st.builds(
-    lambda i, p, u, flag, group, other: Areas(min(i, p), max(u, p), p, flag, group, other),
+    lambda i, p, u, flag, group, other: Sample(min(i, p), max(u, p), p, flag, group, other),
     *[st.integers(0, 10**6)] * 3,
     st.booleans(),
     st.sampled_from("abc"),
@@ -169,10 +169,10 @@ def test_any_partition_in_any_order(data):
 
 def test_distractors_by_hand():
     samples = [
-        Areas(6, 10, 8, distractor=(2, 16)),  # 0.6 and 0.125: the right object
-        Areas(1, 10, 8, distractor=(4, 8)),  # 0.1 and 0.5: the wrong one
-        Areas(0, 10, 0, distractor=(0, 0)),  # a tie of nothing is not right
-        Areas(9, 10, 9),  # compared with none
+        Sample(6, 10, 8, distractor=(2, 16)),  # 0.6 and 0.125: the right object
+        Sample(1, 10, 8, distractor=(4, 8)),  # 0.1 and 0.5: the wrong one
+        Sample(0, 10, 0, distractor=(0, 0)),  # a tie of nothing is not right
+        Sample(9, 10, 9),  # compared with none
     ]
     result = summarise(samples)
     assert result["distractor_iou"] == pytest.approx((0.125 + 0.5 + 0) / 3)
@@ -270,7 +270,7 @@ def test_evaluate_metric_refuses(metric):
 
 def test_a_table_says_of_how_many_samples_a_share_is():
     """Where it is not of all of them."""
-    samples = [Areas(8, 10, 9, distractor=(0, 9)), Areas(1, 10, 9), Areas(0, 0, 0, has_target=False)]
+    samples = [Sample(8, 10, 9, distractor=(0, 9)), Sample(1, 10, 9), Sample(0, 0, 0, has_target=False)]
     metrics = summarise(samples)
     assert (metrics["samples"], metrics["no_target_samples"], metrics["right_object_samples"]) == (3, 1, 1)
     _, _, row = markdown_table({"a": metrics}, "data").splitlines()

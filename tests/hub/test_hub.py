@@ -25,7 +25,7 @@ from crossvlt_hf import DEFAULT_CHECKPOINT, CrossVLTModel, CrossVLTProcessor, Re
 from crossvlt_hf.checkpoint import load_checkpoint
 from crossvlt_hf.data.refshapes import make_example
 from crossvlt_hf.publishing.facts import About, Evidence, public_name
-from crossvlt_hf.publishing.repository import export, publish
+from crossvlt_hf.publishing.repository import publish, write_repository
 
 
 ROOT = Path(__file__).parents[2]
@@ -274,7 +274,7 @@ def test_the_training_script_pushes_a_whole_repository_with_its_card(hub, run, t
 
 def test_the_handler_answers_a_request(run, model, processor, without_package, photo, tmp_path):
     """In an endpoint's way: from a folder, without the package, with an image in base64."""
-    export(model, processor, tmp_path / "repository")
+    write_repository(model, processor, tmp_path / "repository")
     buffer = io.BytesIO()
     photo.save(buffer, format="PNG")
     image = base64.b64encode(buffer.getvalue()).decode()
@@ -326,7 +326,7 @@ for request in wrong:
 
 
 def test_an_exported_folder_is_complete_and_equal(model, processor, tmp_path):
-    folder = export(model.half(), processor, tmp_path / "new", model_id=NAME)
+    folder = write_repository(model.half(), processor, tmp_path / "new", model_id=NAME)
     assert {path.name for path in folder.iterdir()} == {*WHOLE, "about.yaml"}
     config = json.loads((folder / "config.json").read_text())
     assert set(config["auto_map"]) == {"AutoConfig", "AutoModel", "AutoModelForSemanticSegmentation", "AutoProcessor"}
@@ -337,7 +337,7 @@ def test_an_exported_folder_is_complete_and_equal(model, processor, tmp_path):
     assert not hasattr(loaded.config, "custom_pipelines")  # with the package the pipeline is ours
     again = CrossVLTProcessor.from_pretrained(folder)
     assert again.to_json_string() == processor.to_json_string()
-    export(loaded, again, folder, model_id=NAME)  # over itself
+    write_repository(loaded, again, folder, model_id=NAME)  # over itself
 
 
 def test_the_card_names_what_is_known(checkpoint, hub, tmp_path):
@@ -382,7 +382,7 @@ def test_a_name_that_is_none_is_refused(checkpoint, hub, tmp_path):
         with pytest.raises(ValueError, match=r"(?i)repo"):
             publish(checkpoint, name, token=TOKEN)
         with pytest.raises(ValueError, match=r"(?i)repo"):
-            export(*load_checkpoint(checkpoint), tmp_path / "new", model_id=name)
+            write_repository(*load_checkpoint(checkpoint), tmp_path / "new", model_id=name)
     assert not (tmp_path / "new").exists()
 
 
@@ -409,10 +409,10 @@ def test_a_card_that_somebody_wrote_is_kept(checkpoint, hub, tmp_path):
     publish(checkpoint, NAME, token=TOKEN, overwrite_card=True)
     publish(checkpoint, NAME, token=TOKEN)  # ours is no longer somebody's
     folder = tmp_path / "folder"
-    export(*load_checkpoint(checkpoint), folder, model_id=NAME)
+    write_repository(*load_checkpoint(checkpoint), folder, model_id=NAME)
     (folder / "README.md").write_text("# My own words\n")
     with pytest.raises(ValueError, match="was not rendered here"):
-        export(*load_checkpoint(checkpoint), folder, model_id=NAME)
+        write_repository(*load_checkpoint(checkpoint), folder, model_id=NAME)
 
 
 def test_folders_of_others_are_left_alone(checkpoint, tmp_path):
@@ -420,11 +420,11 @@ def test_folders_of_others_are_left_alone(checkpoint, tmp_path):
     BertConfig().save_pretrained(other)
     before = {path.name: path.read_bytes() for path in other.iterdir()}
     with pytest.raises(ValueError, match="no folder of a CrossVLT"):
-        export(*load_checkpoint(checkpoint), other)
+        write_repository(*load_checkpoint(checkpoint), other)
     assert {path.name: path.read_bytes() for path in other.iterdir()} == before
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file"):
-        export(*load_checkpoint(checkpoint), tmp_path / "file")
+        write_repository(*load_checkpoint(checkpoint), tmp_path / "file")
 
 
 REPORT = {"data": "refcoco", "split": "val", "metrics": {"mean_iou": 0.5}}
@@ -507,7 +507,7 @@ def test_no_path_of_this_machine_is_published(checkpoint, tmp_path, monkeypatch)
     (tmp_path / "report.json").write_text(json.dumps(report))
     evidence = Evidence.read(tmp_path, reports=[tmp_path / "report.json"])
     assert evidence.evaluations == [REPORT | {"data": "my data", "option": {"seed": 3}}]
-    folder = export(*load_checkpoint(checkpoint), tmp_path / "out", evidence=evidence)
+    folder = write_repository(*load_checkpoint(checkpoint), tmp_path / "out", evidence=evidence)
     for file in folder.iterdir():
         assert str(tmp_path).encode() not in file.read_bytes(), file
     assert 'model="out"' in (folder / "README.md").read_text()

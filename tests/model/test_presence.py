@@ -23,7 +23,7 @@ from crossvlt_hf.evaluation.calibration import (
     reliability,
     save_calibration,
 )
-from crossvlt_hf.metrics import Areas, match_instances
+from crossvlt_hf.metrics import Sample, match_instances
 from crossvlt_hf.pipeline_crossvlt import ReferringImageSegmentationPipeline
 from crossvlt_hf.processing_crossvlt import estimate_iou, find_instances
 from crossvlt_hf.publishing.card import render_card
@@ -251,15 +251,15 @@ def test_a_fit_needs_samples():
 
 def test_the_report_is_of_what_was_answered():
     samples = [
-        Areas(8, 10, 9, score=0.9, presence=0.8),
-        Areas(0, 10, 10, has_target=False, score=0.7, presence=0.6),
-        Areas(0, 0, 0, has_target=False, score=0.0, presence=0.2),
+        Sample(8, 10, 9, score=0.9, presence=0.8),
+        Sample(0, 10, 10, has_target=False, score=0.7, presence=0.6),
+        Sample(0, 0, 0, has_target=False, score=0.0, presence=0.2),
     ]
     report = calibration_report(samples, calibrated=True)
     assert sum(row["samples"] for row in report["score"]["bins"]) == 2
     assert report["score"]["expected_calibration_error"] == pytest.approx((0.1 + 0.7) / 2)
     assert report["presence"]["expected_calibration_error"] == pytest.approx((0.2 + 0.6 + 0.2) / 3)
-    assert calibration_report([Areas(1, 2, 1)], calibrated=False) == {}
+    assert calibration_report([Sample(1, 2, 1)], calibrated=False) == {}
 
 
 # ---- the pipeline, the page, the endpoint's parameters, the card

@@ -32,7 +32,7 @@ from crossvlt_hf.metrics import markdown_table
 from crossvlt_hf.publishing.card import render_card, render_checkpoint_card
 from crossvlt_hf.publishing.facts import About, Evidence, hash_weights
 from crossvlt_hf.publishing.page.samples import SAMPLES
-from crossvlt_hf.publishing.repository import export, read_evidence
+from crossvlt_hf.publishing.repository import read_evidence, write_repository
 from crossvlt_hf.training.report import count_shared_images, describe_run
 
 
@@ -251,7 +251,7 @@ def test_reports_beside_the_weights_are_taken(checkpoint, tmp_path):
         (folder / name).write_text(text)
     evidence = read_evidence(folder)
     assert [entry["split"] for entry in evidence.evaluations] == ["val", "testA"]
-    published = export(*load_checkpoint(folder), folder, evidence=evidence)
+    published = write_repository(*load_checkpoint(folder), folder, evidence=evidence)
     text = (published / "README.md").read_text()
     assert "| refcoco val | 3 | 50.00 |" in text
     assert "| refcoco testA | 3 | 50.00 |" in text

@@ -19,7 +19,7 @@ from crossvlt_hf.checkpoint import load_checkpoint
 from crossvlt_hf.data.sources.folder import load_folder
 from crossvlt_hf.evaluation import EvaluationOptions, choose_samples, evaluate, evaluation_gallery, find_masks
 from crossvlt_hf.evaluation.gallery import draw_tile
-from crossvlt_hf.metrics import Areas, mask_areas
+from crossvlt_hf.metrics import Sample, mask_areas
 from crossvlt_hf.training import training_curves
 from crossvlt_hf.training.pictures import draw_predictions
 from crossvlt_hf.visualization import PALETTE, explain, explanation_figure
@@ -117,7 +117,7 @@ def test_text_on_one_line():
 
 
 def areas(*ious, group=""):
-    return [Areas(round(100 * iou), 100, 100, True, group) for iou in ious]
+    return [Sample(round(100 * iou), 100, 100, True, group) for iou in ious]
 
 
 def test_best_and_worst_are_chosen():
@@ -149,7 +149,7 @@ def test_groups_are_shown_from_best_to_worst():
 @pytest.mark.parametrize("columns", [1, 4])
 def test_no_sample_is_shown_twice(count, columns):
     ious = np.random.default_rng(count).random(count)
-    samples = [Areas(round(100 * iou), 100, 100, True, f"group {number % 3}") for number, iou in enumerate(ious)]
+    samples = [Sample(round(100 * iou), 100, 100, True, f"group {number % 3}") for number, iou in enumerate(ious)]
     rows = choose_samples(samples, columns)
     shown = [index for row in rows for index in row.indices]
     assert len(shown) == len(set(shown)) >= min(count, 3 * columns)

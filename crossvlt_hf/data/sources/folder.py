@@ -91,52 +91,50 @@ def _turned(image: Image.Image) -> tuple[int, int]:
     return image.size if turned else (image.height, image.width)
 
 
-def _text(row: dict[str, Any], name: str, default: str, source: str) -> str:
+def _text(row: dict[str, Any], name: str, default: str, where: str) -> str:
     """An entry that is a name: text or a number."""
     value = row.get(name)
     if value is None:
         return default
     if not isinstance(value, str | int):
-        raise ValueError(f"{source} has {str(value)[:40]!r} as `{name}`; give text or a number.")
+        raise ValueError(f"{where} has {str(value)[:40]!r} as `{name}`; give text or a number.")
     return str(value)
 
 
-def _expressions(row: dict[str, Any], source: str, flaws: Flaws) -> list[str]:
+def _expressions(row: dict[str, Any], where: str, flaws: Flaws) -> list[str]:
     if ("expression" in row) == ("expressions" in row):
-        raise ValueError(f"{source} has both or neither of `expression` and `expressions`; give one.")
+        raise ValueError(f"{where} has both or neither of `expression` and `expressions`; give one.")
     if "expression" in row:
-        return flaws.expressions([row["expression"]], source)
+        return flaws.expressions([row["expression"]], where)
     if not isinstance(row["expressions"], list):
-        raise ValueError(f"{source} has {str(row['expressions'])[:40]!r} as `expressions`; give a list of texts.")
-    return flaws.expressions(row["expressions"], source)
+        raise ValueError(f"{where} has {str(row['expressions'])[:40]!r} as `expressions`; give a list of texts.")
+    return flaws.expressions(row["expressions"], where)
 
 
-def _has_target(row: dict[str, Any], source: str) -> bool:
+def _has_target(row: dict[str, Any], where: str) -> bool:
     has_target, no_target = row.get("has_target"), row.get("no_target")
     if not all(flag is None or isinstance(flag, bool) for flag in (has_target, no_target)):
-        raise ValueError(
-            f"{source} has `has_target` {has_target!r} and `no_target` {no_target!r}; give true or false."
-        )
+        raise ValueError(f"{where} has `has_target` {has_target!r} and `no_target` {no_target!r}; give true or false.")
     if has_target is not None and has_target == no_target:
-        raise ValueError(f"{source} contradicts itself: `has_target` and `no_target` are both {has_target}.")
+        raise ValueError(f"{where} contradicts itself: `has_target` and `no_target` are both {has_target}.")
     return not no_target if has_target is None else has_target
 
 
-def _segmentation(row: dict[str, Any], name: str, size: tuple[int, int], source: str, flaws: Flaws) -> Any:
+def _segmentation(row: dict[str, Any], name: str, size: tuple[int, int], where: str, flaws: Flaws) -> Any:
     """Polygons or run lengths, checked against the size of the image; [] of an object without area, where allowed."""
-    segmentation = flaws.polygons(row[name], f"{source}, `{name}`")
+    segmentation = flaws.polygons(row[name], f"{where}, `{name}`")
     if segmentation == []:
         return []
     try:
         to_run_lengths(segmentation, *size)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{source}, `{name}`: {error}") from error
+        raise ValueError(f"{where}, `{name}`: {error}") from error
     if isinstance(segmentation, list) and all(
         isinstance(polygon, list) and max(map(abs, polygon)) <= 1 < min(size) and len(set(polygon)) > 1
         for polygon in segmentation
     ):
         raise ValueError(
-            f"{source} has `{name}` between 0 and 1; give pixels, x times {size[1]} and y times {size[0]}."
+            f"{where} has `{name}` between 0 and 1; give pixels, x times {size[1]} and y times {size[0]}."
         )
     return segmentation
 
@@ -147,25 +145,25 @@ def _mask(
     path: Path,
     root: Path,
     has_target: bool,
-    source: str,
+    where: str,
     flaws: Flaws,
     ignore_index: IgnoreIndex,
 ) -> str:
     """The packed mask of a row."""
     given = [name for name in _MASK_KEYS if row.get(name) is not None and row[name] != []]
     if len(given) > 1:
-        raise ValueError(f"{source} has `{given[0]}` and `{given[1]}`; give one.")
+        raise ValueError(f"{where} has `{given[0]}` and `{given[1]}`; give one.")
     empty = any(row.get(name) == [] for name in _MASK_KEYS) and flaws.empty_masks != "error"
     if not given and has_target and not empty:
-        raise ValueError(f"{source} has none of `mask`, `polygons`, `segmentation`; give one, or `no_target`: true.")
+        raise ValueError(f"{where} has none of `mask`, `polygons`, `segmentation`; give one, or `no_target`: true.")
     if not given:
         return pack([], *upright_size(image))
     if given == ["mask"]:
-        return pack_file(inside(path.parent, row["mask"], f"{source}, `mask`,", root), ignore_index)
+        return pack_file(inside(path.parent, row["mask"], f"{where}, `mask`,", root), ignore_index)
     if not has_target:
-        raise ValueError(f"{source} has `{given[0]}`, but says that nothing is meant; leave one of them out.")
+        raise ValueError(f"{where} has `{given[0]}`, but says that nothing is meant; leave one of them out.")
     size = upright_size(image)
-    segmentation = _segmentation(row, given[0], size, source, flaws)
+    segmentation = _segmentation(row, given[0], size, where, flaws)
     return pack([segmentation] if segmentation else [], *size)
 
 
@@ -213,19 +211,19 @@ def _record(
     flaws: Flaws,
     ignore_index: IgnoreIndex,
 ) -> Record:
-    source = f"{path}, line {number}"
-    has_target = _has_target(row, source)
+    where = f"{path}, line {number}"
+    has_target = _has_target(row, where)
     return Record(
         image=image,
-        image_id=_text(row, "image_id", os.path.relpath(image, folder), source),
-        ref_id=_text(row, "ref_id", str(number), source),
-        expressions=_expressions(row, source, flaws),
-        mask=_mask(row, image, path, folder, has_target, source, flaws, ignore_index),
+        image_id=_text(row, "image_id", os.path.relpath(image, folder), where),
+        ref_id=_text(row, "ref_id", str(number), where),
+        expressions=_expressions(row, where, flaws),
+        mask=_mask(row, image, path, folder, has_target, where, flaws, ignore_index),
         split=split,
-        dataset=_text(row, "dataset", folder.resolve().name, source),
-        where=source,
+        dataset=_text(row, "dataset", folder.resolve().name, where),
+        where=where,
         has_target=has_target,
-        family=_text(row, "family", "", source),
+        family=_text(row, "family", "", where),
     )
 
 
@@ -272,12 +270,12 @@ def load_folder(
             (path, number, row, named, inside(path.parent, row.get(key), f"{path}, line {number}, `{key}`,", folder))
         )
     # before the records, as these look into the images
-    mend = f"Paths are relative to the {METADATA}."
-    require_files(((image, f"{path}, line {number}") for path, number, _, _, image in rows), "image", mend)
+    advice = f"Paths are relative to the {METADATA}."
+    require_files(((image, f"{path}, line {number}") for path, number, _, _, image in rows), "image", advice)
     records = [_record(*row, folder, flaws, ignore_index) for row in rows]
     files = ((json.loads(record.mask).get("file"), record.where) for record in records)
     masks = [(mask, where) for mask, where in files if mask is not None]
-    require_files(masks, "mask", mend)
+    require_files(masks, "mask", advice)
     if ignore_index == "auto":
         check_meaning_of_255(in_threads(lambda mask: (_meaning(lambda: open_mask(mask)), mask), dict(masks)))
     return build_dataset(records, flaws, merge=merge, upright=True)
@@ -290,12 +288,12 @@ def _meaning(load: Callable[[], Any]) -> str | None:
     return None
 
 
-def _stored_mask(mask: Any, image: Image.Image, source: str) -> Image.Image:
+def _stored_mask(mask: Any, image: Image.Image, where: str) -> Image.Image:
     """A mask as a picture with a palette: index 1, white, on the object, and 255, grey, where it is ignored."""
     values = np.asarray(mask)
     if values.shape != (image.height, image.width) or not set(np.unique(values).tolist()) <= {0, 1, 255}:
         raise ValueError(
-            f"{source} has a mask of shape {values.shape} with values up to {values.max(initial=0)}; give "
+            f"{where} has a mask of shape {values.shape} with values up to {values.max(initial=0)}; give "
             f"({image.height}, {image.width}) of 0, 1 and 255."
         )
     picture = Image.fromarray(values.astype(np.uint8))
@@ -312,7 +310,7 @@ class _FolderWriter:
         for name in ("images", "masks"):
             (folder / name).mkdir(parents=True)
 
-    def image(self, row: dict[str, Any], image_id: str, source: str) -> str:
+    def image(self, row: dict[str, Any], image_id: str, where: str) -> str:
         """The path of the image, written when it is new."""
         image = to_rgb(row["image"])
         digest = blake2b(image.tobytes() + repr(image.size).encode(), digest_size=16).digest()
@@ -322,21 +320,21 @@ class _FolderWriter:
             self.images[image_id] = path, digest
         path, known = self.images[image_id]
         if known != digest:
-            raise ValueError(f"{source} has the image_id {image_id!r} of another image; give every image its own.")
+            raise ValueError(f"{where} has the image_id {image_id!r} of another image; give every image its own.")
         return path
 
     def line(self, number: int, row: dict[str, Any]) -> dict[str, Any]:
         """What metadata.jsonl says of a row, whose files are written."""
-        source = f"Row {number}"
+        where = f"Row {number}"
         if missing := [name for name in ("image", "expressions", "mask") if row.get(name) is None]:
-            raise ValueError(f"{source} has no `{missing[0]}`; give decoded rows as `load_data` does.")
+            raise ValueError(f"{where} has no `{missing[0]}`; give decoded rows as `load_data` does.")
         image_id = str(row.get("image_id") if row.get("image_id") is not None else f"row {number}")
         mask = f"masks/{number:08d}.png"
-        _stored_mask(row["mask"], row["image"], source).save(self.folder / mask)
+        _stored_mask(row["mask"], row["image"], where).save(self.folder / mask)
         kept = {name: row[name] for name in ("family", "split", "dataset") if row.get(name)}
         return {
-            "image": self.image(row, image_id, source),
-            "expressions": clean_expressions(row["expressions"], source),
+            "image": self.image(row, image_id, where),
+            "expressions": clean_expressions(row["expressions"], where),
             "mask": mask,
             "image_id": image_id,
             "ref_id": str(row.get("ref_id", number)),

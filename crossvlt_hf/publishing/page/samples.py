@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 
-class Sample(NamedTuple):
+class Photograph(NamedTuple):
     """A photograph and sentences about it.
 
     Args:
@@ -26,6 +26,6 @@ class Sample(NamedTuple):
 
 
 SAMPLES = (
-    Sample("astronaut.jpg", ("the person", "the hair")),
-    Sample("coffee.jpg", ("the spoon",), ("the cup", "the plate")),
+    Photograph("astronaut.jpg", ("the person", "the hair")),
+    Photograph("coffee.jpg", ("the spoon",), ("the cup", "the plate")),
 )
