@@ -29,6 +29,7 @@ def export(arguments: argparse.Namespace) -> None:
         file_format=arguments.format,
         opset=arguments.opset,
         overwrite=arguments.overwrite,
+        tell=lambda line: print(line, file=sys.stderr, flush=True),
     )
     for check in summary["checks"]:
         print(json.dumps(check))

@@ -36,6 +36,8 @@ OLDEST_OPSET = 18
 # protobuf holds less than 2 GB
 LARGEST_FILE = 1_500_000_000
 
+Tell = Callable[[str], Any]
+
 
 class ExportedNetwork(nn.Module):
     """What is exported: three tensors in, the logits out, and with a presence head its logits beside them.
@@ -118,17 +120,94 @@ def _quietly() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _save_onnx(program: ExportedProgram, path: Path, names: list[str], opset: int | None) -> None:
-    size = sum(weight.nbytes for weight in program.state_dict.values())
-    with _quietly():
-        # Its optimiser would take minutes for what onnxruntime does while it loads
-        onnx_program: Any = torch.onnx.export(
-            program, (), dynamo=True, opset_version=opset, output_names=names, optimize=False, verbose=False
-        )
-        pixels, words, _ = onnx_program.model.graph.inputs
-        axes = {pixels.shape[0]: "batch", pixels.shape[2]: "height", pixels.shape[3]: "width", words.shape[1]: "words"}
-        onnx_program.rename_axes(axes)
-        onnx_program.save(path, external_data=size > LARGEST_FILE)
+def _translations() -> dict[Any, Callable[..., Any]]:
+    """In ONNX, the operators of the network that torch's exporter does not know but decomposes."""
+    from onnxscript import opset18 as op
+
+    def cast(source: Any, dtype: int) -> Any:
+        return op.Identity(source) if source.dtype == dtype else op.Cast(source, to=dtype)
+
+    def batch_norm(
+        source: Any,
+        weight: Any,
+        bias: Any,
+        mean: Any,
+        variance: Any,
+        training: bool,
+        momentum: float,
+        eps: float,
+        cudnn: bool,
+    ) -> Any:
+        return op.BatchNormalization(source, weight, bias, mean, variance, epsilon=eps)
+
+    def subtract_from(subtrahend: Any, minuend: float) -> Any:
+        return op.Sub(op.CastLike(op.Constant(value_float=minuend), subtrahend), subtrahend)
+
+    aten = torch.ops.aten
+    return {
+        aten.to.dtype: cast,
+        aten.item.default: lambda number: op.Identity(number),
+        aten.batch_norm.default: batch_norm,
+        aten.rsub.Scalar: subtract_from,
+        aten.relu_.default: lambda source: op.Relu(source),
+        aten.numpy_T.default: lambda matrix: op.Transpose(matrix),
+    }
+
+
+def _traced_once(program: ExportedProgram) -> ExportedProgram:
+    """Have torch's ONNX exporter take a program as it is; the program is changed.
+
+    The exporter decomposes operators and promotes types first. Each of these traces the whole network again with
+    symbolic sizes, which took seven tenths of an export. [`_translations`] leaves nothing to decompose, and the
+    network's types agree. What checks the sizes is taken out here, as the exporter does afterwards.
+    """
+    aten = torch.ops.aten
+    for node in program.graph.nodes:
+        if node.target in (aten._assert_tensor_metadata.default, aten._assert_scalar.default):
+            program.graph.erase_node(node)
+    program.graph.eliminate_dead_code()
+    program.run_decompositions = lambda *_, **__: program
+    program.graph_module.modules = lambda *_, **__: iter(())
+    return program
+
+
+def to_onnx(
+    trace: Callable[[], ExportedProgram], names: list[str], opset: int | None = None, tell: Tell = lambda line: None
+) -> Any:
+    """Translate a program of `torch.export`, of a network in eval mode, to a `torch.onnx.ONNXProgram`.
+
+    Args:
+        trace: makes the program; called again if the program has operators that must be decomposed, or the installed
+            torch exports in a way that is not known here. The export then takes several times as long.
+        names: of the outputs.
+        opset: version of the ONNX operators; None means the exporter's own.
+        tell: called with each step, in words, before it begins.
+    """
+    # Its optimiser would take minutes for what onnxruntime does while it loads
+    options: dict[str, Any] = {"dynamo": True, "optimize": False, "verbose": False}
+    options.update(opset_version=opset, output_names=names)
+    program = _traced_once(trace())
+    tell("Translating it to ONNX")
+    try:
+        return torch.onnx.export(program, (), custom_translation_table=_translations(), **options)
+    except torch.onnx.OnnxExporterError:
+        program = trace()
+        tell("Decomposing it and translating it to ONNX, which takes several times as long")
+        return torch.onnx.export(program, (), **options)
+
+
+def _save_onnx(model: CrossVLTModel, path: Path, opset: int | None, tell: Tell) -> None:
+    onnx_program = to_onnx(lambda: _trace(model, tell), list(output_shapes(model.config)), opset, tell)
+    pixels, words, _ = onnx_program.model.graph.inputs
+    axes = {pixels.shape[0]: "batch", pixels.shape[2]: "height", pixels.shape[3]: "width", words.shape[1]: "words"}
+    onnx_program.rename_axes(axes)
+    size = sum(weight.nbytes for weight in onnx_program.exported_program.state_dict.values())
+    onnx_program.save(path, external_data=size > LARGEST_FILE)
+
+
+def _trace(model: CrossVLTModel, tell: Tell) -> ExportedProgram:
+    tell("Tracing the network for any size")
+    return export_program(model)
 
 
 def load_outputs(folder: str | Path) -> Callable[[dict[str, Tensor]], tuple[Tensor, ...]]:
@@ -315,6 +394,7 @@ def export_model(
     file_format: str = "onnx",
     opset: int | None = None,
     overwrite: bool = False,
+    tell: Tell = lambda line: None,
 ) -> dict[str, Any]:
     """Write a folder from which the model runs without this package and, as ONNX, without torch; and check it.
 
@@ -325,6 +405,7 @@ def export_model(
         file_format: "onnx", or "torch-export" for `torch.export.load`.
         opset: version of the ONNX operators; None means the exporter's own.
         overwrite: write also beside the files of others; those of the same names are replaced.
+        tell: called with each step, in words, before it begins.
 
     Returns:
         What `export.json` holds: "file" (`model.onnx` or `model.pt2`), names and axes of "inputs" (pixel_values
@@ -350,17 +431,17 @@ def export_model(
     with _workplace(folder) as beside:
         file = FILES[file_format]
         with _quietly():
-            program = export_program(model)
-        if file_format == "onnx":
-            _save_onnx(program, beside / file, list(output_shapes(model.config)), opset)
-        else:
-            torch.export.save(program, beside / file)
-        del program
+            if file_format == "onnx":
+                _save_onnx(model, beside / file, opset, tell)
+            else:
+                torch.export.save(_trace(model, tell), beside / file)
+        tell(f"Comparing {file} with the model")
         summary = _summary(model, processor, file)
         with evaluating(model):  # an export may come in the middle of training
-            summary["checks"] = check_export(load_exported(beside), model, processor)
+            exported = load_outputs(beside)
+            summary["checks"] = check_export(lambda inputs: exported(inputs)[0], model, processor)
             if model.config.presence_head:
-                summary["presence_difference"] = check_presence(load_outputs(beside), model, processor)
+                summary["presence_difference"] = check_presence(exported, model, processor)
         processor.image_processor.save_pretrained(beside)
         processor.tokenizer.save_pretrained(beside)
         (beside / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
