@@ -708,7 +708,7 @@ LIGHT = [
     ["segment", "a.png", "the cup", "--presence-threshold", "0"],
     ["segment", "a.png", "the cup", "--min-area", "0"],
     ["segment", "a.png", "the cup", "--explain-pixel", "7"],
-    ["segment", "a-overlay.png", "the cup", "--output", "."],
+    ["segment", f"{40 * 'p'}-overlay.png", "the cup", "--output", "."],
     ["predict", "rows.jsonl", "--output", "x", "--on-error", "ignore"],
     ["predict", "rows.jsonl", "--output", "x", "--shard-size", "0"],
     ["evaluate", "--data", "refcoco", "--split", "val", "--option", "scenes"],
@@ -728,9 +728,7 @@ LIGHT = [
 IN_TURN = f"""
 import io, json, sys
 from contextlib import redirect_stderr, redirect_stdout
-from crossvlt_hf.benchmark.peers import PEERS
-from crossvlt_hf.benchmark.run import MEASURES
-from crossvlt_hf.cli import COMMANDS, benchmark, main, predict, read_options, refer, refshapes
+from crossvlt_hf.cli import main
 
 for arguments in {LIGHT}:
     output, errors = io.StringIO(), io.StringIO()
@@ -799,7 +797,7 @@ def test_the_choices_are_those_of_the_package():
     assert get_args(refshapes.Split) == SPLITS
     assert get_args(refshapes.Family) == (*FAMILIES, *EXTRAS)
     assert get_args(Export.__annotations__["format"]) == tuple(FILES)
-    assert (benchmark.PEERS, benchmark.MEASURES) == (tuple(PEERS), MEASURES)
+    assert (tuple(PEERS), MEASURES) == (benchmark.PEERS, benchmark.MEASURES)
     assert set(refer.FAMILIES) == set(OBJECT_FAMILIES)
     assert (predict.FORMATS, predict.ON_ERROR) == (FORMATS, ON_ERROR)
 

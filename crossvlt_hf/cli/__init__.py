@@ -19,7 +19,7 @@ from importlib import import_module
 from importlib.metadata import version
 from io import StringIO
 from types import FrameType
-from typing import Annotated, Any, NoReturn, Union
+from typing import Annotated, Any, Union
 
 import tyro
 
@@ -82,12 +82,12 @@ def read_options(arguments: Sequence[str]) -> tuple[str, Command]:
         sys.exit()
     near = get_close_matches(command, [*COMMANDS, "--help", "--version"], 1)
     hint = f"Did you mean {near[0]}?" if near else f"The commands are {', '.join(COMMANDS)}."
-    _refuse(f"{f'There is no command {command!r}.' if command else 'A command is missing.'} {hint}")
+    raise _refusal(f"{f'There is no command {command!r}.' if command else 'A command is missing.'} {hint}")
 
 
-def _refuse(message: str) -> NoReturn:
+def _refusal(message: str) -> SystemExit:
     print(f"crossvlt: {message}", file=sys.stderr)
-    sys.exit(2)
+    return SystemExit(2)
 
 
 def _parse(kind: Any, program: str, arguments: Sequence[str], description: str) -> Any:
@@ -101,7 +101,7 @@ def _parse(kind: Any, program: str, arguments: Sequence[str], description: str) 
             return _call_tyro(kind, prog=program, args=arguments, description=description)
     except SystemExit as end:
         if end.code:
-            _refuse(_plain_error(errors.getvalue()))
+            raise _refusal(_plain_error(errors.getvalue())) from None
         print(_plain_help(output.getvalue()))
         raise
 
@@ -109,10 +109,12 @@ def _parse(kind: Any, program: str, arguments: Sequence[str], description: str) 
 def _call_tyro(kind: Any, **options: Any) -> Any:
     markers = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
     parse = partial(tyro.cli, kind, config=markers, registry=REGISTRY, **options)
+    if not hasattr(kind, "settings"):
+        return parse()
     result, rest = parse(return_unknown_args=True)
-    if hasattr(result, "settings") and all("=" in text and not text.startswith("-") for text in rest):
-        return replace(result, settings=(*result.settings, *rest))  # those behind an option of `train`
-    return parse() if rest else result
+    if any("=" not in text or text.startswith("-") for text in rest):
+        return parse()  # which says so
+    return replace(result, settings=(*result.settings, *rest))  # those behind an option of `train`
 
 
 @contextmanager

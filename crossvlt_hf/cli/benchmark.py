@@ -84,8 +84,8 @@ class Benchmark(Command):
     def check(self) -> None:
         """See that there are such cases, and that the plot is a PNG."""
         self.grid()
-        for names, known in ((self.peers, PEERS), (self.measure, MEASURES)):
-            _check_all("peers" if known is PEERS else "measures", names, known)
+        _check_all("peers", self.peers, PEERS)
+        _check_all("measures", self.measure, MEASURES)
         check_known("optimizer", self.optimizer, ("adamw", "none"))
         check_png("--plot", self.plot)
 

@@ -34,7 +34,7 @@ class Predict(Command):
 
     Examples:
         crossvlt predict rows.jsonl --output masks
-        crossvlt predict photos --expression "the dog" --expression "the left person" --model my-crossvlt --output masks
+        crossvlt predict photos --expression "the dog" --expression "the left person" --output masks
         crossvlt predict name/dataset --split test --text-column caption --format parquet --output masks
         accelerate launch -m crossvlt_hf predict rows.jsonl --workers 4 --output masks
 

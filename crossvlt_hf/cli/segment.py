@@ -85,7 +85,8 @@ class Segment(Command):
             return None
         if not re.fullmatch(r"\s*\d+\s*,\s*\d+\s*", self.explain_pixel, re.ASCII):
             raise ValueError(
-                f"--explain-pixel is {self.explain_pixel!r}; give X,Y in whole pixels from the top left, such as 120,80."
+                f"--explain-pixel is {self.explain_pixel!r}; give X,Y in whole pixels from the top left, such as "
+                "120,80."
             )
         x, y = map(int, self.explain_pixel.split(","))
         return x, y
