@@ -788,7 +788,7 @@ def test_every_option_has_help():
     """It is in the docstring, from which tyro takes it."""
     for name in COMMANDS:
         kind = getattr(import_module(f"crossvlt_hf.cli.{name}"), name.capitalize())
-        described = kind.__doc__.partition("Args:")[2]
+        described = "".join(base.__doc__.partition("Args:")[2] for base in reversed(kind.__mro__[:-1]))
         assert [field.name for field in fields(kind)] == re.findall(r"^ {8}(\w+): ", described, re.MULTILINE)
 
 
@@ -825,6 +825,9 @@ def test_the_choices_are_those_of_the_package():
             "must be auto, none or a number between 0 and 1, got 'x'.",
         ),
         (["train"], "CONFIG"),
+        (["train", "my.yaml", "epochs"], "A setting must be name=value, got 'epochs'."),
+        (["train", "my.yaml", "--resume", "a=1", "epochs"], "A setting must be name=value, got 'epochs'."),
+        (["train", "my.yaml", "--resume", "a=1", "--resum"], "--resum"),
         (["publish", "folder"], "REPO_ID"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
@@ -843,7 +846,7 @@ def read(*arguments):
 
 
 def test_options_are_read():
-    options = read("segment", "a", "b", "--model=", "--presence-threshold", "none", "--threshold", "-1", "--", "-c")
+    options = read("segment", "--model=", "--presence-threshold", "none", "--threshold", "-1", "a", "b", "--", "-c")
     assert (options.image, options.expressions, options.model) == ("a", ("b", "-c"), "")
     assert (options.presence_threshold, options.threshold) == (None, -1)
     assert read("segment", "None", "b", "--model", "None").model == "None"

@@ -1,16 +1,25 @@
 """What commands share: how options are read and refused, kinds of options, and checks before the work."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from tyro.conf import UseAppendAction, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+    from ..modeling_crossvlt import CrossVLTModel
+    from ..processing_crossvlt import CrossVLTProcessor
 
 
 class Command:
@@ -155,6 +164,60 @@ def settings_of(data: str) -> Iterator[None]:
         yield
     except TypeError as error:
         raise ValueError(f"{data} has no such --option: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataCommand(Command):
+    """Options of a command that runs a model over a data set, in one process or several.
+
+    Args:
+        model: Checkpoint: a folder, a Hub id, or built-in, which is the default.
+        option: Setting of the data set; may be repeated.
+        batch_size: Expressions at a time.
+        workers: Processes that prepare data.
+        device: cpu, cuda, ... By default what Accelerate finds.
+        dtype: Floating-point type of the model; auto is that of the file.
+        presence_threshold: Least probability that the object is in the image; below it the mask is empty. auto: a
+            half for models with a presence head. none: the mask is never emptied.
+    """
+
+    model: str | None = None
+    option: Settings = ()
+    batch_size: int = 8
+    workers: int = 0
+    device: str | None = None
+    dtype: DType = "auto"
+    presence_threshold: PresenceThreshold = "auto"
+
+    def check(self) -> None:
+        """See that settings are name=value, and numbers in range."""
+        check_settings(self.option)
+        check_least("batch_size", self.batch_size, 1)
+        check_least("workers", self.workers, 0)
+        check_probability("presence_threshold", self.presence_threshold)
+
+    def load(self) -> tuple["PartialState", "CrossVLTModel", "CrossVLTProcessor"]:
+        """The processes, and the model of this one; several have a GPU each."""
+        from accelerate import PartialState
+
+        from ..checkpoint import load_checkpoint
+
+        state = PartialState(cpu=self.device == "cpu")
+        alone = state.num_processes == 1 and self.device is not None
+        device = self.device if alone and self.device is not None else str(state.device)
+        return state, *load_checkpoint(self.model, device=device, dtype=self.dtype)
+
+
+def load_or_built_in(
+    model: str | None, *, device: str = "cpu", dtype: str = "auto"
+) -> tuple["CrossVLTModel", "CrossVLTProcessor"]:
+    """Load a checkpoint; where none is named, say which one is used."""
+    from ..checkpoint import BUILT_IN_NOTE, load_checkpoint
+
+    loaded = load_checkpoint(model, device=device, dtype=dtype)
+    if model is None:
+        print(f"No --model was given: {BUILT_IN_NOTE}", file=sys.stderr)
+    return loaded
 
 
 # ---- checks before the work

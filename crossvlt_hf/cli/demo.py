@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .common import Command, needs_extra
+from .common import Command, load_or_built_in, needs_extra
 
 
 if TYPE_CHECKING:
@@ -89,14 +89,11 @@ def demo(options: Demo) -> None:
 
 
 def _write_panel(options: Demo) -> None:
-    from ..checkpoint import BUILT_IN_NOTE, load_checkpoint
     from ..pipeline_crossvlt import ReferringImageSegmentationPipeline
     from ..publishing.page.samples import SAMPLES
     from ..visualization import arrange
 
-    model, processor = load_checkpoint(options.model, device=options.device)
-    if options.model is None:
-        print(f"No --model was given: {BUILT_IN_NOTE}", file=sys.stderr)
+    model, processor = load_or_built_in(options.model, device=options.device)
     pipeline = ReferringImageSegmentationPipeline(model=model, processor=processor, device=model.device)
     tiles = []
     for question in (*photograph_questions(), *drawn_questions(options.seed, SIDE)):

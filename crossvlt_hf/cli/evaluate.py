@@ -9,17 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import arg
 
 from .common import (
-    Command,
-    DType,
+    DataCommand,
     Pixels,
     Png,
-    PresenceThreshold,
-    Settings,
     check_least,
     check_min_area,
     check_png,
-    check_probability,
-    check_settings,
     make_room,
     need_matplotlib,
     needs_extra,
@@ -34,16 +29,14 @@ if TYPE_CHECKING:
     from ..processing_crossvlt import CrossVLTProcessor
 
 
-@dataclass(frozen=True)
-class Evaluate(Command):
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(DataCommand):
     """Measure a checkpoint on a data set.
 
     Args:
         data: refcoco, refcoco+, refcocog, ..., refshapes, or a folder.
         split: val, testA, testB, test, ...
-        model: Checkpoint: a folder, a Hub id, or built-in, which is the default.
         root: Folder of the annotations and images.
-        option: Setting of the data set; may be repeated.
         limit: Take only the first references.
         protocol: Compare masks at the size that the model reads, as the paper does, or at the image's own (original).
         merge: How the polygons of an object are merged. With reference, what two of them share is background, as in
@@ -51,14 +44,8 @@ class Evaluate(Command):
         truncation: How long expressions are cut. With reference they lose [SEP], as in the authors' code.
         shuffle: Give every image the expression of another image.
         distractors: Compare also with another object of the same image.
-        batch_size: Expressions at a time.
-        workers: Processes that prepare data.
-        device: cpu, cuda, ... By default what Accelerate finds.
-        dtype: Floating-point type of the model; auto is that of the file.
         output: JSON file of the results.
         gallery: Draw the best, the worst and random samples, and some of each family.
-        presence_threshold: Least probability that the object is in the image; below it the mask is empty. auto: a
-            half for models with a presence head. none: the mask is never emptied.
         instances: Compare also the separate parts of the masks (column Pr@F).
         min_area: Leave out smaller parts; implies --instances.
         reliability: Draw how well the scores agree with the IoUs.
@@ -68,22 +55,15 @@ class Evaluate(Command):
 
     data: str
     split: str
-    model: str | None = None
     root: Annotated[str | None, arg(metavar="DIR")] = None
-    option: Settings = ()
     limit: int | None = None
     protocol: Literal["paper", "original"] = "paper"
     merge: Literal["union", "reference"] = "union"
     truncation: Literal["keep_sep", "reference"] = "keep_sep"
     shuffle: bool = False
     distractors: bool = False
-    batch_size: int = 8
-    workers: int = 0
-    device: str | None = None
-    dtype: DType = "auto"
     output: Annotated[str, arg(metavar="JSON")] = "crossvlt-output/evaluation.json"
     gallery: Png = None
-    presence_threshold: PresenceThreshold = "auto"
     instances: bool = False
     min_area: Pixels = None
     reliability: Png = None
@@ -91,11 +71,8 @@ class Evaluate(Command):
 
     def check(self) -> None:
         """See that numbers are in range and pictures PNGs, and that the score can be calibrated."""
-        check_settings(self.option)
+        super().check()
         check_least("--limit", self.limit, 1)
-        check_least("batch_size", self.batch_size, 1)
-        check_least("workers", self.workers, 0)
-        check_probability("presence_threshold", self.presence_threshold)
         check_min_area(self.min_area)
         check_png("--gallery", self.gallery)
         check_png("--reliability", self.reliability)
@@ -113,19 +90,14 @@ class Evaluate(Command):
 def evaluate(options: Evaluate) -> None:
     """Print the row of the table and that of every family, and write them as JSON."""
     with needs_extra("train"):
-        from accelerate import PartialState
-
-        from ..checkpoint import describe_hardware, load_checkpoint
+        from ..checkpoint import describe_hardware
         from ..evaluation.run import describe_reading
         from ..evaluation.run import evaluate as evaluate_model
 
     _make_room(options)
     choices = _evaluation_options(options)
     dataset = _load_data(options)
-    state = PartialState(cpu=options.device == "cpu")
-    alone = state.num_processes == 1 and options.device is not None
-    device = options.device if alone else str(state.device)  # several processes have a GPU each
-    model, processor = load_checkpoint(options.model, device=device, dtype=options.dtype)
+    state, model, processor = options.load()
     if state.is_main_process:
         print(describe_reading(processor, [dataset]), file=sys.stderr)
     metric = evaluate_model(model, processor, dataset, choices)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from .common import Command, needs_extra
+from .common import Command, load_or_built_in, needs_extra
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,9 @@ def export(options: Export) -> None:
         with needs_extra("export"):
             for name in ("onnx", "onnxscript", "onnxruntime"):
                 import_module(name)
-    from ..checkpoint import BUILT_IN_NOTE, load_checkpoint
     from ..publishing.export import export_model
 
-    model, processor = load_checkpoint(options.model, dtype="float32")
-    if options.model is None:
-        print(f"No --model was given: {BUILT_IN_NOTE}", file=sys.stderr)
+    model, processor = load_or_built_in(options.model, dtype="float32")
     summary = export_model(
         model,
         processor,

@@ -9,27 +9,15 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from .common import (
-    Command,
-    DType,
-    PresenceThreshold,
-    Settings,
-    check_known,
-    check_least,
-    check_probability,
-    check_settings,
-    needs_extra,
-    parse_settings,
-    settings_of,
-)
+from .common import DataCommand, check_known, check_least, check_probability, needs_extra, parse_settings, settings_of
 
 
 FORMATS = ("jsonl", "parquet")
 ON_ERROR = ("stop", "skip")
 
 
-@dataclass(frozen=True)
-class Predict(Command):
+@dataclass(frozen=True, kw_only=True)
+class Predict(DataCommand):
     """Segment a whole data set into shards of run lengths, in one process or many.
 
     Examples:
@@ -44,54 +32,36 @@ class Predict(Command):
     Args:
         data: JSONL file, folder (images or metadata.jsonl), or name or id of a data set.
         output: Folder of the shards: a new one, or that of the same job.
-        model: Checkpoint: a folder, a Hub id, or built-in, which is the default.
         expression: Expression for every image of a folder; may be repeated.
         split: Split of a data set.
         root: Folder of the images. The default is that of the JSONL file.
-        option: Setting of a named data set; may be repeated.
         image_column: Column of the images. By default image, file_name, ...
         text_column: Column of the expressions. By default expressions, text, ...
         format: Format of the shards: jsonl or parquet.
         shard_size: Rows of a shard.
-        batch_size: Expressions at a time.
-        workers: Processes that prepare images.
         threshold: Least probability of the object in a pixel of the mask. By default the likelier class wins.
-        presence_threshold: Least probability that the object is in the image; below it the mask is empty. auto: a
-            half for models with a presence head. none: the mask is never emptied.
         on_error: What to do at an unreadable row: stop names file and line; skip records it in the column `error`.
-        device: cpu, cuda, ... By default what Accelerate finds.
-        dtype: Floating-point type of the model; auto is that of the file.
     """
 
     data: Positional[Annotated[str, arg(metavar="DATA")]]
     output: Annotated[str, arg(metavar="FOLDER")]
-    model: str | None = None
     expression: UseAppendAction[tuple[str, ...]] = ()
     split: str = "train"
     root: Annotated[str | None, arg(metavar="DIR")] = None
-    option: Settings = ()
     image_column: Annotated[str | None, arg(metavar="NAME")] = None
     text_column: Annotated[str | None, arg(metavar="NAME")] = None
     format: str = "jsonl"
     shard_size: int = 500
-    batch_size: int = 8
-    workers: int = 0
     threshold: float | None = None
-    presence_threshold: PresenceThreshold = "auto"
     on_error: str = "stop"
-    device: str | None = None
-    dtype: DType = "auto"
 
     def check(self) -> None:
         """See that settings are name=value, and numbers in range."""
-        check_settings(self.option)
+        super().check()
         check_known("file_format", self.format, FORMATS)
         check_known("on_error", self.on_error, ON_ERROR)
         check_least("shard_size", self.shard_size, 1)
-        check_least("batch_size", self.batch_size, 1)
-        check_least("workers", self.workers, 0)
         check_probability("threshold", self.threshold)
-        check_probability("presence_threshold", self.presence_threshold)
 
 
 def _identify(source: str | Path, model: Any) -> str:
@@ -135,9 +105,7 @@ def _open_requests(options: Predict) -> Any:
 def predict(options: Predict) -> None:
     """Write the shards; print the counts as a line of JSON."""
     with needs_extra("train"):
-        from accelerate import PartialState
-
-        from ..checkpoint import load_checkpoint, resolve_checkpoint
+        from ..checkpoint import resolve_checkpoint
         from ..prediction import PredictionOptions, describe_reading
         from ..prediction import predict as predict_rows
 
@@ -152,17 +120,12 @@ def predict(options: Predict) -> None:
         progress=True,
     )
     requests = _open_requests(options)
-    state = PartialState(cpu=options.device == "cpu")
-    alone = state.num_processes == 1 and options.device is not None
-    source = resolve_checkpoint(options.model)
-    model, processor = load_checkpoint(
-        source, device=options.device if alone else str(state.device), dtype=options.dtype
-    )
+    state, model, processor = options.load()
     if state.is_main_process:
         _report(requests, describe_reading(processor, requests))
     job = {
         "model": str(options.model or "built-in"),
-        "checkpoint": _identify(source, model),
+        "checkpoint": _identify(resolve_checkpoint(options.model), model),
         "dtype": str(model.dtype).removeprefix("torch."),
         "source": options.data,
         "split": options.split,

@@ -20,6 +20,7 @@ from .common import (
     PresenceThreshold,
     check_min_area,
     check_probability,
+    load_or_built_in,
     need_matplotlib,
 )
 
@@ -123,14 +124,6 @@ def _speaks_unicode() -> bool:
     return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
 
 
-def _load(options: Segment) -> tuple["CrossVLTModel", "CrossVLTProcessor"]:
-    from ..checkpoint import BUILT_IN_NOTE, load_checkpoint
-
-    if options.model is None:
-        print(f"No --model was given: {BUILT_IN_NOTE}", file=sys.stderr)
-    return load_checkpoint(options.model, device=options.device, dtype=options.dtype)
-
-
 def _check_explanation(options: Segment, image: "Image.Image") -> None:
     """See that figures can be drawn, and that the pixel is in the image, before the model is loaded."""
     if not options.explains:
@@ -171,7 +164,7 @@ def segment(options: Segment) -> None:
     pair_expressions(1, list(options.expressions))  # all of them, before the first is segmented
     _check_explanation(options, image)
     outputs, picture = options.outputs()
-    model, processor = _load(options)
+    model, processor = load_or_built_in(options.model, device=options.device, dtype=options.dtype)
     _check_word(options, processor)
     pipeline = ReferringImageSegmentationPipeline(model=model, processor=processor, device=model.device)
     picture.parent.mkdir(parents=True, exist_ok=True)
