@@ -897,6 +897,20 @@ def test_convert_then_segment(originals, photo_file, photo):
     assert_line(json.loads(result.stdout), "the cup", photo.size)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "printed"),
+    [
+        (["crossvlt_hf.cli", "--version"], 0, "crossvlt_hf "),
+        (["crossvlt_hf.training"], 2, "crossvlt: Missing from crossvlt train: CONFIG"),
+        (["crossvlt_hf.training", "my.yaml", "--nope"], 2, "crossvlt: Unrecognized options: --nope"),
+    ],
+)
+def test_old_names_of_the_command(arguments, code, printed):
+    done = subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert (done.stdout + done.stderr).startswith(printed)
+
+
 def test_refusal_of_the_process():
     result = command("segment", "missing.png", "the cup", "--model", "missing")
     assert_one_line(result.returncode, result.stdout, result.stderr)

@@ -92,7 +92,8 @@ def _refusal(message: str) -> SystemExit:
 
 def _parse(kind: Any, program: str, arguments: Sequence[str], description: str) -> Any:
     """Read options with tyro, whose help is printed without frames and whose errors as one line."""
-    tyro._experimental_options.update(utf8_boxes=False, ansi_codes=False)
+    tyro._experimental_options["utf8_boxes"] = False
+    tyro._experimental_options["ansi_codes"] = False
     helps = not {"-h", "--help"}.isdisjoint(arguments)
     width = min(max(shutil.get_terminal_size().columns, 80), 110) if helps else 10_000
     output, errors = StringIO(), StringIO()

@@ -112,10 +112,12 @@ def _rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
 # ---- kinds of options
 
 
-def _presence_threshold(texts: list[str]) -> float | str | None:
+def _presence_threshold(texts: list[str]) -> float | Literal["auto"] | None:
     (text,) = texts
-    if text in ("auto", "none"):
-        return None if text == "none" else text
+    if text == "none":
+        return None
+    if text == "auto":
+        return "auto"
     try:
         return float(text)
     except ValueError as error:
@@ -123,7 +125,7 @@ def _presence_threshold(texts: list[str]) -> float | str | None:
 
 
 PresenceThreshold = Annotated[
-    float | str | None,
+    float | Literal["auto"] | None,
     PrimitiveConstructorSpec(
         nargs=1,
         metavar="P",
