@@ -100,8 +100,6 @@ def _parse(kind: Any, program: str, arguments: Sequence[str], description: str) 
     try:
         with _columns(width), redirect_stdout(output), redirect_stderr(errors):
             return _call_tyro(kind, prog=program, args=arguments, description=description)
-    except ValueError as error:
-        raise _refusal(str(error)) from None
     except SystemExit as end:
         if end.code:
             raise _refusal(_plain_error(errors.getvalue())) from None
@@ -116,13 +114,9 @@ def _call_tyro(kind: Any, **options: Any) -> Any:
     if not hasattr(kind, "settings"):
         return parse()
     result, rest = parse(return_unknown_args=True)
-    if any(text.startswith("-") for text in rest):
-        return parse()  # which names it
-    settings = (*result.settings, *rest)  # also those behind an option of `train`
-    for text in settings:
-        if "=" not in text:
-            raise ValueError(f"A setting must be name=value, got {text!r}.")
-    return replace(result, settings=settings)
+    if any("=" not in text or text.startswith("-") for text in rest):
+        return parse()  # which names them
+    return replace(result, settings=(*result.settings, *rest))  # those behind an option of `train`
 
 
 @contextmanager

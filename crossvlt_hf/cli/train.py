@@ -8,8 +8,25 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from tyro.conf import Positional, arg
+from tyro.constructors import PrimitiveConstructorSpec
 
 from .common import Command, needs_extra
+
+
+def _settings(texts: list[str]) -> tuple[str, ...]:
+    for text in texts:
+        if "=" not in text:
+            raise ValueError(f"must be name=value, got {text!r}.")
+    return tuple(texts)
+
+
+SETTINGS = PrimitiveConstructorSpec(
+    nargs="*",
+    metavar="NAME=VALUE ...",
+    instance_from_str=_settings,
+    is_instance=lambda value: isinstance(value, tuple),
+    str_from_instance=list,
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +47,7 @@ class Train(Command):
     """
 
     config: Positional[Annotated[str, arg(metavar="CONFIG")]]
-    settings: Positional[Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...")]] = ()
+    settings: Positional[Annotated[tuple[str, ...], SETTINGS]] = ()
     resume: bool = False
     processes: int | None = None
     accelerate_config: Annotated[str | None, arg(metavar="YAML")] = None
