@@ -4,7 +4,7 @@ python examples/ablations.py run --jobs 2                 # every variant, 3 see
 python examples/ablations.py run --variants both,late --seeds 5 --steps 2000
 python examples/ablations.py report                       # docs/ablations.md and its plots from what is finished
 
-Each run is `python -m crossvlt_hf.training refshapes-64` in a process of its own, with one thread, on
+Each run is `python -m crossvlt_hf train refshapes-64` in a process of its own, with one thread, on
 RefShapes at 64 pixels. All variants of a seed see the same pictures and expressions in the same order, for the same
 number of steps. They are compared on RefShapes' test split, which no choice was made on. These are results on drawn
 shapes, not on RefCOCO.
@@ -86,7 +86,7 @@ def train(name: str, seed: int, steps: int, folder: Path) -> None:
         "data.workers=0",
         "output.evaluation_batch_size=16",
     ]
-    command = [sys.executable, "-m", "crossvlt_hf.training", "refshapes-64", *settings, *VARIANTS[name].settings]
+    command = [sys.executable, "-m", "crossvlt_hf", "train", "refshapes-64", *settings, *VARIANTS[name].settings]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{run.name}.log").open("a") as log:

@@ -64,7 +64,7 @@ def main() -> None:
         f"output.folder={arguments.output}",
     ]
     # `refshapes` is the recipe; its data are replaced
-    subprocess.run([sys.executable, "-m", "crossvlt_hf.training", "refshapes", *settings], check=True)
+    subprocess.run([sys.executable, "-m", "crossvlt_hf", "train", "refshapes", *settings], check=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Train a CrossVLT; the same as `python -m crossvlt_hf.training`, as a place to start from.
+"""Train a CrossVLT; the same as `python -m crossvlt_hf train`, as a place to start from.
 
 accelerate launch examples/train.py refcoco data.root=data
 accelerate launch examples/train.py refshapes-64 optimization.max_steps=500 output.folder=runs/first
@@ -7,8 +7,8 @@ accelerate launch examples/train.py my.yaml --resume
 
 import sys
 
-from crossvlt_hf.training.__main__ import main
+from crossvlt_hf.cli import main
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["train", *sys.argv[1:]]))

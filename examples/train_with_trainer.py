@@ -4,7 +4,7 @@
     python examples/train_with_trainer.py --data my_folder --validation-split val    # a folder with metadata.jsonl
     python examples/train_with_trainer.py --data refcoco --root coco --model path/to/checkpoint --image-size 480
 
-The model goes to `--output`, for `from_pretrained`. Whoever wants the paper's recipe takes `crossvlt_hf.training`.
+The model goes to `--output`, for `from_pretrained`. `crossvlt train` is the recipe of the paper.
 """
 
 import argparse

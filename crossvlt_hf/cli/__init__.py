@@ -1,30 +1,155 @@
-"""The command `crossvlt`."""
+"""The command `crossvlt`: each command is the module of its name, with a dataclass of options and a function.
 
-import argparse
+Nothing heavy is imported before the options are read and checked.
+"""
+
+import inspect
+import os
+import re
+import shutil
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from dataclasses import replace
+from difflib import get_close_matches
+from functools import partial
+from importlib import import_module
 from importlib.metadata import version
+from io import StringIO
 from types import FrameType
+from typing import Annotated, Any, Union
 
-from huggingface_hub.errors import StrictDataclassError
-from huggingface_hub.utils.logging import set_verbosity_error as set_hub_verbosity_error
-from transformers.utils import logging
+import tyro
 
-from ..system import in_one_line
-from . import benchmark, convert, demo, evaluate, export, predict, publish, refer, refshapes, segment, train
+from ..system import InterruptionError, in_one_line
+from .common import REGISTRY, Command
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The commands and their options."""
-    parser = argparse.ArgumentParser(prog="crossvlt", description="Referring image segmentation with CrossVLT.")
-    parser.add_argument("--version", action="version", version=f"crossvlt_hf {version('crossvlt_hf')}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (segment, predict, demo, train, evaluate, convert, export, publish, refer, refshapes, benchmark):
-        module.add_command(commands)
-    return parser
+COMMANDS = (
+    "segment",
+    "predict",
+    "demo",
+    "train",
+    "evaluate",
+    "convert",
+    "export",
+    "publish",
+    "refer",
+    "refshapes",
+    "benchmark",
+)
+DESCRIPTION = """Referring image segmentation with CrossVLT.
+
+crossvlt COMMAND --help describes a command, crossvlt --version prints the version."""
+
+
+def _options_class(command: str) -> type[Command]:
+    """The dataclass of a command's options."""
+    return getattr(import_module(f".{command}", __name__), command.capitalize())
+
+
+def _description(kind: type[Command]) -> str:
+    """What a docstring says before the options; tyro would join its lines."""
+    return (inspect.getdoc(kind) or "").partition("Args:")[0].strip()
+
+
+def _all_commands() -> Any:
+    """What tyro shows the help of: a choice of the commands."""
+    choices = []
+    for command in COMMANDS:
+        kind = _options_class(command)
+        summary = _description(kind).splitlines()[0]
+        choices.append(Annotated[kind, tyro.conf.subcommand(command, description=summary)])
+    return Union[tuple(choices)]  # noqa: UP007 a choice that is made here
+
+
+def read_options(arguments: Sequence[str]) -> tuple[str, Command]:
+    """The command and its options.
+
+    Raises:
+        SystemExit: with 0 after the help or the version, with 2 after a line that says what is wrong.
+    """
+    command, *rest = arguments or [""]
+    if command in COMMANDS:
+        kind = _options_class(command)
+        return command, _parse(kind, f"crossvlt {command}", rest, _description(kind))
+    if command in ("-h", "--help"):
+        _parse(_all_commands(), "crossvlt", ["--help"], DESCRIPTION)
+    if command == "--version":
+        print(f"crossvlt_hf {version('crossvlt_hf')}")
+        sys.exit()
+    near = get_close_matches(command, [*COMMANDS, "--help", "--version"], 1)
+    hint = f"Did you mean {near[0]}?" if near else f"The commands are {', '.join(COMMANDS)}."
+    raise _refusal(f"{f'There is no command {command!r}.' if command else 'A command is missing.'} {hint}")
+
+
+def _refusal(message: str) -> SystemExit:
+    print(f"crossvlt: {message}", file=sys.stderr)
+    return SystemExit(2)
+
+
+def _parse(kind: Any, program: str, arguments: Sequence[str], description: str) -> Any:
+    """Read options with tyro, whose help is printed without frames and whose errors as one line."""
+    tyro._experimental_options["utf8_boxes"] = False
+    tyro._experimental_options["ansi_codes"] = False
+    helps = not {"-h", "--help"}.isdisjoint(arguments)
+    width = min(max(shutil.get_terminal_size().columns, 80), 110) if helps else 10_000
+    output, errors = StringIO(), StringIO()
+    try:
+        with _columns(width), redirect_stdout(output), redirect_stderr(errors):
+            return _call_tyro(kind, prog=program, args=arguments, description=description)
+    except SystemExit as end:
+        if end.code:
+            raise _refusal(_plain_error(errors.getvalue())) from None
+        with suppress(BrokenPipeError):  # as `| head` does
+            print(_plain_help(output.getvalue()), flush=True)
+        raise
+
+
+def _call_tyro(kind: Any, **options: Any) -> Any:
+    markers = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
+    parse = partial(tyro.cli, kind, config=markers, registry=REGISTRY, **options)
+    if not hasattr(kind, "settings"):
+        return parse()
+    result, rest = parse(return_unknown_args=True)
+    if any("=" not in text or text.startswith("-") for text in rest):
+        return parse()  # which names them
+    return replace(result, settings=(*result.settings, *rest))  # those behind an option of `train`
+
+
+@contextmanager
+def _columns(width: int) -> Iterator[None]:
+    """Let tyro write lines of this width."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(width)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
+
+
+def _plain_help(text: str) -> str:
+    """Tyro's help without bullets, and without defaults that say nothing."""
+    text = re.sub(r"\s*\((default:\s*(None|True|False)?|repeatable)\s*\)", "", text)
+    text = re.sub(r"^  \(required\) *\n", "", text.replace("•", " "), flags=re.MULTILINE)
+    return "\n".join(line.rstrip() for line in text.strip().splitlines())
+
+
+def _plain_error(text: str) -> str:
+    """What tyro says in a frame, with headings, as a line: what is wrong, and the options that may be meant."""
+    sentences = []
+    for block in re.split(r"^ *-+ *$", text, flags=re.MULTILINE)[1:]:  # the first is a title
+        lines = [line for line in block.splitlines() if line.strip() and not line.startswith(" " * 10)]  # no help
+        first, *rest = (line.strip() for line in lines) if lines else [""]
+        if first and not first.startswith(("Argument helptext", "For full helptext")):
+            sentence = f"{first} {', '.join(rest)}".strip()
+            sentences.append(sentence if sentence.endswith((".", "?")) else f"{sentence}.")
+    return in_one_line(ValueError(re.sub(r"^Error parsing ([^:]+):", r"`\1`", " ".join(sentences))))
 
 
 @contextmanager
@@ -44,24 +169,52 @@ def _orderly_end() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; wrong input is told in one line, with exit code 2; Ctrl-C with 130."""
-    parser = build_parser()
-    arguments, rest = parser.parse_known_args(argv)
-    settings = [entry for entry in rest if "=" in entry and not entry.startswith("-")]  # behind an option of `train`
-    if len(settings) < len(rest) or (rest and not hasattr(arguments, "settings")):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        arguments.settings += rest
+def _silence_libraries() -> None:
+    """Leave the terminal to what the commands say."""
+    from huggingface_hub.utils.logging import set_verbosity_error
+    from transformers.utils import logging
+
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    set_hub_verbosity_error()
+    set_verbosity_error()
+
+
+def _is_wrong_input(error: Exception) -> bool:
+    """Whether the message of an error says all that the user needs."""
+    if isinstance(error, OSError | ValueError | FloatingPointError):
+        return True
+    from huggingface_hub.errors import StrictDataclassError
+
+    return isinstance(error, StrictDataclassError)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: command and options; by default those of the process.
+
+    Returns:
+        The exit code: 0; 2 for wrong input, after one line on standard error; 128 and the number of the signal that
+        ended the command.
+
+    Raises:
+        SystemExit: with 2 for an option that does not exist or cannot be read, after one line on standard error.
+    """
+    command, options = read_options(sys.argv[1:] if argv is None else argv)
     try:
         with _orderly_end():
-            return arguments.run(arguments) or 0
-    except (OSError, ValueError, StrictDataclassError) as error:
-        print(f"crossvlt: {in_one_line(error)}", file=sys.stderr)
-        return 2
+            options.check()
+            _silence_libraries()
+            return getattr(import_module(f".{command}", __name__), command)(options) or 0
+    except InterruptionError as end:
+        print(f"crossvlt: {end}", file=sys.stderr)
+        return 128 + end.number
     except KeyboardInterrupt:
         print("crossvlt: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
+    except Exception as error:
+        if not _is_wrong_input(error):
+            raise
+        print(f"crossvlt: {in_one_line(error)}", file=sys.stderr)
+        return 2

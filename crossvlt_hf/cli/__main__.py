@@ -1,8 +1,3 @@
-"""`python -m crossvlt_hf.cli`, and `accelerate launch -m crossvlt_hf.cli evaluate ...`."""
+"""The command under its old name; it is `python -m crossvlt_hf`."""
 
-import sys
-
-from . import main
-
-
-sys.exit(main())
+import crossvlt_hf.__main__  # noqa: F401

@@ -1,28 +1,118 @@
 """`crossvlt benchmark`: size, speed and memory on this machine."""
 
-import argparse
 import json
 import re
 import sys
-from importlib import import_module
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from ..training.settings import integer, number
-from .extras import needs_extra
-from .outputs import make_room
+from tyro.conf import arg
+
+from .common import Command, Png, check_known, check_png, make_room, need_matplotlib
 
 
 if TYPE_CHECKING:
-    from ..benchmark import Options
+    from ..benchmark.cases import Grid
 
 
-EXAMPLES = """examples:
-  crossvlt benchmark
-  crossvlt benchmark --model base --dtype float32 bfloat16 --peers clipseg
-  crossvlt benchmark --model base --task training --batch 2 --checkpointing off on
-  crossvlt benchmark --image-size 96 128 192 --expressions 1 4 8 --batch 1 2 4 --one-at-a-time --plot scaling.png
-"""
+Switch = Literal["off", "on"]
+PEERS = ("clipseg", "grounding-dino-sam", "sam3")
+MEASURES = ("time", "memory", "load")
+
+
+@dataclass(frozen=True)
+class Benchmark(Command):
+    """Measure size, speed and memory on this machine.
+
+    Examples:
+        crossvlt benchmark
+        crossvlt benchmark --model base --dtype float32 bfloat16 --peers clipseg
+        crossvlt benchmark --model base --task training --batch 2 --checkpointing off on
+        crossvlt benchmark --image-size 96 128 192 --expressions 1 4 8 --batch 1 2 4 --one-at-a-time --plot scaling.png
+
+    Args:
+        model: Folder, Hub id, built-in, or tiny, small, base or large with random weights.
+        task: inference, training or both.
+        device: cpu, cuda, ...
+        dtype: float32, bfloat16, float16.
+        attention: sdpa, eager.
+        compile: Whether by torch.compile; inference only.
+        checkpointing: Whether activations are computed again in the backward pass; training only.
+        batch: Number of images.
+        image_size: Side of the images, or HEIGHTxWIDTH. By default that of the processor.
+        expressions: Expressions of each image; inference only.
+        tokens: Tokens of each expression.
+        one_at_a_time: Vary image size, expressions and batch one by one around their first values, for scaling curves.
+        peers: Models of Transformers at their defaults, with random weights: clipseg, grounding-dino-sam, sam3.
+        measure: What to measure: time, memory, load.
+        rounds: Timings of each case, interleaved with those of the others.
+        warm_up: Runs of each case before it is timed.
+        optimizer: Optimizer of training steps: adamw or none.
+        threads: Threads of the processor. By default PyTorch's choice.
+        seed: Seed of random weights and inputs.
+        reference_gflop: Compare times also with this number of 10^9 operations per image and expression, to compare
+            implementations.
+        output: JSON file of the results.
+        plot: Draw scaling curves, or bars where nothing scales.
+    """
+
+    model: tuple[str, ...] = ("built-in",)
+    task: tuple[str, ...] = ("inference", "training")
+    device: tuple[str, ...] = ("cpu",)
+    dtype: tuple[str, ...] = ("float32",)
+    attention: tuple[str, ...] = ("sdpa",)
+    compile: tuple[Switch, ...] = ("off",)
+    checkpointing: tuple[Switch, ...] = ("off",)
+    batch: tuple[int, ...] = (1,)
+    image_size: Annotated[tuple[str, ...], arg(metavar="SIDE ...")] = ()
+    expressions: tuple[int, ...] = (1, 8)
+    tokens: int = 21
+    one_at_a_time: bool = False
+    peers: tuple[str, ...] = ()
+    measure: tuple[str, ...] = MEASURES
+    rounds: int = 10
+    warm_up: int = 1
+    optimizer: str = "adamw"
+    threads: int | None = None
+    seed: int = 0
+    reference_gflop: float | None = None
+    output: Annotated[str, arg(metavar="JSON")] = "crossvlt-output/benchmark.json"
+    plot: Png = None
+
+    def check(self) -> None:
+        """See that there are such cases, and that the plot is a PNG."""
+        self.grid()
+        _check_all("peers", self.peers, PEERS)
+        _check_all("measures", self.measure, MEASURES)
+        check_known("optimizer", self.optimizer, ("adamw", "none"))
+        check_png("--plot", self.plot)
+
+    def grid(self) -> "Grid":
+        """The cases that are asked for."""
+        from ..benchmark.cases import Grid
+
+        return Grid(
+            model=self.model,
+            task=self.task,
+            device=self.device,
+            dtype=self.dtype,
+            attention=self.attention,
+            compiled=[value == "on" for value in self.compile],
+            checkpointing=[value == "on" for value in self.checkpointing],
+            batch=self.batch,
+            size=[_parse_size(text) for text in self.image_size] or [None],
+            expressions=self.expressions,
+            tokens=[self.tokens],
+            one_at_a_time=self.one_at_a_time,
+        )
+
+
+def _check_all(name: str, values: Sequence[str], known: Sequence[str]) -> None:
+    for value in values:
+        if value not in known:
+            raise ValueError(f"`{name}` has {value!r}; give some of {', '.join(known)}.")
 
 
 def _parse_size(text: str) -> tuple[int, int]:
@@ -33,137 +123,29 @@ def _parse_size(text: str) -> tuple[int, int]:
     return int(height), int(width or height)
 
 
-def _options(arguments: argparse.Namespace) -> "Options":
-    from ..benchmark import Grid, Options
-
-    switches = {name: [value == "on" for value in getattr(arguments, name)] for name in SWITCHES}
-    grid = Grid(
-        **{name: getattr(arguments, name) for name in ("model", "task", "device", "dtype", "attention", "batch")},
-        **switches,
-        size=[_parse_size(text) for text in arguments.image_size] or [None],
-        expressions=arguments.expressions,
-        tokens=[arguments.tokens],
-        one_at_a_time=arguments.one_at_a_time,
-    )
-    return Options(
-        grid,
-        peers=arguments.peers,
-        measures=arguments.measure,
-        rounds=arguments.rounds,
-        warm_up=arguments.warm_up,
-        optimizer=arguments.optimizer,
-        threads=arguments.threads,
-        seed=arguments.seed,
-        reference_gflop=arguments.reference_gflop,
-    )
-
-
-def _check_plot(path: str | None) -> None:
-    """Rather before the measurements than after them."""
-    if path is None:
-        return
-    if Path(path).suffix.lower() != ".png":
-        raise ValueError(f"`--plot` is {path!r}; give a file that ends in .png.")
-    with needs_extra("plot"):
-        import_module("matplotlib")
-
-
-def benchmark(arguments: argparse.Namespace) -> None:
+def benchmark(options: Benchmark) -> None:
     """Print the tables, and write the figures as JSON and as a plot."""
-    from ..benchmark import format_report, run_benchmark, scaling_figure  # imports what only measuring needs
+    from ..benchmark import Options, format_report, run_benchmark, scaling_figure
 
-    options = _options(arguments)
-    _check_plot(arguments.plot)
-    for path in (arguments.output, arguments.plot):
+    settings = Options(
+        options.grid(),
+        peers=options.peers,
+        measures=options.measure,
+        rounds=options.rounds,
+        warm_up=options.warm_up,
+        optimizer=options.optimizer,
+        threads=options.threads,
+        seed=options.seed,
+        reference_gflop=options.reference_gflop,
+    )
+    if options.plot is not None:
+        need_matplotlib()
+    for path in (options.output, options.plot):
         make_room(path)
-    report = run_benchmark(options, tell=lambda line: print(line, file=sys.stderr, flush=True))
-    Path(arguments.output).write_text(json.dumps(report, indent=2) + "\n")
+    report = run_benchmark(settings, tell=lambda line: print(line, file=sys.stderr, flush=True))
+    Path(options.output).write_text(json.dumps(report, indent=2) + "\n")
     print(format_report(report))
-    print(f"The figures are in {arguments.output}", file=sys.stderr)
-    if arguments.plot is not None:
-        scaling_figure(report).save(arguments.plot)
-        print(f"The plot is in {arguments.plot}", file=sys.stderr)
-
-
-SWITCHES = {
-    "compiled": ("--compile", "by torch.compile; inference only"),
-    "checkpointing": ("--checkpointing", "of activations; training only"),
-}
-
-
-def add_command(commands: Any) -> None:
-    """Add the command to the parser."""
-    command = commands.add_parser(
-        "benchmark",
-        help="measure size, speed and memory on this machine",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    _add_grid(command)
-    _add_measurement(command)
-    command.set_defaults(run=benchmark)
-
-
-def _add_grid(command: argparse.ArgumentParser) -> None:
-    """The axes; each may be given several values."""
-    command.add_argument(
-        "--model",
-        nargs="+",
-        default=["built-in"],
-        metavar="MODEL",
-        help="folder, Hub id, or tiny, small, base or large with random weights (default: the built-in checkpoint)",
-    )
-    command.add_argument("--task", nargs="+", default=["inference", "training"], metavar="TASK", help="(both)")
-    command.add_argument("--device", nargs="+", default=["cpu"], metavar="DEVICE", help="cpu, cuda, ... (cpu)")
-    command.add_argument(
-        "--dtype", nargs="+", default=["float32"], metavar="DTYPE", help="float32, bfloat16, float16 (float32)"
-    )
-    command.add_argument("--attention", nargs="+", default=["sdpa"], metavar="KIND", help="sdpa, eager (sdpa)")
-    for name, (flag, meaning) in SWITCHES.items():
-        command.add_argument(
-            flag, dest=name, nargs="+", default=["off"], choices=["off", "on"], help=f"{meaning} (off)"
-        )
-    command.add_argument("--batch", nargs="+", type=integer, default=[1], metavar="N", help="images (1)")
-    command.add_argument(
-        "--image-size", nargs="+", default=[], metavar="SIDE", help="side, or HEIGHTxWIDTH (that of the processor)"
-    )
-    command.add_argument(
-        "--expressions",
-        nargs="+",
-        type=integer,
-        default=[1, 8],
-        metavar="N",
-        help="of each image; for inference (1 8)",
-    )
-    command.add_argument("--tokens", type=integer, default=21, help="of each expression (%(default)s)")
-    command.add_argument(
-        "--one-at-a-time",
-        action="store_true",
-        help="vary image size, expressions and batch one by one around their first values, for scaling curves",
-    )
-    command.add_argument(
-        "--peers",
-        nargs="+",
-        default=[],
-        metavar="PEER",
-        help="clipseg, grounding-dino-sam, sam3: models of Transformers at their defaults, with random weights",
-    )
-
-
-def _add_measurement(command: argparse.ArgumentParser) -> None:
-    """How it is measured, and where the figures go."""
-    command.add_argument(
-        "--measure", nargs="+", default=["time", "memory", "load"], metavar="WHAT", help="time, memory, load (all)"
-    )
-    command.add_argument("--rounds", type=integer, default=10, help="timings of each case, in turns (%(default)s)")
-    command.add_argument("--warm-up", type=integer, default=1, help="runs of each case before (%(default)s)")
-    command.add_argument("--optimizer", default="adamw", help="of training steps: adamw, none (%(default)s)")
-    command.add_argument("--threads", type=integer, help="of the processor (default: PyTorch's choice)")
-    command.add_argument("--seed", type=integer, default=0, help="of random weights and inputs (%(default)s)")
-    command.add_argument(
-        "--reference-gflop",
-        type=number,
-        help="hold times also against so many 10^9 operations per image and expression, to compare implementations",
-    )
-    command.add_argument("--output", default="crossvlt-output/benchmark.json", help="JSON file (%(default)s)")
-    command.add_argument("--plot", metavar="PNG", help="write curves, or bars where nothing scales, as a picture")
+    print(f"The figures are in {options.output}", file=sys.stderr)
+    if options.plot is not None:
+        scaling_figure(report).save(options.plot)
+        print(f"The plot is in {options.plot}", file=sys.stderr)

@@ -1,35 +1,44 @@
 """`crossvlt convert`: a checkpoint of the authors' code to one of ours."""
 
-import argparse
 import json
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated
 
-from ..conversion.original import convert_checkpoint
-from ..training.settings import integer
+from tyro.conf import Positional, arg
+
+from .common import Command
 
 
-def convert(arguments: argparse.Namespace) -> None:
+@dataclass(frozen=True)
+class Convert(Command):
+    """Convert a checkpoint of the authors' code.
+
+    Args:
+        original: Checkpoint of the authors' code.
+        output_dir: Folder of the converted checkpoint.
+        tokenizer: Hub id or folder. The default is that of bert-base-uncased, which is built in.
+        num_attention_heads: Heads of the language encoder. By default they are 64 wide: 12 in the paper.
+        fusion_head_dim: Width of a fusion head. The default is 64.
+    """
+
+    original: Positional[Annotated[str, arg(metavar="ORIGINAL.pth")]]
+    output_dir: Positional[Annotated[str, arg(metavar="OUT_DIR")]]
+    tokenizer: str | None = None
+    num_attention_heads: int | None = None
+    fusion_head_dim: int | None = None
+
+
+def convert(options: Convert) -> None:
     """Convert an authors' checkpoint; print one JSON line."""
+    from ..conversion.original import convert_checkpoint
+
     names = ("num_attention_heads", "fusion_head_dim")
-    overrides = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    config = convert_checkpoint(arguments.original, arguments.output_dir, tokenizer=arguments.tokenizer, **overrides)
+    overrides = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    config = convert_checkpoint(options.original, options.output_dir, tokenizer=options.tokenizer, **overrides)
     vision, text = config.vision_config, config.text_config
     summary = {
-        "output": arguments.output_dir,
+        "output": options.output_dir,
         "vision": {name: getattr(vision, name) for name in ("embed_dim", "depths", "num_heads", "window_size")},
         "text": {name: getattr(text, name) for name in ("hidden_size", "depths", "num_attention_heads", "vocab_size")},
     }
     print(json.dumps(summary))
-
-
-def add_command(commands: Any) -> None:
-    """Add the command to the parser."""
-    command = commands.add_parser("convert", help="convert a checkpoint of the authors' code")
-    command.add_argument("original", metavar="ORIGINAL.pth")
-    command.add_argument("output_dir", metavar="OUT_DIR")
-    command.add_argument("--tokenizer", help="Hub id or folder (default: bert-base-uncased's, which is built in)")
-    command.add_argument(
-        "--num-attention-heads", type=integer, help="of the language encoder (default: 64 wide each, 12 in the paper)"
-    )
-    command.add_argument("--fusion-head-dim", type=integer, help="width of a fusion head (default: 64)")
-    command.set_defaults(run=convert)

@@ -1,44 +1,63 @@
 """`crossvlt demo`: photographs, drawn scenes and what a checkpoint makes of sentences about them; or a page."""
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-from PIL import Image, ImageOps
+from .common import Command, load_or_built_in, needs_extra
 
-from ..checkpoint import BUILT_IN_NOTE, load_checkpoint, resolve_checkpoint
-from ..data.refshapes import FAMILIES, make_scene
-from ..pipeline_crossvlt import ReferringImageSegmentationPipeline
-from ..publishing.page.samples import SAMPLES
-from ..training.settings import integer
-from ..visualization import arrange, overlay
-from .extras import needs_extra
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
 
 
 TILE = 384  # pixels of a picture in the panel
 SIDE = 96  # of a drawn scene
 
 
+@dataclass(frozen=True)
+class Demo(Command):
+    """Segment in photographs and scenes, or serve a page for the browser.
+
+    Args:
+        model: Checkpoint: a folder, a Hub id, or built-in, which is the default.
+        output: PNG of the panel.
+        seed: Seed of the scenes in the panel.
+        device: cpu, cuda, cuda:1, mps, ...
+        serve: Serve a page for the browser instead of writing the panel; needs the extra `demo`.
+        host: Address of the page; 0.0.0.0 serves it to all who can reach this machine.
+        port: Port of the page; 0 takes any free one.
+    """
+
+    model: str | None = None
+    output: str = "crossvlt-output/demo.png"
+    seed: int = 1
+    device: str = "cpu"
+    serve: bool = False
+    host: str = "127.0.0.1"
+    port: int = 7860
+
+
 class Question(NamedTuple):
     """An image and a sentence about it, with what is meant and the kind of sentence where a scene was drawn for it."""
 
-    image: Image.Image
+    image: "Image.Image"
     expression: str
     source: str
-    target: np.ndarray | None = None
+    target: "np.ndarray | None" = None
     family: str | None = None
-
-
-def _iou(found: np.ndarray, target: np.ndarray) -> float:
-    return float((found & target).sum() / (found | target).sum())
 
 
 def photograph_questions() -> Iterator[Question]:
     """The photographs that come with the package, with the sentences chosen for them."""
+    from PIL import Image, ImageOps
+
+    from ..publishing.page.samples import SAMPLES
+
     for sample in SAMPLES:
         with Image.open(sample.path) as image:
             photograph = ImageOps.contain(image.convert("RGB"), (TILE, TILE))
@@ -47,38 +66,45 @@ def photograph_questions() -> Iterator[Question]:
 
 def drawn_questions(seed: int, side: int) -> Iterator[Question]:
     """Two scenes of the test split, with three expressions of other families and other targets each."""
+    from PIL import Image
+
+    from ..data.refshapes import FAMILIES, make_scene
+
     for index, families in enumerate((FAMILIES[:3], FAMILIES[3:])):
         for example in make_scene("test", index, families=families, side=side, seed=seed, count=(4, 6)):
             image = Image.fromarray(example.scene.image)
             yield Question(image, example.expression, f"scene {index}", example.mask, example.family)
 
 
-def demo(arguments: argparse.Namespace) -> None:
+def demo(options: Demo) -> None:
     """Serve the page, or write the panel and print a JSON line for each expression."""
-    source = resolve_checkpoint(arguments.model)
-    if not arguments.serve:
-        _write_panel(arguments, source)
+    if not options.serve:
+        _write_panel(options)
         return
     with needs_extra("demo"):
         from ..publishing.page import serve
-    serve(source, host=arguments.host, port=arguments.port, device=arguments.device)
+    from ..checkpoint import resolve_checkpoint
+
+    serve(resolve_checkpoint(options.model), host=options.host, port=options.port, device=options.device)
 
 
-def _write_panel(arguments: argparse.Namespace, source: str | Path) -> None:
-    model, processor = load_checkpoint(source, device=arguments.device)
-    if arguments.model is None:
-        print(f"No --model was given: {BUILT_IN_NOTE}", file=sys.stderr)
+def _write_panel(options: Demo) -> None:
+    from ..pipeline_crossvlt import ReferringImageSegmentationPipeline
+    from ..publishing.page.samples import SAMPLES
+    from ..visualization import arrange
+
+    model, processor = load_or_built_in(options.model, device=options.device)
     pipeline = ReferringImageSegmentationPipeline(model=model, processor=processor, device=model.device)
     tiles = []
-    for question in (*photograph_questions(), *drawn_questions(arguments.seed, SIDE)):
+    for question in (*photograph_questions(), *drawn_questions(options.seed, SIDE)):
         (result,) = pipeline(question.image, text=question.expression)
         print(json.dumps(_describe(question, result)), flush=True)
         tiles.append(_draw(question, result))
-    path = Path(arguments.output)
+    path = Path(options.output)
     path.parent.mkdir(parents=True, exist_ok=True)
     arrange(tiles, columns=3).save(path)
     print(f"The panel is in {path}", file=sys.stderr)
-    if arguments.model is None:
+    if options.model is None:
         missed = ", ".join(repr(text) for sample in SAMPLES for text in sample.missed)
         print(
             "The sentences about photographs were chosen for what the built-in checkpoint finds. Others fail, in "
@@ -89,27 +115,21 @@ def _write_panel(arguments: argparse.Namespace, source: str | Path) -> None:
 
 def _describe(question: Question, result: dict[str, Any]) -> dict[str, Any]:
     """What is printed of a result: with the IoU where the truth is known."""
+    import numpy as np
+
     line = {"image": question.source, "expression": question.expression, "score": round(result["score"], 4)}
     if question.target is None:
         return line
-    iou = _iou(np.asarray(result["mask"]) > 0, question.target)
+    found = np.asarray(result["mask"]) > 0
+    iou = float((found & question.target).sum() / (found | question.target).sum())
     return {**line, "family": question.family, "iou": round(iou, 4)}
 
 
-def _draw(question: Question, result: dict[str, Any]) -> Image.Image:
+def _draw(question: Question, result: dict[str, Any]) -> "Image.Image":
+    from PIL import Image, ImageOps
+
+    from ..visualization import overlay
+
     picture = ImageOps.contain(question.image, (TILE, TILE), Image.Resampling.NEAREST)
     mask = result["mask"].resize(picture.size, Image.Resampling.NEAREST)
     return overlay(picture, [mask], [question.expression], [result["score"]])
-
-
-def add_command(commands: Any) -> None:
-    """Add the command to the parser."""
-    command = commands.add_parser("demo", help="segment in photographs and scenes, or serve a page for the browser")
-    command.add_argument("--model", help="checkpoint: a folder, a Hub id, or built-in (the default)")
-    command.add_argument("--output", default="crossvlt-output/demo.png", help="PNG of the panel (%(default)s)")
-    command.add_argument("--seed", type=integer, default=1, help="of the scenes in the panel (%(default)s)")
-    command.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps, ... (%(default)s)")
-    command.add_argument("--serve", action="store_true", help="serve a page for the browser; needs the extra `demo`")
-    command.add_argument("--host", default="127.0.0.1", help="of the page; 0.0.0.0 is for all who reach this machine")
-    command.add_argument("--port", type=integer, default=7860, help="of the page; 0 is any free one (%(default)s)")
-    command.set_defaults(run=demo)

@@ -1,28 +1,67 @@
 """`crossvlt predict`: the masks of a whole data set, in shards."""
 
-import argparse
 import json
 import sys
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from ..checkpoint import load_checkpoint, resolve_checkpoint
-from ..training.settings import integer, number
-from .evaluate import parse_options
-from .extras import needs_extra
-from .presence import add_largest_part_option, add_presence_option
+from tyro.conf import Positional, UseAppendAction, arg
+
+from .common import DataCommand, check_known, check_least, check_probability, needs_extra, parse_settings, settings_of
 
 
-EXAMPLES = """examples:
-  crossvlt predict rows.jsonl --output masks
-  crossvlt predict photos --expression "the dog" --expression "the left person" --model my-crossvlt --output masks
-  crossvlt predict name/dataset --split test --text-column caption --format parquet --output masks
-  accelerate launch -m crossvlt_hf.cli predict rows.jsonl --workers 4 --output masks
+FORMATS = ("jsonl", "parquet")
+ON_ERROR = ("stop", "skip")
 
-A line of rows.jsonl: {"image": "a/1.jpg", "expressions": ["the white cup", "the spoon"]}; paths are below the file, or
---root. Whatever stops it, the same command goes on where it was.
-"""
+
+@dataclass(frozen=True, kw_only=True)
+class Predict(DataCommand):
+    """Segment a whole data set into shards of run lengths, in one process or many.
+
+    Examples:
+        crossvlt predict rows.jsonl --output masks
+        crossvlt predict photos --expression "the dog" --expression "the left person" --output masks
+        crossvlt predict name/dataset --split test --text-column caption --format parquet --output masks
+        accelerate launch -m crossvlt_hf predict rows.jsonl --workers 4 --output masks
+
+    A line of rows.jsonl: {"image": "a/1.jpg", "expressions": ["the white cup", "the spoon"]}; paths are relative to
+    the file, or to --root. Shards are written atomically; rerun the command to resume.
+
+    Args:
+        data: JSONL file, folder (images or metadata.jsonl), or name or id of a data set.
+        output: Folder of the shards: a new one, or that of the same job.
+        expression: Expression for every image of a folder; may be repeated.
+        split: Split of a data set.
+        root: Folder of the images. The default is that of the JSONL file.
+        image_column: Column of the images. By default image, file_name, ...
+        text_column: Column of the expressions. By default expressions, text, ...
+        format: Format of the shards: jsonl or parquet.
+        shard_size: Rows of a shard.
+        threshold: Least probability of the object in a pixel of the mask. By default the likelier class wins.
+        on_error: What to do at an unreadable row: stop names file and line; skip records it in the column `error`.
+    """
+
+    data: Positional[Annotated[str, arg(metavar="DATA")]]
+    output: Annotated[str, arg(metavar="FOLDER")]
+    expression: UseAppendAction[tuple[str, ...]] = ()
+    split: str = "train"
+    root: Annotated[str | None, arg(metavar="DIR")] = None
+    image_column: Annotated[str | None, arg(metavar="NAME")] = None
+    text_column: Annotated[str | None, arg(metavar="NAME")] = None
+    format: str = "jsonl"
+    shard_size: int = 500
+    threshold: float | None = None
+    on_error: str = "stop"
+
+    def check(self) -> None:
+        """See that settings are name=value, and numbers in range."""
+        super().check()
+        check_known("file_format", self.format, FORMATS)
+        check_known("on_error", self.on_error, ON_ERROR)
+        check_least("shard_size", self.shard_size, 1)
+        check_probability("threshold", self.threshold)
 
 
 def _identify(source: str | Path, model: Any) -> str:
@@ -48,97 +87,55 @@ def _report(requests: Any, reading: str) -> None:
     print(reading, file=sys.stderr)
 
 
-def predict(arguments: argparse.Namespace) -> None:
+def _open_requests(options: Predict) -> Any:
+    from ..prediction import open_requests
+
+    with settings_of(options.data):
+        return open_requests(
+            options.data,
+            split=options.split,
+            root=options.root,
+            expressions=list(options.expression),
+            image_column=options.image_column,
+            text_column=options.text_column,
+            options=parse_settings(options.option),
+        )
+
+
+def predict(options: Predict) -> None:
     """Write the shards; print the counts as a line of JSON."""
     with needs_extra("train"):
-        from accelerate import PartialState
-
-        from ..prediction import PredictionOptions, describe_reading, open_requests
+        from ..checkpoint import resolve_checkpoint
+        from ..prediction import PredictionOptions, describe_reading
         from ..prediction import predict as predict_rows
 
-    options = PredictionOptions(
-        batch_size=arguments.batch_size,
-        shard_size=arguments.shard_size,
-        file_format=arguments.format,
-        threshold=arguments.threshold,
-        presence_threshold=arguments.presence_threshold,
-        largest_part=arguments.largest_part,
-        on_error=arguments.on_error,
-        workers=arguments.workers,
+    choices = PredictionOptions(
+        batch_size=options.batch_size,
+        shard_size=options.shard_size,
+        file_format=options.format,
+        threshold=options.threshold,
+        presence_threshold=options.presence_threshold,
+        largest_part=options.largest_part,
+        on_error=options.on_error,
+        workers=options.workers,
         progress=True,
     )
-    try:
-        requests = open_requests(
-            arguments.data,
-            split=arguments.split,
-            root=arguments.root,
-            expressions=arguments.expression,
-            image_column=arguments.image_column,
-            text_column=arguments.text_column,
-            options=parse_options(arguments.option),
-        )
-    except TypeError as error:
-        raise ValueError(f"{arguments.data} has no such --option: {error}") from error
-    state = PartialState(cpu=arguments.device == "cpu")
-    alone = state.num_processes == 1 and arguments.device is not None
-    source = resolve_checkpoint(arguments.model)
-    model, processor = load_checkpoint(
-        source, device=arguments.device if alone else str(state.device), dtype=arguments.dtype
-    )
+    requests = _open_requests(options)
+    state, model, processor = options.load()
     if state.is_main_process:
         _report(requests, describe_reading(processor, requests))
     job = {
-        "model": str(arguments.model or "built-in"),
-        "checkpoint": _identify(source, model),
+        "model": str(options.model or "built-in"),
+        "checkpoint": _identify(resolve_checkpoint(options.model), model),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "source": arguments.data,
-        "split": arguments.split,
+        "source": options.data,
+        "split": options.split,
         "batch_size": options.batch_size,
     }
     try:
-        counts = predict_rows(model, processor, requests, arguments.output, options, job)
+        counts = predict_rows(model, processor, requests, options.output, choices, job)
     except (KeyboardInterrupt, SystemExit):
-        print(f"\nFinished shards are in {arguments.output}; the same command goes on.", file=sys.stderr)
+        print(f"\nFinished shards are in {options.output}; the same command goes on.", file=sys.stderr)
         raise
     if counts is not None:
-        print(json.dumps({"output": arguments.output, "rows": len(requests), **counts}))
-
-
-def add_command(commands: Any) -> None:
-    """Add the command to the parser."""
-    command = commands.add_parser(
-        "predict",
-        help="segment a whole data set into shards of run lengths, on one process or many",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    command.add_argument(
-        "data", metavar="DATA", help="JSONL file, folder (images or metadata.jsonl), name or id of a data set"
-    )
-    command.add_argument("--output", required=True, help="folder of the shards: a new one, or that of the same job")
-    command.add_argument("--model", help="checkpoint: a folder, a Hub id, or built-in (the default)")
-    command.add_argument(
-        "--expression",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="for every image of a folder; may be repeated",
-    )
-    command.add_argument("--split", default="train", help="of a data set (%(default)s)")
-    command.add_argument("--root", help="folder of the images (default: that of the JSONL file)")
-    command.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of a named data set")
-    command.add_argument("--image-column", metavar="NAME", help="of images (default: image, file_name, ...)")
-    command.add_argument("--text-column", metavar="NAME", help="of expressions (default: expressions, text, ...)")
-    command.add_argument("--format", default="jsonl", help="jsonl or parquet (%(default)s)")
-    command.add_argument("--shard-size", type=integer, default=500, help="rows of a file (%(default)s)")
-    command.add_argument("--batch-size", type=integer, default=8, help="expressions at a time (%(default)s)")
-    command.add_argument("--workers", type=integer, default=0, help="processes that prepare images (%(default)s)")
-    command.add_argument("--threshold", type=number, help="least probability of the object")
-    add_presence_option(command)
-    add_largest_part_option(command)
-    command.add_argument(
-        "--on-error", default="stop", help="at a row that is broken: stop, or skip it and say so (%(default)s)"
-    )
-    command.add_argument("--device", help="cpu, cuda, ... (default: what Accelerate finds)")
-    command.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
-    command.set_defaults(run=predict)
+        print(json.dumps({"output": options.output, "rows": len(requests), **counts}))

@@ -1,54 +1,74 @@
 """`crossvlt publish`: a checkpoint to the Hub, or to a folder that is ready for it."""
 
-import argparse
 import sys
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated
 
-from ..checkpoint import load_checkpoint
-from ..publishing.repository import publish, read_evidence, write_repository
+from tyro.conf import Positional, UseAppendAction, arg
+
+from .common import Command
 
 
-def run(arguments: argparse.Namespace) -> None:
+@dataclass(frozen=True)
+class Publish(Command):
+    """Upload a checkpoint to the Hub, with its code and a model card.
+
+    Args:
+        checkpoint: Folder or Hub id.
+        repo_id: Name of the repository on the Hub: owner/name.
+        folder: Write the repository to this folder instead of uploading it.
+        results: Report of `crossvlt evaluate` for the card; may be repeated.
+        about: What the card says about the checkpoint, see crossvlt_hf.publishing.facts.About.
+        private: Make a new repository private.
+        revision: Branch, which is made if it does not exist.
+        create_pr: Open a pull request instead of a commit.
+        overwrite_card: Replace a card that was written by hand.
+        token: Token of the Hub. By default HF_TOKEN, or that of `hf auth login`.
+        message: Message of the commit.
+    """
+
+    checkpoint: Positional[Annotated[str, arg(metavar="CHECKPOINT")]]
+    repo_id: Positional[Annotated[str, arg(metavar="REPO_ID")]]
+    folder: Annotated[str | None, arg(metavar="OUT_DIR")] = None
+    results: UseAppendAction[Annotated[tuple[str, ...], arg(metavar="JSON")]] = ()
+    about: Annotated[str | None, arg(metavar="YAML")] = None
+    private: bool = False
+    revision: str | None = None
+    create_pr: bool = False
+    overwrite_card: bool = False
+    token: str | None = None
+    message: str = "Upload CrossVLT"
+
+
+def publish(options: Publish) -> None:
     """Upload, and print the address; or write the folder."""
-    if arguments.folder is not None:
-        model, processor = load_checkpoint(arguments.checkpoint)
-        evidence = read_evidence(arguments.checkpoint, arguments.about, tuple(arguments.results))
-        print(write_repository(model, processor, arguments.folder, model_id=arguments.repo_id, evidence=evidence))
-        print("Its card is README.md; what only you can say goes into about.yaml.", file=sys.stderr)
-        if evidence.about.license is None:
-            print("The card states no licence: set `license` in about.yaml.", file=sys.stderr)
+    if options.folder is not None:
+        _write(options, options.folder)
         return
-    info = publish(
-        arguments.checkpoint,
-        arguments.repo_id,
-        about=arguments.about,
-        reports=tuple(arguments.results),
-        private=arguments.private or None,
-        revision=arguments.revision,
-        token=arguments.token,
-        create_pr=arguments.create_pr,
-        overwrite_card=arguments.overwrite_card,
-        commit_message=arguments.message,
+    from ..publishing import repository
+
+    info = repository.publish(
+        options.checkpoint,
+        options.repo_id,
+        about=options.about,
+        reports=options.results,
+        private=options.private or None,
+        revision=options.revision,
+        token=options.token,
+        create_pr=options.create_pr,
+        overwrite_card=options.overwrite_card,
+        commit_message=options.message,
     )
     print(info.pr_url or info.commit_url)
 
 
-def add_command(commands: Any) -> None:
-    """Add the command to the parser."""
-    command = commands.add_parser("publish", help="upload a checkpoint to the Hub, with its code and a model card")
-    command.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or Hub id")
-    command.add_argument("repo_id", metavar="REPO_ID", help="owner/name on the Hub")
-    command.add_argument("--folder", metavar="OUT_DIR", help="write the repository here, and upload nothing")
-    command.add_argument(
-        "--results", action="append", default=[], metavar="JSON", help="report of `crossvlt evaluate`, for the card"
-    )
-    command.add_argument(
-        "--about", metavar="YAML", help="what the card says of the checkpoint (crossvlt_hf.publishing.facts.About)"
-    )
-    command.add_argument("--private", action="store_true", help="make a new repository private")
-    command.add_argument("--revision", help="branch; made where there is none")
-    command.add_argument("--create-pr", action="store_true", help="open a pull request instead")
-    command.add_argument("--overwrite-card", action="store_true", help="replace a card that was written by hand")
-    command.add_argument("--token", help="of the Hub (default: that of `hf auth login`, or HF_TOKEN)")
-    command.add_argument("--message", default="Upload CrossVLT", help="of the commit (%(default)s)")
-    command.set_defaults(run=run)
+def _write(options: Publish, folder: str) -> None:
+    from ..checkpoint import load_checkpoint
+    from ..publishing.repository import read_evidence, write_repository
+
+    model, processor = load_checkpoint(options.checkpoint)
+    evidence = read_evidence(options.checkpoint, options.about, options.results)
+    print(write_repository(model, processor, folder, model_id=options.repo_id, evidence=evidence))
+    print("Its card is README.md; what only you can say goes into about.yaml.", file=sys.stderr)
+    if evidence.about.license is None:
+        print("The card states no licence: set `license` in about.yaml.", file=sys.stderr)

@@ -1,17 +1,56 @@
 """`crossvlt refshapes`: scenes of RefShapes as a folder in the format of the user's own data."""
 
-import argparse
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
-from ..data.refshapes import EXTRAS, FAMILIES, SPLITS, contact_sheet
-from ..processing_crossvlt import counted
-from ..training.settings import integer, number
-from .extras import needs_extra
+from tyro.conf import Positional, arg
+
+from .common import Command, needs_extra, strict_number
 
 
-def parse_families(settings: list[str]) -> dict[str, float]:
+Family = Literal[
+    "attribute", "absolute", "relation", "ordinal", "superlative", "negation", "plural", "no_target", "two_hop"
+]
+Split = Literal["train", "validation", "test", "unseen_pairs", "unseen_relations", "longer", "paraphrases"]
+
+
+@dataclass(frozen=True)
+class Refshapes(Command):
+    """Write drawn scenes with expressions and masks.
+
+    Args:
+        output: A new folder.
+        scenes: Number of scenes.
+        expressions: Expressions of each scene, each for another object.
+        split: Split of RefShapes.
+        side: Side of a picture, in pixels.
+        seed: Seed of the scenes.
+        family: Family of all expressions. By default six take turns.
+        families: Families of the expressions, with their shares; the names are those of --family.
+        objects: Fewest and most objects of a scene.
+        sheet: Draw a contact sheet of the first 36 scenes.
+    """
+
+    output: Positional[Annotated[str, arg(metavar="OUT_DIR")]]
+    scenes: int = 100
+    expressions: int = 1
+    split: Split = "train"
+    side: int = 96
+    seed: int = 0
+    family: Family | None = None
+    families: Annotated[tuple[str, ...] | None, arg(metavar="NAME[=SHARE] ...")] = None
+    objects: Annotated[tuple[int, int], arg(metavar="FEWEST MOST")] = (3, 6)
+    sheet: Annotated[str | None, arg(metavar="PNG")] = None
+
+    def check(self) -> None:
+        """See that families have shares that are numbers."""
+        parse_families(self.families or ())
+
+
+def parse_families(settings: Sequence[str]) -> dict[str, float]:
     """`name` or `name=share` settings.
 
     Raises:
@@ -23,60 +62,43 @@ def parse_families(settings: list[str]) -> dict[str, float]:
         if name in shares:
             raise ValueError(f"--families names {name!r} twice; give each family once.")
         try:
-            shares[name] = number(share) if equals else 1.0
-        except argparse.ArgumentTypeError as error:
+            shares[name] = strict_number(float, share) if equals else 1.0
+        except ValueError as error:
             raise ValueError(f"--families has {setting!r}; give a name, or name=share with a number.") from error
     return shares
 
 
-def write_scenes(arguments: argparse.Namespace) -> None:
+def refshapes(options: Refshapes) -> None:
     """Write the folder and, where asked for, the contact sheet."""
     with needs_extra("train"):
         from ..data import write_folder
-        from ..data.refshapes.dataset import load_refshapes, read_scene, settle_families
+        from ..data.refshapes.dataset import load_refshapes
+        from ..processing_crossvlt import counted
 
-    low, high = arguments.objects
-    options = {"side": arguments.side, "seed": arguments.seed, "count": (low, high)}
-    families = None if arguments.families is None else parse_families(arguments.families)
+    families = None if options.families is None else parse_families(options.families)
     dataset = load_refshapes(
-        arguments.split,
-        scenes=arguments.scenes,
-        expressions=arguments.expressions,
-        family=arguments.family,
+        options.split,
+        scenes=options.scenes,
+        expressions=options.expressions,
+        family=options.family,
         families=families,
-        **options,
+        side=options.side,
+        seed=options.seed,
+        count=options.objects,
     )
-    write_folder((dataset[index] for index in range(len(dataset))), arguments.output)
-    print(f"{counted(arguments.scenes, 'scene')} written to {arguments.output}", file=sys.stderr)
-    if arguments.sheet:
-        said = settle_families(arguments.family, families)
-        same = (arguments.side, arguments.seed, arguments.expressions, said, low, high)
-        scenes = (read_scene(arguments.split, index, *same) for index in range(min(arguments.scenes, 36)))
-        examples = [example for scene in scenes for example in scene]
-        path = Path(arguments.sheet)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        contact_sheet(examples).save(path)
-        print(f"The contact sheet is in {path}", file=sys.stderr)
+    write_folder((dataset[index] for index in range(len(dataset))), options.output)
+    print(f"{counted(options.scenes, 'scene')} written to {options.output}", file=sys.stderr)
+    if options.sheet:
+        _draw_sheet(options, families, Path(options.sheet))
 
 
-def add_command(commands: Any) -> None:
-    """Add the command to the parser."""
-    command = commands.add_parser("refshapes", help="write drawn scenes with expressions and masks")
-    command.add_argument("output", metavar="OUT_DIR", help="a new folder")
-    command.add_argument("--scenes", type=integer, default=100, help="how many (%(default)s)")
-    command.add_argument(
-        "--expressions", type=integer, default=1, help="of each scene, of other objects (%(default)s)"
-    )
-    command.add_argument("--split", default="train", choices=SPLITS)
-    command.add_argument("--side", type=integer, default=96, help="of a picture, in pixels (%(default)s)")
-    command.add_argument("--seed", type=integer, default=0)
-    command.add_argument("--family", choices=[*FAMILIES, *EXTRAS], help="of all expressions (default: six in turn)")
-    command.add_argument(
-        "--families",
-        nargs="+",
-        metavar="NAME[=SHARE]",
-        help=f"of the expressions, in these shares: {', '.join([*FAMILIES, *EXTRAS])}",
-    )
-    command.add_argument("--objects", type=integer, nargs=2, default=(3, 6), metavar=("FEWEST", "MOST"))
-    command.add_argument("--sheet", metavar="PNG", help="a contact sheet of the first 36 scenes")
-    command.set_defaults(run=write_scenes)
+def _draw_sheet(options: Refshapes, families: dict[str, float] | None, path: Path) -> None:
+    from ..data.refshapes import contact_sheet
+    from ..data.refshapes.dataset import read_scene, settle_families
+
+    said = settle_families(options.family, families)
+    same = (options.side, options.seed, options.expressions, said, *options.objects)
+    scenes = (read_scene(options.split, index, *same) for index in range(min(options.scenes, 36)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet([example for scene in scenes for example in scene]).save(path)
+    print(f"The contact sheet is in {path}", file=sys.stderr)

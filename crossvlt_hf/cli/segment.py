@@ -1,6 +1,5 @@
 """`crossvlt segment`: masks of what expressions refer to in an image."""
 
-import argparse
 import json
 import re
 import sys
@@ -9,21 +8,112 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from PIL import Image
+from tyro.conf import Positional, arg
 
-from ..checkpoint import BUILT_IN_NOTE, load_checkpoint, resolve_checkpoint
-from ..modeling_crossvlt import CrossVLTModel
-from ..pipeline_crossvlt import ReferringImageSegmentationPipeline
-from ..processing_crossvlt import CrossVLTProcessor, pair_expressions, to_rgb
-from ..training.settings import integer, number
-from ..visualization import explain, explanation_figure, overlay
-from ..visualization.explanation import check_pixel, positions_of, tokens_of
-from .extras import needs_extra
-from .presence import add_largest_part_option, add_presence_option
+from .common import (
+    Command,
+    DType,
+    Pixels,
+    PresenceThreshold,
+    check_min_area,
+    check_probability,
+    load_or_built_in,
+    need_matplotlib,
+)
+
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..modeling_crossvlt import CrossVLTModel
+    from ..processing_crossvlt import CrossVLTProcessor
+
+
+@dataclass(frozen=True)
+class Segment(Command):
+    """Segment what expressions refer to in an image.
+
+    Args:
+        image: Path or URL.
+        expressions: Such as "the cup left of the spoon"; one mask is written for each.
+        model: Checkpoint: a folder or a Hub id. The default is the built-in one, which knows few things.
+        output: Folder for masks and overlay.
+        device: cpu, cuda, cuda:1, mps, ...
+        dtype: Floating-point type of the model; auto is that of the file.
+        threshold: Least probability of the object in a pixel of the mask. By default the likelier class wins.
+        presence_threshold: Least probability that the object is in the image; below it the mask is empty. auto: a
+            half for models with a presence head. none: the mask is never emptied.
+        largest_part: Keep only the largest connected part of each mask, and print how many there were.
+        instances: List the separate parts of each mask.
+        min_area: Leave out smaller parts; implies --instances.
+        explain: Write beside each mask a figure of what the model read in every stage.
+        explain_word: Show where this word looked; implies --explain. By default the word that the object read most.
+        explain_pixel: Show which words this pixel read; implies --explain. By default those that the object read.
+    """
+
+    image: Positional[Annotated[str, arg(metavar="IMAGE")]]
+    expressions: Positional[Annotated[tuple[str, ...], arg(metavar="EXPRESSION ...")]]
+    model: str | None = None
+    output: str = "crossvlt-output"
+    device: str = "cpu"
+    dtype: DType = "auto"
+    threshold: float | None = None
+    presence_threshold: PresenceThreshold = "auto"
+    largest_part: bool = False
+    instances: bool = False
+    min_area: Pixels = None
+    explain: bool = False
+    explain_word: Annotated[str | None, arg(metavar="WORD")] = None
+    explain_pixel: Annotated[str | None, arg(metavar="X,Y")] = None
+
+    @property
+    def explains(self) -> bool:
+        """Whether figures are written."""
+        return self.explain or self.explain_word is not None or self.explain_pixel is not None
+
+    def check(self) -> None:
+        """See that numbers are in range, and that the image is not overwritten."""
+        check_probability("threshold", self.threshold)
+        check_probability("presence_threshold", self.presence_threshold)
+        check_min_area(self.min_area)
+        self.pixel()
+        self.outputs()
+
+    def pixel(self) -> tuple[int, int] | None:
+        """The (x, y) that `--explain-pixel` says."""
+        if self.explain_pixel is None:
+            return None
+        if not re.fullmatch(r"\s*\d+\s*,\s*\d+\s*", self.explain_pixel, re.ASCII):
+            raise ValueError(
+                f"--explain-pixel is {self.explain_pixel!r}; give X,Y in whole pixels from the top left, such as "
+                "120,80."
+            )
+        x, y = map(int, self.explain_pixel.split(","))
+        return x, y
+
+    def outputs(self) -> tuple[list["_Output"], Path]:
+        """The files of every expression, and the overlay; the image is none of them."""
+        folder, stem = Path(self.output), _slug(Path(self.image).stem)
+        names = [f"{stem}-{n}-{_slug(text)}" for n, text in enumerate(self.expressions, start=1)]
+        outputs = [
+            _Output(folder / f"{name}.png", folder / f"{name}-explanation.png" if self.explains else None)
+            for name in names
+        ]
+        picture = folder / f"{stem}-overlay.png"
+        paths = [path for output in outputs for path in output if path is not None]
+        if Path(self.image).absolute() in [path.absolute() for path in (*paths, picture)]:
+            raise ValueError(f"The output would overwrite {self.image}; give another --output.")
+        return outputs, picture
+
+
+class _Output(NamedTuple):
+    """Where the files of an expression go."""
+
+    mask: Path
+    explanation: Path | None
 
 
 def _slug(expression: str) -> str:
@@ -36,44 +126,24 @@ def _speaks_unicode() -> bool:
     return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
 
 
-def _parse_pixel(text: str | None, image: Image.Image) -> tuple[int, int] | None:
-    """The (x, y) that `X,Y` says, in the image."""
-    if text is None:
-        return None
-    if not re.fullmatch(r"\s*\d+\s*,\s*\d+\s*", text, re.ASCII):
-        raise ValueError(f"--explain-pixel is {text!r}; give X,Y in whole pixels from the top left, such as 120,80.")
-    x, y = map(int, text.split(","))
-    check_pixel((x, y), image.size)
-    return x, y
+def _check_explanation(options: Segment, image: "Image.Image") -> None:
+    """See that figures can be drawn, and that the pixel is in the image, before the model is loaded."""
+    if not options.explains:
+        return
+    from ..visualization.explanation import check_pixel
+
+    if (pixel := options.pixel()) is not None:
+        check_pixel(pixel, image.size)
+    need_matplotlib()
 
 
-@dataclass(frozen=True)
-class _Output:
-    """Where the files of an expression go."""
+def _check_word(options: Segment, processor: "CrossVLTProcessor") -> None:
+    if options.explain_word is None:
+        return
+    from ..visualization.explanation import positions_of, tokens_of
 
-    mask: Path
-    explanation: Path | None
-
-
-def _outputs(arguments: argparse.Namespace, explains: bool) -> tuple[list[_Output], Path]:
-    """The files of every expression, and the overlay; the image is none of them."""
-    folder, stem = Path(arguments.output), _slug(Path(arguments.image).stem)
-    names = [f"{stem}-{n}-{_slug(text)}" for n, text in enumerate(arguments.expressions, start=1)]
-    outputs = [
-        _Output(folder / f"{name}.png", folder / f"{name}-explanation.png" if explains else None) for name in names
-    ]
-    picture = folder / f"{stem}-overlay.png"
-    paths = [path for output in outputs for path in (output.mask, output.explanation) if path is not None]
-    if Path(arguments.image).absolute() in [path.absolute() for path in (*paths, picture)]:
-        raise ValueError(f"The output would overwrite {arguments.image}; give another --output.")
-    return outputs, picture
-
-
-def _load(arguments: argparse.Namespace) -> tuple[CrossVLTModel, CrossVLTProcessor]:
-    if arguments.model is None:
-        print(f"No --model was given: {BUILT_IN_NOTE}", file=sys.stderr)
-    source = resolve_checkpoint(arguments.model)
-    return load_checkpoint(source, device=arguments.device, dtype=arguments.dtype)
+    for expression in options.expressions:
+        positions_of(tokens_of(processor, expression), options.explain_word)
 
 
 @contextmanager
@@ -86,50 +156,60 @@ def _warnings_in_one_line() -> Iterator[None]:
         print(f"Warning: {warning.message}", file=sys.stderr)
 
 
-def segment(arguments: argparse.Namespace) -> None:
+def segment(options: Segment) -> None:
     """Write a mask for each expression and one overlay; print a JSON line for each expression."""
-    image, word = to_rgb(arguments.image), arguments.explain_word
-    pair_expressions(1, arguments.expressions)  # all of them, before the first is segmented
-    pixel = _parse_pixel(arguments.explain_pixel, image)
-    explains = arguments.explain or word is not None or pixel is not None
-    if explains:
-        with needs_extra("plot"):
-            import_module("matplotlib")
-    outputs, picture = _outputs(arguments, explains)
-    model, processor = _load(arguments)
-    for expression in arguments.expressions if word is not None else []:
-        positions_of(tokens_of(processor, expression), word)
+    from ..pipeline_crossvlt import ReferringImageSegmentationPipeline
+    from ..processing_crossvlt import pair_expressions, to_rgb
+    from ..visualization.overlay import overlay
+
+    image = to_rgb(options.image)
+    pair_expressions(1, list(options.expressions))  # all of them, before the first is segmented
+    _check_explanation(options, image)
+    outputs, picture = options.outputs()
+    model, processor = load_or_built_in(options.model, device=options.device, dtype=options.dtype)
+    _check_word(options, processor)
     pipeline = ReferringImageSegmentationPipeline(model=model, processor=processor, device=model.device)
     picture.parent.mkdir(parents=True, exist_ok=True)
-    results = []
-    for expression, output in zip(arguments.expressions, outputs, strict=True):
-        start = time.perf_counter()
-        with _warnings_in_one_line():
-            (result,) = pipeline(
-                image,
-                text=expression,
-                threshold=arguments.threshold,
-                presence_threshold=arguments.presence_threshold,
-                largest_part=arguments.largest_part,
-                instances=arguments.instances or arguments.min_area is not None,
-                min_area=arguments.min_area,
-            )
-        seconds = time.perf_counter() - start
-        results.append(result)
+    start = time.perf_counter()
+    with _warnings_in_one_line():
+        results = pipeline(
+            image,
+            text=list(options.expressions),
+            threshold=options.threshold,
+            presence_threshold=options.presence_threshold,
+            largest_part=options.largest_part,
+            instances=options.instances or options.min_area is not None,
+            min_area=options.min_area,
+        )
+    seconds = (time.perf_counter() - start) / len(results)
+    for expression, result, output in zip(options.expressions, results, outputs, strict=True):
         result["mask"].save(output.mask)
         line = _describe(result, seconds, output.mask)
         if output.explanation is not None:
-            explanation = explain(model, processor, image, expression, threshold=arguments.threshold)
-            explanation_figure(explanation, word=word, pixel=pixel).save(output.explanation)
+            _explain(options, model, processor, image, expression, output.explanation)
             line["explanation"] = str(output.explanation)
         print(json.dumps(line, ensure_ascii=not _speaks_unicode()), flush=True)
     masks, scores = [result["mask"] for result in results], [result["score"] for result in results]
-    overlay(image, masks, arguments.expressions, scores).save(picture)
+    overlay(image, masks, list(options.expressions), scores).save(picture)
     print(f"The overlay is in {picture}", file=sys.stderr)
 
 
+def _explain(
+    options: Segment,
+    model: "CrossVLTModel",
+    processor: "CrossVLTProcessor",
+    image: "Image.Image",
+    expression: str,
+    path: Path,
+) -> None:
+    from ..visualization import explain, explanation_figure
+
+    explanation = explain(model, processor, image, expression, threshold=options.threshold)
+    explanation_figure(explanation, word=options.explain_word, pixel=options.pixel()).save(path)
+
+
 def _describe(result: dict[str, Any], seconds: float, mask: Path) -> dict[str, Any]:
-    """What is printed of a result."""
+    """What is printed of a result; `seconds` is the mean over the expressions."""
     return {
         "expression": result["label"],
         "score": round(result["score"], 4),
@@ -147,38 +227,3 @@ def _describe(result: dict[str, Any], seconds: float, mask: Path) -> dict[str, A
             else {}
         ),
     }
-
-
-def add_command(commands: Any) -> None:
-    """Add the command to the parser."""
-    command = commands.add_parser("segment", help="segment what expressions refer to in an image")
-    command.add_argument("image", metavar="IMAGE", help="path or URL")
-    command.add_argument("expressions", metavar="EXPRESSION", nargs="+", help='such as "the cup left of the spoon"')
-    command.add_argument(
-        "--model",
-        help="checkpoint: a folder or a Hub id (default: the built-in one, which knows few things)",
-    )
-    command.add_argument("--output", default="crossvlt-output", help="folder for masks and overlay (%(default)s)")
-    command.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps, ... (%(default)s)")
-    command.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
-    command.add_argument(
-        "--threshold", type=number, help="least probability of the object (default: the likelier class)"
-    )
-    add_presence_option(command)
-    add_largest_part_option(command)
-    command.add_argument("--instances", action="store_true", help="list the separate parts of each mask")
-    command.add_argument(
-        "--min-area", type=integer, metavar="PIXELS", help="list no smaller parts; implies --instances"
-    )
-    command.add_argument(
-        "--explain", action="store_true", help="write beside each mask a figure of what was read in every stage"
-    )
-    command.add_argument(
-        "--explain-word",
-        metavar="WORD",
-        help="show where this word looked (default: the one that the object read most)",
-    )
-    command.add_argument(
-        "--explain-pixel", metavar="X,Y", help="show which words this pixel read (default: those that the object read)"
-    )
-    command.set_defaults(run=segment)

@@ -1,23 +1,91 @@
 """`crossvlt train`: training in this process, or in several that Accelerate launches."""
 
-import argparse
 import logging
 import os
 import signal
 import subprocess
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated
 
-from ..training.settings import integer
-from .extras import needs_extra
+from tyro.conf import Positional, arg
+from tyro.constructors import PrimitiveConstructorSpec
+
+from .common import Command, needs_extra
 
 
-def _train_in_processes(options: list[str], arguments: list[str]) -> int:
+def _settings(texts: list[str]) -> tuple[str, ...]:
+    for text in texts:
+        if "=" not in text:
+            raise ValueError(f"must be name=value, got {text!r}.")
+    return tuple(texts)
+
+
+SETTINGS = PrimitiveConstructorSpec(
+    nargs="*",
+    metavar="NAME=VALUE ...",
+    instance_from_str=_settings,
+    is_instance=lambda value: isinstance(value, tuple),
+    str_from_instance=list,
+)
+
+
+@dataclass(frozen=True)
+class Train(Command):
+    """Train on data sets or your own folder, as a YAML file says.
+
+    Examples:
+        crossvlt train refcoco data.root=DATA model.image_size=448
+        crossvlt train my.yaml --resume
+        accelerate launch -m crossvlt_hf train my.yaml optimization.batch_size=24
+
+    Args:
+        config: A YAML file, or the name of a configuration of the package.
+        settings: Settings that replace those of the file.
+        resume: Continue from the last checkpoint, if there is one.
+        processes: Number of processes, one for each GPU. By default only this process trains.
+        accelerate_config: File of `accelerate config`, for FSDP and the like.
+    """
+
+    config: Positional[Annotated[str, arg(metavar="CONFIG")]]
+    settings: Positional[Annotated[tuple[str, ...], SETTINGS]] = ()
+    resume: bool = False
+    processes: int | None = None
+    accelerate_config: Annotated[str | None, arg(metavar="YAML")] = None
+
+    def check(self) -> None:
+        """See that there is a process to train in."""
+        if self.processes is not None and self.processes < 1:
+            raise ValueError(f"`--processes` must be 1 or more, got {self.processes}.")
+
+
+def train(options: Train) -> int | None:
+    """Train here, or in processes of their own, whose exit code is returned."""
+    with needs_extra("train"):
+        from ..training import TrainingRun, load_config
+        from ..training.build import check_config
+
+    config = load_config(options.config, list(options.settings))
+    if options.processes is None and options.accelerate_config is None:
+        TrainingRun(config, resume=options.resume).run()
+        return None
+    check_config(config, options.processes)  # once, not in each of them
+    return _train_in_processes(options)
+
+
+def _train_in_processes(options: Train) -> int:
     """Do what `accelerate launch` does, without its tracebacks below what the processes say; the exit code."""
+    import torch
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    parsed = launch_command_parser().parse_args([*options, "--module", "crossvlt_hf.training", *arguments])
+    launch = ["--config_file", options.accelerate_config] if options.accelerate_config else ["--multi_gpu"]
+    if options.processes is not None:
+        launch += ["--num_processes", str(options.processes)]
+    if not torch.cuda.is_available():
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # else each process would train a model of its own
+    command = ["train", options.config, *options.settings, *(["--resume"] if options.resume else [])]
+    parsed = launch_command_parser().parse_args([*launch, "--module", "crossvlt_hf", *command])
     # Ctrl-C reaches a single process, too, which finishes its step and saves; several get it from torch's launcher
     before = signal.signal(signal.SIGINT, lambda *_: None)
     logging.disable(logging.ERROR)  # which process failed, at length
@@ -34,36 +102,3 @@ def _train_in_processes(options: list[str], arguments: list[str]) -> int:
         logging.disable(logging.NOTSET)
         signal.signal(signal.SIGINT, before)
     return 0
-
-
-def train(arguments: argparse.Namespace) -> int:
-    """Train; the exit code is that of `python -m crossvlt_hf.training`."""
-    with needs_extra("train"):
-        from ..training import load_config
-        from ..training.__main__ import main
-        from ..training.build import check_config
-    import torch
-
-    given = [arguments.config, *arguments.settings, *(["--resume"] if arguments.resume else [])]
-    if arguments.processes is None and arguments.accelerate_config is None:
-        return main(given)
-    if arguments.processes is not None and arguments.processes < 1:
-        raise ValueError(f"`--processes` must be 1 or more, got {arguments.processes}.")
-    check_config(load_config(arguments.config, arguments.settings), arguments.processes)  # once, not in each of them
-    options = ["--config_file", arguments.accelerate_config] if arguments.accelerate_config else ["--multi_gpu"]
-    if arguments.processes is not None:
-        options += ["--num_processes", str(arguments.processes)]
-    if not torch.cuda.is_available():
-        os.environ["ACCELERATE_USE_CPU"] = "true"  # else each process would train a model of its own
-    return _train_in_processes(options, given)
-
-
-def add_command(commands: Any) -> None:
-    """Add the command to the parser."""
-    command = commands.add_parser("train", help="train on data sets or your own folder, as a YAML file says")
-    command.add_argument("config", help="a YAML file, or the name of a configuration of the package")
-    command.add_argument("settings", nargs="*", metavar="name=value", help="settings to override")
-    command.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
-    command.add_argument("--processes", type=integer, help="how many, one for each GPU (default: this process alone)")
-    command.add_argument("--accelerate-config", metavar="YAML", help="of `accelerate config`, for FSDP and the like")
-    command.set_defaults(run=train)

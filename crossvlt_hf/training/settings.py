@@ -3,7 +3,6 @@
 import math
 import re
 import types
-from argparse import ArgumentTypeError
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields, is_dataclass
 from difflib import get_close_matches
@@ -203,22 +202,6 @@ def convert(value: Any, kind: Any, name: str, text: Sequence[str] = ()) -> Any:
         pass
     got = "null" if isinstance(value, Plain) and value in NULL else repr(value)
     raise ValueError(f"`{name}` must be {_words(kind)}, got {got}.")
-
-
-def integer(text: str) -> int:
-    """A whole number of the command line, for `argparse`, whose `int` would take 1_0 for 10."""
-    try:
-        return _integer(text)
-    except ValueError:
-        raise ArgumentTypeError(f"must be an integer, got {text!r}") from None
-
-
-def number(text: str) -> float:
-    """The same for a number."""
-    try:
-        return _number(text)
-    except ValueError:
-        raise ArgumentTypeError(f"must be a number, got {text!r}") from None
 
 
 def setting_names(kind: Any, prefix: str = "") -> list[str]:

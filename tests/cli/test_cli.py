@@ -6,13 +6,17 @@ import json
 import logging
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -26,9 +30,17 @@ from transformers import BertTokenizer
 from transformers.utils import logging as transformers_logging
 
 from crossvlt_hf import CrossVLTModel, CrossVLTProcessor
-from crossvlt_hf.cli import main
-from crossvlt_hf.cli.outputs import make_room
+from crossvlt_hf.benchmark.peers import PEERS
+from crossvlt_hf.benchmark.run import MEASURES
+from crossvlt_hf.cli import COMMANDS, benchmark, main, predict, read_options, refer, refshapes
+from crossvlt_hf.cli.common import make_room
+from crossvlt_hf.cli.export import Export
+from crossvlt_hf.data.objects.engine import FAMILIES as OBJECT_FAMILIES
+from crossvlt_hf.data.readable import ON_ERROR
+from crossvlt_hf.data.refshapes import EXTRAS, FAMILIES, SPLITS
+from crossvlt_hf.prediction.shards import FORMATS
 from crossvlt_hf.processing_crossvlt import find_parts
+from crossvlt_hf.publishing.export import FILES
 
 
 KEYS = ["expression", "score", "box", "area", "seconds", "mask", "text_read", "unknown_words"]
@@ -701,10 +713,180 @@ def test_help_of_command(capsys, command):
 def test_usage(capsys, arguments):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
-    assert stop.value.code == 2
     output, errors = capsys.readouterr()
-    assert output == ""
-    assert errors.startswith("usage: crossvlt")
+    assert_one_line(stop.value.code, output, errors)
+
+
+HEAVY = ("torch", "transformers", "datasets", "numpy", "PIL", "huggingface_hub", "accelerate", "yaml")
+LIGHT = [
+    ["--help"],
+    ["--version"],
+    *[[name, "--help"] for name in COMMANDS],
+    [],
+    ["nope"],
+    ["segment", "a.png", "the cup", "--nope"],
+    ["segment", "a.png", "the cup", "--threshold", "much"],
+    ["segment", "a.png", "the cup", "--threshold", "7"],
+    ["segment", "a.png", "the cup", "--presence-threshold", "0"],
+    ["segment", "a.png", "the cup", "--min-area", "0"],
+    ["segment", "a.png", "the cup", "--explain-pixel", "7"],
+    ["segment", f"{40 * 'p'}-overlay.png", "the cup", "--output", "."],
+    ["predict", "rows.jsonl", "--output", "x", "--on-error", "ignore"],
+    ["predict", "rows.jsonl", "--output", "x", "--shard-size", "0"],
+    ["evaluate", "--data", "refcoco", "--split", "val", "--option", "scenes"],
+    ["evaluate", "--data", "refcoco", "--split", "val", "--limit", "0"],
+    ["evaluate", "--data", "refcoco", "--split", "val", "--gallery", "x.gif"],
+    ["evaluate", "--data", "refcoco", "--split", "val", "--calibrate"],
+    ["train", "refcoco", "--processes", "0"],
+    ["convert", "original.pth"],
+    ["export", "--output", "x", "--format", "coreml"],
+    ["publish", "folder"],
+    ["refer", "labels.json", "--output", "x", "--families", "nouns"],
+    ["refshapes", "x", "--families", "plural=some"],
+    ["benchmark", "--dtype", "float8"],
+    ["benchmark", "--image-size", "48x"],
+    ["demo", "--port", "http"],
+]
+IN_TURN = f"""
+import io, json, sys
+from contextlib import redirect_stderr, redirect_stdout
+from crossvlt_hf.cli import main
+
+for arguments in {LIGHT}:
+    output, errors = io.StringIO(), io.StringIO()
+    with redirect_stdout(output), redirect_stderr(errors):
+        try:
+            code = main(arguments)
+        except SystemExit as end:
+            code = end.code or 0
+    loaded = [name for name in {HEAVY} if name in sys.modules]
+    print(json.dumps([code, output.getvalue(), errors.getvalue(), loaded]))
+"""
+
+
+def test_help_and_wrong_options_import_nothing_heavy():
+    done = subprocess.run([sys.executable, "-c", IN_TURN], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for arguments, line in zip(LIGHT, done.stdout.splitlines(), strict=True):
+        code, output, errors, loaded = json.loads(line)
+        assert loaded == [], arguments
+        if {"--help", "--version"} & set(arguments):
+            assert (code, errors) == (0, "")
+            assert output.startswith("crossvlt_hf" if arguments == ["--version"] else "usage: crossvlt")
+        else:
+            assert_one_line(code, output, errors)
+
+
+def test_the_process_imports_nothing_heavy():
+    """Neither the package nor `python -m crossvlt_hf` does so before the command has its options."""
+    for arguments in (["--help"], ["segment", "photo.png", "the cup", "--nope"]):
+        options = {"capture_output": True, "text": True, "check": False}
+        done = subprocess.run([sys.executable, "-X", "importtime", "-m", "crossvlt_hf", *arguments], **options)
+        imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+        assert "tyro" in imported
+        assert not imported & set(HEAVY)
+
+
+@pytest.mark.parametrize("columns", ["40", "80", "120", "500"])
+def test_help_is_plain_text(monkeypatch, capsys, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    for name in COMMANDS:
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        output = capsys.readouterr().out
+        assert output.isascii()
+        assert output.replace("\n", "").isprintable()
+        kind = getattr(sys.modules[f"crossvlt_hf.cli.{name}"], name.capitalize())
+        positional = {"image", "expressions", "data", "config", "settings", "original", "output_dir", "checkpoint"}
+        flags = [field.name.replace("_", "-") for field in fields(kind) if field.name not in positional]
+        said = output.replace("--no-", "--")
+        assert all(f"--{flag}" in said for flag in flags if flag not in ("repo-id", "labels", "output"))
+        options = output.partition(" options\n")[2].splitlines()
+        assert max(map(len, options)) <= 110
+    assert os.environ["COLUMNS"] == columns
+
+
+def test_every_option_has_help():
+    """It is in the docstring, from which tyro takes it."""
+    for name in COMMANDS:
+        kind = getattr(import_module(f"crossvlt_hf.cli.{name}"), name.capitalize())
+        described = "".join(base.__doc__.partition("Args:")[2] for base in reversed(kind.__mro__[:-1]))
+        assert [field.name for field in fields(kind)] == re.findall(r"^ {8}(\w+): ", described, re.MULTILINE)
+
+
+def test_the_choices_are_those_of_the_package():
+    """The options name them, since to import them would take seconds."""
+    assert get_args(refshapes.Split) == SPLITS
+    assert get_args(refshapes.Family) == (*FAMILIES, *EXTRAS)
+    assert get_args(Export.__annotations__["format"]) == tuple(FILES)
+    assert (tuple(PEERS), MEASURES) == (benchmark.PEERS, benchmark.MEASURES)
+    assert set(refer.FAMILIES) == set(OBJECT_FAMILIES)
+    assert (predict.FORMATS, predict.ON_ERROR) == (FORMATS, ON_ERROR)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["segmnt"], "There is no command 'segmnt'. Did you mean segment?"),
+        (["segment", "a", "b", "--modle", "x"], "Unrecognized options: --modle, x. Perhaps you meant: --model TEXT."),
+        (["evaluate", "--limt", "3", "--data", "x", "--split", "y"], "--limit N"),
+        (
+            ["segment", "a", "b", "--dtype", "float"],
+            "`--dtype` must be auto, float32, bfloat16 or float16, got 'float'.",
+        ),
+        (["refer", "a", "--output", "b", "--families", "noun", "nown"], "got 'nown'. Did you mean noun?"),
+        (["benchmark", "--batch", "1", "two"], "`--batch` must be a whole number, got 'two'."),
+        (["benchmark", "--batch"], "`--batch` must have one or more values, got none."),
+        (["refshapes", "x", "--objects", "2", "few"], "`--objects` must be a whole number, got 'few'."),
+        (
+            ["segment", "a", "b", "--threshold", "some\nthing" + 300 * "x"],
+            r"must be a number, got 'some\nthing" + 300 * "x",
+        ),
+        (
+            ["segment", "a", "b", "--presence-threshold", "x"],
+            "must be auto, none or a number between 0 and 1, got 'x'.",
+        ),
+        (["train"], "CONFIG"),
+        (["train", "my.yaml", "epochs"], "must be name=value, got 'epochs'."),
+        (["train", "my.yaml", "--resume", "a=1", "epochs"], "must be name=value, got 'epochs'."),
+        (["train", "my.yaml", "a=1", "--resume", "b=1", "epochs"], "Unrecognized options: b=1, epochs."),
+        (["train", "my.yaml", "--nope"], "Unrecognized options: --nope."),
+        (["train", "my.yaml", "--resume", "a=1", "--resum"], "--resum"),
+        (["publish", "folder"], "REPO_ID"),
+    ],
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
+)
+def test_wrong_options_are_named(capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    output, errors = capsys.readouterr()
+    assert_one_line(stop.value.code, output, errors)
+    assert message in errors
+
+
+def read(*arguments):
+    _, options = read_options(arguments)
+    return options
+
+
+def test_options_are_read():
+    options = read("segment", "--model=", "--presence-threshold", "none", "--threshold", "-1", "a", "b", "--", "-c")
+    assert (options.image, options.expressions, options.model) == ("a", ("b", "-c"), "")
+    assert (options.presence_threshold, options.threshold) == (None, -1)
+    assert read("segment", "None", "b", "--model", "None").model == "None"
+    assert read("segment", "a", "b").presence_threshold == "auto"
+    assert read("segment", "a", "b", "--presence-threshold", "0.25").presence_threshold == 0.25
+    assert read("segment", "--model", "x", "a", "b", "c", "--model", "y").model == "y"
+    options = read("evaluate", "--data", "x", "--split", "y", "--option", "a=1", "--option", "b=c d", "--limit", "3")
+    assert (options.option, options.limit, options.shuffle) == (("a=1", "b=c d"), 3, False)
+    options = read("refer", "x", "--output", "y", "--no-colours", "--families", "noun", "plural", "--form", "yolo")
+    assert (options.colours, options.families, options.form) == (False, ("noun", "plural"), "yolo")
+    assert read("refer", "x", "--output", "y").families == refer.FAMILIES
+    assert read("refshapes", "x", "--objects", "2", "9", "--families", "plural=2").objects == (2, 9)
+    assert read("benchmark", "--compile", "off", "on", "--expressions", "2", "4").expressions == (2, 4)
+    options = read("train", "x.yaml", "a=1", "--resume", "b=2", "--accelerate-config", "c=3", "d=")
+    assert (options.config, options.settings) == ("x.yaml", ("a=1", "b=2", "d="))
+    assert (options.resume, options.accelerate_config) == (True, "c=3")
 
 
 def test_demo_page_without_gradio(monkeypatch, capsys):
@@ -737,6 +919,20 @@ def test_convert_then_segment(originals, photo_file, photo):
     assert result.returncode == 0
     assert result.stderr == f"The overlay is in {Path('masks/photo-overlay.png')}\n"
     assert_line(json.loads(result.stdout), "the cup", photo.size)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "printed"),
+    [
+        (["crossvlt_hf.cli", "--version"], 0, "crossvlt_hf "),
+        (["crossvlt_hf.training"], 2, "crossvlt: Missing from crossvlt train: CONFIG"),
+        (["crossvlt_hf.training", "my.yaml", "--nope"], 2, "crossvlt: Unrecognized options: --nope"),
+    ],
+)
+def test_old_names_of_the_command(arguments, code, printed):
+    done = subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert (done.stdout + done.stderr).startswith(printed)
 
 
 def test_refusal_of_the_process():

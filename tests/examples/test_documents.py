@@ -52,11 +52,11 @@ RUN_ELSEWHERE = {
     "crossvlt evaluate --model my-crossvlt --data my-data --split validation --calibrate": "test_presence",
     "crossvlt evaluate --model my-crossvlt --data my-data --split test --reliability ...": "the same",
     "crossvlt evaluate --model runs/refshapes-nine/best ...": "the same",
-    "accelerate launch -m crossvlt_hf.training grefcoco ...": "the same",
+    "accelerate launch -m crossvlt_hf train grefcoco ...": "the same",
     "crossvlt evaluate --model runs/grefcoco/best ...": "the same",
-    "accelerate launch -m crossvlt_hf.training refcoco": "test_reproduction",
+    "accelerate launch -m crossvlt_hf train refcoco": "test_reproduction",
     "crossvlt evaluate --model runs/refcoco/best --data refcoco --root data --split testA --merge ...": "the same",
-    "accelerate launch -m crossvlt_hf.cli evaluate --model runs/refcoco/best ...": "the same",
+    "accelerate launch -m crossvlt_hf evaluate --model runs/refcoco/best ...": "the same",
 }
 SMALL = [
     "data.workers=0",
@@ -79,14 +79,14 @@ TINY = {
 }
 # By what a line begins with
 ADDED = {
-    "accelerate launch -m crossvlt_hf.training refcoco data.root=data": [
+    "accelerate launch -m crossvlt_hf train refcoco data.root=data": [
         *SMALL,
         "model.image_size=64",
         f"model.config={json.dumps(TINY)}",
         "output.folder=runs/refcoco",
     ],
     "crossvlt train refshapes-64 optimization.max_steps=300": SMALL_REFSHAPES,
-    "accelerate launch -m crossvlt_hf.training refshapes-64 data.train=": [
+    "accelerate launch -m crossvlt_hf train refshapes-64 data.train=": [
         *SMALL,
         SMALL_REFSHAPES[-1],
         "output.folder=runs/own",
@@ -95,7 +95,7 @@ ADDED = {
     "crossvlt refshapes my-data --scenes 200": ["--scenes", "4"],
     "crossvlt evaluate --model runs/first/best": ["--limit", "12"],
     "crossvlt evaluate --data refshapes": ["--limit", "12"],
-    "accelerate launch -m crossvlt_hf.cli evaluate --model runs/first/best": ["--limit", "2"],
+    "accelerate launch -m crossvlt_hf evaluate --model runs/first/best": ["--limit", "2"],
 }
 
 
@@ -257,7 +257,7 @@ def run_command(line, hub, name):
     elif words[:3] == ["accelerate", "launch", "-m"]:
         run_module(words[3:])
     elif words[:2] == ["crossvlt", "publish"] and "--folder" not in words:
-        run_module(["crossvlt_hf.cli", *words[1:]], hub.environment(Path("home").absolute(), "hf_alice"))
+        run_module(["crossvlt_hf", *words[1:]], hub.environment(Path("home").absolute(), "hf_alice"))
     else:
         assert words[0] == "crossvlt", f"{line} cannot be run here; name the test that does."
         assert crossvlt(words[1:]) == 0, line

@@ -76,7 +76,7 @@ def run(hub, tmp_path):
 
 @pytest.fixture
 def crossvlt(run):
-    return lambda *arguments, **options: run(sys.executable, "-m", "crossvlt_hf.cli", *arguments, **options)
+    return lambda *arguments, **options: run(sys.executable, "-m", "crossvlt_hf", *arguments, **options)
 
 
 def names(hub, repository=NAME, revision="main"):
@@ -260,7 +260,7 @@ def test_the_training_script_pushes_a_whole_repository_with_its_card(hub, run, t
         "data.train=[{name: refshapes, split: train, scenes: 4, side: 64}]",
         "data.validation=[{name: refshapes, split: validation, scenes: 2, side: 64}]",
     ]
-    run(sys.executable, "-m", "crossvlt_hf.training", "refshapes-64", *settings)
+    run(sys.executable, "-m", "crossvlt_hf", "train", "refshapes-64", *settings)
     assert names(hub) >= {*WHOLE, "training.json", "results.json", "about.yaml"}
     api = HfApi(endpoint=hub.endpoint, token=TOKEN)
     card = Path(api.hf_hub_download(NAME, "README.md", cache_dir=tmp_path / "cache")).read_text()

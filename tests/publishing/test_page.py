@@ -77,7 +77,7 @@ def wait_for_address(process: subprocess.Popen, log: Path) -> str:
 def server(tmp_path_factory):
     """Address and log. Ctrl-C ends it, and leaves nothing that was uploaded or found."""
     folder = tmp_path_factory.mktemp("server")
-    process, log = start(["-m", "crossvlt_hf.cli", "demo", "--serve", "--port", "0"], folder)
+    process, log = start(["-m", "crossvlt_hf", "demo", "--serve", "--port", "0"], folder)
     try:
         yield wait_for_address(process, log), log
         assert list((folder / "tmp").glob("crossvlt-page-*/files/*"))

@@ -646,7 +646,7 @@ def test_as_many_processes_must_go_on(finished):
 def test_a_killed_process_loses_no_checkpoint(finished, tmp_path):
     """SIGKILL while it runs; then the same command with --resume ends as if nothing had happened."""
     folder, _, _ = finished
-    command = [sys.executable, "-m", "crossvlt_hf.training", str(write_config(tmp_path))]
+    command = [sys.executable, "-m", "crossvlt_hf", "train", str(write_config(tmp_path))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -655,7 +655,7 @@ def test_a_killed_process_loses_no_checkpoint(finished, tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert main([*command[3:], "--resume"]) == 0
+    assert main([*command[4:], "--resume"]) == 0
     assert losses_of(tmp_path) == losses_of(folder)
 
 
@@ -858,7 +858,7 @@ def test_a_request_to_the_whole_group_spares_the_loader(tmp_path, number):
     config = write_config(
         tmp_path, data={**SMALL["data"], "workers": 2, "validation": []}, output__evaluation_steps=500
     )
-    command = [sys.executable, "-m", "crossvlt_hf.training", str(config), "optimization.max_steps=2000"]
+    command = [sys.executable, "-m", "crossvlt_hf", "train", str(config), "optimization.max_steps=2000"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
@@ -883,7 +883,7 @@ def test_a_second_request_ends_at_once(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(TrainingRun, "_step", interrupt)
     assert main([str(write_config(tmp_path))]) == 130
-    assert capsys.readouterr().err.splitlines()[-1] == "crossvlt_hf.training: interrupted"
+    assert capsys.readouterr().err.splitlines()[-1] == "crossvlt: interrupted"
     assert list_checkpoints(tmp_path / "run" / "checkpoints") == []
 
 
@@ -948,7 +948,7 @@ def test_what_cannot_be_read_is_named_or_skipped_and_counted(tmp_path, with_a_br
     few = {"optimization__max_steps": 4, "optimization__batch_size": 4, "output__evaluation_steps": 2}
     config = str(write_config(tmp_path, data=data, **few))
     assert main([config]) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("crossvlt_hf.training:")]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("crossvlt: ")]
     assert "The reference refshapes train-0-3-0 cannot be read" in line
     assert with_a_broken_image in line
     assert "data.on_error=skip" in line

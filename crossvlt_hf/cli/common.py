@@ -1,0 +1,302 @@
+"""What commands share: how options are read and refused, kinds of options, and checks before the work."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+
+from tyro.conf import UseAppendAction, arg
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+    from ..modeling_crossvlt import CrossVLTModel
+    from ..processing_crossvlt import CrossVLTProcessor
+
+
+class Command:
+    """Options of a command. A subclass is a frozen dataclass, whose `Args:` are the help of the options."""
+
+    def check(self) -> None:
+        """Find wrong values before anything heavy is imported.
+
+        Raises:
+            ValueError: if an option has a value that it cannot have.
+        """
+
+
+# ---- how the values of options are read
+
+
+def _choice(names: tuple[str, ...]) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text in names:
+            return text
+        near = get_close_matches(text, names, 1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(f"must be {' or '.join([', '.join(names[:-1]), names[-1]])}, got {text!r}.{hint}")
+
+    return read
+
+
+def _number(kind: type[int] | type[float], meaning: str) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        try:
+            return strict_number(kind, text)
+        except ValueError as error:
+            raise ValueError(f"must be {meaning}, got {text!r}.") from error
+
+    return read
+
+
+def strict_number(kind: type[int] | type[float], text: str) -> float:
+    """What Python reads as a number, but for 1_0 and digits of other scripts, which nobody means as one here."""
+    if "_" in text or not text.isascii():
+        raise ValueError
+    return kind(text)
+
+
+def _reader(kind: Any) -> tuple[str, Callable[[str], Any]] | None:
+    """How one value of this kind is shown in the help, and read."""
+    if get_origin(kind) is Literal:
+        return f"{{{','.join(get_args(kind))}}}", _choice(get_args(kind))
+    readers: dict[Any, tuple[str, Callable[[str], Any]]] = {
+        str: ("TEXT", str),
+        int: ("N", _number(int, "a whole number")),
+        float: ("X", _number(float, "a number")),
+    }
+    return readers.get(kind)
+
+
+def _texts(value: Any) -> list[str]:
+    """A default as the help shows it."""
+    values = value if isinstance(value, tuple) else (value,)
+    return [str(one) for one in values if one is not None]
+
+
+REGISTRY = ConstructorRegistry()
+
+
+@REGISTRY.primitive_rule
+def _rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """Texts, numbers and choices, optional ones, and tuples of them: with errors in our words."""
+    kind: Any = info.type
+    if get_origin(kind) in (Union, UnionType):
+        (kind, *others) = [one for one in get_args(kind) if one is not NoneType]
+        if others:
+            return None
+    if UseAppendAction in info.markers:
+        return None
+    kinds = get_args(kind) if get_origin(kind) is tuple else (kind,)
+    reader = _reader(kinds[0])
+    if reader is None or set(kinds[1:]) - {kinds[0], ...}:
+        return None
+    metavar, read = reader
+
+    def read_all(texts: list[str]) -> Any:
+        if not texts:
+            raise ValueError("must have one or more values, got none.")
+        values = tuple(map(read, texts))
+        return values[0] if kinds == (kind,) else values
+
+    return PrimitiveConstructorSpec(
+        nargs="*" if ... in kinds else len(kinds),
+        metavar=f"{metavar} ..." if ... in kinds else metavar,
+        instance_from_str=read_all,
+        is_instance=lambda value: True,
+        str_from_instance=_texts,
+    )
+
+
+# ---- kinds of options
+
+
+def _presence_threshold(texts: list[str]) -> float | Literal["auto"] | None:
+    (text,) = texts
+    if text == "none":
+        return None
+    if text == "auto":
+        return "auto"
+    try:
+        return strict_number(float, text)
+    except ValueError as error:
+        raise ValueError(f"must be auto, none or a number between 0 and 1, got {text!r}.") from error
+
+
+PresenceThreshold = Annotated[
+    float | Literal["auto"] | None,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="P",
+        instance_from_str=_presence_threshold,
+        is_instance=lambda value: value is None or isinstance(value, float | str),
+        str_from_instance=lambda value: ["none" if value is None else str(value)],
+    ),
+]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+Png = Annotated[str | None, arg(metavar="PNG")]
+Pixels = Annotated[int | None, arg(metavar="PIXELS")]
+Settings = UseAppendAction[Annotated[tuple[str, ...], arg(metavar="NAME=VALUE")]]
+
+
+def check_settings(settings: tuple[str, ...]) -> None:
+    """See that each value of `--option` is `name=value`."""
+    for setting in settings:
+        if "=" not in setting:
+            raise ValueError(f"`--option` must be name=value, got {setting!r}.")
+
+
+def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
+    """`name=value` settings, the values read as YAML where they are no text."""
+    from ..training.settings import TEXT_OPTIONS, convert, parse_value
+
+    options = {}
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        kind = str | None if name in TEXT_OPTIONS else Any
+        options[name] = convert(parse_value(value, kind, f"--option {setting!r}"), kind, name)
+    return options
+
+
+@contextmanager
+def settings_of(data: str) -> Iterator[None]:
+    """Say that it was an `--option` which the reader of a data set does not take."""
+    try:
+        yield
+    except TypeError as error:
+        raise ValueError(f"{data} has no such --option: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataCommand(Command):
+    """Options of a command that runs a model over a data set, in one process or several.
+
+    Args:
+        model: Checkpoint: a folder, a Hub id, or built-in, which is the default.
+        option: Setting of the data set; may be repeated.
+        batch_size: Expressions at a time.
+        workers: Processes that prepare data.
+        device: cpu, cuda, ... By default what Accelerate finds.
+        dtype: Floating-point type of the model; auto is that of the file.
+        presence_threshold: Least probability that the object is in the image; below it the mask is empty. auto: a
+            half for models with a presence head. none: the mask is never emptied.
+        largest_part: Keep only the largest connected part of each mask, and write how many there were.
+    """
+
+    model: str | None = None
+    option: Settings = ()
+    batch_size: int = 8
+    workers: int = 0
+    device: str | None = None
+    dtype: DType = "auto"
+    presence_threshold: PresenceThreshold = "auto"
+    largest_part: bool = False
+
+    def check(self) -> None:
+        """See that settings are name=value, and numbers in range."""
+        check_settings(self.option)
+        check_least("batch_size", self.batch_size, 1)
+        check_least("workers", self.workers, 0)
+        check_probability("presence_threshold", self.presence_threshold)
+
+    def load(self) -> tuple["PartialState", "CrossVLTModel", "CrossVLTProcessor"]:
+        """The processes, and the model of this one; several have a GPU each."""
+        from accelerate import PartialState
+
+        from ..checkpoint import load_checkpoint
+
+        state = PartialState(cpu=self.device == "cpu")
+        alone = state.num_processes == 1 and self.device is not None
+        device = self.device if alone and self.device is not None else str(state.device)
+        return state, *load_checkpoint(self.model, device=device, dtype=self.dtype)
+
+
+def load_or_built_in(
+    model: str | None, *, device: str = "cpu", dtype: str = "auto"
+) -> tuple["CrossVLTModel", "CrossVLTProcessor"]:
+    """Load a checkpoint; where none is named, say which one is used."""
+    from ..checkpoint import BUILT_IN_NOTE, load_checkpoint
+
+    loaded = load_checkpoint(model, device=device, dtype=dtype)
+    if model is None:
+        print(f"No --model was given: {BUILT_IN_NOTE}", file=sys.stderr)
+    return loaded
+
+
+# ---- checks before the work
+
+
+def check_least(name: str, value: int | None, least: int) -> None:
+    """See that a number is large enough."""
+    if value is not None and value < least:
+        raise ValueError(f"`{name}` is {value}; give {least} or more.")
+
+
+def check_known(name: str, value: str, known: Sequence[str]) -> None:
+    """See that a value is one of those that there are."""
+    if value not in known:
+        raise ValueError(f"`{name}` is {value!r}; give one of {', '.join(known)}.")
+
+
+def check_probability(name: str, value: float | str | None) -> None:
+    """See that a threshold can divide probabilities."""
+    if value not in (None, "auto") and not 0 < float(value) < 1:
+        raise ValueError(f"`{name}` is {value!r}; give a probability above 0 and below 1.")
+
+
+def check_min_area(value: int | None) -> None:
+    """See that an area is one."""
+    if value is not None and value < 1:
+        raise ValueError(f"`min_area` must be a number of pixels of at least 1, got {value}.")
+
+
+def check_png(name: str, path: str | None) -> None:
+    """See that a picture is to be a PNG."""
+    if path is not None and Path(path).suffix.lower() != ".png":
+        raise ValueError(f"`{name}` is {path!r}; give a file that ends in .png.")
+
+
+@contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Say how to install what an import inside misses.
+
+    Raises:
+        ValueError: if something is missing.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ValueError(f"This needs {error.name}: pip install 'crossvlt_hf[{extra}]'.") from error
+
+
+def need_matplotlib() -> None:
+    """See that figures can be drawn, before the work for them."""
+    with needs_extra("plot"):
+        import_module("matplotlib")
+
+
+def make_room(path: str | None) -> None:
+    """Make the folder of a file, and see that the file can be written.
+
+    Raises:
+        OSError: if it cannot.
+        ValueError: if it is a folder.
+    """
+    if path is None:
+        return
+    file = Path(path)
+    if file.is_dir():
+        raise ValueError(f"{path} is a folder; give the name of a file.")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = not file.exists()
+    os.close(os.open(file, os.O_WRONLY | os.O_CREAT, 0o666))
+    if new:
+        file.unlink()
