@@ -1,6 +1,6 @@
 """Processes of this Python that need not import PyTorch, which would take them longer than what they are tested for.
 
-Each is a fork of a server, with arguments, environment, folder, output and exit of its own. There are two servers, each
+Each is a fork of a server, with arguments, environment, folder, output and exit of its own. There are two, each
 started at the first process that needs it. One has also imported Transformers and this package, which read the
 environment as they are imported: it serves processes whose environment is that of the tests. The other has imported
 PyTorch and what else reads no environment of a user.
@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 
 TESTS = Path(__file__).parent
 ENVIRONMENT = dict(os.environ)
-READ_LATER = {"ACCELERATE_USE_CPU", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "PYTEST_CURRENT_TEST"}  # or by no library
+READ_LATER = ("ACCELERATE_", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "PYTEST_CURRENT_TEST")  # or never
 PLAIN = (
     *("torch._dynamo", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.tensor"),
     *("httpx", "jinja2", "pandas"),
@@ -32,7 +32,7 @@ WHOLE = (
 
 
 def _stays(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name not in READ_LATER}
+    return {name: value for name, value in environment.items() if not name.startswith(READ_LATER)}
 
 
 @cache

@@ -34,7 +34,6 @@ from crossvlt_hf.data import load_data
 from crossvlt_hf.data.refshapes import make_example
 
 
-
 BLOCKS = {name: code_blocks((ROOT / name).read_text()) for name in DOCUMENTS}
 # A name that ends in dots stands for all lines that begin so
 RUN_ELSEWHERE = {
@@ -92,10 +91,10 @@ ADDED = {
         SMALL_REFSHAPES[-1],
         "output.folder=runs/own",
     ],
-    "crossvlt train my.yaml": SMALL,
+    "crossvlt train my.yaml": [*SMALL, "model.image_size=64"],
     "crossvlt refshapes my-data --scenes 200": ["--scenes", "4"],
-    "crossvlt evaluate --model runs/first/best": ["--limit", "12"],
-    "crossvlt evaluate --data refshapes": ["--limit", "12"],
+    "crossvlt evaluate --model runs/first/best": ["--limit", "4"],
+    "crossvlt evaluate --data refshapes": ["--limit", "4"],
     "accelerate launch -m crossvlt_hf.cli evaluate --model runs/first/best": ["--limit", "2"],
 }
 

@@ -14,8 +14,7 @@ from PIL import Image
 from processes import run_python
 from three_processes import balanced_model, records
 
-from crossvlt_hf import DEFAULT_CHECKPOINT, CrossVLTModel, CrossVLTProcessor
-from crossvlt_hf.checkpoint import load_checkpoint
+from crossvlt_hf import CrossVLTModel, CrossVLTProcessor
 from crossvlt_hf.data.sources.folder import load_folder
 from crossvlt_hf.evaluation import EvaluationOptions, choose_samples, evaluate, evaluation_gallery, find_masks
 from crossvlt_hf.evaluation.gallery import draw_tile
@@ -229,9 +228,8 @@ def test_no_panel_of_an_explanation_is_empty(explained):
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 5])
-def test_pictures_of_a_run_show_the_truth_beside_each_prediction(count, tmp_path):
+def test_pictures_of_a_run_show_the_truth_beside_each_prediction(count, model, processor, tmp_path):
     """In cells of one size, whatever the shapes of the images, and as full rows as there can be."""
-    model, processor = load_checkpoint(DEFAULT_CHECKPOINT)
     lines = []
     for number, size in enumerate([(90, 30), (30, 90), (60, 60), (20, 80), (80, 20)]):
         Image.new("RGB", size, (100, 110, 120)).save(tmp_path / f"{number}.png")
