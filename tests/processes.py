@@ -20,7 +20,10 @@ from tempfile import TemporaryDirectory
 
 TESTS = Path(__file__).parent
 ENVIRONMENT = dict(os.environ)
-READ_LATER = ("ACCELERATE_", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "PYTEST_CURRENT_TEST")  # or never
+READ_LATER = (  # than at import, or never; libraries set some of them
+    *("ACCELERATE_", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "PYTEST_CURRENT_TEST"),
+    *("TOKENIZERS_PARALLELISM", "TORCHINDUCTOR_CACHE_DIR"),
+)
 PLAIN = (
     *("torch._dynamo", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.tensor"),
     *("httpx", "jinja2", "pandas"),
