@@ -20,8 +20,8 @@ from tempfile import TemporaryDirectory
 
 TESTS = Path(__file__).parent
 ENVIRONMENT = dict(os.environ)
-READ_LATER = (  # than at import, or never; libraries set some of them
-    *("ACCELERATE_", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "PYTEST_CURRENT_TEST"),
+READ_LATER = (  # than at import, or without effect here; libraries set some of them
+    *("ACCELERATE_", "CUDA_VISIBLE_DEVICES", "HF_HUB_DISABLE_TELEMETRY", "OMP_NUM_THREADS", "PYTEST_CURRENT_TEST"),
     *("TOKENIZERS_PARALLELISM", "TORCHINDUCTOR_CACHE_DIR"),
 )
 PLAIN = (

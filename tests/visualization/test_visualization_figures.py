@@ -345,7 +345,7 @@ def test_figures_say_what_they_need(monkeypatch, explained):
 
 def test_package_imports_no_matplotlib():
     """Nor anything else that takes seconds to import and only some commands need, some of it in an extra."""
-    heavy = {"matplotlib", "datasets", "gradio", "peft", "accelerate.commands", "onnxscript"}
+    heavy = {"matplotlib", "datasets", "gradio", "peft", "onnxscript"}
     code = (
         "import sys, crossvlt_hf.visualization, crossvlt_hf.publishing.page, crossvlt_hf.cli;"
         f"print(*{heavy} & set(sys.modules))"
