@@ -145,8 +145,9 @@ class _OldNames(MetaPathFinder, Loader):
     def exec_module(self, module: ModuleType) -> None:
         new = f"{__name__}.{_MOVED[module.__name__.partition('.')[2]]}"
         warnings.warn(f"`{module.__name__}` is now `{new}`; the old name will go.", FutureWarning, stacklevel=2)
-        public = {name: value for name, value in vars(import_module(new)).items() if not name.startswith("__")}
-        vars(module).update(public)
+        names = vars(import_module(new))
+        public = {name: value for name, value in names.items() if not name.startswith("__") or name == "__getattr__"}
+        vars(module).update(public)  # with `__getattr__` those that are imported at their first use
 
 
 def _register() -> None:

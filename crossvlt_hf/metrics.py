@@ -32,15 +32,18 @@ labels of the whole data set in memory: 1.8 MB for each of 480x480 pixels. `data
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import EvalPrediction
 
 from .modeling_crossvlt import IGNORE_INDEX
 from .processing_crossvlt import counted
 from .system import old_names
+
+
+if TYPE_CHECKING:
+    from transformers import EvalPrediction  # imports PEFT where that is installed, which takes seconds
 
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -311,7 +314,7 @@ def _known(metrics: dict[str, float | int | None]) -> dict[str, float | int]:
     return {name: value for name, value in metrics.items() if value is not None}
 
 
-def compute_metrics(prediction: EvalPrediction) -> dict[str, float | int]:
+def compute_metrics(prediction: "EvalPrediction") -> dict[str, float | int]:
     """The metrics of what `preprocess_logits_for_metrics` gave, for Trainer: see the module."""
     return _known(summarise(_samples(prediction.predictions)))
 
@@ -322,7 +325,7 @@ class RunningMetrics:
 
     samples: list[Sample] = field(default_factory=list)
 
-    def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float | int]:
+    def __call__(self, prediction: "EvalPrediction", compute_result: bool = True) -> dict[str, float | int]:
         """Add a batch; with the last one give the metrics of all, and begin anew."""
         self.samples += _samples(prediction.predictions)
         if not compute_result:

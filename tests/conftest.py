@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 import signal
 import sys
 from collections import Counter
@@ -115,13 +116,18 @@ def processor() -> CrossVLTProcessor:
     return CrossVLTProcessor.from_tokenizer(tiny_tokenizer(), image_size=64, max_length=9)
 
 
-@pytest.fixture
-def checkpoint(tmp_path, model, processor):
-    """A folder with the tiny model and its processor."""
-    folder = tmp_path / "checkpoint"
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+@pytest.fixture(scope="session")
+def shared_checkpoint(tmp_path_factory, shared_model) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    copy.deepcopy(shared_model).save_pretrained(folder)
+    CrossVLTProcessor.from_tokenizer(tiny_tokenizer(), image_size=64, max_length=9).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def checkpoint(tmp_path, shared_checkpoint) -> Path:
+    """A folder with the tiny model and its processor, which a test may change: to copy is faster than to save."""
+    return Path(shutil.copytree(shared_checkpoint, tmp_path / "checkpoint"))
 
 
 @pytest.fixture

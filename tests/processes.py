@@ -1,8 +1,9 @@
 """Processes of this Python that need not import PyTorch, which would take them longer than what they are tested for.
 
-A server, started at the first of them, has imported PyTorch and nothing that reads the environment of a user:
-Transformers, the Hub's client and this package are left to the process. That is a fork of the server with arguments,
-environment, folder, output and exit of its own.
+Each is a fork of a server, with arguments, environment, folder, output and exit of its own. There are two, each
+started at the first process that needs it. One has also imported Transformers and this package, which read the
+environment as they are imported: it serves processes whose environment is that of the tests. The other has imported
+PyTorch and what else reads no environment of a user.
 """
 
 import json
@@ -18,22 +19,42 @@ from tempfile import TemporaryDirectory
 
 
 TESTS = Path(__file__).parent
-PRELOADED = ("torch._dynamo", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.tensor")
+ENVIRONMENT = dict(os.environ)
+READ_LATER = (  # than at import, or without effect here; libraries set some of them
+    *("ACCELERATE_", "CUDA_VISIBLE_DEVICES", "HF_HUB_DISABLE_TELEMETRY", "OMP_NUM_THREADS", "PYTEST_CURRENT_TEST"),
+    *("TOKENIZERS_PARALLELISM", "TORCHINDUCTOR_CACHE_DIR"),
+)
+PLAIN = (
+    *("torch._dynamo", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.tensor"),
+    *("httpx", "jinja2", "pandas"),
+)
+WHOLE = (
+    *("accelerate", "datasets", "transformers.trainer", "transformers.pipelines", "torch.utils.tensorboard"),
+    *("crossvlt_hf.cli", "crossvlt_hf.pipeline_crossvlt", "crossvlt_hf.training.run"),
+)
+
+
+def _stays(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if not name.startswith(READ_LATER)}
 
 
 @cache
-def _server() -> subprocess.Popen:
+def _server(*modules: str) -> subprocess.Popen:
     """It ends with this process, which closes its input."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}  # no CUDA before a fork
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, __file__], env=environment, text=True, **pipes)
+    return subprocess.Popen([sys.executable, __file__, *modules], env=environment, text=True, **pipes)
 
 
 def run_python(
-    *arguments: object, folder: Path | None = None, environment: Mapping[str, str] | None = None
+    *arguments: object, folder: Path | None = None, environment: Mapping[str, str] | None = None, plain: bool = False
 ) -> subprocess.CompletedProcess:
-    """What `python ARGUMENTS` prints; the arguments begin with `-m`, `-c` or a script."""
-    server = _server()
+    """What `python ARGUMENTS` prints; the arguments begin with `-m`, `-c` or a script.
+
+    With `plain`, Transformers and this package are left to the process in any environment.
+    """
+    plain = plain or _stays(os.environ if environment is None else environment) != _stays(ENVIRONMENT)
+    server = _server(*PLAIN) if plain else _server(*PLAIN, *WHOLE)
     with TemporaryDirectory() as place:
         output, errors = Path(place, "output"), Path(place, "errors")
         command = [str(argument) for argument in arguments]
@@ -47,7 +68,7 @@ def run_python(
 
 def _wait_for_request() -> list:
     """In the server, until there are no more; returns in its forks."""
-    for name in PRELOADED:
+    for name in sys.argv[1:]:
         import_module(name)
     for line in sys.stdin:
         child = os.fork()

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import tiny_config
 from PIL import Image
+from processes import run_python
 from safetensors.torch import load_file
 
 from crossvlt_hf import CrossVLTModel
@@ -136,7 +137,8 @@ before = memory.measure_device(lambda: None, cpu)
 highest = memory.measure_device(lambda: torch.ones({size}, dtype=torch.uint8), cpu, times=1)
 print(json.dumps([memory.reset_peak(), highest - before, memory.measure_device(lambda: None, cpu) - before]))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = run_python("-c", code)
+    assert done.returncode == 0, done.stderr
     reset, allocated, kept = json.loads(done.stdout)
     assert allocated < 1.3 * size
     if reset:

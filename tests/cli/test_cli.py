@@ -890,7 +890,7 @@ def test_options_are_read():
 
 
 def test_demo_page_without_gradio(monkeypatch, capsys):
-    for name in [name for name in sys.modules if name.split(".")[:2] == ["crossvlt_hf", "page"]]:
+    for name in [name for name in sys.modules if name.startswith("crossvlt_hf.publishing.page")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "gradio", None)
     errors = refusal(capsys, "demo", "--serve", "--port", "0")

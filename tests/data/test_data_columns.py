@@ -1,8 +1,6 @@
 """Rows of all readers have columns of the same types, and stay decoded whatever `datasets` does with them."""
 
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ from datasets import Dataset, concatenate_datasets, interleave_datasets, load_fr
 from datasets.table import embed_table_storage
 from fabricate import box, photo, write_refer
 from PIL import Image
+from processes import run_python
 from torch.utils.data import DataLoader
 
 from crossvlt_hf.data import FEATURES, exclude_images, from_dataset, load_data, mask_to_image, write_folder
@@ -188,9 +187,9 @@ def test_saving(readers, joined, tmp_path):
         "for path in sys.argv[1:]:\n"
         "    print(sum(int((row['mask'] == 1).sum()) for row in datasets.load_from_disk(path)))"
     )
-    done = subprocess.run([sys.executable, "-c", script, *(tmp_path / name for name in saved)], capture_output=True)
+    done = run_python("-c", script, *(tmp_path / name for name in saved), plain=True)
     assert done.stdout.split() == [
-        str(sum(int((row["mask"] == 1).sum()) for row in dataset)).encode() for dataset in saved.values()
+        str(sum(int((row["mask"] == 1).sum()) for row in dataset)) for dataset in saved.values()
     ]
 
 

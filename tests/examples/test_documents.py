@@ -91,10 +91,10 @@ ADDED = {
         SMALL_REFSHAPES[-1],
         "output.folder=runs/own",
     ],
-    "crossvlt train my.yaml": SMALL,
+    "crossvlt train my.yaml": [*SMALL, "model.image_size=64"],
     "crossvlt refshapes my-data --scenes 200": ["--scenes", "4"],
-    "crossvlt evaluate --model runs/first/best": ["--limit", "12"],
-    "crossvlt evaluate --data refshapes": ["--limit", "12"],
+    "crossvlt evaluate --model runs/first/best": ["--limit", "4"],
+    "crossvlt evaluate --data refshapes": ["--limit", "4"],
     "accelerate launch -m crossvlt_hf evaluate --model runs/first/best": ["--limit", "2"],
 }
 

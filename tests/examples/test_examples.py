@@ -68,15 +68,15 @@ def test_predict(tmp_path):
 
 
 def test_evaluate(tmp_path):
-    printed = run("evaluate.py", "--limit", 40, folder=tmp_path)
+    printed = run("evaluate.py", "--limit", 8, folder=tmp_path)
     as_said, blind = (line for line in printed.splitlines() if line.startswith(("| as said", "| with the expr")))
     figures = [float(line.split("|")[3]) for line in (as_said, blind)]
     assert figures[0] > 70 > 40 > figures[1]
     assert Image.open(tmp_path / "gallery.png").width > 400
 
 
-def test_from_custom_data_to_a_repository(tmp_path):
-    run("custom_data.py", "my-data", "--steps", 2, folder=tmp_path)
+def test_from_custom_data_to_a_repository(tmp_path, checkpoint):
+    run("custom_data.py", "my-data", "--model", checkpoint, "--steps", 2, folder=tmp_path)
     load_checkpoint(tmp_path / "runs" / "custom" / "best")
     printed = run("publish.py", "runs/custom/best", "alice/mine", folder=tmp_path)
     assert printed.strip() == "repository"
@@ -96,7 +96,7 @@ def test_convert(tmp_path, write_original):
 def test_the_notebook_runs_from_top_to_bottom(tmp_path):
     """In a kernel of this Python, on fewer scenes; what should be shown is shown."""
     notebook = nbformat.read(EXAMPLES / "tour.ipynb", as_version=4)
-    for as_written, small in (("scenes=200", "scenes=40"), ("scenes=64", "scenes=16")):
+    for as_written, small in (("scenes=200", "scenes=6"), ("scenes=64", "scenes=4"), ("batch_size=8", "batch_size=2")):
         (cell,) = (cell for cell in notebook.cells if as_written in cell.source)
         cell.source = cell.source.replace(as_written, small)
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()

@@ -1,6 +1,7 @@
 """Publishing, and loading what was published where this package is not installed."""
 
 import base64
+import copy
 import io
 import itertools
 import json
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_tokenizer
 from hub_server import HubServer
 from huggingface_hub import HfApi, constants
 from PIL import Image
@@ -117,13 +119,32 @@ def scene(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def local_mask(scene):
-    model, processor = load_checkpoint(DEFAULT_CHECKPOINT)
+def small(tmp_path_factory, shared_model, scene):
+    """A checkpoint of few weights, whose mask of the scene is half of it."""
+    model, processor = copy.deepcopy(shared_model), CrossVLTProcessor.from_tokenizer(tiny_tokenizer(), image_size=64)
+    inputs = processor(Image.open(scene), EXAMPLE.expression, return_tensors="pt")
+    with torch.no_grad():
+        background, found = model(**inputs).logits[0]
+        model.decoder.classifier.bias[1] -= (found - background).median()
+    folder = tmp_path_factory.mktemp("small")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def segment_locally(checkpoint, scene):
+    model, processor = load_checkpoint(checkpoint)
     pipeline = ReferringImageSegmentationPipeline(model=model, processor=processor)
     (result,) = pipeline(str(scene), text=EXAMPLE.expression)
     mask = np.asarray(result["mask"]) > 0
     assert mask.any()
+    assert not mask.all()
     return mask
+
+
+@pytest.fixture(scope="session")
+def local_mask(scene):
+    return segment_locally(DEFAULT_CHECKPOINT, scene)
 
 
 def round_trips(run, python, scene, trips):
@@ -159,9 +180,9 @@ def test_a_published_checkpoint_works_with_torchvision(
     assert all((mask == local_mask).all() for mask in masks)
 
 
-def test_with_the_package_no_remote_code_is_needed(hub, run, crossvlt, scene, local_mask, tmp_path):
+def test_with_the_package_no_remote_code_is_needed(hub, run, small, scene, tmp_path):
     """Neither asked for nor run; a revision is that commit's."""
-    publish(DEFAULT_CHECKPOINT, NAME, revision="first", commit_message="The first", token=TOKEN)
+    publish(small, NAME, revision="first", commit_message="The first", token=TOKEN)
     script = """
 import sys, crossvlt_hf, numpy as np
 from transformers import AutoConfig, AutoModel, AutoModelForSemanticSegmentation, AutoProcessor, pipeline
@@ -173,35 +194,35 @@ assert type(segmenter).__module__.startswith("crossvlt_hf.")
 np.save(out, np.asarray(segmenter(image, text=expression)[0]["mask"]) > 0)
 """
     run(sys.executable, "-c", script, NAME, scene, EXAMPLE.expression, tmp_path / "mask.npy")
-    assert (np.load(tmp_path / "mask.npy") == local_mask).all()
+    assert (np.load(tmp_path / "mask.npy") == segment_locally(small, scene)).all()
     assert names(hub, revision="first") >= WHOLE
     assert not names(hub) & WHOLE
     commits = HfApi(endpoint=hub.endpoint, token=TOKEN).list_repo_commits(NAME, revision="first")
     assert commits[0].title == "The first"
 
 
-def test_what_was_downloaded_is_there_offline(hub, crossvlt, scene, tmp_path):
-    publish(DEFAULT_CHECKPOINT, NAME, token=TOKEN)
+def test_what_was_downloaded_is_there_offline(hub, crossvlt, small, scene):
+    publish(small, NAME, token=TOKEN)
     arguments = ("segment", scene, EXAMPLE.expression, "--model", NAME)
     online = crossvlt(*arguments)
     del hub.requests[:]
     offline = crossvlt(*arguments, HF_HUB_OFFLINE="1")
     assert json.loads(offline.stdout)["area"] == json.loads(online.stdout)["area"]
     assert not hub.requests
-    refused = crossvlt("publish", DEFAULT_CHECKPOINT, NAME, HF_HUB_OFFLINE="1", check=False)
+    refused = crossvlt("publish", small, NAME, HF_HUB_OFFLINE="1", check=False)
     assert refused.returncode == 2
     assert len(refused.stderr.splitlines()) == 1
 
 
-def test_a_private_repository_is_for_its_owner(hub, crossvlt, scene):
-    publish(DEFAULT_CHECKPOINT, NAME, private=True, token=TOKEN)
+def test_a_private_repository_is_for_its_owner(hub, crossvlt, small, scene):
+    publish(small, NAME, private=True, token=TOKEN)
     assert hub.repos["models", NAME].private
     refused = crossvlt("segment", scene, "the circle", "--model", NAME, token="hf_bob", check=False)
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
     for token in ("hf_bob", "hf_wrong"):
         with pytest.raises(OSError, match=r"401|403"):
-            publish(DEFAULT_CHECKPOINT, NAME, token=token)
-    refused = crossvlt("publish", DEFAULT_CHECKPOINT, NAME, token=None, check=False)
+            publish(small, NAME, token=token)
+    refused = crossvlt("publish", small, NAME, token=None, check=False)
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
 
 

@@ -1,7 +1,5 @@
 """The Hub of the tests, driven by the real client."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import httpx
+from processes import run_python
 
 
 NAME = "alice/model"
@@ -232,9 +231,9 @@ def test_cards(hub, api, published, monkeypatch):
 
 def test_another_process(hub, published, tmp_path):
     script = f"from huggingface_hub import hf_hub_download; print(hf_hub_download({NAME!r}, 'config.json'))"
-    command = [sys.executable, "-c", script]
     environment = hub.environment(tmp_path / "home", "hf_alice")
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    done = run_python("-c", script, environment=environment)
+    assert done.returncode == 0, done.stderr
     path = Path(done.stdout.strip())
     assert path.is_relative_to(tmp_path / "home")
     assert path.read_text() == FIRST

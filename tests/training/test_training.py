@@ -424,7 +424,10 @@ def own_data(tmp_path, monkeypatch):
     return code
 
 
-FEW = ["optimization.max_steps=3", "optimization.batch_size=2", "output.evaluation_steps=3", "output.pictures=0"]
+FEW = [
+    *("optimization.max_steps=3", "optimization.batch_size=2", "output.evaluation_steps=3", "output.pictures=0"),
+    "model.image_size=64",
+]
 
 
 def test_six_lines_fine_tune_the_built_in_checkpoint(own_data, capfd):
@@ -699,7 +702,12 @@ def test_two_processes_follow_one(tmp_path):
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         folder.mkdir()
-        path = write_config(folder, model={**SMALL["model"], "config": plain}, optimization=settings)
+        path = write_config(
+            folder,
+            model={**SMALL["model"], "config": plain},
+            optimization=settings,
+            output__evaluation_steps=10,
+        )
         if processes == 1:
             assert main([str(path)]) == 0
         else:
@@ -709,7 +717,7 @@ def test_two_processes_follow_one(tmp_path):
     assert len(curves[0]) == len(curves[1]) == 20
     assert curves[1] == pytest.approx(curves[0], rel=1e-4)
     evaluations = [[e for e in log_of(tmp_path / name) if "validation/samples" in e] for name in ("1", "2")]
-    assert [e["validation/samples"] for e in evaluations[1]] == [8] * 10
+    assert [e["validation/samples"] for e in evaluations[1]] == [8] * 2
     assert evaluations[1][0]["validation/mean_iou"] == pytest.approx(
         evaluations[0][0]["validation/mean_iou"], abs=1e-3
     )

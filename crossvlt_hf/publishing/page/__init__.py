@@ -1,10 +1,12 @@
 """A page for the browser: an image and expressions in; masks, scores, boxes, timing and explanations out.
 
-Needs the extra `demo` (Gradio). `crossvlt demo --serve` opens it; `examples/space` is the same page as a Space.
+Needs the extra `demo` (Gradio), which is imported when one of the two functions is taken from here.
+`crossvlt demo --serve` opens the page; `examples/space` is the same page as a Space.
 """
 
-from .layout import build_page
-from .server import serve
+import lazy_loader
 
 
-__all__ = ["build_page", "serve"]
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__, submod_attrs={"layout": ["build_page"], "server": ["serve"]}
+)

@@ -1,8 +1,6 @@
 """`crossvlt refer` and what it writes, read again."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +8,7 @@ import pytest
 from datasets import Dataset
 from fabricate_objects import HEIGHT, WIDTH, hub_row, mask, picture, write_coco, write_labelme, write_voc, write_yolo
 from PIL import ExifTags, Image
+from processes import run_python
 
 from crossvlt_hf.cli import main
 from crossvlt_hf.data import load_data
@@ -216,7 +215,7 @@ def test_the_example_for_tables_of_photographs(tmp_path):
         tmp_path / "t.parquet"
     )
     script = Path(__file__).parents[3] / "examples" / "photographs.py"
-    command = [sys.executable, script, tmp_path / "t.parquet", "--output", tmp_path / "sheet.png"]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    run = run_python(script, tmp_path / "t.parquet", "--output", tmp_path / "sheet.png")
+    assert run.returncode == 0, run.stderr
     assert "expressions for 3 photographs" in run.stdout
     assert Image.open(tmp_path / "sheet.png").width > 600
