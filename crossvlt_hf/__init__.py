@@ -36,14 +36,14 @@ _MOVED = {
     "data.phrasecut": "data.sources.phrasecut",
     "data.records": "data.record",
     "data.refer": "data.sources.refer",
-    "encoders": "conversion.encoders",
+    "conversion": "weights.original",
+    "encoders": "weights.encoders",
     "evaluate_metric": "evaluation.hf_metric",
     "evidence": "publishing.facts",
     "export": "publishing.export",
     "hub": "publishing.repository",
-    "loading": "checkpoint",
+    "loading": "weights.checkpoint",
     "page": "publishing.page",
-    "weights": "conversion.state_dicts",
 }
 
 
@@ -79,8 +79,8 @@ def _register_pipeline() -> None:
     from transformers import AutoModelForSemanticSegmentation
     from transformers.pipelines import PIPELINE_REGISTRY
 
-    from .checkpoint import DEFAULT_CHECKPOINT
     from .pipeline_crossvlt import ReferringImageSegmentationPipeline
+    from .weights.checkpoint import DEFAULT_CHECKPOINT
 
     if TASK not in PIPELINE_REGISTRY.get_supported_tasks():
         PIPELINE_REGISTRY.register_pipeline(
@@ -96,7 +96,7 @@ def _register_pipeline() -> None:
 
 def _name_the_built_in(record: logging.LogRecord) -> bool:
     """Let Transformers' warning that no model was named say which one that means, and what it knows."""
-    from .checkpoint import BUILT_IN_NOTE, DEFAULT_CHECKPOINT
+    from .weights.checkpoint import BUILT_IN_NOTE, DEFAULT_CHECKPOINT
 
     if str(record.msg).startswith(f"No model was supplied, defaulted to {DEFAULT_CHECKPOINT}"):
         record.msg = f"No model was named: {BUILT_IN_NOTE}"

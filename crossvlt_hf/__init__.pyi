@@ -1,5 +1,3 @@
-from .checkpoint import DEFAULT_CHECKPOINT as DEFAULT_CHECKPOINT
-from .checkpoint import load_checkpoint as load_checkpoint
 from .configuration_crossvlt import (
     CrossVLTConfig as CrossVLTConfig,
 )
@@ -9,8 +7,6 @@ from .configuration_crossvlt import (
 from .configuration_crossvlt import (
     CrossVLTVisionConfig as CrossVLTVisionConfig,
 )
-from .conversion.original import convert_checkpoint as convert_checkpoint
-from .conversion.vocabulary import add_words as add_words
 from .modeling_crossvlt import (
     CrossVLTModel as CrossVLTModel,
 )
@@ -25,5 +21,9 @@ from .modeling_crossvlt import (
 )
 from .pipeline_crossvlt import ReferringImageSegmentationPipeline as ReferringImageSegmentationPipeline
 from .processing_crossvlt import CrossVLTProcessor as CrossVLTProcessor
+from .weights.checkpoint import DEFAULT_CHECKPOINT as DEFAULT_CHECKPOINT
+from .weights.checkpoint import load_checkpoint as load_checkpoint
+from .weights.original import convert_checkpoint as convert_checkpoint
+from .weights.vocabulary import add_words as add_words
 
 __version__: str

@@ -97,9 +97,9 @@ def train(name: str, seed: int, steps: int, folder: Path) -> None:
 
 def measure(run: Path) -> None:
     """Write the figures of a finished run on the test split."""
-    from crossvlt_hf.checkpoint import load_checkpoint
     from crossvlt_hf.data import load_data
     from crossvlt_hf.evaluation import EvaluationOptions, evaluate
+    from crossvlt_hf.weights.checkpoint import load_checkpoint
 
     model, processor = load_checkpoint(run / "last")
     metric = evaluate(model, processor, load_data(**TEST), EvaluationOptions(batch_size=16, distractors=True))

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 
 from crossvlt_hf import CrossVLTConfig
-from crossvlt_hf.checkpoint import resolve_checkpoint
+from crossvlt_hf.weights.checkpoint import resolve_checkpoint
 
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "architecture.svg"

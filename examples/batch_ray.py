@@ -29,11 +29,11 @@ import torch
 from PIL import Image
 
 from crossvlt_hf import DEFAULT_CHECKPOINT
-from crossvlt_hf.checkpoint import load_checkpoint
 from crossvlt_hf.data.masks import encode_mask
 from crossvlt_hf.data.refshapes import make_example
 from crossvlt_hf.data.sources.folder import read_metadata
 from crossvlt_hf.processing_crossvlt import to_rgb
+from crossvlt_hf.weights.checkpoint import load_checkpoint
 
 
 SCHEMA = pa.schema(

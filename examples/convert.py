@@ -6,7 +6,7 @@ python examples/convert.py original.pth my-crossvlt
 import argparse
 
 from crossvlt_hf import convert_checkpoint
-from crossvlt_hf.checkpoint import load_checkpoint
+from crossvlt_hf.weights.checkpoint import load_checkpoint
 
 
 def main() -> None:

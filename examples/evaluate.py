@@ -7,10 +7,10 @@ python examples/evaluate.py --model runs/refcoco/best --data refcoco --split tes
 import argparse
 
 from crossvlt_hf import DEFAULT_CHECKPOINT
-from crossvlt_hf.checkpoint import load_checkpoint
 from crossvlt_hf.data import load_data
 from crossvlt_hf.evaluation import EvaluationOptions, evaluate, evaluation_gallery
 from crossvlt_hf.metrics import markdown_table
+from crossvlt_hf.weights.checkpoint import load_checkpoint
 
 
 def main() -> None:

@@ -18,10 +18,10 @@ from torch import nn
 from torch.utils.data import DataLoader, RandomSampler
 
 from crossvlt_hf import CrossVLTProcessor
-from crossvlt_hf.checkpoint import load_checkpoint
 from crossvlt_hf.data import load_data
 from crossvlt_hf.data.pairs import Collator, TrainingPairs
 from crossvlt_hf.evaluation import evaluate
+from crossvlt_hf.weights.checkpoint import load_checkpoint
 
 
 # The projections of all attention: windows of pixels (qkv, proj), words to words and to pixels, pixels to words

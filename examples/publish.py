@@ -6,8 +6,8 @@ python examples/publish.py runs/custom/best alice/crossvlt-mine --upload        
 
 import argparse
 
-from crossvlt_hf.checkpoint import load_checkpoint
 from crossvlt_hf.publishing.repository import publish, read_evidence, write_repository
+from crossvlt_hf.weights.checkpoint import load_checkpoint
 
 
 def main() -> None:

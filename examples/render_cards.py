@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 
 from crossvlt_hf import DEFAULT_CHECKPOINT, CrossVLTConfig
-from crossvlt_hf.checkpoint import load_checkpoint
 from crossvlt_hf.publishing.card import render_card, render_checkpoint_card
 from crossvlt_hf.publishing.facts import About, Evidence
+from crossvlt_hf.weights.checkpoint import load_checkpoint
 
 
 CARDS = Path(__file__).parents[1] / "model_cards"

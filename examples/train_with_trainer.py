@@ -13,11 +13,11 @@ from datasets import Dataset
 from transformers import Trainer, TrainingArguments, set_seed
 
 from crossvlt_hf import CrossVLTConfig, CrossVLTModel, CrossVLTProcessor
-from crossvlt_hf.checkpoint import load_checkpoint
-from crossvlt_hf.conversion.vocabulary import default_tokenizer
 from crossvlt_hf.data import load_data
 from crossvlt_hf.data.pairs import Collator, EvaluationPairs, TrainingPairs
 from crossvlt_hf.metrics import RunningMetrics, preprocess_logits_for_metrics
+from crossvlt_hf.weights.checkpoint import load_checkpoint
+from crossvlt_hf.weights.vocabulary import default_tokenizer
 
 
 def small_model(words: int) -> CrossVLTModel:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import parse_device
+from ..weights.checkpoint import parse_device
 from .cases import Case, Grid, check_positive
 from .flops import add_up, count_flops_by_part, count_parameters, count_training_flops
 from .machine import KINDS, Probe, describe_machine

@@ -9,11 +9,11 @@ from tempfile import TemporaryDirectory
 import torch
 from huggingface_hub import snapshot_download
 
-from ..checkpoint import check_source, resolve_checkpoint
 from ..configuration_crossvlt import SIZES, CrossVLTConfig
-from ..conversion.vocabulary import default_tokenizer
 from ..modeling_crossvlt import CrossVLTModel
 from ..processing_crossvlt import CrossVLTProcessor
+from ..weights.checkpoint import check_source, resolve_checkpoint
+from ..weights.vocabulary import default_tokenizer
 
 
 @dataclass(frozen=True)

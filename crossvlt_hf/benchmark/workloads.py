@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint import load_checkpoint
 from ..modeling_crossvlt import CrossVLTModel
+from ..weights.checkpoint import load_checkpoint
 from .cases import Case, check_positive, weights_dtype
 from .peers import PEERS, Peer
 

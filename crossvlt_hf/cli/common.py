@@ -211,7 +211,7 @@ class DataCommand(Command):
         """The processes, and the model of this one; several have a GPU each."""
         from accelerate import PartialState
 
-        from ..checkpoint import load_checkpoint
+        from ..weights.checkpoint import load_checkpoint
 
         state = PartialState(cpu=self.device == "cpu")
         alone = state.num_processes == 1 and self.device is not None
@@ -223,7 +223,7 @@ def load_or_built_in(
     model: str | None, *, device: str = "cpu", dtype: str = "auto"
 ) -> tuple["CrossVLTModel", "CrossVLTProcessor"]:
     """Load a checkpoint; where none is named, say which one is used."""
-    from ..checkpoint import BUILT_IN_NOTE, load_checkpoint
+    from ..weights.checkpoint import BUILT_IN_NOTE, load_checkpoint
 
     loaded = load_checkpoint(model, device=device, dtype=dtype)
     if model is None:

@@ -30,7 +30,7 @@ class Convert(Command):
 
 def convert(options: Convert) -> None:
     """Convert an authors' checkpoint; print one JSON line."""
-    from ..conversion.original import convert_checkpoint
+    from ..weights.original import convert_checkpoint
 
     names = ("num_attention_heads", "fusion_head_dim")
     overrides = {name: getattr(options, name) for name in names if getattr(options, name) is not None}

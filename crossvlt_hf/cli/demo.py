@@ -83,7 +83,7 @@ def demo(options: Demo) -> None:
         return
     with needs_extra("demo"):
         from ..publishing.page import serve
-    from ..checkpoint import resolve_checkpoint
+    from ..weights.checkpoint import resolve_checkpoint
 
     serve(resolve_checkpoint(options.model), host=options.host, port=options.port, device=options.device)
 

@@ -90,9 +90,9 @@ class Evaluate(DataCommand):
 def evaluate(options: Evaluate) -> None:
     """Print the row of the table and that of every family, and write them as JSON."""
     with needs_extra("train"):
-        from ..checkpoint import describe_hardware
         from ..evaluation.run import describe_reading
         from ..evaluation.run import evaluate as evaluate_model
+        from ..weights.checkpoint import describe_hardware
 
     _make_room(options)
     choices = _evaluation_options(options)
@@ -150,10 +150,10 @@ def _load_data(options: Evaluate) -> Any:
 def _report(
     options: Evaluate, metric: "ReferringSegmentationMetric", processor: "CrossVLTProcessor", hardware: str
 ) -> None:
-    from ..checkpoint import resolve_checkpoint
     from ..evaluation.calibration import calibration_report
     from ..metrics import markdown_table
     from ..publishing.facts import hash_weights
+    from ..weights.checkpoint import resolve_checkpoint
 
     total, families = metric.compute(), metric.compute_groups()
     print(markdown_table({f"{options.data} {options.split}": total}, "data"))

@@ -105,9 +105,9 @@ def _open_requests(options: Predict) -> Any:
 def predict(options: Predict) -> None:
     """Write the shards; print the counts as a line of JSON."""
     with needs_extra("train"):
-        from ..checkpoint import resolve_checkpoint
         from ..prediction import PredictionOptions, describe_reading
         from ..prediction import predict as predict_rows
+        from ..weights.checkpoint import resolve_checkpoint
 
     choices = PredictionOptions(
         batch_size=options.batch_size,

@@ -63,8 +63,8 @@ def publish(options: Publish) -> None:
 
 
 def _write(options: Publish, folder: str) -> None:
-    from ..checkpoint import load_checkpoint
     from ..publishing.repository import read_evidence, write_repository
+    from ..weights.checkpoint import load_checkpoint
 
     model, processor = load_checkpoint(options.checkpoint)
     evidence = read_evidence(options.checkpoint, options.about, options.results)

@@ -12,7 +12,6 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from ..conversion.vocabulary import summarize_reading
 from ..data.pairs import EvaluationPairs
 from ..data.refshapes.dataset import Drawn
 from ..metrics import ReferringSegmentationMetric, Sample, mask_areas, match_instances
@@ -26,6 +25,7 @@ from ..processing_crossvlt import (
     resize_label_map,
     resolve_presence_threshold,
 )
+from ..weights.vocabulary import summarize_reading
 
 
 Protocol = Literal["paper", "original"]

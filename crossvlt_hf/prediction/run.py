@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from torch.utils.data import Dataset as TorchDataset
 
-from ..conversion.vocabulary import summarize_reading
 from ..data.masks import encode_mask
 from ..data.readable import ON_ERROR
 from ..modeling_crossvlt import CrossVLTModel, evaluating
 from ..processing_crossvlt import CrossVLTProcessor, ReadExpression, check_threshold, resolve_presence_threshold
 from ..system import ignore_signals, in_one_line
+from ..weights.vocabulary import summarize_reading
 from .requests import Requests
 from .shards import Shards, row_schema
 

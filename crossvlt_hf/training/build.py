@@ -13,15 +13,15 @@ from accelerate.utils import LoggerType
 from datasets import Dataset
 from transformers import BertTokenizer, PreTrainedTokenizerBase
 
-from ..checkpoint import check_source, load_checkpoint
 from ..configuration_crossvlt import CrossVLTConfig
-from ..conversion.encoders import from_pretrained_encoders
-from ..conversion.vocabulary import add_words, default_tokenizer, load_tokenizer
 from ..data import NAMES, exclude_images, load_data
 from ..data.pairs import EvaluationPairs
 from ..data.refshapes import vocabulary
 from ..modeling_crossvlt import CrossVLTModel
 from ..processing_crossvlt import CrossVLTProcessor
+from ..weights.checkpoint import check_source, load_checkpoint
+from ..weights.encoders import from_pretrained_encoders
+from ..weights.vocabulary import add_words, default_tokenizer, load_tokenizer
 from .config import DataOptions, ModelOptions, OptimizationOptions, TrainingConfig
 from .optimization import build_schedule
 

@@ -13,12 +13,12 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list
 from datasets import Dataset
 
-from ..checkpoint import BUILT_IN, DEFAULT_CHECKPOINT, describe_hardware
 from ..data.features import Picture
 from ..metrics import ReferringSegmentationMetric
 from ..modeling_crossvlt import CrossVLTModel
 from ..processing_crossvlt import CrossVLTProcessor, counted
 from ..publishing.facts import ABOUT, About, Evidence, is_hub_id, public_name
+from ..weights.checkpoint import BUILT_IN, DEFAULT_CHECKPOINT, describe_hardware
 from .checkpoints import Progress
 from .config import TrainingConfig, load_config
 from .curves import training_curves

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from crossvlt_hf import CrossVLTModel
-from crossvlt_hf.checkpoint import load_checkpoint
+from crossvlt_hf.weights.checkpoint import load_checkpoint
 
 
 LEAST_AREAS = 0.012, 0.03  # of the picture, above which targets are counted together

@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from train import WEIGHTS
 
 from crossvlt_hf import CrossVLTModel, CrossVLTProcessor, ReferringImageSegmentationPipeline
-from crossvlt_hf.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
 from crossvlt_hf.publishing.facts import About, Evidence
 from crossvlt_hf.publishing.page.samples import SAMPLES
+from crossvlt_hf.weights.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
 
 
 ABOUT = Path(__file__).parents[2] / "model_cards" / "built_in.yaml"

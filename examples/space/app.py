@@ -2,8 +2,8 @@
 
 import os
 
-from crossvlt_hf.checkpoint import DEFAULT_CHECKPOINT
 from crossvlt_hf.publishing.page import serve
+from crossvlt_hf.weights.checkpoint import DEFAULT_CHECKPOINT
 
 
 serve(os.environ.get("MODEL") or DEFAULT_CHECKPOINT)

@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 from transformers import AutoModel, pipeline
 
-from crossvlt_hf.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
 from crossvlt_hf.cli import main
 from crossvlt_hf.data import load_data
 from crossvlt_hf.data.refshapes import FAMILIES, make_example
 from crossvlt_hf.publishing.page.samples import SAMPLES
+from crossvlt_hf.weights.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
 
 
 def test_refshapes_writes_what_can_be_read_again(tmp_path, capsys):

@@ -31,14 +31,14 @@ from PIL import Image
 from safetensors.torch import save
 
 import crossvlt_hf
-from crossvlt_hf.conversion.original import convert_state_dict, infer_config
-from crossvlt_hf.conversion.state_dicts import read_state_dict
 from crossvlt_hf.data.files import read_json
 from crossvlt_hf.data.masks import decode_mask, encode_mask, read_mask
 from crossvlt_hf.data.sources import folder as folders
 from crossvlt_hf.data.sources import phrasecut, refer
 from crossvlt_hf.processing_crossvlt import to_rgb
 from crossvlt_hf.training.config import load_config
+from crossvlt_hf.weights.original import convert_state_dict, infer_config
+from crossvlt_hf.weights.state_dicts import read_state_dict
 
 
 DOCUMENTED = (ValueError, OSError)

@@ -29,9 +29,9 @@ from processes import run_python
 from transformers import BertConfig, BertModel, SwinConfig, SwinModel
 
 from crossvlt_hf.cli import main as crossvlt
-from crossvlt_hf.conversion.vocabulary import default_tokenizer
 from crossvlt_hf.data import load_data
 from crossvlt_hf.data.refshapes import make_example
+from crossvlt_hf.weights.vocabulary import default_tokenizer
 
 
 BLOCKS = {name: code_blocks((ROOT / name).read_text()) for name in DOCUMENTS}

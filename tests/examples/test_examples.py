@@ -11,8 +11,8 @@ from PIL import Image
 from processes import run_python
 
 from crossvlt_hf import DEFAULT_CHECKPOINT, CrossVLTConfig
-from crossvlt_hf.checkpoint import load_checkpoint
 from crossvlt_hf.data.refshapes import make_example
+from crossvlt_hf.weights.checkpoint import load_checkpoint
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -14,7 +14,7 @@ from processes import run_python
 from safetensors.torch import load_file
 
 from crossvlt_hf import CrossVLTModel
-from crossvlt_hf.checkpoint import load_checkpoint
+from crossvlt_hf.weights.checkpoint import load_checkpoint
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

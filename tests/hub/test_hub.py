@@ -24,10 +24,10 @@ from processes import run_python
 from transformers import BertConfig
 
 from crossvlt_hf import DEFAULT_CHECKPOINT, CrossVLTModel, CrossVLTProcessor, ReferringImageSegmentationPipeline
-from crossvlt_hf.checkpoint import load_checkpoint
 from crossvlt_hf.data.refshapes import make_example
 from crossvlt_hf.publishing.facts import About, Evidence, public_name
 from crossvlt_hf.publishing.repository import publish, write_repository
+from crossvlt_hf.weights.checkpoint import load_checkpoint
 
 
 ROOT = Path(__file__).parents[2]

@@ -8,9 +8,9 @@ import torch
 from transformers import pipeline
 
 from crossvlt_hf import CrossVLTModel
-from crossvlt_hf.checkpoint import load_checkpoint
 from crossvlt_hf.cli import main
 from crossvlt_hf.evaluation.calibration import save_calibration
+from crossvlt_hf.weights.checkpoint import load_checkpoint
 
 
 peft = pytest.importorskip("peft", reason="needs peft: pip install peft")
@@ -107,7 +107,7 @@ def test_a_damaged_adapter(adapted, tmp_path):
 
 def test_without_peft(adapted, monkeypatch, capsys, tmp_path, photo):
     folder, _, _ = adapted
-    monkeypatch.setattr("crossvlt_hf.checkpoint.find_spec", lambda name: None)
+    monkeypatch.setattr("crossvlt_hf.weights.checkpoint.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install peft"):
         load_checkpoint(folder)
     photo.save(tmp_path / "photo.png")

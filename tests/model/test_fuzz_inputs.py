@@ -14,11 +14,11 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from crossvlt_hf import CrossVLTConfig, CrossVLTModel, CrossVLTProcessor
-from crossvlt_hf.conversion.state_dicts import load_strictly
 from crossvlt_hf.data.masks import decode_mask, encode_mask
 from crossvlt_hf.metrics import ReferringSegmentationMetric
 from crossvlt_hf.pipeline_crossvlt import ReferringImageSegmentationPipeline
 from crossvlt_hf.processing_crossvlt import to_label_map, to_rgb
+from crossvlt_hf.weights.state_dicts import load_strictly
 
 
 EXAMPLES = int(os.environ.get("CROSSVLT_FUZZ_EXAMPLES", "40"))

@@ -9,10 +9,10 @@ import pytest
 import torch
 from parity.fill import case_inputs, fill_state_dict
 
-from crossvlt_hf.conversion.original import convert_key, convert_state_dict, infer_config, is_dropped
-from crossvlt_hf.conversion.state_dicts import load_strictly
 from crossvlt_hf.layers_crossvlt import CrossVLTGatedResidual
 from crossvlt_hf.modeling_crossvlt import CrossVLTModel, alignment_loss
+from crossvlt_hf.weights.original import convert_key, convert_state_dict, infer_config, is_dropped
+from crossvlt_hf.weights.state_dicts import load_strictly
 
 
 FOLDER = Path(__file__).parents[1] / "parity"

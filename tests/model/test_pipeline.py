@@ -23,13 +23,13 @@ from transformers import AutoModel, AutoModelForSemanticSegmentation, AutoProces
 from transformers.pipelines.pt_utils import KeyDataset
 
 from crossvlt_hf import CrossVLTModel, CrossVLTProcessor, ReferringImageSegmentationPipeline
-from crossvlt_hf.checkpoint import load_checkpoint
 from crossvlt_hf.data import load_data
 from crossvlt_hf.evaluation import evaluate, find_masks
 from crossvlt_hf.modeling_crossvlt import evaluating
 from crossvlt_hf.prediction import open_requests, predict
 from crossvlt_hf.processing_crossvlt import find_parts
 from crossvlt_hf.visualization import explain
+from crossvlt_hf.weights.checkpoint import load_checkpoint
 
 
 TASK = "referring-image-segmentation"

@@ -21,9 +21,9 @@ from transformers import AutoProcessor
 from transformers.image_utils import ChannelDimension
 
 from crossvlt_hf import CrossVLTOutput, CrossVLTProcessor
-from crossvlt_hf.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
 from crossvlt_hf.data.masks import decode_mask, read_mask
 from crossvlt_hf.processing_crossvlt import find_parts, mask_box, to_label_map, to_rgb
+from crossvlt_hf.weights.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
 
 
 MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"]

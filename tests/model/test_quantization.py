@@ -8,10 +8,10 @@ from torch import nn
 from transformers import TorchAoConfig, pipeline
 
 from crossvlt_hf import DEFAULT_CHECKPOINT, CrossVLTModel, CrossVLTProcessor
-from crossvlt_hf.checkpoint import load_checkpoint
 from crossvlt_hf.data import load_data
 from crossvlt_hf.data.refshapes import make_example
 from crossvlt_hf.evaluation import evaluate
+from crossvlt_hf.weights.checkpoint import load_checkpoint
 
 
 Int8WeightOnlyConfig = pytest.importorskip(

@@ -20,11 +20,11 @@ from PIL import Image
 from processes import run_python
 
 from crossvlt_hf import CrossVLTModel, CrossVLTProcessor, ReferringImageSegmentationPipeline
-from crossvlt_hf.checkpoint import load_checkpoint
 from crossvlt_hf.cli import main
 from crossvlt_hf.data.masks import decode_segmentation
 from crossvlt_hf.prediction import PredictionOptions, Shards, open_requests, predict
 from crossvlt_hf.processing_crossvlt import find_parts
+from crossvlt_hf.weights.checkpoint import load_checkpoint
 
 
 KEYS = ["row", "name", "number", "expression", "text_read", "unknown_words", "score", "box", "mask", "error"]

@@ -21,9 +21,7 @@ from PIL import Image
 
 from crossvlt_hf import DEFAULT_CHECKPOINT, CrossVLTConfig, CrossVLTProcessor
 from crossvlt_hf.benchmark.flops import count_flops, count_parameters
-from crossvlt_hf.checkpoint import load_checkpoint
 from crossvlt_hf.cli import main as crossvlt
-from crossvlt_hf.conversion.vocabulary import default_tokenizer
 from crossvlt_hf.data import load_data
 from crossvlt_hf.data.masks import pack
 from crossvlt_hf.data.record import Record, build_dataset
@@ -34,6 +32,8 @@ from crossvlt_hf.publishing.facts import About, Evidence, hash_weights
 from crossvlt_hf.publishing.page.samples import SAMPLES
 from crossvlt_hf.publishing.repository import read_evidence, write_repository
 from crossvlt_hf.training.report import count_shared_images, describe_run
+from crossvlt_hf.weights.checkpoint import load_checkpoint
+from crossvlt_hf.weights.vocabulary import default_tokenizer
 
 
 ROOT = Path(__file__).parents[2]

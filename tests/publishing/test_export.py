@@ -15,9 +15,7 @@ from PIL import Image
 from torch.export import Dim, ExportedProgram
 
 from crossvlt_hf import DEFAULT_CHECKPOINT, CrossVLTConfig, CrossVLTModel, CrossVLTProcessor
-from crossvlt_hf.checkpoint import load_checkpoint
 from crossvlt_hf.cli import main as crossvlt
-from crossvlt_hf.conversion.vocabulary import default_tokenizer
 from crossvlt_hf.data.refshapes import make_example
 from crossvlt_hf.layers_crossvlt import interpolation, padded, parts, upsample
 from crossvlt_hf.pipeline_crossvlt import ReferringImageSegmentationPipeline
@@ -32,6 +30,8 @@ from crossvlt_hf.publishing.export import (
     load_outputs,
 )
 from crossvlt_hf.training.build import refshapes_tokenizer
+from crossvlt_hf.weights.checkpoint import load_checkpoint
+from crossvlt_hf.weights.vocabulary import default_tokenizer
 
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "onnx_without_torch.py"

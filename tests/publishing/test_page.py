@@ -22,12 +22,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from crossvlt_hf.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
 from crossvlt_hf.cli import main
 from crossvlt_hf.data.refshapes import make_scene
 from crossvlt_hf.pipeline_crossvlt import ReferringImageSegmentationPipeline
 from crossvlt_hf.processing_crossvlt import CrossVLTProcessor
 from crossvlt_hf.training.build import refshapes_tokenizer
+from crossvlt_hf.weights.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -16,8 +16,8 @@ from PIL import Image
 from processes import run_python
 from safetensors.torch import load_file, save_file
 
-from crossvlt_hf.checkpoint import load_checkpoint
 from crossvlt_hf.publishing.page.samples import SAMPLES
+from crossvlt_hf.weights.checkpoint import load_checkpoint
 
 
 SCRIPTS = Path(__file__).parents[2] / "examples" / "built_in"
@@ -180,7 +180,7 @@ def test_from_photographs_to_a_checkpoint(scripts, table, words, tmp_path):
 
 def test_first_embeddings_keep_what_is_alike(scripts, tmp_path):
     """The mean of a word's pieces, whichever they are."""
-    from crossvlt_hf.conversion.vocabulary import default_tokenizer
+    from crossvlt_hf.weights.vocabulary import default_tokenizer
 
     tokenizer = default_tokenizer()
     tokenizer.save_pretrained(tmp_path)

@@ -25,7 +25,6 @@ from torch import nn
 from transformers import AutoModel, AutoProcessor
 
 from crossvlt_hf import CrossVLTModel
-from crossvlt_hf.checkpoint import load_checkpoint
 from crossvlt_hf.cli import main as crossvlt
 from crossvlt_hf.data import load_data, write_folder
 from crossvlt_hf.training import TrainingRun, build, load_config
@@ -40,6 +39,7 @@ from crossvlt_hf.training.optimization import (
     normalised_loss,
     parameter_groups,
 )
+from crossvlt_hf.weights.checkpoint import load_checkpoint
 
 
 ROOT = Path(__file__).parents[2]

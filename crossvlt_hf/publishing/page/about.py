@@ -4,10 +4,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from ...checkpoint import DEFAULT_CHECKPOINT, resolve_checkpoint
 from ...data.refshapes import FAMILIES, make_scene, vocabulary
 from ...modeling_crossvlt import CrossVLTModel
 from ...processing_crossvlt import CrossVLTProcessor
+from ...weights.checkpoint import DEFAULT_CHECKPOINT, resolve_checkpoint
 from .samples import SAMPLES
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from ...checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
+from ...weights.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
 from .about import choose_note, describe, make_examples
 from .inputs import MAX_UPLOAD
 from .layout import CSS, THEME, build_page

@@ -1,3 +1,6 @@
+from .checkpoint import DEFAULT_CHECKPOINT as DEFAULT_CHECKPOINT
+from .checkpoint import load_checkpoint as load_checkpoint
+from .checkpoint import resolve_checkpoint as resolve_checkpoint
 from .encoders import from_pretrained_encoders as from_pretrained_encoders
 from .original import convert_checkpoint as convert_checkpoint
 from .original import convert_state_dict as convert_state_dict

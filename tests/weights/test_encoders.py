@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertForPreTraining, BertModel, SwinConfig, SwinForImageClassification, SwinModel
 
 from crossvlt_hf import CrossVLTModel
-from crossvlt_hf.conversion.encoders import from_pretrained_encoders, interpolate_bias_table
+from crossvlt_hf.weights.encoders import from_pretrained_encoders, interpolate_bias_table
 
 
 SWIN = SwinConfig(

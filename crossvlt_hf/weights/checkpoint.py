@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from transformers.utils import find_adapter_config_file
 
-from .configuration_crossvlt import CrossVLTConfig
-from .modeling_crossvlt import CrossVLTModel
-from .processing_crossvlt import CrossVLTProcessor
+from ..configuration_crossvlt import CrossVLTConfig
+from ..modeling_crossvlt import CrossVLTModel
+from ..processing_crossvlt import CrossVLTProcessor
 
 
 # Its card, beside the weights, says what it was trained on
-DEFAULT_CHECKPOINT = Path(__file__).parent / "assets" / "built_in"
+DEFAULT_CHECKPOINT = Path(__file__).parents[1] / "assets" / "built_in"
 BUILT_IN = "built-in"
 BUILT_IN_NOTE = (
     "the built-in checkpoint is used. It is small and was trained on rule-made expressions of 537 words, for "

@@ -9,8 +9,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModel, AutoProcessor, PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from crossvlt_hf import DEFAULT_CHECKPOINT, CrossVLTModel, CrossVLTProcessor, add_words
-from crossvlt_hf.checkpoint import load_checkpoint
-from crossvlt_hf.conversion.vocabulary import default_tokenizer, summarize_reading
+from crossvlt_hf.weights.checkpoint import load_checkpoint
+from crossvlt_hf.weights.vocabulary import default_tokenizer, summarize_reading
 
 
 class InPython(PreTrainedTokenizer):

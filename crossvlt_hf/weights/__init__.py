@@ -1,4 +1,4 @@
-"""Other people's weights: the authors' checkpoints, any Swin with any BERT; and new words for a checkpoint."""
+"""Weights: strict loading, the authors' checkpoints, any Swin with any BERT, new words for a checkpoint."""
 
 import lazy_loader
 

@@ -18,16 +18,16 @@ from torch import nn
 from transformers import AutoModel, AutoProcessor, BertTokenizer
 
 from crossvlt_hf import CrossVLTConfig, CrossVLTModel
-from crossvlt_hf.checkpoint import load_checkpoint
-from crossvlt_hf.conversion.original import (
+from crossvlt_hf.weights.checkpoint import load_checkpoint
+from crossvlt_hf.weights.original import (
     convert_checkpoint,
     convert_key,
     convert_state_dict,
     infer_config,
     is_dropped,
 )
-from crossvlt_hf.conversion.state_dicts import load_strictly
-from crossvlt_hf.conversion.vocabulary import default_tokenizer, load_tokenizer
+from crossvlt_hf.weights.state_dicts import load_strictly
+from crossvlt_hf.weights.vocabulary import default_tokenizer, load_tokenizer
 
 
 HEADS = {"text_config": {"num_attention_heads": 4}}  # what the shapes of the tiny checkpoint do not tell

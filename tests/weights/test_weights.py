@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import nn
 
-from crossvlt_hf.conversion.state_dicts import load_strictly, read_state_dict, rename
+from crossvlt_hf.weights.state_dicts import load_strictly, read_state_dict, rename
 
 
 STATE_DICT = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.ones(2), "steps": torch.tensor(7)}
