@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,6 +86,7 @@ class Mixture(IterableDataset):
         expressions: of an image, K.
         seed: of all that is drawn.
         total: of each source's images in validation (a quarter of it for rooms); None for training.
+        sources: which are listed in validation; all by default.
     """
 
     def __init__(
@@ -97,7 +98,9 @@ class Mixture(IterableDataset):
         expressions: int,
         seed: int,
         total: int | None = None,
+        sources: Sequence[str] | None = None,
     ) -> None:
+        self.sources = list(SHARES) if sources is None else sources
         self.world, self.split, self.tokenizer = world, split, tokenizer
         self.images, self.expressions, self.seed, self.total = images, expressions, seed, total
         self.part, self.trains = world.parts[split], total is None
@@ -129,7 +132,7 @@ class Mixture(IterableDataset):
 
     def _listed(self, worker: int, workers: int) -> Iterator[dict[str, Any]]:
         total = self.total or 0
-        todo = [(name, index) for name in SHARES for index in range(total // 4 if name == "rooms" else total)]
+        todo = [(name, index) for name in self.sources for index in range(total // 4 if name == "rooms" else total)]
         batches = [todo[start : start + self.images] for start in range(0, len(todo), self.images)]
         for entries in batches[worker::workers]:
             yield self.collate(
