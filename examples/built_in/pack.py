@@ -1,6 +1,7 @@
 """Make a checkpoint of what train.py wrote, with its figures; then write the cards anew.
 
 python examples/built_in/pack.py runs/built-in --words words.pt --hardware "1 x NVIDIA H200"
+python examples/built_in/pack.py --checkpoint runs/presence --test test.json --hardware "2 CPU cores"    # trained on
 python examples/render_cards.py
 """
 
@@ -34,6 +35,7 @@ TITLES = {
     "refshapes": "RefShapes, enlarged from 96 pixels",
 }
 TOOL = "examples/built_in"
+REPORTED = ("samples", "mean_iou")
 WEIGHTS_FILE = "model.safetensors"
 
 
@@ -84,7 +86,7 @@ def reports(rows: dict[str, dict[str, Any]], split: str, hardware: str) -> Itera
 
 
 def _metrics(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if key in ("samples", "mean_iou") or key.startswith("precision")}
+    return {key: value for key, value in row.items() if key in REPORTED or key.startswith("precision")}
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -137,21 +139,42 @@ def time_it(target: Path, count: int) -> list[dict[str, Any]]:
     ]
 
 
+def repack(checkpoint: Path, target: Path, measured: list[dict[str, Any]]) -> Evidence:
+    """Put weights that were trained on in the place of the target's; of its figures those of the masks stay true.
+
+    Args:
+        checkpoint: with the same encoders, fusion and decoder as the target's.
+        target: folder of the packed checkpoint.
+        measured: reports of the new weights, which take the place of all reports on the same kind of split.
+    """
+    known, (model, processor) = Evidence.read(target), load_checkpoint(checkpoint)
+    splits = {report["split"] for report in measured}
+    save(model, processor, target)
+    kept = [report for report in known.evaluations if report["split"] not in splits]
+    return Evidence(About.read(ABOUT), [*kept, *measured], known.timing, known.training)
+
+
 def main() -> None:
     """Pack and tell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder that train.py wrote")
-    parser.add_argument("--words", type=Path, required=True, help="what words.py wrote")
+    parser.add_argument("run", type=Path, nargs="?", help="folder that train.py wrote")
+    parser.add_argument("--checkpoint", type=Path, help="instead of it, folder that presence.py wrote")
+    parser.add_argument("--words", type=Path, help="what words.py wrote, for a run")
     parser.add_argument("--test", type=Path, help="what evaluate.py wrote of photographs that training never saw")
     parser.add_argument("--hardware", required=True, help="of the training, in words")
     parser.add_argument("--repeats", type=int, default=30, help="of the pipeline, to time it (%(default)s)")
     parser.add_argument("--target", type=Path, default=DEFAULT_CHECKPOINT)
     arguments = parser.parse_args()
+    tests = json.loads(arguments.test.read_text()) if arguments.test else {}
+    measured = list(reports(tests, "test", arguments.hardware))
+    if arguments.checkpoint:
+        repack(arguments.checkpoint, arguments.target, measured).save(arguments.target)
+        return
+    if arguments.run is None or arguments.words is None:
+        parser.error("give a run with --words, or --checkpoint")
     pack(arguments.run / WEIGHTS, arguments.words, arguments.target)
     evaluations = read_log(arguments.run / "log.jsonl")
-    found = list(reports(evaluations[-1]["rows"], "validation", arguments.hardware))
-    if arguments.test:
-        found += reports(json.loads(arguments.test.read_text()), "test", arguments.hardware)
+    found = [*reports(evaluations[-1]["rows"], "validation", arguments.hardware), *measured]
     facts = training_facts(evaluations, arguments.hardware)
     Evidence(About.read(ABOUT), found, time_it(arguments.target, arguments.repeats), facts).save(arguments.target)
 

@@ -177,6 +177,19 @@ def test_from_photographs_to_a_checkpoint(scripts, table, words, tmp_path):
     results = json.loads((target / "results.json").read_text())
     assert {report["split"] for report in results["evaluations"]} == {"validation", "test"}
 
+    run("presence.py", table, "--model", target, "--images", 4, "--validation", 1, "--steps", 2, "--output", "taught")
+    taught = load_checkpoint(tmp_path / "taught")[0].state_dict()
+    changed = {name for name, value in state.items() if not torch.equal(value, taught[name])}
+    assert changed
+    assert all(name.startswith("presence_head.") for name in changed)
+    run("pack.py", "--checkpoint", "taught", "--test", "test.json", "--hardware", "a CPU", "--target", target)
+    again = json.loads((target / "results.json").read_text())
+    assert {(report["split"], report["hardware"]) for report in again["evaluations"]} == {
+        ("validation", "a test"),
+        ("test", "a CPU"),
+    }
+    assert again["weights"] != results["weights"]
+
 
 def test_first_embeddings_keep_what_is_alike(scripts, tmp_path):
     """The mean of a word's pieces, whichever they are."""
