@@ -6,6 +6,7 @@ import runpy
 from pathlib import Path
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 from PIL import Image
 from processes import run_python
@@ -93,10 +94,21 @@ def test_convert(tmp_path, write_original):
     assert "'bus'" in printed
 
 
-def test_the_notebook_runs_from_top_to_bottom(tmp_path):
-    """In a kernel of this Python, on fewer scenes; what should be shown is shown."""
-    notebook = nbformat.read(EXAMPLES / "tour.ipynb", as_version=4)
-    for as_written, small in (("scenes=200", "scenes=6"), ("scenes=64", "scenes=4"), ("batch_size=8", "batch_size=2")):
+@pytest.mark.parametrize(
+    ("name", "smaller", "pictures"),
+    [
+        ("tour", {"scenes=200": "scenes=6", "scenes=64": "scenes=4", "batch_size=8": "batch_size=2"}, 4),
+        (
+            "own_labels",
+            {'"train": 120, "test": 20': '"train": 4, "test": 2', "STEPS = 150": "STEPS = 1", "* 8)": "* 2)"},
+            3,
+        ),
+    ],
+)
+def test_a_notebook_runs_from_top_to_bottom(tmp_path, name, smaller, pictures):
+    """In a kernel of this Python, on fewer data; what should be shown is shown."""
+    notebook = nbformat.read(EXAMPLES / f"{name}.ipynb", as_version=4)
+    for as_written, small in smaller.items():
         (cell,) = (cell for cell in notebook.cells if as_written in cell.source)
         cell.source = cell.source.replace(as_written, small)
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
@@ -105,7 +117,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path):
         for cell in notebook.cells
         if cell.cell_type == "code"
     ]
-    assert sum("image/png" in found for found in kinds) == 4
+    assert sum("image/png" in found for found in kinds) == pictures
     assert any("text/markdown" in found for found in kinds)
 
 
