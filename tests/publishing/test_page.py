@@ -364,6 +364,15 @@ def test_hostile_expressions_stay_text(visit, scene):
 # ---- without a browser
 
 
+def test_the_page_is_found_under_its_old_name():
+    """Though its functions are imported at their first use."""
+    from crossvlt_hf.publishing import page
+
+    with pytest.warns(FutureWarning, match=r"is now `crossvlt_hf\.publishing\.page`"):
+        from crossvlt_hf.page import build_page, serve
+    assert (build_page, serve) == (page.build_page, page.serve)
+
+
 def test_other_models_are_not_called_models_of_drawn_shapes(model, processor):
     from crossvlt_hf.publishing.page import about, build_page
 
