@@ -58,7 +58,7 @@ IS_REMOTE_CODE = __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME)
 def copy_code(folder: str | Path) -> None:
     """Put the files that `AUTO_MAP` and `CUSTOM_PIPELINES` name into a checkpoint folder.
 
-    Code that is there and differs is replaced, with a warning. With it go, where they are at hand and the folder has
+    Code that is there and differs is replaced, with a warning. With it go, where they are available and the folder has
     none, what Inference Endpoints need. Links into the Hub's cache become files of the folder's own, so that what is
     saved there next does not change the blobs that other revisions share.
     """
@@ -176,7 +176,7 @@ def _field_names(config_class: type[PreTrainedConfig]) -> list[str]:
 
 
 def _reject_misspelt(config: PreTrainedConfig, names: Iterable[str]) -> None:
-    """Transformers keeps unknown arguments as attributes; one that all but equals a field is a slip of the pen."""
+    """Transformers keeps unknown arguments as attributes; one that nearly equals a field is a typing error."""
     own = _field_names(type(config))
     for name in names:
         if name in config.attribute_map or name in vars(PreTrainedConfig):

@@ -326,7 +326,7 @@ class RunningMetrics:
     samples: list[Sample] = field(default_factory=list)
 
     def __call__(self, prediction: "EvalPrediction", compute_result: bool = True) -> dict[str, float | int]:
-        """Add a batch; with the last one give the metrics of all, and begin anew."""
+        """Add a batch; with the last one return the metrics of all, and start over."""
         self.samples += _samples(prediction.predictions)
         if not compute_result:
             return {}

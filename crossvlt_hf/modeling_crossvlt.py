@@ -523,7 +523,7 @@ class CrossVLTVisionModel(CrossVLTPreTrainedModel):
 
         Raises:
             TypeError: for an argument that nothing reads.
-            ValueError: if they have another shape, or are no floats.
+            ValueError: if they have another shape, or are not floats.
         """
         kwargs = self._attention_kwargs(kwargs)
         check_images(self.config, pixel_values)
@@ -628,7 +628,7 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
         self.post_init()
         # What the encoders alone leave out is part of this model
         self._keys_to_ignore_on_load_unexpected: set[str] = set()
-        # FSDP refuses names of modules that there are none of: what an ablation or an optional head leaves out
+        # FSDP refuses names of modules that do not exist: what an ablation or an optional head leaves out
         self._no_split_modules &= {type(module).__name__ for module in self.modules()}
 
     @classmethod

@@ -211,7 +211,7 @@ def _looks_like(low: float, high: float) -> str:
 
 
 def _is_of_0_to_1(image: np.ndarray) -> bool:
-    """Whether floats are an image of 0 to 1, and no black one of 0 to 255: most are no whole numbers."""
+    """Whether floats are an image of 0 to 1, and not a black one of 0 to 255: most values are not whole numbers."""
     seen = image[image != 0]
     return image.max() <= 1 + OVERSHOOT and seen.size > 0 and bool((seen % 1 != 0).mean() > 0.5)
 
@@ -295,7 +295,7 @@ def to_rgb(image: ImageLike, timeout: float | None = 60.0, *, upright: bool = Tr
 
     Raises:
         OSError: if a file or URL cannot be reached or is not an image.
-        ValueError: if an array is no image (normalised values, for example), or an image is larger than Pillow allows.
+        ValueError: if an array is not an image (such as normalised values), or an image is larger than Pillow allows.
     """
     return _to_rgb_and_white([image], timeout=timeout, upright=upright)[0][0]
 
@@ -488,7 +488,7 @@ def check_ignore_index(ignore_index: Any) -> IgnoreIndex:
     """What says which value of a mask is ignored: an int (of whatever kind of integer), None or "auto".
 
     Raises:
-        ValueError: if it is none of these.
+        ValueError: if it is something else.
     """
     if ignore_index is None:
         return None
@@ -667,7 +667,7 @@ def _as_sizes(target_sizes: Any) -> list[tuple[int, ...]]:
 
 
 def _as_masks(masks: Any, counts: list[int]) -> list:
-    """One mask for each expression, of images that have so many expressions each."""
+    """One mask for each expression; `counts` says how many expressions each image has."""
     if not isinstance(masks, list | tuple):
         shape = tuple(getattr(masks, "shape", (0, 0)))
         batch = len(shape) == 4 or (len(shape) == 3 and (shape[0] == sum(counts) or shape[-1] not in (1, 3, 4)))

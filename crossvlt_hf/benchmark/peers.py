@@ -89,7 +89,7 @@ def count_step_flops(step: Callable[[], Any]) -> int:
 
 def place(model: nn.Module, device: str, dtype: torch.dtype) -> nn.Module:
     """The model on its device and in its dtype, ready to run."""
-    # The counter of operations stumbles over a layer that gives a view of its parameter, unless that needs no gradient
+    # The counter of operations fails on a layer that returns a view of its parameter, unless that needs no gradient
     return model.to(torch.device(device), dtype).eval().requires_grad_(False)
 
 

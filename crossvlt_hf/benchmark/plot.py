@@ -66,7 +66,7 @@ def _hashable(value: Any) -> Any:
 
 
 def _position(case: dict[str, Any], axis: str) -> float:
-    """Where on the axis a case stands; the side of an image that is no square is that of the square as large."""
+    """Where on the axis a case stands; an image that is not square counts as the square of its area."""
     return math.sqrt(math.prod(case["size"])) if axis == "size" else case[axis]
 
 

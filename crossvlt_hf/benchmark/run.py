@@ -94,7 +94,7 @@ def run_benchmark(options: Options, tell: Callable[[str], Any] = lambda line: No
 
     Args:
         options: what to measure.
-        tell: is told what is being done.
+        tell: called with a line about each step.
 
     Raises:
         OSError: if there is no such checkpoint.

@@ -50,7 +50,7 @@ def open_sources(names: Sequence[str], seed: int, dtypes: Sequence[str] = ("floa
 
     Raises:
         OSError: if there is no such checkpoint.
-        ValueError: if it is none of CrossVLT.
+        ValueError: if it is not a CrossVLT checkpoint.
     """
     given = [name for name in names if name not in SIZES]
     found = {name: _open_given(name, dtypes) for name in given}  # first, since it fails fastest

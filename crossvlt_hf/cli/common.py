@@ -155,7 +155,7 @@ def check_settings(settings: tuple[str, ...]) -> None:
 
 
 def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
-    """`name=value` settings, the values read as YAML where they are no text."""
+    """`name=value` settings, with values read as YAML, except those that are text."""
     from ..training.settings import TEXT_OPTIONS, convert, parse_value
 
     options = {}

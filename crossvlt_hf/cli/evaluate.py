@@ -112,7 +112,7 @@ def evaluate(options: Evaluate) -> None:
 
 
 def _make_room(options: Evaluate) -> None:
-    """Rather before the evaluation than after it."""
+    """Check that every file can be written, before the evaluation starts."""
     if options.gallery is not None or options.reliability is not None:
         need_matplotlib()
     for path in (options.output, options.gallery, options.reliability):

@@ -54,7 +54,7 @@ def parse_families(settings: Sequence[str]) -> dict[str, float]:
     """`name` or `name=share` settings.
 
     Raises:
-        ValueError: if a share is no number, or a family is named twice.
+        ValueError: if a share is not a number, or a family is named twice.
     """
     shares: dict[str, float] = {}
     for setting in settings:

@@ -95,7 +95,7 @@ class Segment(Command):
         return x, y
 
     def outputs(self) -> tuple[list["_Output"], Path]:
-        """The files of every expression, and the overlay; the image is none of them."""
+        """The files of every expression, and the overlay, none of which may be the image itself."""
         folder, stem = Path(self.output), _slug(Path(self.image).stem)
         names = [f"{stem}-{n}-{_slug(text)}" for n, text in enumerate(self.expressions, start=1)]
         outputs = [

@@ -97,7 +97,7 @@ class Picture:
 
         Raises:
             OSError: if the file is missing or broken.
-            ValueError: if it is not as large as its mask, larger than Pillow allows, or its numbers are no picture.
+            ValueError: if its size differs from its mask's, it is larger than Pillow allows, or it is not an image.
         """
         if not isinstance(value, dict):
             return value
@@ -105,7 +105,7 @@ class Picture:
         opened = open_picture(value, where)
         try:
             picture = to_rgb(opened, upright=bool(value.get("upright")))
-        except ValueError as error:  # numbers that are no picture, as TIFF files may hold
+        except ValueError as error:  # arrays that are not images, as TIFF files may hold
             raise ValueError(f"{where}: {error}") from error
         picture.info.clear()  # else whoever is given it might turn it
         expected = value.get("height"), value.get("width")
@@ -163,7 +163,7 @@ class Mask:
         """A cell from a cell, a mask as rows have it (array or nested list), or a picture of one (PIL image).
 
         Raises:
-            ValueError: if it is no such mask.
+            ValueError: if it is not such a mask.
         """
         if isinstance(value, dict) and "packed" in value:
             return value

@@ -68,7 +68,7 @@ def rows_of(table: Any, where: str) -> list[Any]:
     """A table that is a list.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if it is not one.
     """
     if not isinstance(table, list):
         raise ValueError(f"{where} holds {str(table)[:40]!r}, not a list.")
@@ -118,7 +118,7 @@ def inside(folder: str | Path, name: Any, where: str, root: str | Path | None = 
         root: the folder that the path must stay in, if it is another.
 
     Raises:
-        ValueError: if the name is no path, or leads out of the folder.
+        ValueError: if the name is not a path, or leads out of the folder.
     """
     if not isinstance(name, str) or not name or "\0" in name:
         raise ValueError(f"{where} has {str(name)[:60]!r} for a path; give the path of a file.")

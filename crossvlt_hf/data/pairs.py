@@ -43,7 +43,7 @@ class TrainingPairs(TorchDataset):
 
     Once `set_epoch` was called (`Trainer` and Accelerate do), which one depends on seed, epoch and index alone, so not
     on processes, workers or an interruption; the workers of a `DataLoader` follow, persistent ones too. Until then it
-    is drawn anew from PyTorch's random state whenever a reference is read.
+    is drawn from PyTorch's random state whenever a reference is read.
 
     Args:
         datasets: of records (see `crossvlt_hf.data.record`), one after the other.
@@ -60,7 +60,7 @@ class TrainingPairs(TorchDataset):
         return self._epoch.get()
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose anew, in the workers too."""
+        """Choose again for this epoch, in the workers too."""
         self._epoch.set(epoch)
 
     def __len__(self) -> int:
@@ -156,7 +156,7 @@ class ReferenceSampler(Sampler[int]):
 
     Args:
         datasets: those of `TrainingPairs`.
-        group: how many references of an image come together, where it has so many.
+        group: how many references of an image come together, if it has that many.
         seed: of the order.
     """
 
@@ -166,7 +166,7 @@ class ReferenceSampler(Sampler[int]):
         self.images = np.arange(self.length) if group == 1 else _image_numbers(datasets)
 
     def set_epoch(self, epoch: int) -> None:
-        """Shuffle anew."""
+        """Shuffle again for this epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:

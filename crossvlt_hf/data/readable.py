@@ -12,7 +12,7 @@ from .pairs import Collator, TrainingPairs, reference_name
 
 OnError = Literal["stop", "skip"]
 ON_ERROR: tuple[OnError, ...] = ("stop", "skip")
-# More than these, one after the other, are no accident
+# More unreadable references in a row than these are not chance
 MOST_IN_A_ROW = 100
 
 

@@ -149,7 +149,7 @@ def save_calibration(folder: str | Path, points: Sequence[Sequence[float]] | Non
         points: what `fit_score` gave; None removes it.
 
     Raises:
-        OSError: if it is no folder with a `processor_config.json`.
+        OSError: if it is not a folder with a `processor_config.json`.
         ValueError: if the points are not what they should be.
     """
     path = Path(folder) / "processor_config.json"

@@ -62,7 +62,7 @@ def _is_picture(path: Path) -> bool:
 
 
 def find_pictures(folder: Path) -> tuple[list[str], list[str]]:
-    """The pictures below a folder, and the files that are none.
+    """The pictures below a folder, and the other files.
 
     Returns:
         Two sorted lists of paths relative to the folder. A picture is a file with the suffix of a format that Pillow

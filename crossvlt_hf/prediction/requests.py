@@ -178,8 +178,8 @@ class RowRequests:
 
     Args:
         dataset: of records (see `crossvlt_hf.data.record`), or of another kind.
-        image_column: where it is none of the usual names.
-        text_column: where it is none of the usual names.
+        image_column: if it is not one of the usual names.
+        text_column: if it is not one of the usual names.
 
     Raises:
         ValueError: if there are no such columns.
@@ -254,7 +254,7 @@ def _load_rows(source: str, split: str) -> Dataset:
         return load_dataset(source, split=split)
     except (OSError, ValueError):
         raise
-    except Exception as error:  # broken files make the library stumble in any way
+    except Exception as error:  # a broken file can raise anything
         raise OSError(f"{source} cannot be read as a data set. {type(error).__name__}: {error}") from error
 
 
@@ -307,7 +307,7 @@ def open_requests(
         split: of a data set.
         root: the folder of the images of a JSONL file, or of a data set's files.
         expressions: for every image of a folder.
-        image_column: the column or key of images, where it is none of the usual ones.
+        image_column: the column or key of images, if it is not one of the usual ones.
         text_column: the column or key of expressions.
         options: further arguments of `load_data`.
 

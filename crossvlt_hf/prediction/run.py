@@ -100,7 +100,7 @@ class _PreparedRows(TorchDataset):
             request = self.requests[index]
             inputs: Any = self.processor(request.image, request.expressions, return_tensors="pt")
             read = self.processor.read_expressions(request.expressions)
-        except Exception as error:  # images make decoders stumble in any way, and one row must not cost the others
+        except Exception as error:  # a broken image can raise anything, and one row must not cost the others
             kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
             reason = _storable(f"{kind}{in_one_line(error)}")
             return _Row(index, _storable(self.requests.name(index)), [], [], {}, reason)
@@ -109,7 +109,7 @@ class _PreparedRows(TorchDataset):
 
 
 def _storable(text: str) -> str:
-    """Text as a table can store it: names of files may have bytes that are no text."""
+    """Text as a table can store it: file names may contain bytes that are not text."""
     return text.encode(errors="replace").decode()
 
 
@@ -118,7 +118,7 @@ def _as_it_is(rows: Any) -> Any:
 
 
 def _cut(rows: Iterable[_Row], batch_size: int) -> Iterator[list[_Piece]]:
-    """Batches of at most so many expressions."""
+    """Batches of at most `batch_size` expressions."""
     batch: list[_Piece] = []
     room = batch_size
     for row in rows:

@@ -81,7 +81,7 @@ def render_card(
         The card, with the metadata that the Hub reads.
 
     Raises:
-        ValueError: if `model_id` is no such name, or two reports are of the same thing.
+        ValueError: if `model_id` is not such a name, or two reports are of the same thing.
     """
     validate_repo_id(model_id)
     about = evidence.about
@@ -168,7 +168,7 @@ def _unusual(report: dict[str, Any]) -> list[str]:
 
 def _card_data(evidence: Evidence, model_id: str) -> ModelCardData:
     about = evidence.about
-    # What a model reaches with the expressions of other images, or on a part of the data, is no result of it
+    # What a model reaches with the expressions of other images, or on a part of the data, is not its result
     reports = [entry for entry in evidence.evaluations if not entry.get("shuffle") and not entry.get("limit")]
     results = [entry for report in reports for entry in _eval_results(report)]
     return ModelCardData(

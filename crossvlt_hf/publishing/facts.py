@@ -92,7 +92,7 @@ class About:
 
         Raises:
             OSError: if there is no such file.
-            ValueError: if it is no YAML, or has other fields.
+            ValueError: if it is not YAML, or has other fields.
         """
         try:
             values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
@@ -200,7 +200,7 @@ def _reports_beside(folder: Path) -> Iterator[tuple[dict[str, Any], Path]]:
         if path.name not in FILES and path.stat().st_size < LARGEST_REPORT:
             try:
                 values = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError:  # whatever it is, it is no report
+            except ValueError:  # not a report
                 continue
             if isinstance(values, dict) and values.keys() >= {"model", "data", "split", "metrics"}:
                 yield values, path
@@ -227,7 +227,7 @@ def _checked_report(report: dict[str, Any], path: str | Path) -> dict[str, Any]:
     """A report of the right kinds, without the paths of the machine on which it was written.
 
     Raises:
-        ValueError: if it is no report; names file and field.
+        ValueError: if it is not a report; names file and field.
     """
     kinds: dict[str, Any] = {"data": str, "split": str, "metrics": dict, "name": str, "protocol": str, "hardware": str}
     kinds |= {"families": dict, "source": dict, "option": dict, "image_size": list, "shuffle": bool, "limit": int}
@@ -261,7 +261,7 @@ def _finite(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name can be that of a repository `owner/name`, and is no folder here."""
+    """Whether a name can be that of a repository `owner/name`, and is not a folder here."""
     return re.fullmatch(r"[\w.+-]+/[\w.+-]+", name) is not None and not Path(name).is_dir()
 
 

@@ -58,7 +58,7 @@ def write_repository(
         pipeline, `handler.py` with `requirements.txt`, and the card, `README.md`.
 
     Raises:
-        ValueError: if the folder holds something else, or `model_id` is no name.
+        ValueError: if the folder holds something else, or `model_id` is not a valid name.
     """
     folder = Path(folder)
     model_id = folder.resolve().name if model_id is None else model_id
@@ -126,7 +126,7 @@ def publish(
 
     Raises:
         OSError: if there is no checkpoint, the Hub cannot be reached, or refuses.
-        ValueError: if the checkpoint is broken, `repo_id` is no such name, the repository has a card that somebody
+        ValueError: if the checkpoint is broken, `repo_id` is not such a name, the repository has a card that somebody
             wrote, or is public and should be private.
     """
     validate_repo_id(repo_id)

@@ -74,7 +74,7 @@ class StepBatches:
         )
 
     def _place(self, batch: Batch) -> Batch:
-        """On the device; what could not be read is told, and is an error if nothing took its place."""
+        """On the device. What could not be read is printed, or is an error if nothing took its place."""
         for sample in batch.broken:
             if not batch.inputs:
                 raise ValueError(f"{sample}. Repair it, remove it, or set data.on_error=skip.")

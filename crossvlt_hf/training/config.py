@@ -89,7 +89,7 @@ class DataOptions:
         train: data sets, all of whose references an epoch takes.
         validation: data sets, on which together the best checkpoint is chosen.
         exclude: data sets whose images are left out of training (test splits of a mix).
-        group: how many references of one image come together in a batch, where it has so many.
+        group: how many references of one image come together in a batch, if it has that many.
         masked_words: see `Collator`.
         masked_patches: see `Collator`.
         workers: processes that prepare data, for each process of training.

@@ -30,7 +30,7 @@ Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps and values
 def training_curves(run_folder: str | Path) -> Image.Image:
     """Draw the log of a run, finished or not.
 
-    Lines that an interruption cut off are left out, and values that are no finite numbers leave gaps.
+    Lines that an interruption cut off are left out, and values that are not finite leave gaps.
 
     Args:
         run_folder: the folder of the run, in which `log.jsonl` is.

@@ -68,7 +68,7 @@ def one_line(text: str) -> str:
 
 
 def wrap(text: str, letters: int, lines: int) -> str:
-    """Text in at most so many lines of so many letters; what does not fit becomes "…"."""
+    """Text in at most `lines` lines of `letters` letters; what does not fit becomes "…"."""
     return "\n".join(textwrap.wrap(one_line(text), letters, max_lines=lines, placeholder=" …"))
 
 

@@ -109,7 +109,7 @@ class Explanation:
         """Which pixels a word read: (H_i, W_i), which sums to 1; the mean where it has several tokens or places.
 
         Raises:
-            ValueError: if no words read pixels in that stage, or the word is none of the expression's.
+            ValueError: if no words read pixels in that stage, or the word is not one of the expression's.
         """
         read = _entry(self.pixels_read, stage, "pixels read by words")
         return read[positions_of(self.tokens, word)].mean(axis=0)
@@ -207,7 +207,7 @@ def positions_of(tokens: Sequence[str], word: str) -> list[int]:
         word: upper or lower case; may be several words that follow each other.
 
     Raises:
-        ValueError: if it is none of them.
+        ValueError: if it is not one of them.
     """
     wanted = _plain(word)
     found: set[int] = set()

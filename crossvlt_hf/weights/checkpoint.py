@@ -148,7 +148,7 @@ def load_checkpoint(
         loaded = _load(source, dtype) if adapter is None else _load_adapter(source, adapter, dtype)
     except (OSError, ValueError):
         raise
-    except Exception as error:  # damaged files make Transformers stumble in any way
+    except Exception as error:  # a damaged file can make Transformers raise anything
         raise OSError(f"{source} is no whole checkpoint folder or Hub id. {type(error).__name__}: {error}") from error
     model, info, processor = loaded
     _check(source, info, model, processor)

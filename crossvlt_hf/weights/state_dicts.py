@@ -34,7 +34,7 @@ def _load_pickle(path: Path) -> Any:
         with torch.serialization.safe_globals(_PLAIN_GLOBALS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the protocol of the pickle
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # damage makes the readers of zip archives and pickles stumble in any way
+    except Exception as error:  # damaged zip archives and pickles can raise anything
         # torch's own words are left out: they recommend to switch the protection off
         wanted = re.search(r"(?:GLOBAL|global|class) `?([\w.]+)", re.sub(r"\x1b\[[\d;]*m", "", str(error)))
         if isinstance(error, pickle.UnpicklingError) and wanted:

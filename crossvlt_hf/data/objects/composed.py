@@ -31,7 +31,7 @@ class CompositionDecoder:
         """A scene with its expressions; the last one drawn is kept.
 
         Raises:
-            ValueError: if none of many scenes has expressions of so many targets.
+            ValueError: if none of many scenes has expressions with that number of targets.
         """
         if self._drawn is None or self._drawn[0] != index:
             self._drawn = index, *self._draw(index)

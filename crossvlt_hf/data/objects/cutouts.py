@@ -42,7 +42,7 @@ def load_cutouts(folder: str | Path, most: int = MOST_PIXELS) -> list[CutOut]:
 
 
 def load_backgrounds(folder: str | Path, most: int = 384) -> list[Background]:
-    """All pictures below a folder, reduced to at most so many pixels a side.
+    """All pictures below a folder, reduced to at most `most` pixels a side.
 
     Raises:
         OSError: if the folder or a picture cannot be read.

@@ -32,7 +32,7 @@ FAMILIES = (
 # What may be said where not all objects of the named classes are labelled: it can still mean an unlabelled one too
 UNCERTAIN_FAMILIES = ("noun", "attribute", "absolute")
 
-# Two positions nearer than this share of the picture, and two areas of a smaller ratio, are not told apart in words
+# Two positions nearer than this share of the picture, and two areas of a smaller ratio, are not distinguished in words
 MARGIN, AREA_RATIO, CLEAR_AREA_RATIO = 0.06, 1.6, 2.5
 MOST_ABSENT = 8  # classes that a picture lacks, of which it is then said
 BIG = 0.04  # share of the picture of what is called big at least

@@ -11,7 +11,7 @@ FORMS: tuple[Form, ...] = get_args(Form)
 
 
 def detect_form(path: str | Path) -> Form:
-    """The form of labels at a path; what is no path is a data set of the Hub.
+    """The form of labels at a path; anything that is not a path is a data set of the Hub.
 
     Raises:
         ValueError: if a folder holds labels of no known form.

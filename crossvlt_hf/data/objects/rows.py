@@ -23,7 +23,7 @@ _OBJECTS, _MASKS = ("objects", "annotations"), ("mask", "trimap", "segmentation_
 _MAPS = ("annotation", "semantic_map", "label_map", "instances", "label")
 _CLASS_KEYS = ("class", "category", "label", "name", "category_id", "class_id")
 _MASK_KEYS = ("mask", "segmentation", "rle", "polygon")
-SPECK = 0.002  # share of the picture below which a part of a semantic map is no object of its own
+SPECK = 0.002  # share of the picture below which a part of a semantic map does not count as an object
 
 
 class HubObjects(ObjectSource):
@@ -42,7 +42,7 @@ class HubObjects(ObjectSource):
         labels: column of the labels: the list, the mask, or the map; None for the first that has a usual name.
         class_column: with "mask", column of classes.
         names: the classes by number, from 0; None to take them from a `ClassLabel`.
-        background: with maps, the numbers that are no class.
+        background: with maps, the numbers that are not classes.
         image_id: column of ids; None for numbers of rows.
         exhaustive: column of bool, false where objects of the named classes are unlabelled.
         name: of the data set.

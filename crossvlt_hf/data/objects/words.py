@@ -181,7 +181,7 @@ def word_fits(word: str, label: str) -> bool | None:
 
 
 def usable_kinds(labels: Collection[str], at_least: int = 3) -> frozenset[str]:
-    """Wider words that can be said where so many of the labelled classes fall under them.
+    """Wider words that can be used where enough of the labelled classes fall under them.
 
     A data set that labels dogs and nothing else leaves other animals unlabelled: "the animal" might be one of them.
     """

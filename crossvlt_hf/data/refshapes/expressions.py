@@ -12,7 +12,7 @@ import numpy as np
 from .scenes import COLOURS, SHAPES, TEXTURES, Thing
 
 
-# Two positions or sizes nearer than these are not told apart in words
+# Two positions or sizes nearer than these are not distinguished in words
 MARGIN, SIZE_RATIO = 0.06, 1.18
 
 
@@ -129,7 +129,7 @@ DETERMINERS = ("all", "the", "both")  # of several things; the last of two only
 def _ranked(
     indices: set[int], things: tuple[Thing, ...], key: Callable[[Thing], float], gap: float
 ) -> list[int] | None:
-    """Indices by rising key; None if two neighbours are too near to be told apart."""
+    """Indices by rising key; None if two neighbours are too close to distinguish."""
     ranked = sorted(indices, key=lambda index: key(things[index]))
     values = [key(things[index]) for index in ranked]
     return ranked if all(b - a >= gap for a, b in pairwise(values)) else None

@@ -134,7 +134,7 @@ def _place(rng: np.random.Generator, things: list[Thing], radius: float) -> tupl
 
 
 def sample_things(rng: np.random.Generator, count: int, kinds: list[tuple[str, str]]) -> tuple[Thing, ...]:
-    """Place so many things of the allowed (colour, shape) kinds; fewer where they find no room.
+    """Place `count` things of the allowed (colour, shape) kinds; fewer if there is not enough room.
 
     A scene draws on few shapes and colours, so that most things share one with another: the noun alone does not do.
     """

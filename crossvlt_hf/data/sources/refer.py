@@ -125,7 +125,7 @@ def read_plain_pickle(path: Path) -> Any:
         raise ValueError(f"{path} is not a whole pickle of references: {error}") from error
     except OSError:
         raise
-    except Exception as error:  # damage makes pickle stumble in any way
+    except Exception as error:  # a damaged pickle can raise anything
         raise ValueError(f"{path} is not a whole pickle of references ({type(error).__name__}: {error}).") from error
 
 

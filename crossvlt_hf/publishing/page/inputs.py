@@ -56,7 +56,7 @@ def read_expressions(text: str | None) -> list[str]:
     """The expressions in a text, one on each line; empty lines are left out.
 
     Raises:
-        InputError: if there are none or too many, or one is too long or no valid text.
+        InputError: if there are none or too many, or one is too long or not valid text.
     """
     lines = [" ".join(line.split()) for line in (text or "").splitlines()]
     expressions = [line for line in lines if line]

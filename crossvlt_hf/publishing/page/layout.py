@@ -66,7 +66,7 @@ def _uploaded(payload: Any) -> str | None:
 
 
 def _image_field() -> gr.Image:
-    """An image field that hands over the file itself, since Gradio's own reading stumbles over a damaged one."""
+    """An image field that hands over the file itself, since Gradio's own reading fails on a damaged one."""
     field = gr.Image(
         label="Image",
         type="filepath",
@@ -184,7 +184,7 @@ class _Page:
         self.image.upload(self.check_upload, [self.image], [self.image, self.status], api_visibility="private")
 
     def answer(self, path: str | None, text: str | None) -> list[Any]:
-        """Segment; what is wrong is told in the status line, and no old result stays beside it."""
+        """Segment; errors appear in the status line, and old results are removed."""
         start = time.perf_counter()
         hidden = gr.update(value=None, visible=False)
         try:
@@ -212,7 +212,7 @@ class _Page:
         yield [gr.skip(), gr.update(value=list(zip(figures, expressions, strict=True)), visible=True)]
 
     def check_upload(self, path: str | None) -> list[Any]:
-        """Tell at once that a file is no image, and take it away; convert one that browsers do not show."""
+        """Report at once a file that is not an image, and remove it; convert one that browsers do not show."""
         try:
             image = read_image(path)
         except InputError as error:
