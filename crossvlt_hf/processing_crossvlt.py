@@ -873,12 +873,6 @@ def check_calibration(points: Any) -> list[list[float]] | None:
     return table.tolist()
 
 
-class CrossVLTProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
-    """Arguments of a call beside the library's own."""
-
-    ignore_index: IgnoreIndex
-
-
 class CrossVLTProcessor(ProcessorMixin):
     """Image processor and BERT tokenizer of CrossVLT in one.
 
@@ -903,8 +897,6 @@ class CrossVLTProcessor(ProcessorMixin):
     ```
     """
 
-    valid_processor_kwargs = CrossVLTProcessorKwargs
-
     def __init__(
         self,
         image_processor: Any,
@@ -917,14 +909,9 @@ class CrossVLTProcessor(ProcessorMixin):
         self.score_calibration = check_calibration(score_calibration)
         self.ignore_index = ignore_index
 
-    @property
-    def ignore_index(self) -> IgnoreIndex:
-        """The value of pixels to ignore in masks: see `to_label_map`."""
-        return self._ignore_index
-
-    @ignore_index.setter
-    def ignore_index(self, value: IgnoreIndex) -> None:
-        self._ignore_index = check_ignore_index(value)
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Check `ignore_index` whenever it is set. The library allows no property of the name of an argument."""
+        super().__setattr__(name, check_ignore_index(value) if name == "ignore_index" else value)
 
     @property
     def max_length(self) -> int:
@@ -1019,7 +1006,7 @@ class CrossVLTProcessor(ProcessorMixin):
         images: ImageLike | Sequence[ImageLike] | None = None,
         text: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
         segmentation_maps: Any = None,
-        **kwargs: Unpack[CrossVLTProcessorKwargs],
+        **kwargs: Unpack[ProcessingKwargs],
     ) -> BatchFeature:
         """Prepare B pairs of an image and an expression.
 

@@ -424,7 +424,7 @@ def test_public_names():
     for name in data.__all__:
         assert getattr(data, name) is not None
         assert name in dir(data)
-    with pytest.raises(AttributeError, match="no attribute 'load_refcoco'"):
+    with pytest.raises(AttributeError, match="attribute load_refcoco"):
         data.load_refcoco  # noqa: B018
 
 

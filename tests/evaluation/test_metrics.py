@@ -116,7 +116,7 @@ def test_overall_iou_is_torchmetrics_jaccard():
 def test_wrong_shapes():
     with pytest.raises(ValueError, match=r"\(2, 4, 4\) do not fit labels of shape \(2, 4, 5\)"):
         mask_areas(torch.ones(2, 4, 4), torch.ones(2, 4, 5))
-    with pytest.raises(ValueError, match="2 samples, 1 flags and 2 groups"):
+    with pytest.raises(ValueError, match="2 samples, 1 flag and 2 groups"):
         ReferringSegmentationMetric().update(torch.ones(2, 4, 4), torch.ones(2, 4, 4), has_target=[True])
 
 

@@ -171,7 +171,7 @@ def test_fewer_samples_than_columns():
 
 @pytest.mark.parametrize(("samples", "columns"), [([], 5), (areas(0.5), 0)])
 def test_nothing_to_choose(samples, columns):
-    with pytest.raises(ValueError, match="give at least one of each"):
+    with pytest.raises(ValueError, match="at least one sample and column"):
         choose_samples(samples, columns)
 
 
