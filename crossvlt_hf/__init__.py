@@ -26,6 +26,19 @@ _lazy, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)  # the nam
 
 TASK = "referring-image-segmentation"
 
+# Imported when taken from this one
+_PACKAGES = (
+    "benchmark",
+    "data",
+    "evaluation",
+    "metrics",
+    "prediction",
+    "publishing",
+    "training",
+    "visualization",
+    "weights",
+)
+
 # Where modules of version 0.1 are now
 _MOVED = {
     "cards": "publishing.card",
@@ -41,9 +54,22 @@ _MOVED = {
     "evaluate_metric": "evaluation.hf_metric",
     "evidence": "publishing.facts",
     "export": "publishing.export",
+    "errors": "system",
     "hub": "publishing.repository",
+    "interruption": "system",
     "loading": "weights.checkpoint",
     "page": "publishing.page",
+    "page.about": "publishing.page.about",
+    "page.answers": "publishing.page.answers",
+    "page.inputs": "publishing.page.inputs",
+    "page.layout": "publishing.page.layout",
+    "page.server": "publishing.page.server",
+    "tokenization": "weights.vocabulary",
+    "training.start": "training.build",
+    "training.summary": "training.report",
+    "visualization.curves": "training.curves",
+    "visualization.gallery": "evaluation.gallery",
+    "visualization.panels": "visualization.explanation_figure",
 }
 
 
@@ -140,7 +166,9 @@ class _OldNames(MetaPathFinder, Loader):
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         package, _, module = name.partition(".")
-        return spec_from_loader(name, self) if package == __name__ and module in _MOVED else None
+        if package != __name__ or module not in _MOVED:
+            return None
+        return spec_from_loader(name, self, is_package=any(other.startswith(f"{module}.") for other in _MOVED))
 
     def exec_module(self, module: ModuleType) -> None:
         new = f"{__name__}.{_MOVED[module.__name__.partition('.')[2]]}"
@@ -171,6 +199,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version(__name__)
+    if name in _MOVED or name in _PACKAGES:
+        return import_module(f"{__name__}.{name}")
     return _lazy(name)
 
 

@@ -374,6 +374,9 @@ def check_words(
             raise ValueError(
                 f"`{name}` has shape {tuple(value.shape)}; give that of `input_ids`, {tuple(input_ids.shape)}."
             )
+    kept = attention_mask
+    if kept is not None and is_readable(kept) and not ((kept == 0) | (kept == 1)).all():
+        raise ValueError("`attention_mask` must be 1 on words and 0 on padding; it has other values.")
     check_ids("input_ids", input_ids, config.vocab_size)
     check_ids("token_type_ids", token_type_ids, config.type_vocab_size)
 
@@ -844,7 +847,8 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
                 f"{(batch, height, width)}: 1 on the object, 0 off it, 255 to ignore."
             )
         if labels is not None and is_readable(labels):
-            known = (labels == 0) | (labels == 1) | (labels == IGNORE_INDEX)
+            values = labels.long()  # in int8, -1 would equal 255
+            known = (values == 0) | (values == 1) | (values == IGNORE_INDEX)
             if not known.all():
                 raise ValueError(
                     f"`labels` holds {labels[~known][0]}; give 1 on the object, 0 off it, {IGNORE_INDEX} to ignore."

@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
+from numbers import Real
 from pathlib import Path
 from threading import RLock
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -39,6 +40,15 @@ BERT_POSITIONS = 512
 PRESENCE_THRESHOLD = 0.5  # where a model has a presence head and no other threshold is given
 IMAGE_LAYOUTS = ("channels_first", "channels_last", "none")
 # Of the library's arguments for images, those that would do nothing here or displace the masks
+# Of the library's kinds of arguments, those that this processor reads
+MODALITIES = ("text_kwargs", "images_kwargs")
+REFUSED_TEXT_KWARGS = {
+    "is_split_into_words": "an expression is a text",
+    "return_overflowing_tokens": "an expression has one row of tokens",
+    "text_pair": "an expression is one text",
+    "text_target": "an expression is one text",
+    "text_pair_target": "an expression is one text",
+}
 REFUSED_IMAGE_KWARGS = {
     "do_center_crop": "the model takes the whole image, resized",
     "crop_size": "the model takes the whole image, resized",
@@ -686,7 +696,7 @@ def _as_masks(masks: Any, counts: list[int]) -> list:
 
 def check_threshold(threshold: float | None, name: str = "threshold") -> None:
     """Raise ValueError unless it is None or a probability above 0 and below 1."""
-    if threshold is not None and not (isinstance(threshold, int | float) and 0 < threshold < 1):
+    if threshold is not None and not (isinstance(threshold, Real) and 0 < threshold < 1):
         raise ValueError(f"`{name}` is {threshold!r}; give a probability above 0 and below 1.")
 
 
@@ -871,6 +881,17 @@ def check_calibration(points: Any) -> list[list[float]] | None:
             f"`score_calibration` must be [estimate, expected IoU] points from 0 to 1 that rise, got {points!r:.200}."
         )
     return table.tolist()
+
+
+def _check_text_kwargs(text_kwargs: dict[str, Any]) -> None:
+    """Raise ValueError for arguments of the tokenizer with which expressions and rows no longer belong together."""
+    for name, reason in REFUSED_TEXT_KWARGS.items():
+        if text_kwargs.get(name) not in (None, False):
+            raise ValueError(f"`{name}` is not supported: {reason}.")
+    if not text_kwargs.get("add_special_tokens", True):
+        raise ValueError("`add_special_tokens=False` is not supported: the model reads the sentence at [CLS].")
+    if isinstance(longest := text_kwargs.get("max_length"), int) and longest < 3:
+        raise ValueError(f"`max_length` must leave room for a word between [CLS] and [SEP], 3 or more, got {longest}.")
 
 
 class CrossVLTProcessor(ProcessorMixin):
@@ -1080,6 +1101,7 @@ class CrossVLTProcessor(ProcessorMixin):
         text_kwargs, images_kwargs = merged["text_kwargs"], merged["images_kwargs"]
         if text_kwargs.get("padding_side", self.tokenizer.padding_side) != "right":
             raise ValueError("`padding_side` is 'left', but [CLS] has to come first; give 'right'.")
+        _check_text_kwargs(text_kwargs)
         kind, other = images_kwargs.pop("return_tensors", None), text_kwargs.get("return_tensors")
         if kind is not None and other is not None and kind != other:
             raise ValueError(f"`return_tensors` must be one for images and text, got {kind!r} and {other!r}.")
@@ -1090,7 +1112,9 @@ class CrossVLTProcessor(ProcessorMixin):
 
     def _check_names(self, kwargs: Any) -> None:
         """Raise ValueError if an argument is unknown, which the library only warns of."""
-        kinds = self.valid_processor_kwargs.__annotations__
+        kinds = {
+            name: kind for name, kind in self.valid_processor_kwargs.__annotations__.items() if name in MODALITIES
+        }
         known = {name for kind in kinds.values() for name in getattr(kind, "__annotations__", {})}
         known |= {*kinds, "common_kwargs", *self.image_processor.valid_kwargs.__annotations__}
         nested = {
@@ -1110,6 +1134,13 @@ class CrossVLTProcessor(ProcessorMixin):
                 raise ValueError(f"`{name}` is not supported: {reason}.")
         if not given.pop("do_convert_rgb", True):
             raise ValueError("`do_convert_rgb=False` is not supported: the model takes RGB.")
+        if isinstance(resample := given.get("resample"), str):
+            if resample.upper() not in Image.Resampling.__members__:
+                names = ", ".join(name.lower() for name in Image.Resampling.__members__)
+                raise ValueError(f"`resample` must be one of {names}, got {resample!r}.")
+            given["resample"] = Image.Resampling[resample.upper()]
+        if not np.all(np.asarray(given.get("image_std", 1.0))):
+            raise ValueError(f"`image_std` must not be 0, got {given['image_std']!r}.")
         layouts = {name: given.pop(name, None) for name in ("data_format", "input_data_format")}
         layouts = {name: getattr(value, "value", value) for name, value in layouts.items()}
         if layouts["data_format"] not in (None, "channels_first"):

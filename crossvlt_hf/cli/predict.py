@@ -33,7 +33,7 @@ class Predict(DataCommand):
         data: JSONL file, folder (images or metadata.jsonl), or name or id of a data set.
         output: Folder of the shards: a new one, or that of the same job.
         expression: Expression for every image of a folder; may be repeated.
-        split: Split of a data set.
+        split: Split of a data set. The default is train.
         root: Folder of the images. The default is that of the JSONL file.
         image_column: Column of the images. By default image, file_name, ...
         text_column: Column of the expressions. By default expressions, text, ...
@@ -46,7 +46,7 @@ class Predict(DataCommand):
     data: Positional[Annotated[str, arg(metavar="DATA")]]
     output: Annotated[str, arg(metavar="FOLDER")]
     expression: UseAppendAction[tuple[str, ...]] = ()
-    split: str = "train"
+    split: str | None = None
     root: Annotated[str | None, arg(metavar="DIR")] = None
     image_column: Annotated[str | None, arg(metavar="NAME")] = None
     text_column: Annotated[str | None, arg(metavar="NAME")] = None

@@ -8,7 +8,7 @@ from datasets import Dataset
 from .files import check_split
 from .masks import Merge
 from .refshapes import SPLITS, Split, load_refshapes
-from .sources.folder import load_folder, splits_of
+from .sources.folder import METADATA, load_folder, splits_of
 from .sources.hub import JXU124, REFCOCO_M, load_jxu124, load_refcoco_m
 from .sources.phrasecut import load_phrasecut
 from .sources.refer import LAYOUTS, Text, is_refer_folder, load_refer, load_refer_folder
@@ -72,6 +72,11 @@ def load_data(
         if folder.is_dir():
             return _load_own(folder, split, merge, options)
     raise ValueError(f"There is no data set or folder {name!r}; give one of {', '.join(NAMES)}, or a folder.")
+
+
+def is_data_folder(folder: Path) -> bool:
+    """Whether `load_data` reads a folder: REFER's form, or one's own with a metadata.jsonl in each split."""
+    return is_refer_folder(folder) or any(folder.glob(f"*/{METADATA}"))
 
 
 def _load_own(folder: Path, split: str | None, merge: Merge, options: dict[str, Any]) -> Dataset:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 
-from ..processing_crossvlt import CrossVLTProcessor
+from ..processing_crossvlt import IGNORED, CrossVLTProcessor
 
 
 class _SharedEpoch:
@@ -249,6 +249,7 @@ class Collator:
             [pair["image"] for pair in pairs],
             [pair["expression"] for pair in pairs],
             segmentation_maps=[pair["mask"] for pair in pairs],
+            ignore_index=IGNORED,  # in rows 255 always means so, whatever the files had and the processor says
             return_tensors="pt",
         )
         batch.pop("original_sizes", None)

@@ -13,7 +13,7 @@ from datasets import Dataset, load_dataset, load_from_disk
 
 from ..data.files import inside
 from ..data.flaws import clean_expressions
-from ..data.load import NAMES, load_data
+from ..data.load import NAMES, is_data_folder, load_data
 from ..data.sources.folder import METADATA
 from ..processing_crossvlt import ImageLike, counted, opening
 from .picture_files import find_pictures
@@ -289,10 +289,17 @@ def _check_has_expressions(folder: Path) -> None:
         )
 
 
+def _refuse(arguments: dict[str, Any], source: str) -> None:
+    """Raise ValueError for an argument that a source does not read."""
+    for name, value in arguments.items():
+        if value:
+            raise ValueError(f"`--{name}` has no effect on {source}; leave it out.")
+
+
 def open_requests(
     source: str,
     *,
-    split: str = "train",
+    split: str | None = None,
     root: str | None = None,
     expressions: Sequence[str] = (),
     image_column: str | None = None,
@@ -304,7 +311,7 @@ def open_requests(
     Args:
         source: a JSONL file; a folder with metadata.jsonl; a folder of images, if there are `expressions`; the name of
             a data set of `load_data`; else whatever `datasets.load_dataset` takes, or `save_to_disk` wrote.
-        split: of a data set.
+        split: of a data set; None means "train". Rows and images of a file or folder have no splits here.
         root: the folder of the images of a JSONL file, or of a data set's files.
         expressions: for every image of a folder.
         image_column: the column or key of images, if it is not one of the usual ones.
@@ -313,21 +320,29 @@ def open_requests(
 
     Raises:
         OSError: if there is nothing there.
-        ValueError: if it holds no rows, or lacks what is needed.
+        ValueError: if it holds no rows, lacks what is needed, or does not read one of the arguments.
     """
     path, below = Path(source), None if root is None else Path(root)
+    given = {"split": split, "option": options, "root": root, "image-column": image_column, "text-column": text_column}
     requests: Requests
     if expressions:
+        _refuse(given, "a folder of images")
         requests = _open_pictures(path, expressions)
     elif path.is_file() and path.suffix == ".jsonl":
+        _refuse({name: given[name] for name in ("split", "option")}, f"{source}, all of whose lines are taken")
         requests = JsonlRequests(path, below, image_column, text_column)
     elif (path / METADATA).is_file():
+        _refuse(
+            {name: given[name] for name in ("split", "option")}, f"{path / METADATA}, all of whose lines are taken"
+        )
         requests = JsonlRequests(path / METADATA, below, image_column, text_column)
-    elif source in NAMES:
-        requests = RowRequests(load_data(source, split, root=root, **(options or {})), image_column, text_column)
+    elif source in NAMES or is_data_folder(path):
+        dataset = load_data(source, split or "train", root=root, **(options or {}))
+        requests = RowRequests(dataset, image_column, text_column)
     else:
+        _refuse({name: given[name] for name in ("option", "root")}, f"{source}, which `datasets` reads")
         _check_has_expressions(path)
-        requests = RowRequests(_load_rows(source, split), image_column, text_column)
+        requests = RowRequests(_load_rows(source, split or "train"), image_column, text_column)
     if not len(requests):
         raise ValueError(f"{source} has no rows to segment.")
     return requests

@@ -14,7 +14,7 @@ import yaml
 T = TypeVar("T")
 
 # Arguments of `load_data` and its readers that are text, whatever they look like
-TEXT_OPTIONS = ("name", "split", "root", "images", "path", "family", "merge", "text")
+TEXT_OPTIONS = ("name", "split", "root", "images", "path", "family", "merge", "text", "split_by")
 NULL = ("", "~", "null", "Null", "NULL")
 TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")  # in a field that is a bool
 INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")

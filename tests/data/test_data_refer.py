@@ -569,3 +569,13 @@ def test_images_larger_than_pillow_allows(tmp_path, side):
     (root / "refcoco" / "instances.json").write_text(json.dumps(instances))
     with pytest.raises(ValueError, match=r"MAX_IMAGE_PIXELS"):
         load_refer("refcoco", "train", root=root)
+
+
+@pytest.mark.parametrize("kind", ["images", "annotations"])
+def test_ids_differ(root, kind):
+    path = root / "refcoco" / "instances.json"
+    table = json.loads(path.read_text())
+    table[kind].append(table[kind][0])
+    path.write_text(json.dumps(table))
+    with pytest.raises(ValueError, match="which another one has, too"):
+        load_refer("refcoco", "train", root=root)

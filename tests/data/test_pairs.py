@@ -7,7 +7,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config
+from conftest import tiny_config, tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -315,3 +315,15 @@ def test_collator_masks_words_and_patches(scenes):
     assert torch.equal(masked["labels"], plain["labels"])
     other = Collator(processor, masked_words=0.5, seed=1, epoch=1)(pairs)
     assert not torch.equal(other["input_ids"], masked["input_ids"])
+
+
+@pytest.mark.parametrize("ignore_index", ["auto", None, 128])
+def test_what_rows_ignore_stays_ignored_in_every_batch(ignore_index):
+    """Rows have 255 for it, whatever else is in the batch, and whatever the files had."""
+    masks = [np.array([[0, 255], [0, 0]], np.uint8), np.array([[0, 1], [1, 255]], np.uint8)]
+    pairs = [{"image": Image.new("RGB", (2, 2)), "expression": "the cup", "mask": mask} for mask in masks]
+    processor = CrossVLTProcessor.from_tokenizer(tiny_tokenizer(), image_size=2, max_length=9)
+    processor.ignore_index = ignore_index
+    for chosen in ([0], [1], [0, 1], [0, 0]):
+        labels = Collator(processor)([pairs[number] for number in chosen])["labels"].numpy()
+        assert (labels == np.stack([masks[number] for number in chosen])).all()

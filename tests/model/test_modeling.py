@@ -1146,3 +1146,18 @@ def test_a_raised_limit_leaves_room_for_more_image_sizes(model):
             compare_compiled(compiled, model, height=20)
     with torch._dynamo.config.patch(recompile_limit=4):
         compare_compiled(compiled, model, height=20)
+
+
+@pytest.mark.parametrize("mask", [[[0.0, -1e4]], [[1.0, 0.5]], [[2, 1]]])
+def test_an_attention_mask_is_of_zeros_and_ones(model, mask):
+    batch = {"pixel_values": torch.zeros(1, 3, 32, 32), "input_ids": torch.tensor([[2, 3]])}
+    with pytest.raises(ValueError, match="`attention_mask` must be 1 on words and 0 on padding"):
+        model(**batch, attention_mask=torch.tensor(mask))
+
+
+def test_small_integers_as_labels(model):
+    batch = fake_batch(model.config)
+    batch["labels"] = batch["labels"].to(torch.int8)
+    batch["labels"][0, 0, 0] = -1  # 255, were it unsigned
+    with pytest.raises(ValueError, match="`labels` holds -1"):
+        model(**batch)

@@ -1516,3 +1516,40 @@ def test_a_file_that_is_there_under_another_name(tmp_path, monkeypatch, name):
     for given_as in (name, str(tmp_path / name)):
         with pytest.raises(FileNotFoundError, match=f"did you mean .*{here}"):
             SMALL(given_as, "a cup")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"is_split_into_words": True}, "`is_split_into_words` is not supported"),
+        ({"return_overflowing_tokens": True}, "`return_overflowing_tokens` is not supported"),
+        ({"text_pair": ["a cup"]}, "`text_pair` is not supported"),
+        ({"add_special_tokens": False}, "reads the sentence at"),
+        ({"max_length": 2}, "`max_length` must leave room for a word"),
+        ({"image_std": [0.0, 0.0, 0.0]}, "`image_std` must not be 0"),
+        ({"resample": "bogus"}, "`resample` must be one of nearest"),
+        ({"fps": 3}, "`fps` must be an argument of the image processor or tokenizer"),
+        ({"videos_kwargs": {"fps": 3}}, "must be an argument of the image processor or tokenizer"),
+    ],
+)
+def test_arguments_that_would_break_the_result(processor, photo, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        processor(photo, "the cup", return_tensors="pt", **arguments)
+
+
+@pytest.mark.parametrize("name", ["nearest", "BICUBIC", "lanczos"])
+def test_resampling_by_name(processor, photo, name):
+    values = [
+        processor(photo, "the cup", return_tensors="pt", resample=resample)["pixel_values"]
+        for resample in (name, Image.Resampling[name.upper()], Image.Resampling.BOX)
+    ]
+    assert torch.equal(values[0], values[1])
+    assert not torch.equal(values[0], values[2])
+
+
+@pytest.mark.parametrize("threshold", [np.float32(0.5), np.float64(0.5), 0.5])
+def test_thresholds_of_numpy(processor, threshold):
+    logits = torch.zeros(1, 2, 4, 4)
+    logits[:, 1, :2] = 1.0
+    (found,) = processor.post_process_masks({"logits": logits}, [(4, 4)], threshold=threshold)
+    assert int(found["mask"].sum()) == 8

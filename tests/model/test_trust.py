@@ -1,6 +1,8 @@
 """What is hostile is not run, nothing goes out unasked, and loaders of every kind give the same."""
 
+import importlib
 import os
+import sys
 
 import pytest
 import torch
@@ -61,3 +63,28 @@ def test_processes_of_a_loader_change_nothing(method):
     assert [batch.names for batch in found] == [batch.names for batch in expected]
     for batch, other in zip(found, expected, strict=True):
         assert all(torch.equal(batch.inputs[name], other.inputs[name]) for name in other.inputs)
+
+
+@pytest.mark.parametrize(
+    ("old", "name"),
+    [
+        ("loading", "load_checkpoint"),
+        ("conversion", "convert_checkpoint"),
+        ("page.server", "serve"),
+        ("visualization.gallery", "evaluation_gallery"),
+        ("data.folder", "load_folder"),
+        ("hub", "write_repository"),
+    ],
+)
+def test_old_names_of_modules(old, name):
+    sys.modules.pop(f"crossvlt_hf.{old}", None)
+    with pytest.warns(FutureWarning, match=rf"`crossvlt_hf\.{old}` is now `crossvlt_hf\."):
+        module = importlib.import_module(f"crossvlt_hf.{old}")
+    assert callable(getattr(module, name))
+
+
+def test_packages_are_attributes():
+    code = (
+        "import crossvlt_hf as c; print(c.data.load_data.__name__, c.evaluation.evaluate.__name__, c.metrics.Sample)"
+    )
+    assert run_python("-c", code).returncode == 0

@@ -21,6 +21,7 @@ from processes import run_python
 
 from crossvlt_hf import CrossVLTModel, CrossVLTProcessor, ReferringImageSegmentationPipeline
 from crossvlt_hf.cli import main
+from crossvlt_hf.data import load_data, write_folder
 from crossvlt_hf.data.masks import decode_segmentation
 from crossvlt_hf.prediction import PredictionOptions, Shards, open_requests, predict
 from crossvlt_hf.processing_crossvlt import find_parts
@@ -480,3 +481,26 @@ def test_predictions_that_are_killed_end_as_if_they_had_not_been(tmp_path):
     done = run_python(script, "--rows", 80, "--kills", 3, folder=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout) == json.loads(done.stdout) | {"kills": 3, "rows": 80, "predictions": 120}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"split": "val"}, "split"),
+        ({"options": {"nonsense": 1}}, "option"),
+        ({"expressions": ["the cup"], "text_column": "text"}, "text-column"),
+        ({"expressions": ["the cup"], "root": "."}, "root"),
+    ],
+)
+def test_what_a_source_does_not_read_is_refused(rows, arguments, name):
+    source = rows.parent if "expressions" in arguments else rows
+    with pytest.raises(ValueError, match=f"`--{name}` has no effect on"):
+        open_requests(str(source), **arguments)
+
+
+def test_folders_of_load_data(tmp_path):
+    """One's own with a metadata.jsonl in each split."""
+    for split in ("train", "val"):
+        rows = load_data("refshapes", "train", scenes=2, side=32)
+        write_folder(({**row, "split": split} for row in rows), tmp_path / "mine" / split)
+    assert len(open_requests(str(tmp_path / "mine"), split="val")) == 2

@@ -172,11 +172,18 @@ def _read_instances(path: Path, wanted: set[str]) -> _Instances:
     instances = read_json(path, slim)
     images = entries(instances, "images", str(path))
     annotations = [entry for entry in entries(instances, "annotations", str(path)) if entry is not None]
-    return _Instances(
-        path,
-        {str(field(image, "id", f"{path}, an image")): image for image in images},
-        {str(field(annotation, "id", f"{path}, an annotation")): annotation for annotation in annotations},
-    )
+    return _Instances(path, _by_id(images, f"{path}, an image"), _by_id(annotations, f"{path}, an annotation"))
+
+
+def _by_id(rows: list[Any], where: str) -> dict[str, Any]:
+    """The rows by their ids, which must differ: which of two would be meant?"""
+    found: dict[str, Any] = {}
+    for row in rows:
+        key = str(field(row, "id", where))
+        if key in found:
+            raise ValueError(f"{where}, has the id {key}, which another one has, too.")
+        found[key] = row
+    return found
 
 
 def _find_refs(folder: Path, layout: Layout) -> Path:
