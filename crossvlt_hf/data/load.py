@@ -50,7 +50,7 @@ def load_data(
             `empty_sentences`: what to do with targets without a pixel and sentences without text (see `Flaws`).
 
     Returns:
-        A row for each reference: see `records`. Images and masks are decoded when a row is read.
+        A row for each reference: see `record`. Images and masks are decoded when a row is read.
 
     Raises:
         OSError: if a file is missing.

@@ -323,19 +323,15 @@ def open_requests(
         ValueError: if it holds no rows, lacks what is needed, or does not read one of the arguments.
     """
     path, below = Path(source), None if root is None else Path(root)
+    table = path / METADATA if path.is_dir() else path
     given = {"split": split, "option": options, "root": root, "image-column": image_column, "text-column": text_column}
     requests: Requests
     if expressions:
         _refuse(given, "a folder of images")
         requests = _open_pictures(path, expressions)
-    elif path.is_file() and path.suffix == ".jsonl":
-        _refuse({name: given[name] for name in ("split", "option")}, f"{source}, all of whose lines are taken")
-        requests = JsonlRequests(path, below, image_column, text_column)
-    elif (path / METADATA).is_file():
-        _refuse(
-            {name: given[name] for name in ("split", "option")}, f"{path / METADATA}, all of whose lines are taken"
-        )
-        requests = JsonlRequests(path / METADATA, below, image_column, text_column)
+    elif table.is_file() and table.suffix == ".jsonl":
+        _refuse({name: given[name] for name in ("split", "option")}, f"{table}, all of whose lines are taken")
+        requests = JsonlRequests(table, below, image_column, text_column)
     elif source in NAMES or is_data_folder(path):
         dataset = load_data(source, split or "train", root=root, **(options or {}))
         requests = RowRequests(dataset, image_column, text_column)

@@ -65,7 +65,7 @@ class CompositionDecoder:
         return chosen
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
-        """Rows as `records` describes them; a selection of columns without the scene's number stays as it is."""
+        """Rows as `record` describes them; a selection of columns without the scene's number stays as it is."""
         if not {"scene", "number"} <= batch.keys():
             return batch
         drawn = [self.scene(int(scene)) for scene in batch["scene"]]

@@ -69,7 +69,7 @@ _PARTS: dict[str, tuple[str, Callable[[Example], Any]]] = {
 
 @dataclass(repr=False)
 class Drawn:
-    """A column of RefShapes, read as `records` describes it.
+    """A column of RefShapes, read as `record` describes it.
 
     A cell says which scene is to be drawn; one made of a row, or of an image or mask that `Dataset.map` has changed,
     holds that itself.

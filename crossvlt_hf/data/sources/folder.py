@@ -250,7 +250,7 @@ def load_folder(
         empty_sentences: what to do with an expression without text: see `Flaws`.
 
     Returns:
-        A row for each reference: see `records`.
+        A row for each reference: see `record`.
 
     Raises:
         OSError: if the folder, an image or a mask is missing.
@@ -503,7 +503,7 @@ def from_dataset(
         empty_sentences: what to do with an expression without text: see `Flaws`.
 
     Returns:
-        See `records`. The mask of an image that EXIF data turn is that of the upright image.
+        See `record`. The mask of an image that EXIF data turn is that of the upright image.
 
     Raises:
         OSError: if the file of an image or mask is missing or broken.

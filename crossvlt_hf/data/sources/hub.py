@@ -113,7 +113,7 @@ def load_jxu124(
         empty_sentences: what to do with a sentence without text: see `Flaws`.
 
     Returns:
-        A row for each reference: see `records`.
+        A row for each reference: see `record`.
 
     Raises:
         OSError: if images are missing, or the Hub cannot be reached.
@@ -182,7 +182,7 @@ def load_refcoco_m(
         empty_sentences: what to do with a sentence without text: see `Flaws`.
 
     Returns:
-        A row for each object: see `records`.
+        A row for each object: see `record`.
 
     Raises:
         OSError: if the Hub cannot be reached.

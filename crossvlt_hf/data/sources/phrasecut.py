@@ -70,7 +70,7 @@ def load_phrasecut(
         empty_sentences: what to do with a phrase without text: see `Flaws`.
 
     Returns:
-        See `records`. `ref_id` is the task's; `image_id` is "coco 123" where the image comes from COCO, so that
+        See `record`. `ref_id` is the task's; `image_id` is "coco 123" where the image comes from COCO, so that
         `exclude_images` finds it, and otherwise "visual genome 123".
 
     Raises:

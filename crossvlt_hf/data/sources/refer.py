@@ -402,7 +402,7 @@ def load_refer(
         empty_sentences: what to do with a sentence without text: see `Flaws`.
 
     Returns:
-        A row for each reference: see `records`. Without a target are only references of gRefCOCO.
+        A row for each reference: see `record`. Without a target are only references of gRefCOCO.
 
     Raises:
         OSError: if a file or images are missing.
@@ -446,7 +446,7 @@ def load_refer_folder(
         empty_sentences: what to do with a sentence without text: see `Flaws`.
 
     Returns:
-        A row for each reference: see `records`. `image_id` is "coco 139" where the image is named as COCO's, so that
+        A row for each reference: see `record`. `image_id` is "coco 139" where the image is named as COCO's, so that
         `exclude_images` finds it.
 
     Raises:
