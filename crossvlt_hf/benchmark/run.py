@@ -112,10 +112,9 @@ def run_benchmark(options: Options, tell: Callable[[str], Any] = lambda line: No
 
 
 def _measure(options: Options, sources: Mapping[str, Source], tell: Callable[[str], Any]) -> dict[str, Any]:
-    started = datetime.now(UTC).isoformat(timespec="seconds")
+    started, found = datetime.now(UTC).isoformat(timespec="seconds"), Findings()
     cases = _all_cases(options, sources)
     _check_cases(cases, sources)
-    found = Findings()
     folders = {name: {dtype: str(at) for dtype, at in source.folders.items()} for name, source in sources.items()}
     # Memory comes first: a case that is killed for want of it must not take the timings with it
     if "memory" in options.measures:
@@ -128,9 +127,7 @@ def _measure(options: Options, sources: Mapping[str, Source], tell: Callable[[st
     return {
         "format": 1,
         "started": started,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
-        "machine": describe_machine(),
-        "settings": _settings(options),
+        **_describe_conditions(options),
         "peaks": [describe_probe(probe, found.samples[probe]) for probe in probes],
         "models": [_describe_source(source, loading.get(name)) for name, source in sources.items()],
         "cases": [describe_case(case, found, probes, options.reference_gflop) for case in found.left(cases)],
@@ -140,6 +137,15 @@ def _measure(options: Options, sources: Mapping[str, Source], tell: Callable[[st
 
 
 LIBRARIES = ("crossvlt_hf", "torch", "transformers")
+
+
+def _describe_conditions(options: Options) -> dict[str, Any]:
+    names = ("rounds", "warm_up", "optimizer", "seed", "reference_gflop")
+    return {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        "machine": describe_machine(),
+        "settings": {"measures": list(options.measures), **{name: getattr(options, name) for name in names}},
+    }
 
 
 def _all_cases(options: Options, sources: Mapping[str, Source]) -> list[Case]:
@@ -253,11 +259,6 @@ def _warm_up(case: Case, workshop: Workshop, times: int, found: Findings) -> Wor
     for _ in range(times - 1):
         work.seconds()
     return work
-
-
-def _settings(options: Options) -> dict[str, Any]:
-    names = ("rounds", "warm_up", "optimizer", "seed", "reference_gflop")
-    return {"measures": list(options.measures), **{name: getattr(options, name) for name in names}}
 
 
 def _describe_source(source: Source, loading: dict[str, Any] | None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from .common import Command, Png, check_known, check_png, make_room, need_matplo
 
 
 if TYPE_CHECKING:
+    from ..benchmark import Options
     from ..benchmark.cases import Grid
 
 
@@ -123,11 +124,10 @@ def _parse_size(text: str) -> tuple[int, int]:
     return int(height), int(width or height)
 
 
-def benchmark(options: Benchmark) -> None:
-    """Print the tables, and write the figures as JSON and as a plot."""
-    from ..benchmark import Options, format_report, run_benchmark, scaling_figure
+def _benchmark_options(options: Benchmark) -> "Options":
+    from ..benchmark import Options
 
-    settings = Options(
+    return Options(
         options.grid(),
         peers=options.peers,
         measures=options.measure,
@@ -138,6 +138,13 @@ def benchmark(options: Benchmark) -> None:
         seed=options.seed,
         reference_gflop=options.reference_gflop,
     )
+
+
+def benchmark(options: Benchmark) -> None:
+    """Print the tables, and write the figures as JSON and as a plot."""
+    from ..benchmark import format_report, run_benchmark, scaling_figure
+
+    settings = _benchmark_options(options)
     if options.plot is not None:
         need_matplotlib()
     for path in (options.output, options.plot):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import NoneType, UnionType
@@ -82,6 +83,14 @@ def _texts(value: Any) -> list[str]:
     return [str(one) for one in values if one is not None]
 
 
+def _read_all(read: Callable[[str], Any], single: bool, texts: list[str]) -> Any:
+    """The value, or the tuple of values, of an option."""
+    if not texts:
+        raise ValueError("must have one or more values, got none.")
+    values = tuple(map(read, texts))
+    return values[0] if single else values
+
+
 REGISTRY = ConstructorRegistry()
 
 
@@ -100,17 +109,10 @@ def _rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     if reader is None or set(kinds[1:]) - {kinds[0], ...}:
         return None
     metavar, read = reader
-
-    def read_all(texts: list[str]) -> Any:
-        if not texts:
-            raise ValueError("must have one or more values, got none.")
-        values = tuple(map(read, texts))
-        return values[0] if kinds == (kind,) else values
-
     return PrimitiveConstructorSpec(
         nargs="*" if ... in kinds else len(kinds),
         metavar=f"{metavar} ..." if ... in kinds else metavar,
-        instance_from_str=read_all,
+        instance_from_str=partial(_read_all, read, kinds == (kind,)),
         is_instance=lambda value: True,
         str_from_instance=_texts,
     )

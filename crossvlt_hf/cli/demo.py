@@ -90,7 +90,6 @@ def demo(options: Demo) -> None:
 
 def _write_panel(options: Demo) -> None:
     from ..pipeline_crossvlt import ReferringImageSegmentationPipeline
-    from ..publishing.page.samples import SAMPLES
     from ..visualization import arrange
 
     model, processor = load_or_built_in(options.model, device=options.device)
@@ -105,12 +104,18 @@ def _write_panel(options: Demo) -> None:
     arrange(tiles, columns=3).save(path)
     print(f"The panel is in {path}", file=sys.stderr)
     if options.model is None:
-        missed = ", ".join(repr(text) for sample in SAMPLES for text in sample.missed)
-        print(
-            "The sentences about photographs were chosen for what the built-in checkpoint finds. Others fail, in "
-            f"these photographs too: {missed}.",
-            file=sys.stderr,
-        )
+        _tell_what_is_missed()
+
+
+def _tell_what_is_missed() -> None:
+    from ..publishing.page.samples import SAMPLES
+
+    missed = ", ".join(repr(text) for sample in SAMPLES for text in sample.missed)
+    print(
+        "The sentences about photographs were chosen for what the built-in checkpoint finds. Others fail, in these "
+        f"photographs too: {missed}.",
+        file=sys.stderr,
+    )
 
 
 def _describe(question: Question, result: dict[str, Any]) -> dict[str, Any]:

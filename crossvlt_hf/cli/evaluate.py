@@ -152,8 +152,6 @@ def _report(
 ) -> None:
     from ..evaluation.calibration import calibration_report
     from ..metrics import markdown_table
-    from ..publishing.facts import hash_weights
-    from ..weights.checkpoint import resolve_checkpoint
 
     total, families = metric.compute(), metric.compute_groups()
     print(markdown_table({f"{options.data} {options.split}": total}, "data"))
@@ -161,14 +159,8 @@ def _report(
         print(f"\n{markdown_table(families, 'family')}")
     scores = calibration_report(metric.samples, processor.score_calibration is not None)
     _print_errors(scores)
-    settings = ["data", "split", "protocol", "merge", "truncation", "shuffle", "limit", "dtype"]
-    settings += ["presence_threshold"] if "presence" in scores else []
-    settings += ["largest_part"] if options.largest_part else []
     report = {
-        "model": str(options.model or "built-in"),
-        **{setting: getattr(options, setting) for setting in settings},
-        "option": parse_settings(options.option),
-        "weights": hash_weights(resolve_checkpoint(options.model)),
+        **_describe_measurement(options, "presence" in scores),
         "image_size": list(processor.image_size),
         "hardware": hardware,
         "metrics": total,
@@ -178,6 +170,22 @@ def _report(
     path = Path(options.output)
     path.write_text(json.dumps(report, indent=2) + "\n")
     print(f"The figures are in {path}", file=sys.stderr)
+
+
+def _describe_measurement(options: Evaluate, has_head: bool) -> dict[str, Any]:
+    """Which weights were measured, and how."""
+    from ..publishing.facts import hash_weights
+    from ..weights.checkpoint import resolve_checkpoint
+
+    settings = ["data", "split", "protocol", "merge", "truncation", "shuffle", "limit", "dtype"]
+    settings += ["presence_threshold"] if has_head else []
+    settings += ["largest_part"] if options.largest_part else []
+    return {
+        "model": str(options.model or "built-in"),
+        **{setting: getattr(options, setting) for setting in settings},
+        "option": parse_settings(options.option),
+        "weights": hash_weights(resolve_checkpoint(options.model)),
+    }
 
 
 def _print_errors(scores: dict[str, Any]) -> None:

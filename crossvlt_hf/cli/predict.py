@@ -5,11 +5,15 @@ import sys
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
 from .common import DataCommand, check_known, check_least, check_probability, needs_extra, parse_settings, settings_of
+
+
+if TYPE_CHECKING:
+    from ..prediction import PredictionOptions
 
 
 FORMATS = ("jsonl", "parquet")
@@ -102,14 +106,10 @@ def _open_requests(options: Predict) -> Any:
         )
 
 
-def predict(options: Predict) -> None:
-    """Write the shards; print the counts as a line of JSON."""
-    with needs_extra("train"):
-        from ..prediction import PredictionOptions, describe_reading
-        from ..prediction import predict as predict_rows
-        from ..weights.checkpoint import resolve_checkpoint
+def _prediction_options(options: Predict) -> "PredictionOptions":
+    from ..prediction import PredictionOptions
 
-    choices = PredictionOptions(
+    return PredictionOptions(
         batch_size=options.batch_size,
         shard_size=options.shard_size,
         file_format=options.format,
@@ -120,11 +120,13 @@ def predict(options: Predict) -> None:
         workers=options.workers,
         progress=True,
     )
-    requests = _open_requests(options)
-    state, model, processor = options.load()
-    if state.is_main_process:
-        _report(requests, describe_reading(processor, requests))
-    job = {
+
+
+def _describe_job(options: Predict, model: Any) -> dict[str, Any]:
+    """What the predictions depend on, beside their own options."""
+    from ..weights.checkpoint import resolve_checkpoint
+
+    return {
         "model": str(options.model or "built-in"),
         "checkpoint": _identify(resolve_checkpoint(options.model), model),
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -132,6 +134,19 @@ def predict(options: Predict) -> None:
         "split": options.split,
         "batch_size": options.batch_size,
     }
+
+
+def predict(options: Predict) -> None:
+    """Write the shards; print the counts as a line of JSON."""
+    with needs_extra("train"):
+        from ..prediction import describe_reading
+        from ..prediction import predict as predict_rows
+
+    choices, requests = _prediction_options(options), _open_requests(options)
+    state, model, processor = options.load()
+    if state.is_main_process:
+        _report(requests, describe_reading(processor, requests))
+    job = _describe_job(options, model)
     try:
         counts = predict_rows(model, processor, requests, options.output, choices, job)
     except (KeyboardInterrupt, SystemExit):

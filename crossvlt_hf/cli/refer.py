@@ -2,11 +2,16 @@
 
 import sys
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from tyro.conf import Positional, arg
 
 from .common import Command, Settings, check_settings, needs_extra, parse_settings, settings_of
+
+
+if TYPE_CHECKING:
+    from ..data.objects import ReferOptions
+    from ..data.objects.references import Report
 
 
 Form = Literal["coco", "yolo", "labelme", "voc", "hub"]
@@ -62,14 +67,10 @@ class Refer(Command):
         check_settings(self.option)
 
 
-def refer(options: Refer) -> None:
-    """Write the folder, and say what became of the objects."""
-    with needs_extra("train"):
-        from ..data.objects import ReferOptions, load_objects, write_references
-        from ..data.objects.read import detect_form
+def _refer_options(options: Refer) -> "ReferOptions":
+    from ..data.objects import ReferOptions
 
-    form = options.form or detect_form(options.labels)
-    choices = ReferOptions(
+    return ReferOptions(
         families=list(options.families),
         per_family=options.per_family,
         per_image=options.per_image,
@@ -79,6 +80,15 @@ def refer(options: Refer) -> None:
         seed=options.seed,
         on_error=options.on_error,
     )
+
+
+def refer(options: Refer) -> None:
+    """Write the folder, and say what became of the objects."""
+    with needs_extra("train"):
+        from ..data.objects import load_objects, write_references
+        from ..data.objects.read import detect_form
+
+    form, choices = options.form or detect_form(options.labels), _refer_options(options)
     with settings_of(options.labels):
         source = load_objects(
             options.labels,
@@ -90,12 +100,16 @@ def refer(options: Refer) -> None:
     report = write_references(
         source, options.output, choices, split=options.split or "train", copy=options.copy, sheet=options.sheet
     )
+    _print_report(report)
+    print(f"References, report.json and contact_sheet.png are in {options.output}", file=sys.stderr)
+
+
+def _print_report(report: "Report") -> None:
     print(f"images: {_listed(report.images)}, could not be read {len(report.broken)}")
     print(f"objects: {_listed(report.objects)}")
     print(f"left out: {_listed(dict(report.left_out.most_common())) or 'none'}")
     print(f"expressions: {report.families.total()} ({_listed(dict(report.families.most_common()))})")
     print(f"words: {len(report.words)}")
-    print(f"References, report.json and contact_sheet.png are in {options.output}", file=sys.stderr)
 
 
 def _listed(counts: Any) -> str:

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import subprocess
+from argparse import Namespace
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -72,12 +73,10 @@ def train(options: Train) -> int | None:
     return _train_in_processes(options)
 
 
-def _train_in_processes(options: Train) -> int:
-    """Do what `accelerate launch` does, without its tracebacks below what the processes say; the exit code."""
+def _launch_arguments(options: Train) -> Namespace:
+    """What `accelerate launch` is told."""
     import torch
-    from accelerate.commands.launch import launch_command, launch_command_parser
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from accelerate.commands.launch import launch_command_parser
 
     launch = ["--config_file", options.accelerate_config] if options.accelerate_config else ["--multi_gpu"]
     if options.processes is not None:
@@ -85,12 +84,21 @@ def _train_in_processes(options: Train) -> int:
     if not torch.cuda.is_available():
         os.environ["ACCELERATE_USE_CPU"] = "true"  # else each process would train a model of its own
     command = ["train", options.config, *options.settings, *(["--resume"] if options.resume else [])]
-    parsed = launch_command_parser().parse_args([*launch, "--module", "crossvlt_hf", *command])
+    return launch_command_parser().parse_args([*launch, "--module", "crossvlt_hf", *command])
+
+
+def _train_in_processes(options: Train) -> int:
+    """Do what `accelerate launch` does, without its tracebacks below what the processes say; the exit code."""
+    from accelerate.commands.launch import launch_command
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    arguments = _launch_arguments(options)
     # Ctrl-C reaches a single process, too, which finishes its step and saves; several get it from torch's launcher
     before = signal.signal(signal.SIGINT, lambda *_: None)
     logging.disable(logging.ERROR)  # which process failed, at length
     try:
-        launch_command(parsed)
+        launch_command(arguments)
     except subprocess.CalledProcessError as error:
         return error.returncode if error.returncode >= 0 else 128 - error.returncode
     except ChildFailedError as error:

@@ -2,7 +2,9 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +130,30 @@ def inside(folder: str | Path, name: Any, where: str, root: str | Path | None = 
     if not any(os.path.abspath(path).startswith(os.path.join(start, "")) for start in roots):
         raise ValueError(f"{where} has the path {name!r}, which leads out of {root}; put the file into that folder.")
     return path
+
+
+@contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """Fill a new folder, which appears under its name when it is complete; after an error there is none.
+
+    Args:
+        folder: must not exist, or be empty.
+
+    Yields:
+        An empty folder beside it, to write into.
+
+    Raises:
+        FileExistsError: if the folder is not empty.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is not an empty folder; give a new one.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        whole = Path(temporary) / "whole"
+        whole.mkdir()
+        yield whole
+        whole.replace(folder)
 
 
 def require_files(needed: Iterable[tuple[str, str]], kind: str, advice: str) -> None:

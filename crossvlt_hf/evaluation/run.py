@@ -268,17 +268,13 @@ def _sample(
     mask, parts = prediction.mask(options.presence_threshold), None
     if options.largest_part:
         mask, parts = find_parts(mask)
-    intersection, union, predicted = _areas(mask, pair["mask"])
     comparable = pair["has_target"] and pair["distractor"] is not None and (pair["distractor"] == 1).any()
-    other = _areas(mask, pair["distractor"])[:2] if comparable else None
     presence = prediction.presence
     return Sample(
-        intersection,
-        union,
-        predicted,
+        *_areas(mask, pair["mask"]),
         pair["has_target"],
         pair["family"],
-        other,
+        _areas(mask, pair["distractor"])[:2] if comparable else None,
         score=processor.score(prediction.margin, mask, presence),
         estimate=estimate_iou(prediction.margin, mask) * (1.0 if presence is None else presence),
         presence=presence,

@@ -148,15 +148,19 @@ def build_model(options: ModelOptions, datasets: Sequence[Dataset] = ()) -> tupl
         )
     if options.add_words:
         add_words(model, processor, [text for dataset in datasets for text in EvaluationPairs(dataset).texts()])
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not name.startswith(tuple(options.freeze)))
-    if unused := [
-        start for start in options.freeze if not any(n.startswith(start) for n, _ in model.named_parameters())
-    ]:
-        raise ValueError(f"`model.freeze` names {unused[0]!r}, but no parameter's name begins so.")
+    _freeze(model, options.freeze)
     if options.gradient_checkpointing:
         model.activation_checkpointing_enable()
     return model.train(), processor
+
+
+def _freeze(model: CrossVLTModel, starts: Sequence[str]) -> None:
+    """Leave untrained the parameters whose names begin with one of `starts`."""
+    names = [name for name, _ in model.named_parameters()]
+    if unused := [start for start in starts if not any(name.startswith(start) for name in names)]:
+        raise ValueError(f"`model.freeze` names {unused[0]!r}, but no parameter's name begins so.")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith(tuple(starts)))
 
 
 def _resized(processor: CrossVLTProcessor, options: ModelOptions) -> CrossVLTProcessor:

@@ -84,20 +84,28 @@ def overlay(
     factor = _enlargement(photo.size)
     picture = photo.resize((photo.width * factor, photo.height * factor), Image.Resampling.NEAREST)
     regions = [to_mask_image(mask).resize(picture.size, Image.Resampling.NEAREST) for mask in masks]
-    colours = [_colour(index) for index in range(len(masks))]
+    _draw_regions(picture, regions, opacity)
+    rows = [] if labels is None else _legend_rows(regions, labels, scores)
+    return _stack(picture, _draw_legend(rows, picture.size) if rows else None)
 
+
+def _draw_regions(picture: Image.Image, regions: Sequence[Image.Image], opacity: float) -> None:
+    """Tint regions ("L", 0 or 255, of the picture's size) in the colours of the palette, and draw their contours."""
+    colours = [_colour(index) for index in range(len(regions))]
     for region, colour in zip(regions, colours, strict=True):
         picture.paste(colour, mask=region.point([round(value * opacity) for value in range(256)]))
     for region, colour in zip(regions, colours, strict=True):
         draw_contour(picture, region, colour)
 
-    if labels is None:
-        return picture
+
+def _legend_rows(
+    regions: Sequence[Image.Image], labels: Sequence[str], scores: Sequence[float] | None
+) -> list["_Row"]:
     found = [region.getbbox() is not None for region in regions]
     given: Sequence[float | None] = [None] * len(found) if scores is None else scores
     notes = [_note(score, shown) for score, shown in zip(given, found, strict=True)]
-    rows = [_Row(*row) for row in zip(colours, found, map(_plain, labels), notes, strict=True)]
-    return _stack(picture, _draw_legend(rows, picture.size) if rows else None)
+    colours = [_colour(index) for index in range(len(regions))]
+    return [_Row(*row) for row in zip(colours, found, map(_plain, labels), notes, strict=True)]
 
 
 def _listed(

@@ -193,28 +193,29 @@ def _describe(
 ) -> DescribedObject:
     if codes is not None and codes.shape != mask.shape:
         raise ValueError(f"A mask must have the image's size {codes.shape}, got {mask.shape}.")
-    height, width = mask.shape
     rows, columns = mask.sum(axis=1), mask.sum(axis=0)
     pixels = int(rows.sum())
     if not pixels:
         return DescribedObject(clean(label), (0.0, 0.0, 0.0, 0.0), (0.0, 0.0), 0.0, unclear=HIDDEN)
-    ys, xs = np.flatnonzero(rows), np.flatnonzero(columns)
-    left, right, top, bottom = int(xs[0]), int(xs[-1]) + 1, int(ys[0]), int(ys[-1]) + 1
-    centre = (
-        float((np.arange(width) + 0.5) @ columns / pixels / width),
-        float((np.arange(height) + 0.5) @ rows / pixels / height),
-    )
-    area = pixels / (height * width)
+    (left, right, x), (top, bottom, y) = _extent(columns, pixels), _extent(rows, pixels)
+    (height, width), area = mask.shape, pixels / mask.size
     window = np.s_[top:bottom, left:right]
     return DescribedObject(
         clean(label),
         (left / width, top / height, right / width, bottom / height),
-        centre,
+        (x, y),
         area,
         None if codes is None else measure_colours(codes[window][mask[window]]),
         cut=left == 0 or top == 0 or right == width or bottom == height,
         unclear=unclear or (HIDDEN if area < hardly_visible else ""),
     )
+
+
+def _extent(counts: NDArray[np.int_], pixels: int) -> tuple[int, int, float]:
+    """Start and end, in pixels, and middle, as a share, of an object along an axis with so many of its pixels."""
+    found = np.flatnonzero(counts)
+    middle = float((np.arange(len(counts)) + 0.5) @ counts / pixels / len(counts))
+    return int(found[0]), int(found[-1]) + 1, middle
 
 
 def _overlap(one: DescribedObject, other: DescribedObject) -> float:

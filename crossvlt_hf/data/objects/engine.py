@@ -233,20 +233,25 @@ class World:
     ) -> None:
         self.objects, self.least_area = tuple(objects), least_area
         self.labels = sorted({lookup(label).name for label in labels or [thing.label for thing in objects]})
-        kinds = usable_kinds(self.labels)
         present = {lookup(thing.label).name for thing in self.objects}
         absent = [label for label in self.labels if label not in present]
         self.absent = [absent[place] for place in rng.permutation(len(absent))[:MOST_ABSENT]]
-        self.nouns: dict[str, list[str]] = {}
-        for thing in self.objects:
-            noun = lookup(thing.label)
-            if noun.name not in self.nouns:
-                usual = not noun.also or rng.random() < 0.6
-                name = noun.name if usual else noun.also[int(rng.integers(len(noun.also)))]
-                self.nouns[noun.name] = [name, *(kind for kind in noun.kinds if kind in kinds), *["object"] * closed]
+        self.nouns = self._choose_nouns(rng, closed)
         self._fits: dict[Phrase, Answers] = {}
         self._crowded: list[Phrase] | None = None
         self.phrases = self._all_phrases()
+
+    def _choose_nouns(self, rng: np.random.Generator, closed: bool) -> dict[str, list[str]]:
+        """What each class in the picture is called: its name or a synonym, then wider words."""
+        nouns: dict[str, list[str]] = {}
+        kinds = usable_kinds(self.labels)
+        for thing in self.objects:
+            noun = lookup(thing.label)
+            if noun.name not in nouns:
+                usual = not noun.also or rng.random() < 0.6
+                name = noun.name if usual else noun.also[int(rng.integers(len(noun.also)))]
+                nouns[noun.name] = [name, *(kind for kind in noun.kinds if kind in kinds), *["object"] * closed]
+        return nouns
 
     def _all_phrases(self) -> list[Phrase]:
         found: dict[Phrase, None] = {}

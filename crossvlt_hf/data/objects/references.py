@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from datasets import Dataset
 from PIL import Image
 
 from ...processing_crossvlt import opening
+from ..files import new_folder
 from ..masks import pack
 from ..record import Record, build_dataset
 from ..sources.folder import METADATA
@@ -235,9 +235,10 @@ class ReferenceWriter:
         (folder / "images").mkdir()
 
     def lines(self, index: int, scene: ObjectScene, expressions: Iterable[Expression]) -> Iterator[dict[str, Any]]:
-        """The lines of a picture, which is written first."""
-        image = self._image(index, scene)
+        """The lines of a picture, which is written before the first of them."""
+        image = None
         for number, expression in enumerate(expressions):
+            image = image or self._image(index, scene)
             target = (
                 {"segmentation": scene.segmentation(expression.targets)} if expression.targets else {"no_target": True}
             )
@@ -309,28 +310,21 @@ def write_references(
     """
     from .sheet import Sample, contact_sheet
 
-    folder, report, options = Path(folder).absolute(), Report(), options or ReferOptions()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} must be a new or empty folder.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-        whole = Path(temporary) / "whole"
-        whole.mkdir()
+    report, options = Report(), options or ReferOptions()
+    shown: Sample[tuple[ObjectScene, Expression]] = Sample(sheet, options.seed)
+    with new_folder(folder) as whole:
         writer = ReferenceWriter(whole, split=split, dataset=source.name, copy=copy)
-        shown: Sample[tuple[ObjectScene, Expression]] = Sample(sheet, options.seed)
         with (whole / METADATA).open("w", encoding="utf-8") as file:
             for index, scene, expressions in refer(source, options, report):
-                if expressions:
-                    for line in writer.lines(index, scene, expressions):
-                        file.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n")
-                    for expression in expressions:
-                        shown.add((scene, expression))
+                for line in writer.lines(index, scene, expressions):
+                    file.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n")
+                for expression in expressions:
+                    shown.add((scene, expression))
         if not report.families or (not report.objects["meant"] and set(options.families) != {"no_target"}):
             raise ValueError(_nothing(source, report))
         (whole / "report.json").write_text(json.dumps(report.as_dict(), indent=2, ensure_ascii=False) + "\n", "utf-8")
         if shown.kept:
-            contact_sheet([(scene, expression) for scene, expression in shown.kept]).save(whole / "contact_sheet.png")
-        whole.replace(folder)
+            contact_sheet(shown.kept).save(whole / "contact_sheet.png")
     return report
 
 

@@ -131,14 +131,19 @@ def _closure(kinds: Collection[str]) -> Iterator[str]:
 def lookup(label: str) -> Noun:
     """The noun of a class: from the table, or made of the class's own name."""
     word = clean(label)
-    if word not in _index():
-        ends_in_s = re.search(r"[^suia]s$", word) is not None
-        # "sports car": neither "car" nor "sports" is said of it, as a "hot dog" is no dog
-        parts = frozenset(word.split(" ")) - {word, "of", "the", "and"}
-        return Noun(
-            word, word if ends_in_s else pluralise(word), perhaps=parts, form="plural" if ends_in_s else "count"
-        )
-    name = _index()[word]
+    return _listed(_index()[word]) if word in _index() else _unlisted(word)
+
+
+def _unlisted(word: str) -> Noun:
+    """The noun of a class that the table does not have."""
+    ends_in_s = re.search(r"[^suia]s$", word) is not None
+    # "sports car": neither "car" nor "sports" is said of it, as a "hot dog" is no dog
+    parts = frozenset(word.split(" ")) - {word, "of", "the", "and"}
+    return Noun(word, word if ends_in_s else pluralise(word), perhaps=parts, form="plural" if ends_in_s else "count")
+
+
+def _listed(name: str) -> Noun:
+    """The noun of an entry of the table."""
     entry = _table()[name]
     form, colours = entry.get("form", "count"), entry.get("colours")
     kinds = tuple(dict.fromkeys(_closure(entry.get("kinds", ()))))

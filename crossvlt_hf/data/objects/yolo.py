@@ -39,21 +39,25 @@ class YoloObjects(ObjectSource):
         folder = folder / "labels" if (folder / "labels").is_dir() else folder
         if not folder.is_dir():
             raise FileNotFoundError(f"There is no folder {folder}.")
-        pictures = _images_of(folder) if images is None else Path(images)
-        if not pictures.is_dir():
-            raise FileNotFoundError(f"There is no folder of images {pictures}; give it as `images`.")
+        self.pictures = _images_of(folder) if images is None else Path(images)
+        if not self.pictures.is_dir():
+            raise FileNotFoundError(f"There is no folder of images {self.pictures}; give it as `images`.")
         self.names_file = Path(names) if names is not None else _find_names(folder)
         self.classes = read_names(self.names_file)
         self.labels, self.name = tuple(self.classes.values()), name or folder.resolve().parent.name
-        found = find_images(pictures)
-        reserved = {self.names_file.resolve()}
-        files = [p for p in sorted(folder.rglob("*.txt")) if p.resolve() not in reserved and p.name not in _NAMES]
-        self.files = [
-            (p, found.get(p.relative_to(folder).with_suffix("").as_posix())) for p in files if p.stat().st_size
-        ]
-        self.pictures = pictures
+        self.files = self._find_files(folder)
         if not self.files:
             raise ValueError(f"{folder} has no label files with objects.")
+
+    def _find_files(self, folder: Path) -> list[tuple[Path, Path | None]]:
+        """The label files that are not empty, each with its image."""
+        images = find_images(self.pictures)
+        files = (path for path in sorted(folder.rglob("*.txt")) if path.name not in _NAMES and path.stat().st_size)
+        return [
+            (path, images.get(path.relative_to(folder).with_suffix("").as_posix()))
+            for path in files
+            if path.resolve() != self.names_file.resolve()
+        ]
 
     def __len__(self) -> int:
         return len(self.files)

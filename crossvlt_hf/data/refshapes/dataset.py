@@ -205,37 +205,46 @@ def load_refshapes(
             `{"attribute": 2, "plural": 1, "no_target": 1}`.
         count: the fewest and the most objects of a scene.
 
+    Returns:
+        Rows whose columns have types of their own, as expressions are drawn with their scene: `datasets` joins such
+        data sets with each other only. Once drawn, by `dataset.map(dict, features=FEATURES)` or by `write_folder` and
+        `load_folder`, they join with any.
+
     Raises:
         ValueError: if there is no such split or family, or a number is out of range.
-
-    Its columns have types of their own, as what is said is drawn with the scene: `datasets` joins such data sets with
-    each other, and refuses to join them with others. Once drawn, by `dataset.map(dict, features=FEATURES)` or by
-    `write_folder` and `load_folder`, they join with any.
     """
-    if scenes < 1 or not 1 <= expressions <= 3 or (family is not None and expressions > 1):
-        raise ValueError(
-            f"`scenes` is {scenes}, `expressions` {expressions}, `family` {family!r}; give at least one scene, one to "
-            "three expressions, and one for a family of its own."
-        )
+    _check_counts(scenes, expressions, family)
     said, (fewest, most) = settle_families(family, families), count
     read_scene(split, 0, side, seed, expressions, said, fewest, most)  # checks the rest
     index, number = np.divmod(np.arange(scenes * expressions), expressions)
     same = {"split": split, "side": side, "seed": seed, "expressions": expressions, "families": said}
-    same |= {"fewest": fewest, "most": most}
-    parts = {
-        name: pa.repeat(pa.scalar(value, Drawn.pa_type.field(name).type), len(index)) for name, value in same.items()
-    }
-    parts |= {"scene": pa.array(index), "number": pa.array(number, pa.int8())}
-    parts["changed"] = pa.nulls(len(index), pa.large_binary())
-    names = [each.name for each in Drawn.pa_type]
-    cells = pa.StructArray.from_arrays([parts[name] for name in names], names)  # shared by all drawn columns
+    cells = _make_cells(index, number, same | {"fewest": fewest, "most": most})  # shared by all drawn columns
     columns = {
         "image_id": pa.array([f"{split}-{seed}-{i}" for i in index]),
         "ref_id": pa.array([f"{split}-{seed}-{i}-{n}" for i, n in zip(index, number, strict=True)]),
-        "split": parts["split"],
+        "split": cells.field("split"),
         "dataset": pa.repeat("refshapes", len(index)),
         "num_expressions": pa.array(np.ones(len(index), dtype=np.int32)),
     }
     features = Features({name: Drawn(name) if name in _PARTS else Value(str(columns[name].type)) for name in _ORDER})
     table = pa.table({name: columns.get(name, cells) for name in _ORDER}, schema=features.arrow_schema)
     return Dataset(table, info=DatasetInfo(features=features))
+
+
+def _check_counts(scenes: int, expressions: int, family: str | None) -> None:
+    if scenes < 1 or not 1 <= expressions <= 3 or (family is not None and expressions > 1):
+        raise ValueError(
+            f"`scenes` is {scenes}, `expressions` {expressions}, `family` {family!r}; give at least one scene, one to "
+            "three expressions, and one for a family of its own."
+        )
+
+
+def _make_cells(scene: np.ndarray, number: np.ndarray, same: dict[str, Any]) -> pa.StructArray:
+    """A cell of `Drawn` for each row: its scene, the number of its expression there, and what is the same for all."""
+    parts = {
+        name: pa.repeat(pa.scalar(value, Drawn.pa_type.field(name).type), len(scene)) for name, value in same.items()
+    }
+    parts |= {"scene": pa.array(scene), "number": pa.array(number, pa.int8())}
+    parts["changed"] = pa.nulls(len(scene), pa.large_binary())
+    names = [each.name for each in Drawn.pa_type]
+    return pa.StructArray.from_arrays([parts[name] for name in names], names)

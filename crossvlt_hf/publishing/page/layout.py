@@ -126,15 +126,18 @@ class _Page:
         )
         self.button = gr.Button("Segment", variant="primary", elem_id="segment")
         if examples:
-            gr.Examples(
-                [list(example) for example in examples],
-                [self.image, self.text],
-                label="Examples, with expressions",
-                visible_columns=[0],
-                cache_examples=False,
-                api_visibility="private",
-                elem_id="examples",
-            )
+            self._place_examples(examples)
+
+    def _place_examples(self, examples: Sequence[Example]) -> None:
+        gr.Examples(
+            [list(example) for example in examples],
+            [self.image, self.text],
+            label="Examples, with expressions",
+            visible_columns=[0],
+            cache_examples=False,
+            api_visibility="private",
+            elem_id="examples",
+        )
 
     def _place_results(self) -> None:
         self.status = gr.HTML(_status("What is found appears here."), elem_id="status", label="Status", padding=False)
