@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
+from ..checks import check_known, check_least
 from ..weights.checkpoint import parse_device
-from .cases import Case, Grid, check_positive
+from .cases import Case, Grid
 from .flops import add_up, count_flops_by_part, count_parameters, count_training_flops
 from .machine import KINDS, Probe, describe_machine
 from .memory import ChildError, in_child
@@ -57,18 +58,14 @@ class Options:
     reference_gflop: float | None = None
 
     def __post_init__(self) -> None:
-        for name, known in (("peers", tuple(PEERS)), ("measures", MEASURES)):
+        for name, known in (("peers", PEERS), ("measures", MEASURES)):
             for value in getattr(self, name):
-                if value not in known:
-                    raise ValueError(f"`{name}` has {value!r}; give some of {', '.join(known)}.")
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"`optimizer` is {self.optimizer!r}; give one of {', '.join(OPTIMIZERS)}.")
-        for name in ("rounds", "warm_up"):
-            check_positive(name, getattr(self, name))
-        if self.threads is not None:
-            check_positive("threads", self.threads)
+                check_known(name, value, known)
+        check_known("optimizer", self.optimizer, OPTIMIZERS)
+        for name in ("rounds", "warm_up", "threads"):
+            check_least(name, getattr(self, name), 1)
         if not isinstance(self.seed, int) or not 0 <= self.seed <= LARGEST_SEED:
-            raise ValueError(f"`seed` is {self.seed!r}; give a whole number from 0 to {LARGEST_SEED}.")
+            raise ValueError(f"`seed` must be an integer from 0 to {LARGEST_SEED}, got {self.seed!r}.")
         if self.reference_gflop is not None and not 0 < self.reference_gflop < math.inf:
             raise ValueError(f"`reference_gflop` is {self.reference_gflop}; give more than 0, and a finite number.")
 

@@ -13,7 +13,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
-from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
@@ -23,6 +22,7 @@ from typing import Annotated, Any, Union
 
 import tyro
 
+from ..checks import did_you_mean
 from ..system import InterruptionError, in_one_line
 from .common import REGISTRY, Command
 
@@ -80,9 +80,8 @@ def read_options(arguments: Sequence[str]) -> tuple[str, Command]:
     if command == "--version":
         print(f"crossvlt_hf {version('crossvlt_hf')}")
         sys.exit()
-    near = get_close_matches(command, [*COMMANDS, "--help", "--version"], 1)
-    hint = f"Did you mean {near[0]}?" if near else f"The commands are {', '.join(COMMANDS)}."
-    raise _refusal(f"{f'There is no command {command!r}.' if command else 'A command is missing.'} {hint}")
+    hint = did_you_mean(command, [*COMMANDS, "--help", "--version"]) or f" The commands are {', '.join(COMMANDS)}."
+    raise _refusal(f"{f'There is no command {command!r}.' if command else 'A command is missing.'}{hint}")
 
 
 def _refusal(message: str) -> SystemExit:

@@ -3,14 +3,14 @@
 import json
 import re
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
-from .common import Command, Png, check_known, check_png, make_room, need_matplotlib
+from ..checks import check_known
+from .common import Command, Png, check_png, make_room, need_matplotlib
 
 
 if TYPE_CHECKING:
@@ -85,8 +85,9 @@ class Benchmark(Command):
     def check(self) -> None:
         """See that there are such cases, and that the plot is a PNG."""
         self.grid()
-        _check_all("peers", self.peers, PEERS)
-        _check_all("measures", self.measure, MEASURES)
+        for name, values, known in (("peers", self.peers, PEERS), ("measure", self.measure, MEASURES)):
+            for value in values:
+                check_known(name, value, known)
         check_known("optimizer", self.optimizer, ("adamw", "none"))
         check_png("--plot", self.plot)
 
@@ -108,12 +109,6 @@ class Benchmark(Command):
             tokens=[self.tokens],
             one_at_a_time=self.one_at_a_time,
         )
-
-
-def _check_all(name: str, values: Sequence[str], known: Sequence[str]) -> None:
-    for value in values:
-        if value not in known:
-            raise ValueError(f"`{name}` has {value!r}; give some of {', '.join(known)}.")
 
 
 def _parse_size(text: str) -> tuple[int, int]:

@@ -2,10 +2,9 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 
 from tyro.conf import UseAppendAction, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from ..checks import check_least, read_number, say_known
 
 
 if TYPE_CHECKING:
@@ -39,11 +40,9 @@ class Command:
 
 def _choice(names: tuple[str, ...]) -> Callable[[str], str]:
     def read(text: str) -> str:
-        if text in names:
-            return text
-        near = get_close_matches(text, names, 1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise ValueError(f"must be {' or '.join([', '.join(names[:-1]), names[-1]])}, got {text!r}.{hint}")
+        if text not in names:
+            raise ValueError(say_known(text, names))
+        return text
 
     return read
 
@@ -51,18 +50,11 @@ def _choice(names: tuple[str, ...]) -> Callable[[str], str]:
 def _number(kind: type[int] | type[float], meaning: str) -> Callable[[str], float]:
     def read(text: str) -> float:
         try:
-            return strict_number(kind, text)
+            return read_number(kind, text)
         except ValueError as error:
             raise ValueError(f"must be {meaning}, got {text!r}.") from error
 
     return read
-
-
-def strict_number(kind: type[int] | type[float], text: str) -> float:
-    """What Python reads as a number, but for 1_0 and digits of other scripts, which nobody means as one here."""
-    if "_" in text or not text.isascii():
-        raise ValueError
-    return kind(text)
 
 
 def _reader(kind: Any) -> tuple[str, Callable[[str], Any]] | None:
@@ -71,7 +63,7 @@ def _reader(kind: Any) -> tuple[str, Callable[[str], Any]] | None:
         return f"{{{','.join(get_args(kind))}}}", _choice(get_args(kind))
     readers: dict[Any, tuple[str, Callable[[str], Any]]] = {
         str: ("TEXT", str),
-        int: ("N", _number(int, "a whole number")),
+        int: ("N", _number(int, "an integer")),
         float: ("X", _number(float, "a number")),
     }
     return readers.get(kind)
@@ -128,7 +120,7 @@ def _presence_threshold(texts: list[str]) -> float | Literal["auto"] | None:
     if text == "auto":
         return "auto"
     try:
-        return strict_number(float, text)
+        return read_number(float, text)
     except ValueError as error:
         raise ValueError(f"must be auto, none or a number between 0 and 1, got {text!r}.") from error
 
@@ -236,18 +228,6 @@ def load_or_built_in(
 # ---- checks before the work
 
 
-def check_least(name: str, value: int | None, least: int) -> None:
-    """See that a number is large enough."""
-    if value is not None and value < least:
-        raise ValueError(f"`{name}` is {value}; give {least} or more.")
-
-
-def check_known(name: str, value: str, known: Sequence[str]) -> None:
-    """See that a value is one of those that there are."""
-    if value not in known:
-        raise ValueError(f"`{name}` is {value!r}; give one of {', '.join(known)}.")
-
-
 def check_probability(name: str, value: float | str | None) -> None:
     """See that a threshold can divide probabilities."""
     if value not in (None, "auto") and not 0 < float(value) < 1:
@@ -256,8 +236,7 @@ def check_probability(name: str, value: float | str | None) -> None:
 
 def check_min_area(value: int | None) -> None:
     """See that an area is one."""
-    if value is not None and value < 1:
-        raise ValueError(f"`min_area` must be a number of pixels of at least 1, got {value}.")
+    check_least("min_area", value, 1)
 
 
 def check_png(name: str, path: str | None) -> None:

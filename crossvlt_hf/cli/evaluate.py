@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
+from ..checks import check_least
 from .common import (
     DataCommand,
     Pixels,
     Png,
-    check_least,
     check_min_area,
     check_png,
     make_room,

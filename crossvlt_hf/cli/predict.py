@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from .common import DataCommand, check_known, check_least, check_probability, needs_extra, parse_settings, settings_of
+from ..checks import check_known, check_least
+from .common import DataCommand, check_probability, needs_extra, parse_settings, settings_of
 
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from .common import Command, needs_extra, strict_number
+from ..checks import read_number
+from .common import Command, needs_extra
 
 
 Family = Literal[
@@ -62,7 +63,7 @@ def parse_families(settings: Sequence[str]) -> dict[str, float]:
         if name in shares:
             raise ValueError(f"--families names {name!r} twice; give each family once.")
         try:
-            shares[name] = strict_number(float, share) if equals else 1.0
+            shares[name] = read_number(float, share) if equals else 1.0
         except ValueError as error:
             raise ValueError(f"--families has {setting!r}; give a name, or name=share with a number.") from error
     return shares

@@ -11,6 +11,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
+from ..checks import check_least
 from .common import Command, needs_extra
 
 
@@ -55,8 +56,7 @@ class Train(Command):
 
     def check(self) -> None:
         """See that there is a process to train in."""
-        if self.processes is not None and self.processes < 1:
-            raise ValueError(f"`--processes` must be 1 or more, got {self.processes}.")
+        check_least("--processes", self.processes, 1)
 
 
 def train(options: Train) -> int | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ..checks import check_known
 from .masks import check_polygons, is_number
 
 
@@ -82,9 +83,8 @@ class Flaws:
     met: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, options in (("empty_masks", EMPTY_MASKS), ("empty_sentences", EMPTY_SENTENCES)):
-            if getattr(self, name) not in options:
-                raise ValueError(f"`{name}` must be one of {', '.join(options)}, got {getattr(self, name)!r}.")
+        check_known("empty_masks", self.empty_masks, EMPTY_MASKS)
+        check_known("empty_sentences", self.empty_sentences, EMPTY_SENTENCES)
 
     def add(self, one: str, many: str, where: str) -> None:
         """Note a flaw: what is said of one and of many, and the file and row."""

@@ -37,6 +37,7 @@ import numpy as np
 from datasets import Dataset, Features, List, Value
 from PIL import Image
 
+from ..checks import check_known
 from ..processing_crossvlt import LossyMaskError
 from .features import Mask, Picture
 from .flaws import HALF_SURROGATE, Flaws
@@ -102,8 +103,7 @@ def check_merge(merge: str) -> None:
     Raises:
         ValueError: if there is no such choice.
     """
-    if merge not in MERGES:
-        raise ValueError(f"`merge` must be one of {', '.join(MERGES)}, got {merge!r}.")
+    check_known("merge", merge, MERGES)
 
 
 def mask_to_image(mask: np.ndarray) -> Image.Image:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
+from ..checks import check_known, check_least
 from ..data.pairs import EvaluationPairs
 from ..data.refshapes.dataset import Drawn
 from ..metrics import ReferringSegmentationMetric, Sample, mask_areas, match_instances
@@ -66,11 +67,10 @@ class EvaluationOptions:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        for name, known in (("protocol", ("paper", "original")), ("truncation", ("keep_sep", "reference"))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"`{name}` is {getattr(self, name)!r}; give one of {', '.join(known)}.")
-        if self.batch_size < 1 or self.workers < 0:
-            raise ValueError(f"`batch_size` is {self.batch_size}, `workers` {self.workers}; give 1 and 0 or more.")
+        check_known("protocol", self.protocol, get_args(Protocol))
+        check_known("truncation", self.truncation, get_args(Truncation))
+        check_least("batch_size", self.batch_size, 1)
+        check_least("workers", self.workers, 0)
         resolve_presence_threshold(self.presence_threshold, has_head=True)
         check_min_area(self.instances, self.min_area)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from torch.utils.data import Dataset as TorchDataset
 
+from ..checks import check_known, check_least
 from ..data.masks import encode_mask
 from ..data.readable import ON_ERROR
 from ..modeling_crossvlt import CrossVLTModel, evaluating
@@ -53,12 +54,9 @@ class PredictionOptions:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"`batch_size` is {self.batch_size}; give 1 or more.")
-        if self.workers < 0:
-            raise ValueError(f"`workers` is {self.workers}; give 0 or more.")
-        if self.on_error not in ON_ERROR:
-            raise ValueError(f"`on_error` is {self.on_error!r}; give one of {', '.join(ON_ERROR)}.")
+        check_least("batch_size", self.batch_size, 1)
+        check_least("workers", self.workers, 0)
+        check_known("on_error", self.on_error, ON_ERROR)
         check_threshold(self.threshold)
         resolve_presence_threshold(self.presence_threshold, has_head=True)
 

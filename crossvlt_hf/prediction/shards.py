@@ -9,6 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..checks import check_known, check_least
+
 
 FORMATS = ("jsonl", "parquet")
 # Hidden, so that pandas, pyarrow, datasets and DuckDB read the folder as the table that its shards are
@@ -86,10 +88,8 @@ class Shards:
     """
 
     def __init__(self, folder: str | Path, rows: int, size: int, file_format: str) -> None:
-        if size < 1:
-            raise ValueError(f"`shard_size` is {size}; give 1 or more.")
-        if file_format not in FORMATS:
-            raise ValueError(f"`file_format` is {file_format!r}; give one of {', '.join(FORMATS)}.")
+        check_least("shard_size", size, 1)
+        check_known("file_format", file_format, FORMATS)
         self.folder, self.rows, self.size, self.file_format = Path(folder), rows, size, file_format
         self.count = -(-rows // size)
 

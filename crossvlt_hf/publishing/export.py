@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from ..checks import check_known
 from ..configuration_crossvlt import CrossVLTConfig
 from ..modeling_crossvlt import CrossVLTModel, evaluating
 from ..processing_crossvlt import PRESENCE_THRESHOLD, CrossVLTProcessor
@@ -382,8 +383,7 @@ def _workplace(folder: Path) -> Iterator[Path]:
 
 
 def _check_request(model: CrossVLTModel, file_format: str, opset: int | None) -> None:
-    if file_format not in FILES:
-        raise ValueError(f"`file_format` is {file_format!r}; give {' or '.join(map(repr, FILES))}.")
+    check_known("file_format", file_format, FILES)
     if model.dtype != torch.float32:
         raise ValueError(f"The model is in {model.dtype}; give one in float32.")
     if opset is None:

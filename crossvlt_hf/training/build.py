@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from accelerate.utils import LoggerType
 from datasets import Dataset
 from transformers import BertTokenizer, PreTrainedTokenizerBase
 
+from ..checks import check_known, did_you_mean
 from ..configuration_crossvlt import CrossVLTConfig
 from ..data import NAMES, exclude_images, load_data
 from ..data.pairs import EvaluationPairs
@@ -67,11 +67,7 @@ def _check_trackers(trackers: Sequence[str]) -> None:
     for name in trackers:
         if name == "all" and installed:
             continue
-        if name != "all" and name not in LOGGER_TYPE_TO_CLASS:
-            near = get_close_matches(name.lower(), LOGGER_TYPE_TO_CLASS, 1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            known = ", ".join(["all", *LOGGER_TYPE_TO_CLASS])
-            raise ValueError(f"`output.trackers` must be names out of {known}, got {name!r}.{hint}")
+        check_known("output.trackers", name, ["all", *LOGGER_TYPE_TO_CLASS])
         if name not in installed and name in LoggerType.list():  # else it is one that a program has registered
             raise ValueError(
                 f"`output.trackers` must be trackers that are installed ({', '.join(installed) or 'none is'}), got "
@@ -104,9 +100,8 @@ def _check_data(source: dict[str, Any], setting: str) -> None:
     name = source["name"]
     if name in NAMES or Path(name).is_dir():
         return
-    near = get_close_matches(name, NAMES, 1, cutoff=0.8)
-    hint = f"did you mean {near[0]}?" if near else f"there is no such folder, and data sets are {', '.join(NAMES)}."
-    raise ValueError(f"`{setting}.name` must be a folder or a data set, got {name!r}; {hint}")
+    hint = did_you_mean(name, NAMES, cutoff=0.8) or f" There is no such folder, and data sets are {', '.join(NAMES)}."
+    raise ValueError(f"`{setting}.name` must be a folder or a data set, got {name!r}.{hint}")
 
 
 def refshapes_tokenizer() -> BertTokenizer:

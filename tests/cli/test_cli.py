@@ -832,12 +832,12 @@ def test_the_choices_are_those_of_the_package():
         (["evaluate", "--limt", "3", "--data", "x", "--split", "y"], "--limit N"),
         (
             ["segment", "a", "b", "--dtype", "float"],
-            "`--dtype` must be auto, float32, bfloat16 or float16, got 'float'.",
+            "`--dtype` must be one of auto, float32, bfloat16, float16, got 'float'.",
         ),
         (["refer", "a", "--output", "b", "--families", "noun", "nown"], "got 'nown'. Did you mean noun?"),
-        (["benchmark", "--batch", "1", "two"], "`--batch` must be a whole number, got 'two'."),
+        (["benchmark", "--batch", "1", "two"], "`--batch` must be an integer, got 'two'."),
         (["benchmark", "--batch"], "`--batch` must have one or more values, got none."),
-        (["refshapes", "x", "--objects", "2", "few"], "`--objects` must be a whole number, got 'few'."),
+        (["refshapes", "x", "--objects", "2", "few"], "`--objects` must be an integer, got 'few'."),
         (
             ["segment", "a", "b", "--threshold", "some\nthing" + 300 * "x"],
             r"must be a number, got 'some\nthing" + 300 * "x",

@@ -63,7 +63,7 @@ def test_refshapes_as_a_dataset(scenes):
     [
         ({"scenes": 0}, "`scenes` is 0"),
         ({"expressions": 4}, "`expressions` 4"),
-        ({"family": "nonsense"}, "no family 'nonsense'"),
+        ({"family": "nonsense"}, "`family` must be one of .*got 'nonsense'"),
         ({"count": (3, 9)}, "`count` is"),
         ({"side": 8}, "the side 8"),
     ],

@@ -265,8 +265,8 @@ def test_families_stay_with_their_rows(tmp_path):
         ([], r"`families` is \[\]"),
         ("plural", "`families` is 'plural'"),
         (7, "`families` is 7"),
-        (["plural", "riddle"], "no family 'riddle'; give one of attribute"),
-        ([["plural"]], "no family"),
+        (["plural", "riddle"], "`family` must be one of attribute, .*got 'riddle'"),
+        ([["plural"]], "`family` must be one of"),
         (["plural", "two_hop", "plural"], "`families` names one twice"),
         ({"plural": 0}, "share of the family 'plural' is 0; give a number above 0"),
         ({"plural": -1}, "is -1"),
@@ -367,14 +367,14 @@ def test_phrase():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("training", 0), "no split 'training'; give one of train"),
+        (("training", 0), "`split` must be one of train, .*got 'training'. Did you mean train?"),
         (("train", -1), "The index is -1"),
     ],
 )
 def test_wrong_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         make_example(*arguments)
-    with pytest.raises(ValueError, match="no family 'riddle'"):
+    with pytest.raises(ValueError, match=r"`family` must be one of .*got 'riddle'"):
         make_example("train", 0, family="riddle")
 
 

@@ -423,7 +423,7 @@ def test_evaluate_calibrates_the_checkpoint(saved, tmp_path, capsys):
         (["--calibrate", "--shuffle"], "leave out --shuffle"),
         (["--reliability", "picture.jpg"], "`--reliability` is 'picture.jpg'; give a file that ends in .png"),
         (["--presence-threshold", "7"], "`presence_threshold` is 7.0"),
-        (["--min-area", "0"], "`min_area` must be a number of pixels of at least 1, got 0"),
+        (["--min-area", "0"], "`min_area` must be an integer of at least 1, got 0"),
     ],
 )
 def test_evaluate_refuses(options, message, capsys):

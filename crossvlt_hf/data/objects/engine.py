@@ -14,6 +14,7 @@ from itertools import pairwise, product
 
 import numpy as np
 
+from ...checks import check_known
 from .attributes import COLOURS, DescribedObject
 from .words import lookup, pluralise, usable_kinds, word_fits
 
@@ -601,8 +602,8 @@ def make_expressions(
     Raises:
         ValueError: if there is no such family.
     """
-    if unknown := [family for family in families if family not in QUERIES]:
-        raise ValueError(f"`families` must be of {', '.join(FAMILIES)}, got {unknown[0]!r}.")
+    for family in families:
+        check_known("families", family, FAMILIES)
     world = World(objects, rng, labels, closed, least_area)
     found: list[Expression] = []
     for family in families:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ...checks import check_known
 from .object_record import ObjectSource
 
 
@@ -60,8 +61,7 @@ def load_objects(
         ValueError: if the labels are broken or of no known form.
     """
     form = form or detect_form(path)
-    if form not in FORMS:
-        raise ValueError(f"`form` must be one of {', '.join(FORMS)}, got {form!r}.")
+    check_known("form", form, FORMS)
     if form == "hub":
         return _from_hub(path, split, images, options)
     if form == "voc":

@@ -15,6 +15,7 @@ import numpy as np
 from datasets import Dataset
 from PIL import Image
 
+from ...checks import check_known
 from ...processing_crossvlt import opening
 from ..files import new_folder
 from ..masks import pack
@@ -56,8 +57,8 @@ class ReferOptions:
     on_error: OnError = "stop"
 
     def __post_init__(self) -> None:
-        if unknown := [family for family in self.families if family not in FAMILIES]:
-            raise ValueError(f"`families` must be of {', '.join(FAMILIES)}, got {unknown[0]!r}.")
+        for family in self.families:
+            check_known("families", family, FAMILIES)
         if self.per_family < 1 or (self.per_image is not None and self.per_image < 1) or not 0 <= self.least_area < 1:
             raise ValueError(
                 f"`per_family` and `per_image` must be 1 or more and `least_area` within [0, 1), got "

@@ -10,6 +10,7 @@ from datasets import Image as ImageFeature
 from numpy.typing import NDArray
 from PIL import Image
 
+from ...checks import check_known
 from ...processing_crossvlt import LossyMaskError, check_mask_format, to_rgb
 from ..masks import encode_mask
 from .coco import check_segmentation
@@ -159,8 +160,8 @@ def _first(dataset: Dataset, names: Sequence[str]) -> str | None:
 
 def _find_labels(dataset: Dataset, kind: Kind | None, column: str | None) -> tuple[Kind, str]:
     """How and in which column the labels are stored."""
-    if kind is not None and kind not in KINDS:
-        raise ValueError(f"`kind` must be one of {', '.join(KINDS)}, got {kind!r}.")
+    if kind is not None:
+        check_known("kind", kind, KINDS)
     usual = {"objects": _OBJECTS, "mask": _MASKS, "instances": _MAPS, "semantic": _MAPS}
     order: tuple[Kind, ...] = ("objects", "mask", "semantic") if kind is None else (kind,)
     for candidate in order:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ...checks import check_known
 from .expressions import QUERIES, Query, paraphrase, sample_queries
 from .scenes import COLOURS, SHAPES, Scene, Thing, draw, is_visible, sample_things
 
@@ -150,13 +151,11 @@ def _example(scene: Scene, query: Query, targets: set[int], split: Split) -> Exa
 
 
 def _check(split: str, index: int, families: Sequence[str], side: int, count: tuple[int, int]) -> None:
-    if split not in SPLITS:
-        raise ValueError(f"RefShapes has no split {split!r}; give one of {', '.join(SPLITS)}.")
+    check_known("split", split, SPLITS)
     if not families:
         raise ValueError("`families` is empty; give at least one.")
     for family in families:
-        if family not in QUERIES:
-            raise ValueError(f"RefShapes has no family {family!r}; give one of {', '.join(QUERIES)}.")
+        check_known("family", family, QUERIES)
         if split == "unseen_relations" and family not in RELATIONAL:
             raise ValueError(
                 f"The family {family!r} has no relations for the split {split!r}; give one of {', '.join(RELATIONAL)}."
@@ -181,8 +180,8 @@ def in_turn(families: Families) -> list[str]:
     """
     if isinstance(families, str) or not isinstance(families, Sequence | Mapping) or not families:
         raise ValueError(f"`families` is {families!r}; give a list of names, or a dict of names and shares.")
-    if unknown := [family for family in families if not isinstance(family, str) or family not in QUERIES]:
-        raise ValueError(f"RefShapes has no family {unknown[0]!r}; give one of {', '.join(QUERIES)}.")
+    for family in families:
+        check_known("family", family, QUERIES)
     shares: Mapping[str, Any] = families if isinstance(families, Mapping) else dict.fromkeys(families, 1)
     if len(shares) < len(families):
         raise ValueError(f"`families` names one twice: {families!r}; give a dict of names and shares.")
