@@ -41,7 +41,9 @@ def labelled() -> dict[str, list]:
             (x, y), side = rng.uniform(0.15, 0.85, 2), float(rng.uniform(0.05, 0.14))
             colours = {str(rng.choice(COLOURS)): 0.95}
             box = (float(x) - side, float(y) - side, float(x) + side, float(y) + side)
-            objects.append(DescribedObject(str(rng.choice(LABELS[:3])), box, (float(x), float(y)), 4 * side**2, colours))
+            objects.append(
+                DescribedObject(str(rng.choice(LABELS[:3])), box, (float(x), float(y)), 4 * side**2, colours)
+            )
         said = make_expressions(objects, rng, FAMILIES, labels=LABELS, closed=seed % 2 == 0, per_family=3, tries=500)
         found[str(seed)] = [[e.text, e.family, list(e.targets)] for e in said]
     return found

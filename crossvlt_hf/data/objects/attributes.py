@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..phrases import Answer
 from .words import clean, lookup
 
 
@@ -129,7 +130,7 @@ class DescribedObject:
         """Whether it can be meant."""
         return not self.unclear
 
-    def is_coloured(self, colour: str) -> bool | None:
+    def is_coloured(self, colour: str) -> Answer:
         """Whether a colour is true of it; None where people might differ."""
         if self.colours is None:
             return None

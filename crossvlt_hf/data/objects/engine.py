@@ -15,6 +15,22 @@ from itertools import pairwise, product
 import numpy as np
 
 from ...checks import check_known
+from ..phrases import (
+    ACROSS,
+    CORNERS,
+    EDGES,
+    MARGIN,
+    OPPOSITES,
+    ORDINALS,
+    SIDES,
+    UP_AND_DOWN,
+    Answer,
+    Phrase,
+    axis_of,
+    both,
+    every,
+    opposite,
+)
 from .attributes import COLOURS, DescribedObject
 from .words import lookup, pluralise, usable_kinds, word_fits
 
@@ -33,14 +49,12 @@ FAMILIES = (
 # What may be said where not all objects of the named classes are labelled: it can still mean an unlabelled one too
 UNCERTAIN_FAMILIES = ("noun", "attribute", "absolute")
 
-# Two positions nearer than this share of the picture, and two areas of a smaller ratio, are not distinguished in words
-MARGIN, AREA_RATIO, CLEAR_AREA_RATIO = 0.06, 1.6, 2.5
+# Two areas of a smaller ratio are not distinguished in words
+AREA_RATIO, CLEAR_AREA_RATIO = 1.6, 2.5
 MOST_ABSENT = 8  # classes that a picture lacks, of which it is then said
 BIG = 0.04  # share of the picture of what is called big at least
-ORDINALS = ("first", "second", "third", "fourth", "fifth")
 NUMBERS = ("two", "three", "four", "five", "six")
 
-Answer = bool | None
 Answers = tuple[Answer, ...]
 
 
@@ -62,18 +76,6 @@ class Expression:
 
 
 @dataclass(frozen=True)
-class Phrase:
-    """A noun with adjectives: `striped red circle`."""
-
-    word: str
-    colour: str | None = None
-    adjective: str | None = None
-
-    def __str__(self) -> str:
-        return " ".join(word for word in (self.adjective, self.colour, self.word) if word)
-
-
-@dataclass(frozen=True)
 class Query:
     """Words, and the program that they stand for.
 
@@ -90,22 +92,9 @@ class Query:
     group: str = ""
 
 
-def both(one: Answer, other: Answer) -> Answer:
-    """Three-valued "and"."""
-    if one is False or other is False:
-        return False
-    return None if one is None or other is None else True
-
-
-def opposite(answer: Answer) -> Answer:
-    """Three-valued "not"."""
-    return None if answer is None else not answer
-
-
 def _before(one: DescribedObject, other: DescribedObject, side: str) -> Answer:
     """Whether one is further on a side than the other: by its middle, and by both of its edges."""
-    axis, sign = (0, 1) if side in ("left", "right") else (1, 1)
-    sign = sign if side in ("left", "top") else -1
+    axis, sign = axis_of(side)
     gaps = [
         sign * (other.centre[axis] - one.centre[axis]),
         sign * (other.box[axis] - one.box[axis]),
@@ -134,7 +123,6 @@ def _further(key: str) -> Callable[[DescribedObject, DescribedObject], Answer]:
     return lambda one, other: _larger(other, one, ratio)
 
 
-SIDES = ("left", "right", "top", "bottom")
 SUPERLATIVES = {
     "leftmost": "left",
     "rightmost": "right",
@@ -147,38 +135,23 @@ SUPERLATIVES = {
 }
 # Of exactly two
 COMPARATIVES = {"left": "left", "right": "right", "larger": "largest", "bigger": "largest", "smaller": "smallest"}
-RELATIONS = {
-    "left of": "left",
-    "right of": "right",
-    "to the left of": "left",
-    "to the right of": "right",
-    "above": "top",
-    "below": "bottom",
-}
+RELATIONS = {**ACROSS, "to the left of": "left", "to the right of": "right", **UP_AND_DOWN}
 REGIONS: dict[str, tuple[str, ...]] = {
-    "on the left": ("left",),
-    "on the right": ("right",),
-    "at the top": ("top",),
-    "at the bottom": ("bottom",),
+    **EDGES,
     "on the left side": ("left",),
     "on the right side": ("right",),
     "in the middle": ("middle",),
-    "in the top left corner": ("top", "left"),
-    "in the top right corner": ("top", "right"),
-    "in the bottom left corner": ("bottom", "left"),
-    "in the bottom right corner": ("bottom", "right"),
+    **CORNERS,
 }
-OPPOSITES = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
 
 
 def _at_side(thing: DescribedObject, side: str, limit: float) -> Answer:
     """Whether a thing lies at a side of the picture: its middle near it, and little of it beyond the middle line."""
     if side == "middle":
         return _in_middle(thing)
-    axis = 0 if side in ("left", "right") else 1
-    flip = side in ("right", "bottom")
-    centre = 1 - thing.centre[axis] if flip else thing.centre[axis]
-    far = 1 - thing.box[axis] if flip else thing.box[axis + 2]
+    axis, sign = axis_of(side)
+    centre = thing.centre[axis] if sign == 1 else 1 - thing.centre[axis]
+    far = thing.box[axis + 2] if sign == 1 else 1 - thing.box[axis]
     if centre <= limit and far <= 0.58:
         return True
     return False if centre >= 0.5 else None
@@ -194,16 +167,12 @@ def _in_middle(thing: DescribedObject) -> Answer:
 def in_region(thing: DescribedObject, sides: Sequence[str]) -> Answer:
     """Whether a thing lies at all of the sides."""
     limit = 0.35 if len(sides) == 1 else 0.33
-    answer: Answer = True
-    for side in sides:
-        answer = both(answer, _at_side(thing, side, limit))
-    return answer
+    return every(_at_side(thing, side, limit) for side in sides)
 
 
 def related(thing: DescribedObject, anchor: DescribedObject, side: str) -> Answer:
     """Whether a thing stands at a side of another: apart from it, and more to that side than across."""
-    axis = 0 if side in ("left", "right") else 1
-    sign = 1 if side in ("left", "top") else -1
+    axis, sign = axis_of(side)
     along = sign * (anchor.centre[axis] - thing.centre[axis])
     across = abs(anchor.centre[1 - axis] - thing.centre[1 - axis])
     gap = anchor.box[axis] - thing.box[axis + 2] if sign == 1 else thing.box[axis] - anchor.box[axis + 2]
@@ -323,7 +292,7 @@ class World:
         """The object of a rank from a side, of those that a phrase fits; nothing beyond the last."""
         answers = self.fits(phrase)
         found = [index for index, answer in enumerate(answers) if answer]
-        axis, sign = (0 if side in ("left", "right") else 1), (1 if side in ("left", "top") else -1)
+        axis, sign = axis_of(side)
         found.sort(key=lambda index: sign * self.objects[index].centre[axis])
         if None in answers or not all(_before(self.objects[a], self.objects[b], side) for a, b in pairwise(found)):
             return tuple(answer and None for answer in answers)

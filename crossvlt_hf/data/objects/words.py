@@ -13,6 +13,8 @@ from typing import Literal
 
 import yaml
 
+from ..phrases import Answer
+
 
 Form = Literal["count", "plural", "mass"]
 
@@ -164,7 +166,7 @@ def _listed(name: str) -> Noun:
 
 
 @lru_cache(maxsize=262144)
-def word_fits(word: str, label: str) -> bool | None:
+def word_fits(word: str, label: str) -> Answer:
     """Whether a word can be said of an object of a class.
 
     Args:

@@ -68,7 +68,7 @@ def _fits(query: Query, targets: set[int] | None, things: tuple[Thing, ...], spl
     if targets is None or not fewest <= len(targets) <= most:
         return False
     meant = {(things[index].colour, things[index].shape) for index in targets}
-    named = {(phrase.colour, phrase.shape) for phrase in query.phrases}
+    named = {(phrase.colour, phrase.word) for phrase in query.phrases}
     if split == "unseen_pairs":
         return meant <= UNSEEN_PAIRS if meant else bool(named & UNSEEN_PAIRS)
     if named & UNSEEN_PAIRS:  # what is only ever said where it is not would be learnt as never there

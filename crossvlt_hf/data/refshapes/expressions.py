@@ -9,47 +9,40 @@ from typing import Any
 
 import numpy as np
 
+from ..phrases import ACROSS, CORNERS, EDGES, MARGIN, ORDINALS, SIDES, UP_AND_DOWN, Answer, axis_of, every
+from ..phrases import Phrase as AnyPhrase
 from .scenes import COLOURS, SHAPES, TEXTURES, Thing
 
 
-# Two positions or sizes nearer than these are not distinguished in words
-MARGIN, SIZE_RATIO = 0.06, 1.18
+SIZE_RATIO = 1.18  # two sizes of a smaller ratio are not distinguished in words
 
 
-@dataclass(frozen=True)
-class Phrase:
-    """A noun with adjectives: `the large striped red circle`. None says nothing, the shape "object" any."""
-
-    shape: str = "object"
-    colour: str | None = None
-    texture: str | None = None
+class Phrase(AnyPhrase):
+    """A shape with its colour and texture, or "object" for any shape."""
 
     def select(self, things: tuple[Thing, ...]) -> set[int]:
         """Indices of the things that it fits."""
         return {
             index
             for index, thing in enumerate(things)
-            if self.shape in ("object", thing.shape)
+            if self.word in ("object", thing.shape)
             and self.colour in (None, thing.colour)
-            and self.texture in (None, thing.texture)
+            and self.adjective in (None, thing.texture)
         }
-
-    def __str__(self) -> str:
-        return " ".join(word for word in (self.texture, self.colour, self.shape) if word)
 
     @property
     def plural(self) -> str:
-        """`large striped red circles`."""
-        return str(replace(self, shape="crosses" if self.shape == "cross" else f"{self.shape}s"))
+        """`striped red circles`."""
+        return str(replace(self, word="crosses" if self.word == "cross" else f"{self.word}s"))
 
     def variants(self) -> Iterator["Phrase"]:
         """The same with another word in the place of one."""
         if self.colour is not None:
             yield from (replace(self, colour=colour) for colour in COLOURS if colour != self.colour)
-        if self.shape != "object":
-            yield from (replace(self, shape=shape) for shape in SHAPES if shape != self.shape)
-        if self.texture is not None:
-            yield from (replace(self, texture=texture) for texture in TEXTURES[1:] if texture != self.texture)
+        if self.word != "object":
+            yield from (replace(self, word=shape) for shape in SHAPES if shape != self.word)
+        if self.adjective is not None:
+            yield from (replace(self, adjective=texture) for texture in TEXTURES[1:] if texture != self.adjective)
 
 
 @dataclass(frozen=True)
@@ -96,23 +89,15 @@ class Combinations(Sequence[Query]):
         return self.make(*(choice[index] for choice, index in zip(self.choices, place, strict=True)))
 
 
-DIRECTIONS: dict[str, Callable[[Thing], float]] = {
-    "left": lambda thing: thing.x,
-    "right": lambda thing: -thing.x,
-    "top": lambda thing: thing.y,
-    "bottom": lambda thing: -thing.y,
-}
-RELATIONS = {"left of": "left", "right of": "right", "above": "top", "below": "bottom"}
-REGIONS = {
-    "on the left": {"left"},
-    "on the right": {"right"},
-    "at the top": {"top"},
-    "at the bottom": {"bottom"},
-    "in the top left corner": {"top", "left"},
-    "in the top right corner": {"top", "right"},
-    "in the bottom left corner": {"bottom", "left"},
-    "in the bottom right corner": {"bottom", "right"},
-}
+def _position(side: str, thing: Thing) -> float:
+    """Where a thing lies, growing away from a side."""
+    axis, sign = axis_of(side)
+    return sign * (thing.x, thing.y)[axis]
+
+
+DIRECTIONS: dict[str, Callable[[Thing], float]] = {side: partial(_position, side) for side in SIDES}
+RELATIONS = ACROSS | UP_AND_DOWN
+REGIONS = EDGES | CORNERS
 SUPERLATIVES: dict[str, Callable[[Thing], float]] = {
     "leftmost": DIRECTIONS["left"],
     "rightmost": DIRECTIONS["right"],
@@ -121,7 +106,7 @@ SUPERLATIVES: dict[str, Callable[[Thing], float]] = {
     "largest": lambda thing: -math.log(thing.radius),
     "smallest": lambda thing: math.log(thing.radius),
 }
-ORDINALS = ("second", "third")
+RANKS = ORDINALS[1:3]
 HARD = 0.7  # share of the expressions without a target of which every word fits something in the scene
 DETERMINERS = ("all", "the", "both")  # of several things; the last of two only
 
@@ -135,21 +120,20 @@ def _ranked(
     return ranked if all(b - a >= gap for a, b in pairwise(values)) else None
 
 
-def _sided(thing: Thing, reference: float, direction: str) -> bool | None:
+def _sided(thing: Thing, reference: float, direction: str) -> Answer:
     """Whether a thing lies on a side of a line; None within the margin."""
     offset = DIRECTIONS[direction](thing) - reference
     return None if abs(offset) < MARGIN else offset < 0
 
 
-def _where(indices: set[int], test: Callable[[int], bool | None]) -> set[int] | None:
+def _where(indices: set[int], test: Callable[[int], Answer]) -> set[int] | None:
     answers = {index: test(index) for index in indices}
     return None if None in answers.values() else {index for index, answer in answers.items() if answer}
 
 
-def _in_region(thing: Thing, sides: set[str]) -> bool | None:
+def _in_region(thing: Thing, sides: Collection[str]) -> Answer:
     middle = {"left": 0.42, "top": 0.42, "right": -0.58, "bottom": -0.58}
-    answers = [_sided(thing, middle[side], side) for side in sides]
-    return False if False in answers else None if None in answers else True
+    return every(_sided(thing, middle[side], side) for side in sides)
 
 
 def _related(things: tuple[Thing, ...], noun: Phrase, relation: str, anchor: set[int] | None) -> set[int] | None:
@@ -178,15 +162,15 @@ def phrases(things: tuple[Thing, ...]) -> list[Phrase]:
 
 def _crowded(things: tuple[Thing, ...], at_least: int = 2) -> list[Phrase]:
     """Short phrases that fit several things, among which an expression then decides."""
-    return [p for p in phrases(things) if p.texture is None and len(p.select(things)) >= at_least]
+    return [p for p in phrases(things) if p.adjective is None and len(p.select(things)) >= at_least]
 
 
 def _definite(things: tuple[Thing, ...]) -> list[Phrase]:
     """Phrases of a colour or texture and a shape that fit one thing."""
-    return [p for p in phrases(things) if p.shape != "object" and len(p.select(things)) == 1]
+    return [p for p in phrases(things) if p.word != "object" and len(p.select(things)) == 1]
 
 
-def _select_region(noun: Phrase, sides: set[str], things: tuple[Thing, ...]) -> set[int] | None:
+def _select_region(noun: Phrase, sides: Collection[str], things: tuple[Thing, ...]) -> set[int] | None:
     return _where(noun.select(things), lambda index: _in_region(things[index], sides))
 
 
@@ -240,9 +224,9 @@ def _attribute(phrase: Phrase) -> Query:
 def _is_needed(phrase: Phrase, things: tuple[Thing, ...]) -> bool:
     """Whether with a word less it would fit several things."""
     shorter = [
-        Phrase("object", phrase.colour, phrase.texture),
-        Phrase(phrase.shape, None, phrase.texture),
-        Phrase(phrase.shape, phrase.colour, None),
+        replace(phrase, word="object"),
+        replace(phrase, colour=None),
+        replace(phrase, adjective=None),
     ]
     return all(s == phrase or len(s.select(things)) > 1 for s in shorter)
 
@@ -277,7 +261,7 @@ def _relation(noun: Phrase, relation: str, anchor: Phrase) -> Query:
         f"the {noun} {relation} the {anchor}",
         partial(_select_related, noun, relation, anchor),
         (noun, anchor),
-        ((relation, noun.shape),),
+        ((relation, noun.word),),
         variants,
     )
 
@@ -290,15 +274,15 @@ def relation_queries(things: tuple[Thing, ...]) -> Sequence[Query]:
 def _ordinal(noun: Phrase, ordinal: str, side: str) -> Query:
     def variants() -> Iterator[Query]:
         yield from (_ordinal(other, ordinal, side) for other in noun.variants())
-        yield from (_ordinal(noun, other, side) for other in ORDINALS if other != ordinal)
+        yield from (_ordinal(noun, other, side) for other in RANKS if other != ordinal)
 
-    select = partial(_select_rank, noun, DIRECTIONS[side], MARGIN, 1 + ORDINALS.index(ordinal))
+    select = partial(_select_rank, noun, DIRECTIONS[side], MARGIN, ORDINALS.index(ordinal))
     return Query("ordinal", f"the {ordinal} {noun} from the {side}", select, (noun,), variants=variants)
 
 
 def ordinal_queries(things: tuple[Thing, ...]) -> Sequence[Query]:
     """`the second circle from the left`."""
-    return Combinations(_ordinal, _crowded(things, 3), ORDINALS, DIRECTIONS)
+    return Combinations(_ordinal, _crowded(things, 3), RANKS, DIRECTIONS)
 
 
 def _superlative(noun: Phrase, word: str) -> Query:
@@ -322,7 +306,7 @@ def _negation(noun: Phrase, other: Phrase) -> Query:
         yield from (_negation(variant, other) for variant in noun.variants())
         yield from (_negation(noun, variant) for variant in other.variants())
 
-    words = f"the {noun} that is not {other.colour or f'a {other.shape}'}"
+    words = f"the {noun} that is not {other.colour or f'a {other.word}'}"
     return Query("negation", words, partial(_select_except, noun, other), (noun,), variants=variants)
 
 
@@ -331,7 +315,7 @@ def negation_queries(things: tuple[Thing, ...]) -> Sequence[Query]:
     queries = []
     for noun in _crowded(things):
         colours = {thing.colour for thing in things} if noun.colour is None else set()
-        shapes = {thing.shape for thing in things} if noun.shape == "object" else set()
+        shapes = {thing.shape for thing in things} if noun.word == "object" else set()
         queries += [_negation(noun, Phrase(colour=colour)) for colour in sorted(colours)]
         queries += [_negation(noun, Phrase(shape)) for shape in sorted(shapes)]
     return queries
@@ -340,7 +324,7 @@ def negation_queries(things: tuple[Thing, ...]) -> Sequence[Query]:
 def _two_hop(noun: Phrase, first: str, middle: Phrase, second: str, anchor: Phrase) -> Query:
     select = partial(_select_two_hop, noun, first, middle, second, anchor)
     words = f"the {noun} {first} the {middle} {second} the {anchor}"
-    return Query("two_hop", words, select, (noun, middle, anchor), ((first, noun.shape), (second, middle.shape)))
+    return Query("two_hop", words, select, (noun, middle, anchor), ((first, noun.word), (second, middle.word)))
 
 
 def two_hop_queries(things: tuple[Thing, ...]) -> Sequence[Query]:
@@ -471,7 +455,7 @@ def paraphrase(words: str) -> str:
 
 def vocabulary() -> list[str]:
     """Every word that the expressions of any split use, sorted."""
-    tables = [SHAPES, COLOURS, TEXTURES, RELATIONS, REGIONS, SUPERLATIVES, ORDINALS, DIRECTIONS, PARAPHRASES.values()]
+    tables = [SHAPES, COLOURS, TEXTURES, RELATIONS, REGIONS, SUPERLATIVES, RANKS, DIRECTIONS, PARAPHRASES.values()]
     phrases_ = [str(entry) for table in tables for entry in table]
     plurals = ["crosses", *(f"{shape}s" for shape in (*SHAPES, "object") if shape != "cross")]
     return sorted(
