@@ -1,8 +1,10 @@
 """Checks of options and arguments that several packages share, each with one wording; imports nothing heavy."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 
@@ -39,6 +41,39 @@ def check_known(name: str, value: Any, known: Collection[str]) -> None:
     """Raise ValueError unless a value is one of the known ones."""
     if value not in list(known):
         raise ValueError(f"`{name}` {say_known(value, known)}")
+
+
+@contextmanager
+def taking_options(what: str) -> Iterator[None]:
+    """Turn the TypeError of an argument that a function does not take into a ValueError that names what has none."""
+    try:
+        yield
+    except TypeError as error:
+        if "argument" not in str(error):
+            raise
+        raise ValueError(f"{what} has no such option: {error}") from error
+
+
+def check_output_folder(
+    folder: Path,
+    kind: str,
+    is_ours: Callable[[], bool],
+    ignored: Callable[[Path], bool] = lambda path: False,
+    advice: str = "give a new folder",
+) -> None:
+    """Raise ValueError unless a folder can be written: there is none, it is empty, or it is an earlier output.
+
+    Args:
+        folder: to write.
+        kind: of output, for the message.
+        is_ours: whether it is an earlier output of that kind; only asked where there are files.
+        ignored: files that count as none.
+        advice: what to do, for the message.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; give a folder.")
+    if folder.is_dir() and not all(map(ignored, folder.iterdir())) and not is_ours():
+        raise ValueError(f"{folder} is not empty, and no {kind}; {advice}.")
 
 
 def check_least(name: str, value: Any, least: int) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -141,11 +141,16 @@ Pixels = Annotated[int | None, arg(metavar="PIXELS")]
 Settings = UseAppendAction[Annotated[tuple[str, ...], arg(metavar="NAME=VALUE")]]
 
 
-def check_settings(settings: tuple[str, ...]) -> None:
-    """See that each value of `--option` is `name=value`."""
-    for setting in settings:
-        if "=" not in setting:
-            raise ValueError(f"`--option` must be name=value, got {setting!r}.")
+def checked_settings(texts: Sequence[str], option: str = "") -> tuple[str, ...]:
+    """The values of an option, each of which must be `name=value`.
+
+    Raises:
+        ValueError: if one is not; the message begins with the option, which tyro adds to errors of its own readers.
+    """
+    for text in texts:
+        if "=" not in text:
+            raise ValueError(f"{option}must be name=value, got {text!r}.")
+    return tuple(texts)
 
 
 def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
@@ -158,15 +163,6 @@ def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
         kind = str | None if name in TEXT_OPTIONS else Any
         options[name] = convert(parse_value(value, kind, f"--option {setting!r}"), kind, name)
     return options
-
-
-@contextmanager
-def settings_of(data: str) -> Iterator[None]:
-    """Say that it was an `--option` which the reader of a data set does not take."""
-    try:
-        yield
-    except TypeError as error:
-        raise ValueError(f"{data} has no such --option: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +192,7 @@ class DataCommand(Command):
 
     def check(self) -> None:
         """See that settings are name=value, and numbers in range."""
-        check_settings(self.option)
+        checked_settings(self.option, "`--option` ")
         check_least("batch_size", self.batch_size, 1)
         check_least("workers", self.workers, 0)
         check_probability("presence_threshold", self.presence_threshold)

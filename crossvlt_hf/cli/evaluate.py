@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from ..checks import check_least
+from ..checks import check_least, taking_options
 from .common import (
     DataCommand,
     Pixels,
@@ -19,7 +19,6 @@ from .common import (
     need_matplotlib,
     needs_extra,
     parse_settings,
-    settings_of,
 )
 
 
@@ -140,7 +139,7 @@ def _evaluation_options(options: Evaluate) -> "EvaluationOptions":
 def _load_data(options: Evaluate) -> Any:
     from ..data import load_data
 
-    with settings_of(options.data):
+    with taking_options(options.data):
         dataset = load_data(
             options.data, options.split, root=options.root, merge=options.merge, **parse_settings(options.option)
         )

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from ..checks import check_known, check_least
-from .common import DataCommand, check_probability, needs_extra, parse_settings, settings_of
+from ..checks import check_known, check_least, taking_options
+from .common import DataCommand, check_probability, needs_extra, parse_settings
 
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def _report(requests: Any, reading: str) -> None:
 def _open_requests(options: Predict) -> Any:
     from ..prediction import open_requests
 
-    with settings_of(options.data):
+    with taking_options(options.data):
         return open_requests(
             options.data,
             split=options.split,

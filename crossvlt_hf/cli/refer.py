@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from tyro.conf import Positional, arg
 
-from .common import Command, Settings, check_settings, needs_extra, parse_settings, settings_of
+from ..checks import taking_options
+from .common import Command, Settings, checked_settings, needs_extra, parse_settings
 
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Refer(Command):
 
     def check(self) -> None:
         """See that the settings are name=value."""
-        check_settings(self.option)
+        checked_settings(self.option, "`--option` ")
 
 
 def _refer_options(options: Refer) -> "ReferOptions":
@@ -89,7 +90,7 @@ def refer(options: Refer) -> None:
         from ..data.objects.read import detect_form
 
     form, choices = options.form or detect_form(options.labels), _refer_options(options)
-    with settings_of(options.labels):
+    with taking_options(options.labels):
         source = load_objects(
             options.labels,
             form=form,

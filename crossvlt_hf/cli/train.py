@@ -12,20 +12,13 @@ from tyro.conf import Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 from ..checks import check_least
-from .common import Command, needs_extra
-
-
-def _settings(texts: list[str]) -> tuple[str, ...]:
-    for text in texts:
-        if "=" not in text:
-            raise ValueError(f"must be name=value, got {text!r}.")
-    return tuple(texts)
+from .common import Command, checked_settings, needs_extra
 
 
 SETTINGS = PrimitiveConstructorSpec(
     nargs="*",
     metavar="NAME=VALUE ...",
-    instance_from_str=_settings,
+    instance_from_str=checked_settings,
     is_instance=lambda value: isinstance(value, tuple),
     str_from_instance=list,
 )

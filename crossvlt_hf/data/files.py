@@ -107,6 +107,18 @@ def find_folder(root: Path, names: Sequence[str], given: str | Path | None) -> P
     )
 
 
+def require_folder(path: str | Path) -> Path:
+    """A folder that exists.
+
+    Raises:
+        FileNotFoundError: if it does not.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder}.")
+    return folder
+
+
 def inside(folder: str | Path, name: Any, where: str, root: str | Path | None = None) -> str:
     """The path of a file that a data set names.
 

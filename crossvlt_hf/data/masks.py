@@ -146,11 +146,20 @@ def open_mask(path: str | Path) -> Image.Image:
     """
     with opening(str(path), "mask"), Image.open(path) as image:
         image.load()
+    return check_lossless(image, str(path))
+
+
+def check_lossless(mask: Image.Image, where: str) -> Image.Image:
+    """The picture of a mask that Pillow opened.
+
+    Raises:
+        LossyMaskError: if it is a JPEG; the message begins with `where`.
+    """
     try:
-        check_mask_format(image)
+        check_mask_format(mask)
     except LossyMaskError as error:
-        raise LossyMaskError(f"{path}: {error}") from error
-    return image
+        raise LossyMaskError(f"{where}: {error}") from error
+    return mask
 
 
 def read_mask(path: str | Path, ignore_index: IgnoreIndex = "auto") -> np.ndarray:

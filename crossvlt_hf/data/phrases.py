@@ -57,7 +57,8 @@ def both(one: Answer, other: Answer) -> Answer:
 
 def every(answers: Iterable[Answer]) -> Answer:
     """Three-valued "and" of any number."""
-    return reduce(both, answers, True)
+    start: Answer = True
+    return reduce(both, answers, start)
 
 
 def opposite(answer: Answer) -> Answer:

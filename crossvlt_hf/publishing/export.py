@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from ..checks import check_known
+from ..checks import check_known, check_output_folder
 from ..configuration_crossvlt import CrossVLTConfig
 from ..modeling_crossvlt import CrossVLTModel, evaluating
 from ..processing_crossvlt import PRESENCE_THRESHOLD, CrossVLTProcessor
@@ -356,16 +356,20 @@ def _summary(model: CrossVLTModel, processor: CrossVLTProcessor, file: str) -> d
 
 
 def _check_folder(folder: Path, overwrite: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; give a folder.")
-    if overwrite or not folder.is_dir() or all(entry.name == PARTIAL for entry in folder.iterdir()):
-        return
+    check_output_folder(
+        folder,
+        "export",
+        lambda: overwrite or _is_export(folder),
+        ignored=lambda path: path.name == PARTIAL,
+        advice="give a new folder, or --overwrite",
+    )
+
+
+def _is_export(folder: Path) -> bool:
     try:
-        ours = json.loads((folder / SUMMARY).read_text(encoding="utf-8")).get("made_by") == MARK
+        return json.loads((folder / SUMMARY).read_text(encoding="utf-8")).get("made_by") == MARK
     except (OSError, ValueError, AttributeError):
-        ours = False
-    if not ours:
-        raise ValueError(f"{folder} is not empty, and no export; give a new one, or --overwrite.")
+        return False
 
 
 @contextmanager

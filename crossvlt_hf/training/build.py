@@ -12,7 +12,7 @@ from accelerate.utils import LoggerType
 from datasets import Dataset
 from transformers import BertTokenizer, PreTrainedTokenizerBase
 
-from ..checks import check_known, did_you_mean
+from ..checks import check_known, did_you_mean, taking_options
 from ..configuration_crossvlt import CrossVLTConfig
 from ..data import NAMES, exclude_images, load_data
 from ..data.pairs import EvaluationPairs
@@ -184,12 +184,8 @@ def load_datasets(entries: Sequence[dict[str, Any]], root: str | None = None) ->
     """
     datasets = []
     for entry in entries:
-        try:
+        with taking_options(f"The data set {entry}"):
             datasets.append(load_data(**({"root": root} | entry)))
-        except TypeError as error:
-            if "argument" not in str(error):
-                raise
-            raise ValueError(f"The data set {entry} has a setting that it does not take: {error}") from error
     return datasets
 
 

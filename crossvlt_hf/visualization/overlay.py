@@ -4,13 +4,14 @@ Drawn with Pillow and numpy alone. Shapes: (H, W) the image or one tile of it. `
 contour's coloured line, `size` the font size of the legend; both grow with the picture.
 """
 
+import textwrap
 import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from ..processing_crossvlt import to_rgb
@@ -38,7 +39,8 @@ CELL: Colour = (238, 240, 243)  # around pictures of several shapes in a grid
 MIN_WIDTH = 320  # narrower pictures have no room for a legend
 MAX_UPSCALED_HEIGHT = 2048
 MAX_LINES = 3  # of one expression in the legend
-TILE = 256
+TILE, STRIP = 240, 46  # of an example: side of the picture, height of the words
+BLOCK = 256  # side of the parts in which contours are drawn
 GAP = 8  # between pictures that are arranged
 
 
@@ -123,6 +125,17 @@ def _listed(
     if labels is None and scores is not None:
         labels = [""] * len(masks)
     return masks, labels, scores  # type: ignore[return-value]
+
+
+def draw_example(picture: Image.Image, mask: Mask, expression: str, family: str) -> Image.Image:
+    """A picture of at most 240 pixels a side with a mask outlined in it, the expression and its family below."""
+    picture = ImageOps.contain(picture, (TILE, TILE))
+    draw_contour(picture, to_mask_image(mask).resize(picture.size, Image.Resampling.NEAREST), PALETTE[1])
+    tile = Image.new("RGB", (TILE, TILE + STRIP), "white")
+    tile.paste(picture, ((TILE - picture.width) // 2, TILE - picture.height))
+    lines = "\n".join([*textwrap.wrap(expression, 40)[:2], f"({family})"])
+    ImageDraw.Draw(tile).multiline_text((2, TILE + 2), lines, fill="black", font_size=12, spacing=1)
+    return tile
 
 
 def arrange(tiles: Sequence[Image.Image], columns: int) -> Image.Image:
@@ -242,9 +255,9 @@ def _rim_distances(
     height, width = region.shape
     margin = reach + 3 * softness
     padded = np.pad(region, margin)
-    for top in range(0, height, TILE):
-        for left in range(0, width, TILE):
-            bottom, right = min(top + TILE, height), min(left + TILE, width)
+    for top in range(0, height, BLOCK):
+        for left in range(0, width, BLOCK):
+            bottom, right = min(top + BLOCK, height), min(left + BLOCK, width)
             tile = padded[top : bottom + 2 * margin, left : right + 2 * margin]
             if tile.any() and not tile.all():
                 distance = _soften(_soften(_signed_distance(tile, reach), softness), 2 * softness)

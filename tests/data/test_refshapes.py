@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 from datasets import concatenate_datasets, load_from_disk
+from PIL import Image
 
 import crossvlt_hf.data.refshapes.examples as refshapes_examples
 from crossvlt_hf.data.refshapes import (
@@ -32,6 +33,7 @@ from crossvlt_hf.data.refshapes.expressions import (
     vocabulary,
 )
 from crossvlt_hf.data.refshapes.scenes import COLOURS, MIN_VISIBLE, SHAPES, Thing, rasterise, shade
+from crossvlt_hf.visualization.overlay import GAP, draw_example
 
 
 SIDE = 48
@@ -415,4 +417,5 @@ def test_scenes_that_cannot_be(options, message):
 
 def test_contact_sheet():
     sheet = contact_sheet(examples("test", 5), columns=3)
-    assert sheet.size == (3 * (SIDE + 8), 2 * (SIDE + 38 + 8))
+    tile = draw_example(Image.new("RGB", (9, 9)), np.ones((9, 9), dtype=bool), "the star", "attribute")
+    assert sheet.size == (3 * (tile.width + GAP) + GAP, 2 * (tile.height + GAP) + GAP)

@@ -6,8 +6,9 @@ import numpy as np
 from PIL import Image
 
 from ...processing_crossvlt import opening
+from ..files import require_folder
 from .composition import MOST_PIXELS, Background, CutOut, cut_out
-from .object_record import IMAGE_SUFFIXES, ObjectSource
+from .object_record import ObjectSource, find_images
 
 
 def load_cutouts(folder: str | Path, most: int = MOST_PIXELS) -> list[CutOut]:
@@ -21,24 +22,22 @@ def load_cutouts(folder: str | Path, most: int = MOST_PIXELS) -> list[CutOut]:
         OSError: if the folder or a picture cannot be read.
         ValueError: if a picture has no transparency, or nothing is seen of it.
     """
-    root = Path(folder)
-    if not root.is_dir():
-        raise FileNotFoundError(f"There is no folder {root}.")
-    found = []
-    for path in sorted(root.glob("*/*")):
-        if path.suffix.lower() in (".png", ".webp"):
-            with opening(str(path), "image"), Image.open(path) as image:
-                image.load()
-            if "A" not in image.getbands() and "transparency" not in image.info:
-                raise ValueError(f"{path} must have transparency around the object, its mode is {image.mode}.")
-            values = np.asarray(image.convert("RGBA"))
-            piece = cut_out(values[..., :3], values[..., 3] >= 128, path.parent.name, most)
-            if piece is None:
-                raise ValueError(f"{path} is transparent everywhere.")
-            found.append(piece)
-    if not found:
-        raise ValueError(f"{root} must hold cut-outs as <class>/<name>.png, it has none.")
-    return found
+    paths = [path for path in sorted(require_folder(folder).glob("*/*")) if path.suffix.lower() in (".png", ".webp")]
+    if not paths:
+        raise ValueError(f"{folder} must hold cut-outs as <class>/<name>.png, it has none.")
+    return [_load_cutout(path, most) for path in paths]
+
+
+def _load_cutout(path: Path, most: int) -> CutOut:
+    with opening(str(path), "image"), Image.open(path) as image:
+        image.load()
+    if "A" not in image.getbands() and "transparency" not in image.info:
+        raise ValueError(f"{path} must have transparency around the object, its mode is {image.mode}.")
+    values = np.asarray(image.convert("RGBA"))
+    piece = cut_out(values[..., :3], values[..., 3] >= 128, path.parent.name, most)
+    if piece is None:
+        raise ValueError(f"{path} is transparent everywhere.")
+    return piece
 
 
 def load_backgrounds(folder: str | Path, most: int = 384) -> list[Background]:
@@ -48,19 +47,15 @@ def load_backgrounds(folder: str | Path, most: int = 384) -> list[Background]:
         OSError: if the folder or a picture cannot be read.
         ValueError: if there is no picture.
     """
-    root = Path(folder)
-    if not root.is_dir():
-        raise FileNotFoundError(f"There is no folder {root}.")
     found = []
-    for path in sorted(root.rglob("*")):
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            with opening(str(path), "image"), Image.open(path) as image:
-                image.draft("RGB", (most, most))
-                picture = image.convert("RGB")
-            picture.thumbnail((most, most))
-            found.append(Background(np.asarray(picture)))
+    for path in find_images(require_folder(folder)).values():
+        with opening(str(path), "image"), Image.open(path) as image:
+            image.draft("RGB", (most, most))
+            picture = image.convert("RGB")
+        picture.thumbnail((most, most))
+        found.append(Background(np.asarray(picture)))
     if not found:
-        raise ValueError(f"{root} must hold pictures, it has none.")
+        raise ValueError(f"{folder} must hold pictures, it has none.")
     return found
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ...processing_crossvlt import LossyMaskError, check_mask_format, opening
-from ..files import entries, field, image_size, inside, read_json
-from ..masks import check_polygons, encode_mask
+from ...processing_crossvlt import opening
+from ..files import entries, field, image_size, inside, read_json, require_folder
+from ..masks import check_lossless, check_polygons, decode_segmentation, encode_mask
 from .object_record import ObjectRecord, ObjectScene, ObjectSource, header_size
 
 
@@ -30,9 +30,7 @@ class LabelMeObjects(ObjectSource):
     """
 
     def __init__(self, folder: str | Path, images: str | Path | None = None, name: str | None = None) -> None:
-        self.folder, self.images = Path(folder), None if images is None else Path(images)
-        if not self.folder.is_dir():
-            raise FileNotFoundError(f"There is no folder {self.folder}.")
+        self.folder, self.images = require_folder(folder), None if images is None else Path(images)
         self.files = sorted(self.folder.rglob("*.json"))
         if not self.files:
             raise ValueError(f"{self.folder} has no JSON files.")
@@ -110,14 +108,8 @@ def _join(shapes: list[tuple[int, dict[str, Any]]], size: tuple[int, int], where
     parts = [_shape(shape, size, f"{where}, shape {number}") for number, shape in shapes]
     if all(isinstance(part, list) for part in parts):
         return check_polygons(parts, where)
-    masks = [part if not isinstance(part, list) else _draw(part, size) for part in parts]
+    masks = [part if not isinstance(part, list) else decode_segmentation([part], *size) for part in parts]
     return encode_mask(np.any(masks, axis=0))
-
-
-def _draw(polygon: list[float], size: tuple[int, int]) -> np.ndarray:
-    from ..masks import decode_segmentation
-
-    return decode_segmentation([polygon], *size)
 
 
 def _points(shape: dict[str, Any], least: int, where: str) -> list[list[float]]:
@@ -153,12 +145,7 @@ def _embedded_mask(shape: dict[str, Any], size: tuple[int, int], where: str) -> 
     data = field(shape, "mask", where)
     if not isinstance(data, str):
         raise ValueError(f"{where} must have a PNG in base64 as `mask`, got {str(data)[:40]!r}.")
-    picture = _decode(data, where)
-    try:
-        check_mask_format(picture)
-    except LossyMaskError as error:
-        raise LossyMaskError(f"{where}: {error}") from error
-    part = np.asarray(picture.convert("L")) > 0
+    part = np.asarray(check_lossless(_decode(data, where), where).convert("L")) > 0
     if top < 0 or left < 0 or top + part.shape[0] > size[0] or left + part.shape[1] > size[1]:
         raise ValueError(f"{where} has a mask that reaches beyond the image.")
     mask = np.zeros(size, dtype=bool)

@@ -309,10 +309,10 @@ def write_references(
         OSError: if a picture cannot be read.
         ValueError: if labels are broken, or nothing can be said.
     """
-    from .sheet import Sample, contact_sheet
+    from .sheet import Reservoir, contact_sheet
 
     report, options = Report(), options or ReferOptions()
-    shown: Sample[tuple[ObjectScene, Expression]] = Sample(sheet, options.seed)
+    shown: Reservoir[tuple[ObjectScene, Expression]] = Reservoir(sheet, options.seed)
     with new_folder(folder) as whole:
         writer = ReferenceWriter(whole, split=split, dataset=source.name, copy=copy)
         with (whole / METADATA).open("w", encoding="utf-8") as file:

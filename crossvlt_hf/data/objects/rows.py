@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...checks import check_known
-from ...processing_crossvlt import LossyMaskError, check_mask_format, to_rgb
-from ..masks import encode_mask
+from ...processing_crossvlt import to_rgb
+from ..masks import check_lossless, encode_mask
 from .coco import check_segmentation
 from .object_record import ObjectRecord, ObjectScene, ObjectSource, segmentation_of_map
 
@@ -96,7 +96,7 @@ class HubObjects(ObjectSource):
     def __getitem__(self, index: int) -> ObjectScene:
         row, where = self.dataset[int(index)], f"{self.name}, row {index}"
         picture = open_picture(row[self.image_column], where)
-        size = _size(picture)
+        size = (picture.height, picture.width)
         try:
             objects = tuple(self._objects(row, size, where))
         except (TypeError, OSError, SyntaxError, ValueError) as error:
@@ -230,22 +230,9 @@ def _opened(value: Any) -> Image.Image:
     return picture
 
 
-def _opened_mask(value: Any, where: str) -> Image.Image:
-    picture = _opened(value)
-    try:
-        check_mask_format(picture)
-    except LossyMaskError as error:
-        raise LossyMaskError(f"{where}: {error}") from error
-    return picture
-
-
-def _size(picture: Image.Image) -> tuple[int, int]:
-    return picture.height, picture.width
-
-
 def _array(value: Any, size: tuple[int, int], where: str) -> NDArray:
     """(height, width, channels) of a stored map or mask."""
-    table = np.asarray(value if isinstance(value, list | np.ndarray) else _opened_mask(value, where))
+    table = np.asarray(value if isinstance(value, list | np.ndarray) else check_lossless(_opened(value), where))
     table = table[..., None] if table.ndim == 2 else table
     if table.ndim != 3 or table.shape[:2] != size:
         raise ValueError(f"{where}: the labels have shape {table.shape}, the image {size}.")

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...processing_crossvlt import check_mask_format, opening
+from ..files import require_folder
 from .object_record import ObjectRecord, ObjectScene, ObjectSource, find_images, segmentation_of_map
 
 
@@ -45,8 +46,7 @@ class VocObjects(ObjectSource):
         self.folder = Path(folder)
         self.images = Path(images) if images is not None else self.folder / "JPEGImages"
         for path in (self.folder / "SegmentationClass", self.folder / "SegmentationObject", self.images):
-            if not path.is_dir():
-                raise FileNotFoundError(f"There is no folder {path}.")
+            require_folder(path)
         self.labels, self.name = tuple(classes), name or self.folder.resolve().name
         self.pictures = find_images(self.images)
         self.stems = self._stems(split)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from ..files import require_folder
 from .object_record import ObjectRecord, ObjectScene, ObjectSource, find_images, header_size
 
 
@@ -35,10 +36,8 @@ class YoloObjects(ObjectSource):
         names: str | Path | None = None,
         name: str | None = None,
     ) -> None:
-        folder = Path(labels)
-        folder = folder / "labels" if (folder / "labels").is_dir() else folder
-        if not folder.is_dir():
-            raise FileNotFoundError(f"There is no folder {folder}.")
+        folder = Path(labels) / "labels"
+        folder = folder if folder.is_dir() else require_folder(labels)
         self.pictures = _images_of(folder) if images is None else Path(images)
         if not self.pictures.is_dir():
             raise FileNotFoundError(f"There is no folder of images {self.pictures}; give it as `images`.")

@@ -1,7 +1,6 @@
 """Examples of RefShapes: a scene and expressions that are verified against it."""
 
 import math
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -9,7 +8,7 @@ from itertools import product
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from ...checks import check_known
 from .expressions import QUERIES, Query, paraphrase, sample_queries
@@ -233,16 +232,8 @@ def make_example(
 
 
 def contact_sheet(examples: list[Example], columns: int = 6) -> Image.Image:
-    """A picture of examples: each scene with its target outlined in white, its expression below."""
-    side, strip = examples[0].scene.image.shape[0], 38
-    rows = -(-len(examples) // columns)
-    sheet = Image.new("RGB", (columns * (side + 8), rows * (side + strip + 8)), "white")
-    pen = ImageDraw.Draw(sheet)
-    for number, example in enumerate(examples):
-        x, y = (number % columns) * (side + 8) + 4, (number // columns) * (side + strip + 8) + 4
-        mask = np.pad(example.mask, 1)
-        edge = (mask[1:-1, 1:-1]) & ~(mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:])
-        sheet.paste(Image.fromarray(np.where(edge[..., None], 255, example.scene.image).astype(np.uint8)), (x, y))
-        lines = textwrap.wrap(example.expression, max(12, side // 5))[:3]
-        pen.multiline_text((x, y + side), "\n".join(lines), fill="black", font_size=10, spacing=1)
-    return sheet
+    """A picture of examples: each scene with its targets outlined, its expression below."""
+    from ...visualization.overlay import arrange, draw_example
+
+    tiles = [draw_example(Image.fromarray(e.scene.image), e.mask, e.expression, e.family) for e in examples]
+    return arrange(tiles, columns)
