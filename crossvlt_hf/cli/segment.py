@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from ..modeling_crossvlt import CrossVLTModel
     from ..processing_crossvlt import CrossVLTProcessor
+    from ..visualization import Explanation
 
 
 @dataclass(frozen=True)
@@ -156,9 +157,30 @@ def _warnings_in_one_line() -> Iterator[None]:
         print(f"Warning: {warning.message}", file=sys.stderr)
 
 
+def _run(
+    options: Segment, model: "CrossVLTModel", processor: "CrossVLTProcessor", image: "Image.Image"
+) -> tuple[list[dict[str, Any]], list["Explanation"]]:
+    """The results, and their explanations where these are asked for, of one run of the model."""
+    from ..pipeline_crossvlt import ReferringImageSegmentationPipeline
+
+    pipeline = ReferringImageSegmentationPipeline(model=model, processor=processor, device=model.device)
+    choices = {
+        "threshold": options.threshold,
+        "presence_threshold": options.presence_threshold,
+        "largest_part": options.largest_part,
+        "instances": options.instances or options.min_area is not None,
+        "min_area": options.min_area,
+    }
+    with _warnings_in_one_line():
+        if not options.explains:
+            return pipeline(image, text=list(options.expressions), **choices), []
+        from ..visualization import segment_and_explain
+
+        return segment_and_explain(pipeline, image, options.expressions, **choices)
+
+
 def segment(options: Segment) -> None:
     """Write a mask for each expression and one overlay; print a JSON line for each expression."""
-    from ..pipeline_crossvlt import ReferringImageSegmentationPipeline
     from ..processing_crossvlt import pair_expressions, to_rgb
     from ..visualization.overlay import overlay
 
@@ -168,43 +190,24 @@ def segment(options: Segment) -> None:
     outputs, picture = options.outputs()
     model, processor = load_or_built_in(options.model, device=options.device, dtype=options.dtype)
     _check_word(options, processor)
-    pipeline = ReferringImageSegmentationPipeline(model=model, processor=processor, device=model.device)
     picture.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    with _warnings_in_one_line():
-        results = pipeline(
-            image,
-            text=list(options.expressions),
-            threshold=options.threshold,
-            presence_threshold=options.presence_threshold,
-            largest_part=options.largest_part,
-            instances=options.instances or options.min_area is not None,
-            min_area=options.min_area,
-        )
+    results, explanations = _run(options, model, processor, image)
     seconds = (time.perf_counter() - start) / len(results)
-    for expression, result, output in zip(options.expressions, results, outputs, strict=True):
+    for number, (result, output) in enumerate(zip(results, outputs, strict=True)):
         result["mask"].save(output.mask)
         line = _describe(result, seconds, output.mask)
         if output.explanation is not None:
-            _explain(options, model, processor, image, expression, output.explanation)
+            _draw_explanation(options, explanations[number], output.explanation)
             line["explanation"] = str(output.explanation)
         print(json.dumps(line, ensure_ascii=not _speaks_unicode()), flush=True)
-    masks, scores = [result["mask"] for result in results], [result["score"] for result in results]
-    overlay(image, masks, list(options.expressions), scores).save(picture)
+    overlay(image, results).save(picture)
     print(f"The overlay is in {picture}", file=sys.stderr)
 
 
-def _explain(
-    options: Segment,
-    model: "CrossVLTModel",
-    processor: "CrossVLTProcessor",
-    image: "Image.Image",
-    expression: str,
-    path: Path,
-) -> None:
-    from ..visualization import explain, explanation_figure
+def _draw_explanation(options: Segment, explanation: "Explanation", path: Path) -> None:
+    from ..visualization import explanation_figure
 
-    explanation = explain(model, processor, image, expression, threshold=options.threshold)
     explanation_figure(explanation, word=options.explain_word, pixel=options.pixel()).save(path)
 
 

@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
@@ -26,6 +27,7 @@ from huggingface_hub.utils import logging as hub_logging
 from parity.fill import fill_state_dict
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch.nn.modules.module import register_module_forward_hook
 from transformers import BertTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -331,6 +333,34 @@ def test_explain(capsys, checkpoint, photo_file, photo):
 
 
 @pytest.mark.usefixtures("_matplotlib")
+@contextmanager
+def counted_passes() -> Iterator[list[int]]:
+    """How many pairs go through a whole model in each forward pass."""
+    passes = []
+
+    def count(module, arguments, output) -> None:
+        if isinstance(module, CrossVLTModel):
+            passes.append(len(output.logits))
+
+    hook = register_module_forward_hook(count)
+    try:
+        yield passes
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("explain", [[], ["--explain"]])
+def test_all_expressions_and_explanations_take_one_forward_pass(capsys, checkpoint, photo_file, explain):
+    if explain:
+        pytest.importorskip("matplotlib", reason="explanations are drawn by matplotlib")
+    for number, passes in ((1, [1]), (3, [3]), (9, [8, 1])):  # 8 expressions of an image at a time
+        expressions = ["the cup", "the spoon", "the red cup"] * (number // 3) or ["the cup"]
+        with counted_passes() as counted:
+            code, output, _ = run(capsys, "segment", photo_file, *expressions, "--model", checkpoint, *explain)
+        assert (code, output.count("\n")) == (0, number)
+        assert counted == passes
+
+
 def test_explain_a_word_and_a_pixel(capsys, checkpoint, photo_file):
     """Each asks for the figure by itself, and changes it."""
     options = [["--explain"], ["--explain-word", "the"], ["--explain-pixel", "79,59"]]
