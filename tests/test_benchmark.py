@@ -172,6 +172,7 @@ def test_what_became_of_a_child(monkeypatch, code, out, reason):
         in_child({})
 
 
+@pytest.mark.slow
 def test_whole_run(checkpoint, capsys, monkeypatch):
     """From the command line, memory in a real process; that for the loading is spared."""
     monkeypatch.setattr(

@@ -76,6 +76,7 @@ def test_evaluate(tmp_path):
     assert Image.open(tmp_path / "gallery.png").width > 400
 
 
+@pytest.mark.slow
 def test_from_custom_data_to_a_repository(tmp_path, checkpoint):
     run("custom_data.py", "my-data", "--model", checkpoint, "--steps", 2, folder=tmp_path)
     load_checkpoint(tmp_path / "runs" / "custom" / "best")
@@ -94,6 +95,7 @@ def test_convert(tmp_path, write_original):
     assert "'bus'" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "smaller", "pictures"),
     [

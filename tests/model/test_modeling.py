@@ -554,6 +554,7 @@ def test_offload_module_by_module(tmp_path, model):
 # ---- compilation, checkpointing, training
 
 
+@pytest.mark.slow
 def test_compile_without_graph_breaks(model):
     batch = without_labels(fake_batch(model.config))
     compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="eager")
@@ -562,6 +563,7 @@ def test_compile_without_graph_breaks(model):
     assert (logits(compiled, larger) - logits(model, larger)).abs().max() <= 1e-5
 
 
+@pytest.mark.slow
 def test_compile_of_a_training_step():
     """With as few layers as have a shifted window, and cross-attention after every stage but the first."""
     torch.manual_seed(0)
@@ -769,6 +771,7 @@ def test_presence_loss_is_the_cross_entropy_of_the_labelled_pairs():
     assert presence_loss(presence_logits[2:3], labels[2:3]).item() == 0.0
 
 
+@pytest.mark.slow
 def test_the_presence_head_survives_export_and_compilation(presence_model):
     batch = without_labels(fake_batch(presence_model.config))
     expected = presence(presence_model, batch)

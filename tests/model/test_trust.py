@@ -47,6 +47,7 @@ def test_nothing_goes_out_at_import_or_offline(tmp_path):
     assert done.stdout.splitlines()[-1] == "done"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_processes_of_a_loader_change_nothing(method):
     """Whether they are copies of this process, or started anew."""

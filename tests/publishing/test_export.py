@@ -75,7 +75,7 @@ def tiny(checkpoint):
     return load_checkpoint(checkpoint)
 
 
-@pytest.fixture(scope="module", params=["onnx", "torch-export"])
+@pytest.fixture(scope="module", params=["onnx", pytest.param("torch-export", marks=pytest.mark.slow)])
 def exported(request, checkpoint, tmp_path_factory):
     """The tiny model, exported by the command, in each format."""
     folder = tmp_path_factory.mktemp("exported") / "new"
