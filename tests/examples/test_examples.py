@@ -68,6 +68,7 @@ def test_predict(tmp_path):
     assert all(Image.open(tmp_path / row["mask"]).size == (96, 96) for row in rows)
 
 
+@pytest.mark.slow
 def test_evaluate(tmp_path):
     printed = run("evaluate.py", "--limit", 8, folder=tmp_path)
     as_said, blind = (line for line in printed.splitlines() if line.startswith(("| as said", "| with the expr")))

@@ -350,6 +350,7 @@ for request in wrong:
         assert mask.tobytes() == result["mask"].tobytes()
 
 
+@pytest.mark.slow
 def test_an_exported_folder_is_complete_and_equal(model, processor, tmp_path):
     folder = write_repository(model.half(), processor, tmp_path / "new", model_id=NAME)
     assert {path.name for path in folder.iterdir()} == {*WHOLE, "about.yaml"}
@@ -424,6 +425,7 @@ def test_what_is_public_is_not_taken_for_private(checkpoint, hub):
     assert not names(hub) & WHOLE
 
 
+@pytest.mark.slow
 def test_a_card_that_somebody_wrote_is_kept(checkpoint, hub, tmp_path):
     api = HfApi(endpoint=hub.endpoint, token=TOKEN)
     api.create_repo(NAME)
@@ -473,6 +475,7 @@ def test_figures_of_other_weights_are_refused(checkpoint):
         Evidence.read(checkpoint)
 
 
+@pytest.mark.slow
 def test_what_is_known_comes_along_from_the_hub(hub, crossvlt, checkpoint, tmp_path):
     about = About(name="Mine", license="cc-by-nc-4.0", datasets=["alice/cats"])
     Evidence(about, [REPORT], training={"summary": "Long."}).save(checkpoint)

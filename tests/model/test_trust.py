@@ -39,6 +39,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 def test_nothing_goes_out_at_import_or_offline(tmp_path):
     """All modules, the built-in checkpoint, and a command with names that only the Hub could know."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}

@@ -372,6 +372,7 @@ def test_hostile_expressions_stay_text(visit, scene):
 # ---- without a browser
 
 
+@pytest.mark.slow
 def test_the_page_is_found_under_its_old_name():
     """Though its functions are imported at their first use."""
     from crossvlt_hf.publishing import page

@@ -430,6 +430,7 @@ FEW = [
 ]
 
 
+@pytest.mark.slow
 def test_six_lines_fine_tune_the_built_in_checkpoint(own_data, capfd):
     assert len(own_data.splitlines()) == 6
     assert main(["my.yaml", *FEW, "data.workers=0"]) == 0
@@ -837,7 +838,7 @@ def test_weights_that_are_not_finite_are_not_kept(finished, tmp_path, monkeypatc
 
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-@pytest.mark.parametrize("moment", ["_step", "_evaluate"])
+@pytest.mark.parametrize("moment", ["_step", pytest.param("_evaluate", marks=pytest.mark.slow)])
 def test_a_request_to_end_keeps_what_was_done(finished, tmp_path, monkeypatch, capsys, number, code, moment):
     """In the midst of step 3, or of the evaluation of step 2."""
     method = getattr(TrainingRun, moment)
