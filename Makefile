@@ -15,12 +15,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/crossvlt demo --output build/demo/panel.png
 
-# Everything that CI checks.
+# What to run before every commit. CI runs `test-slow` as well.
 test: $(INSTALLED) check
 	$(BIN)/python -m pytest -m "not slow" -n 2
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2
 
 check: $(INSTALLED)
 	$(BIN)/ruff check

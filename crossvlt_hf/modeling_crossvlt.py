@@ -64,6 +64,8 @@ MASKED = -3e4
 CLASS_WEIGHTS = (0.9, 1.1)
 MASK_LOSS_WEIGHT = 2.0
 IGNORE_INDEX = 255
+# Positions of the finest map that the decoder reads at a time on a CPU: those of a picture of 512x512 pixels
+PART = 128 * 128
 # What others hand to forward with no effect: our processor its sizes, Transformers' decorators and Trainer the rest
 PASSED_ALONG = ("original_sizes", "use_cache", "is_causal", "num_items_in_batch")
 # What the library's other models read and this one does not, whatever the attention function: words count from 0
@@ -627,6 +629,22 @@ def repeat_images(pixels: Tensor, counts: Tensor, total: int) -> Tensor:
     return pixels.index_select(0, order.to(pixels.device, non_blocking=True))
 
 
+def in_parts(decoder: CrossVLTDecoder, feature_maps: list[Tensor]) -> Tensor:
+    """`decoder(feature_maps)`, a few pairs at a time where nothing but the memory depends on it.
+
+    The decoder's maps are by far the largest of the network: those of eight expressions at 480x480 pixels would take
+    more than twice the memory of all that comes before. Training needs them all (BatchNorm, gradients), a graph that
+    is recorded must not depend on the size of the batch, and a GPU is faster with the whole batch.
+    """
+    finest = feature_maps[0]
+    size = max(PART // finest[0, 0].numel(), 1)
+    recorded = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if recorded or decoder.training or finest.device.type != "cpu" or len(finest) <= size:
+        return decoder(feature_maps)
+    parts = zip(*(maps.split(size) for maps in feature_maps), strict=True)
+    return torch.cat([decoder(list(part)) for part in parts])
+
+
 class CrossVLTModel(CrossVLTPreTrainedModel):
     """CrossVLT: one image and one expression in, the mask of the object that the expression refers to out."""
 
@@ -793,7 +811,7 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
                 if stage.merged_fusion is not None:
                     pixels = stage.merged_gate(pixels, stage.merged_fusion(pixels, words, mask, **kwargs))
                 context = pixels
-        mask_logits = at_least_float32(self.decoder(feature_maps))
+        mask_logits = at_least_float32(in_parts(self.decoder, feature_maps))
         logits = upsample(mask_logits, like=pixel_values)
         head = self.presence_head
         presence_logits = None if head is None else head(words[:, 0], feature_maps[-1], mask_logits)

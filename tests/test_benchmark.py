@@ -172,6 +172,7 @@ def test_what_became_of_a_child(monkeypatch, code, out, reason):
         in_child({})
 
 
+@pytest.mark.slow
 def test_whole_run(checkpoint, capsys, monkeypatch):
     """From the command line, memory in a real process; that for the loading is spared."""
     monkeypatch.setattr(
@@ -222,6 +223,7 @@ def check_case(case: dict) -> None:
         assert case["fraction_of_peak_at_reference"][kind] == pytest.approx(reference * fraction)
 
 
+@pytest.mark.slow
 def test_cases_share_a_model_and_are_plotted(checkpoint, monkeypatch):
     made = []
     make_model = Workshop._make_model
@@ -327,6 +329,7 @@ def test_attention_of_a_cpu_is_counted():
     assert flops == 2 * 2 * (2 * 4 * 4 * 8)
 
 
+@pytest.mark.slow
 def test_checkpointing_is_compared(checkpoint):
     report = timed(checkpoint, task=["training"], checkpointing=[False, True], batch=[2])
     plain, checkpointed = report["cases"]

@@ -940,6 +940,7 @@ def command(*arguments) -> subprocess.CompletedProcess:
     return subprocess.run([program, *map(str, arguments)], **options)
 
 
+@pytest.mark.slow
 def test_convert_then_segment(originals, photo_file, photo):
     options = [*HEADS, "--tokenizer", originals / "tokenizer"]
     converted = command("convert", originals / "original.pth", "out", *options)

@@ -131,6 +131,7 @@ def test_every_epoch_chooses_anew_in_the_workers(said, workers, persistent, told
         assert last == [alone[index]["expression"] for index in range(len(alone))]
 
 
+@pytest.mark.slow
 def test_spawned_workers_follow_the_epoch(said):
     pairs, seen = TrainingPairs([said]), defaultdict(set)
     loader = DataLoader(

@@ -227,6 +227,7 @@ def together(tmp_path_factory):
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_three_processes_find_the_same(alone, together, case):
     """The very same samples in the same order, in every process, none twice and none lost."""
@@ -246,6 +247,7 @@ def test_trainer_finds_the_same(dataset, alone, running):
     assert {name: found[name] for name in names} == {name: expected[name] for name in names}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("running", [False, True])
 def test_trainer_in_three_processes(alone, together, running):
     """Nine rows at a time: of the last nine only one is no duplicate."""

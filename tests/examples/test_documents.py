@@ -283,7 +283,17 @@ def run(block, name, hub, scope):
         assert block.language in ("bibtex", "text"), f"{name}, line {block.line}"
 
 
-@pytest.mark.parametrize("name", [name for name, blocks in BLOCKS.items() if blocks])
+SLOW = ("docs/training.md", "docs/usage.md", "docs/publishing.md")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name, blocks in BLOCKS.items()
+        if blocks
+    ],
+)
 def test_every_block_runs(name, workspace, write_original):
     for write in FILES.get(name, []):
         write(write_original)

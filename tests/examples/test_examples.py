@@ -68,6 +68,7 @@ def test_predict(tmp_path):
     assert all(Image.open(tmp_path / row["mask"]).size == (96, 96) for row in rows)
 
 
+@pytest.mark.slow
 def test_evaluate(tmp_path):
     printed = run("evaluate.py", "--limit", 8, folder=tmp_path)
     as_said, blind = (line for line in printed.splitlines() if line.startswith(("| as said", "| with the expr")))
@@ -76,6 +77,7 @@ def test_evaluate(tmp_path):
     assert Image.open(tmp_path / "gallery.png").width > 400
 
 
+@pytest.mark.slow
 def test_from_custom_data_to_a_repository(tmp_path, checkpoint):
     run("custom_data.py", "my-data", "--model", checkpoint, "--steps", 2, folder=tmp_path)
     load_checkpoint(tmp_path / "runs" / "custom" / "best")
@@ -94,6 +96,7 @@ def test_convert(tmp_path, write_original):
     assert "'bus'" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "smaller", "pictures"),
     [

@@ -76,6 +76,7 @@ def check_lora(printed: str, folder: Path, checkpoint: Path, batch: dict) -> Non
     assert not torch.allclose(plain, adapted, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_lora(checkpoint, tmp_path, batch):
     settings = ["--steps", 4, "--batch-size", 2, "--scenes", 6, "--learning-rate", 0.01, "--output", tmp_path / "run"]
     printed = run("lora.py", "--model", checkpoint, *settings)

@@ -180,6 +180,7 @@ def test_a_published_checkpoint_works_with_torchvision(
     assert all((mask == local_mask).all() for mask in masks)
 
 
+@pytest.mark.slow
 def test_with_the_package_no_remote_code_is_needed(hub, run, small, scene, tmp_path):
     """Neither asked for nor run; a revision is that commit's."""
     publish(small, NAME, revision="first", commit_message="The first", token=TOKEN)
@@ -201,6 +202,7 @@ np.save(out, np.asarray(segmenter(image, text=expression)[0]["mask"]) > 0)
     assert commits[0].title == "The first"
 
 
+@pytest.mark.slow
 def test_what_was_downloaded_is_there_offline(hub, crossvlt, small, scene):
     publish(small, NAME, token=TOKEN)
     arguments = ("segment", scene, EXAMPLE.expression, "--model", NAME)
@@ -214,6 +216,7 @@ def test_what_was_downloaded_is_there_offline(hub, crossvlt, small, scene):
     assert len(refused.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_private_repository_is_for_its_owner(hub, crossvlt, small, scene):
     publish(small, NAME, private=True, token=TOKEN)
     assert hub.repos["models", NAME].private
@@ -269,6 +272,7 @@ trainer.push_to_hub()
     assert names(hub) >= WHOLE
 
 
+@pytest.mark.slow
 def test_the_training_script_pushes_a_whole_repository_with_its_card(hub, run, tmp_path):
     settings = [
         f"output.push_to_hub={NAME}",
@@ -346,6 +350,7 @@ for request in wrong:
         assert mask.tobytes() == result["mask"].tobytes()
 
 
+@pytest.mark.slow
 def test_an_exported_folder_is_complete_and_equal(model, processor, tmp_path):
     folder = write_repository(model.half(), processor, tmp_path / "new", model_id=NAME)
     assert {path.name for path in folder.iterdir()} == {*WHOLE, "about.yaml"}
@@ -420,6 +425,7 @@ def test_what_is_public_is_not_taken_for_private(checkpoint, hub):
     assert not names(hub) & WHOLE
 
 
+@pytest.mark.slow
 def test_a_card_that_somebody_wrote_is_kept(checkpoint, hub, tmp_path):
     api = HfApi(endpoint=hub.endpoint, token=TOKEN)
     api.create_repo(NAME)
@@ -469,6 +475,7 @@ def test_figures_of_other_weights_are_refused(checkpoint):
         Evidence.read(checkpoint)
 
 
+@pytest.mark.slow
 def test_what_is_known_comes_along_from_the_hub(hub, crossvlt, checkpoint, tmp_path):
     about = About(name="Mine", license="cc-by-nc-4.0", datasets=["alice/cats"])
     Evidence(about, [REPORT], training={"summary": "Long."}).save(checkpoint)

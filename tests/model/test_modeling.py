@@ -554,6 +554,7 @@ def test_offload_module_by_module(tmp_path, model):
 # ---- compilation, checkpointing, training
 
 
+@pytest.mark.slow
 def test_compile_without_graph_breaks(model):
     batch = without_labels(fake_batch(model.config))
     compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="eager")
@@ -562,6 +563,7 @@ def test_compile_without_graph_breaks(model):
     assert (logits(compiled, larger) - logits(model, larger)).abs().max() <= 1e-5
 
 
+@pytest.mark.slow
 def test_compile_of_a_training_step():
     """With as few layers as have a shifted window, and cross-attention after every stage but the first."""
     torch.manual_seed(0)
@@ -573,7 +575,7 @@ def test_compile_of_a_training_step():
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", pytest.param("sdpa", marks=pytest.mark.slow)])
 def test_export(model, attention):
     model.set_attn_implementation(attention)
     batch = without_labels(fake_batch(model.config))
@@ -769,6 +771,7 @@ def test_presence_loss_is_the_cross_entropy_of_the_labelled_pairs():
     assert presence_loss(presence_logits[2:3], labels[2:3]).item() == 0.0
 
 
+@pytest.mark.slow
 def test_the_presence_head_survives_export_and_compilation(presence_model):
     batch = without_labels(fake_batch(presence_model.config))
     expected = presence(presence_model, batch)
@@ -833,6 +836,36 @@ def test_expressions_share_their_image(model, counts, labelled):
     assert len(actual.hidden_states[-1]) == total
     if labelled:
         assert actual.loss.item() == pytest.approx(expected.loss.item(), rel=1e-6)
+
+
+def decoded_pairs(model, batch) -> list[int]:
+    """How many pairs the decoder gets at each of its calls."""
+    seen = []
+    hook = model.decoder.register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    model(**batch)
+    hook.remove()
+    return seen
+
+
+@pytest.mark.parametrize(("part", "pairs"), [(1, [1] * 5), (8 * 12, [1] * 5), (2 * 8 * 12, [2, 2, 1]), (10**6, [5])])
+def test_a_decoder_that_saves_memory_gives_the_same(model, monkeypatch, part, pairs):
+    """A map of the finest stage has 8x12 positions here."""
+    stir_statistics(model)
+    batch = without_labels(fake_batch(model.config, batch=5))
+    batch["pixel_values"] = batch["pixel_values"].double()
+    with torch.no_grad():
+        expected = model.double()(**batch).logits
+        monkeypatch.setattr(modeling_crossvlt, "PART", part)
+        assert decoded_pairs(model, batch) == pairs
+        assert torch.allclose(model(**batch).logits, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("training", "gradients"), [(True, True), (True, False), (False, True)])
+def test_training_decodes_all_pairs_together(model, monkeypatch, training, gradients):
+    """BatchNorm's statistics are those of the whole batch, whether or not gradients are recorded."""
+    monkeypatch.setattr(modeling_crossvlt, "PART", 1)
+    with torch.set_grad_enabled(gradients):
+        assert decoded_pairs(model.train(training), fake_batch(model.config, batch=5)) == [5]
 
 
 @pytest.mark.parametrize("counts", [[1, 2], [0, 2], [2, 0, 0], [1.0, 1.0], [[1, 1]], [-1, 3], [2], [True, True]])

@@ -95,6 +95,7 @@ def test_base(case):
     assert_case("base", case, torch.float64, LOGITS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", eval_cases("base"))
 def test_base_rounding(case):
     assert_case("base", case, torch.float32, FLOAT32_LOGITS)

@@ -139,6 +139,7 @@ class PresenceModelTester(ModelTester):
         return tiny_config(presence_head=True)
 
 
+@pytest.mark.slow
 class CrossVLTPresenceModelTest(CrossVLTModelTest):
     def setUp(self):
         super().setUp()

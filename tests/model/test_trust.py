@@ -39,6 +39,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 def test_nothing_goes_out_at_import_or_offline(tmp_path):
     """All modules, the built-in checkpoint, and a command with names that only the Hub could know."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
@@ -47,6 +48,7 @@ def test_nothing_goes_out_at_import_or_offline(tmp_path):
     assert done.stdout.splitlines()[-1] == "done"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_processes_of_a_loader_change_nothing(method):
     """Whether they are copies of this process, or started anew."""

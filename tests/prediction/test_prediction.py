@@ -464,6 +464,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_does(rows, checkpoint, tmp_path):
     command = ["predict", str(rows), "--shard-size", "2", "--model", checkpoint, "--device", "cpu", "--output"]
     alone, environment = tmp_path / "alone", {**os.environ, "PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
@@ -475,6 +476,7 @@ def test_two_processes_write_what_one_does(rows, checkpoint, tmp_path):
     assert json.loads(done.stdout.splitlines()[-1])["predictions"] == 15
 
 
+@pytest.mark.slow
 def test_predictions_that_are_killed_end_as_if_they_had_not_been(tmp_path):
     """More with `PYTHONPATH=tests python tests/prediction/kill_prediction.py --rows 1000 --kills 10`."""
     script = Path(__file__).with_name("kill_prediction.py")

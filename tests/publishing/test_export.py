@@ -95,7 +95,7 @@ def run(exported):
     return load_outputs(exported)
 
 
-@pytest.mark.xdist_group("export")
+@pytest.mark.slow
 def test_an_export_gives_the_models_masks_at_any_size(run, tiny):
     model, _ = tiny
     for sizes in [(1, 96, 96, 16), (3, 64, 128, 5), (2, 61, 75, 16), (1, 130, 33, 5), (1, 1, 1, 1)]:
@@ -108,7 +108,7 @@ def test_an_export_gives_the_models_masks_at_any_size(run, tiny):
         assert (actual - expected).abs().max() <= 1e-3 * max(1, expected.std())
 
 
-@pytest.mark.xdist_group("export")
+@pytest.mark.slow
 def test_the_folder_says_how_to_use_it(exported):
     summary = json.loads((exported / "export.json").read_text())
     assert (exported / summary["file"]).is_file()
@@ -119,7 +119,7 @@ def test_the_folder_says_how_to_use_it(exported):
     assert not any(path.name.startswith(".") for path in exported.parent.iterdir())
 
 
-@pytest.mark.xdist_group("export")
+@pytest.mark.slow
 def test_without_torch_the_masks_are_those_of_the_pipeline(exported, tiny, tmp_path):
     if not (exported / "model.onnx").is_file():
         pytest.skip("torch.export needs torch")
@@ -140,7 +140,7 @@ def test_without_torch_the_masks_are_those_of_the_pipeline(exported, tiny, tmp_p
         assert (mask == expected).mean() >= LEAST_AGREEMENT
 
 
-@pytest.mark.xdist_group("export")
+@pytest.mark.slow
 def test_what_differs_is_refused_and_leaves_nothing(run, tiny, tmp_path, monkeypatch):
     model, processor = tiny
     with pytest.raises(ValueError, match="not kept"):
@@ -241,7 +241,7 @@ def test_the_example_sees_what_the_processor_sees(tmp_path, mode):
     np.testing.assert_array_equal(np.asarray(seen), np.asarray(to_rgb(path)))
 
 
-@pytest.mark.xdist_group("export")
+@pytest.mark.slow
 def test_an_export_says_whether_something_fits(exported, run, tiny, tmp_path):
     model, processor = tiny
     summary = json.loads((exported / "export.json").read_text())

@@ -169,6 +169,7 @@ def assert_refused(page, sentence: str) -> None:
     assert page.locator("#overlay").count() == 0 or not page.locator("#overlay").is_visible()
 
 
+@pytest.mark.slow
 def test_two_expressions(visit, scene, tmp_path):
     path, expressions = scene
     page = visit()
@@ -198,6 +199,7 @@ def test_two_expressions(visit, scene, tmp_path):
     assert not page.locator("#figures").is_visible()
 
 
+@pytest.mark.slow
 def test_explanation_on_and_off(visit, scene):
     from playwright.sync_api import expect
 
@@ -223,6 +225,7 @@ def test_explanation_on_and_off(visit, scene):
     expect(page.locator("#figures img")).to_have_count(2, timeout=PATIENCE)
 
 
+@pytest.mark.slow
 def test_example_on_a_phone(visit):
     from playwright.sync_api import expect
 
@@ -237,6 +240,7 @@ def test_example_on_a_phone(visit):
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
 
 
+@pytest.mark.slow
 def test_what_one_sees_no_other_does(visit, scene):
     path, expressions = scene
     ask(visit(), path, expressions[0])
@@ -257,6 +261,7 @@ def png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
 
 
+@pytest.mark.slow
 def test_wrong_uploads(visit, scene, tmp_path):
     from crossvlt_hf.publishing.page import inputs
 
@@ -288,6 +293,7 @@ def test_wrong_uploads(visit, scene, tmp_path):
     assert len(read_table(page)) == 1
 
 
+@pytest.mark.slow
 def test_thousands_of_lines(visit, scene):
     page = visit()
     upload(page, scene[0])
@@ -314,6 +320,7 @@ def test_expressions_past_the_browser(text, sentence):
         inputs.read_expressions(text)
 
 
+@pytest.mark.slow
 def test_wrong_expressions(visit, scene):
     path, expressions = scene
     page = visit()
@@ -345,6 +352,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.slow
 def test_hostile_expressions_stay_text(visit, scene):
     from playwright.sync_api import expect
 
@@ -364,6 +372,7 @@ def test_hostile_expressions_stay_text(visit, scene):
 # ---- without a browser
 
 
+@pytest.mark.slow
 def test_the_page_is_found_under_its_old_name():
     """Though its functions are imported at their first use."""
     from crossvlt_hf.publishing import page
@@ -485,6 +494,7 @@ def test_options_that_cannot_be_served(capsys, options, sentence):
     assert errors.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_space_answers(tmp_path):
     shutil.copy(SPACE / "app.py", tmp_path)
     process, log = start([str(tmp_path / "app.py")], tmp_path, GRADIO_SERVER_PORT="7913", MODEL="")
@@ -511,6 +521,7 @@ def test_front_matter_of_the_space():
     assert values["python_version"] >= "3.11"
 
 
+@pytest.mark.slow
 def test_requirements_of_the_space():
     """It has what the package needs, since that lies beside it without having been installed."""
     project = tomllib.loads((SPACE.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]

@@ -144,6 +144,7 @@ def test_sentences_and_masks_belong_together(scripts, table, words):
     assert [entry for batch in mixture for entry in batch["about"]] == about
 
 
+@pytest.mark.slow
 def test_from_photographs_to_a_checkpoint(scripts, table, words, tmp_path):
     write_teacher(scripts["teacher"].Teacher(), tmp_path / "lite0.pth")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

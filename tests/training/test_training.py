@@ -430,6 +430,7 @@ FEW = [
 ]
 
 
+@pytest.mark.slow
 def test_six_lines_fine_tune_the_built_in_checkpoint(own_data, capfd):
     assert len(own_data.splitlines()) == 6
     assert main(["my.yaml", *FEW, "data.workers=0"]) == 0
@@ -646,6 +647,7 @@ def test_as_many_processes_must_go_on(finished):
     (checkpoint / "random_states_1.pkl").unlink()
 
 
+@pytest.mark.slow
 def test_a_killed_process_loses_no_checkpoint(finished, tmp_path):
     """SIGKILL while it runs; then the same command with --resume ends as if nothing had happened."""
     folder, _, _ = finished
@@ -686,6 +688,7 @@ debug_launcher(main, (sys.argv[1:],), num_processes=2)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_follow_one(tmp_path):
     """The same global batch on one process and on two real ones: the loss curve within 1e-4 over 20 steps.
 
@@ -835,7 +838,7 @@ def test_weights_that_are_not_finite_are_not_kept(finished, tmp_path, monkeypatc
 
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-@pytest.mark.parametrize("moment", ["_step", "_evaluate"])
+@pytest.mark.parametrize("moment", ["_step", pytest.param("_evaluate", marks=pytest.mark.slow)])
 def test_a_request_to_end_keeps_what_was_done(finished, tmp_path, monkeypatch, capsys, number, code, moment):
     """In the midst of step 3, or of the evaluation of step 2."""
     method = getattr(TrainingRun, moment)
@@ -859,6 +862,7 @@ def test_a_request_to_end_keeps_what_was_done(finished, tmp_path, monkeypatch, c
     assert losses_of(tmp_path) == losses_of(finished[0])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_request_to_the_whole_group_spares_the_loader(tmp_path, number):
@@ -978,6 +982,7 @@ def test_broken_data_in_an_evaluation_are_told_in_a_line(tmp_path, with_a_broken
     assert "Traceback" not in last
 
 
+@pytest.mark.slow
 def test_runs_that_are_killed_end_as_if_they_had_not_been(tmp_path):
     """More with `PYTHONPATH=tests python tests/training/kill_training.py --kills 100`."""
     script = Path(__file__).with_name("kill_training.py")

@@ -372,6 +372,7 @@ def test_legend_grows_with_the_photo():
     assert legend_height(2400, 1600) == pytest.approx(4 * legend_height(600, 400), rel=0.1)
 
 
+@pytest.mark.slow
 def test_photo_of_twelve_megapixels():
     masks = [box(4000, 3000, 500 + 400 * i, 400, 2400 + 400 * i, 2400) for i in range(3)]
     picture = overlay(photo(4000, 3000), masks, ["one", "two", "three"])

@@ -210,6 +210,7 @@ def test_as_a_data_set_in_memory(tmp_path):
         assert all(row["image"].size == (WIDTH, HEIGHT) for row in rows)
 
 
+@pytest.mark.slow
 def test_the_example_for_tables_of_photographs(tmp_path):
     Dataset.from_list([hub_row() | {"photo_id": f"p{number}"} for number in range(3)]).to_parquet(
         tmp_path / "t.parquet"
