@@ -379,8 +379,8 @@ def test_named_size_is_made_of_random_weights(monkeypatch):
 
 
 WRONG = {
-    "--image-size 0": "give the side in pixels",
-    "--image-size 48x": "give the side in pixels",
+    "--image-size 0": "must be the side in pixels",
+    "--image-size 48x": "must be the side in pixels",
     "--batch 0": "`batch` must be an integer of at least 1, got 0.",
     "--expressions -1": "`expressions` must be an integer of at least 1, got -1.",
     "--dtype float8": "must be one of float32, bfloat16, float16, got 'float8'",
@@ -399,7 +399,7 @@ WRONG = {
     "--model nowhere": "There is no checkpoint folder nowhere",
     "--tokens 99": "`tokens` is 99; built-in reads at most 32",
     "--task training --image-size 8": "needs more than 16 pixels a side",
-    "--plot figure.txt": "give a file that ends in .png",
+    "--plot figure.txt": "must be a file name that ends in .png",
     "--output .": ". is a folder; give the name of a file",
 }
 

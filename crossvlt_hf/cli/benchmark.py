@@ -1,4 +1,4 @@
-"""`crossvlt benchmark`: size, speed and memory on this machine."""
+"""`crossvlt benchmark`: measure size, speed and memory on this machine."""
 
 import json
 import re
@@ -39,19 +39,20 @@ class Benchmark(Command):
         device: cpu, cuda, ...
         dtype: float32, bfloat16, float16.
         attention: sdpa, eager.
-        compile: Whether by torch.compile; inference only.
-        checkpointing: Whether activations are computed again in the backward pass; training only.
+        compile: Use torch.compile; inference only.
+        checkpointing: Recompute activations in the backward pass; training only.
         batch: Number of images.
         image_size: Side of the images, or HEIGHTxWIDTH. By default that of the processor.
-        expressions: Expressions of each image; inference only.
-        tokens: Tokens of each expression.
-        one_at_a_time: Vary image size, expressions and batch one by one around their first values, for scaling curves.
-        peers: Models of Transformers at their defaults, with random weights: clipseg, grounding-dino-sam, sam3.
+        expressions: Expressions per image; inference only.
+        tokens: Tokens per expression.
+        one_at_a_time: Vary image size, expressions and batch one at a time around their first values, for scaling
+            curves.
+        peers: Models of Transformers with default sizes and random weights: clipseg, grounding-dino-sam, sam3.
         measure: What to measure: time, memory, load.
-        rounds: Timings of each case, interleaved with those of the others.
-        warm_up: Runs of each case before it is timed.
+        rounds: Timings per case, interleaved with those of other cases.
+        warm_up: Runs of each case before timing.
         optimizer: Optimizer of training steps: adamw or none.
-        threads: Threads of the processor. By default PyTorch's choice.
+        threads: CPU threads. By default PyTorch's choice.
         seed: Seed of random weights and inputs.
         reference_gflop: Compare times also with this number of 10^9 operations per image and expression, to compare
             implementations.
@@ -83,7 +84,7 @@ class Benchmark(Command):
     plot: Png = None
 
     def check(self) -> None:
-        """See that there are such cases, and that the plot is a PNG."""
+        """Check the cases and the name of the plot."""
         self.grid()
         for name, values, known in (("peers", self.peers, PEERS), ("measure", self.measure, MEASURES)):
             for value in values:
@@ -92,7 +93,7 @@ class Benchmark(Command):
         check_png("--plot", self.plot)
 
     def grid(self) -> "Grid":
-        """The cases that are asked for."""
+        """The requested cases."""
         from ..benchmark.cases import Grid
 
         return Grid(
@@ -114,7 +115,7 @@ class Benchmark(Command):
 def _parse_size(text: str) -> tuple[int, int]:
     """480 or 480x640."""
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", text, re.ASCII):
-        raise ValueError(f"`--image-size` is {text!r}; give the side in pixels, or HEIGHTxWIDTH.")
+        raise ValueError(f"`--image-size` must be the side in pixels, or HEIGHTxWIDTH, got {text!r}.")
     height, _, width = text.partition("x")
     return int(height), int(width or height)
 
@@ -136,7 +137,7 @@ def _benchmark_options(options: Benchmark) -> "Options":
 
 
 def benchmark(options: Benchmark) -> None:
-    """Print the tables, and write the figures as JSON and as a plot."""
+    """Print the tables, and write the results as JSON and as a plot."""
     from ..benchmark import format_report, run_benchmark, scaling_figure
 
     settings = _benchmark_options(options)

@@ -1,4 +1,4 @@
-"""What commands share: how options are read and refused, kinds of options, and checks before the work."""
+"""What commands share: parsing of options, types of options, and checks before the work starts."""
 
 import os
 import sys
@@ -28,14 +28,14 @@ class Command:
     """Options of a command. A subclass is a frozen dataclass, whose `Args:` are the help of the options."""
 
     def check(self) -> None:
-        """Find wrong values before anything heavy is imported.
+        """Check values before anything heavy is imported.
 
         Raises:
-            ValueError: if an option has a value that it cannot have.
+            ValueError: if an option has an invalid value.
         """
 
 
-# ---- how the values of options are read
+# ---- parsing of option values
 
 
 def _choice(names: tuple[str, ...]) -> Callable[[str], str]:
@@ -58,7 +58,7 @@ def _number(kind: type[int] | type[float], meaning: str) -> Callable[[str], floa
 
 
 def _reader(kind: Any) -> tuple[str, Callable[[str], Any]] | None:
-    """How one value of this kind is shown in the help, and read."""
+    """The name of a type in the help, and the function that reads a value; None for other types."""
     if get_origin(kind) is Literal:
         return f"{{{','.join(get_args(kind))}}}", _choice(get_args(kind))
     readers: dict[Any, tuple[str, Callable[[str], Any]]] = {
@@ -70,13 +70,13 @@ def _reader(kind: Any) -> tuple[str, Callable[[str], Any]] | None:
 
 
 def _texts(value: Any) -> list[str]:
-    """A default as the help shows it."""
+    """A default value, as the help shows it."""
     values = value if isinstance(value, tuple) else (value,)
     return [str(one) for one in values if one is not None]
 
 
 def _read_all(read: Callable[[str], Any], single: bool, texts: list[str]) -> Any:
-    """The value, or the tuple of values, of an option."""
+    """Read the value, or the tuple of values, of an option."""
     if not texts:
         raise ValueError("must have one or more values, got none.")
     values = tuple(map(read, texts))
@@ -88,7 +88,7 @@ REGISTRY = ConstructorRegistry()
 
 @REGISTRY.primitive_rule
 def _rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """Texts, numbers and choices, optional ones, and tuples of them: with errors in our words."""
+    """Read texts, numbers and choices, optional ones, and tuples of them, with errors in our words."""
     kind: Any = info.type
     if get_origin(kind) in (Union, UnionType):
         (kind, *others) = [one for one in get_args(kind) if one is not NoneType]
@@ -110,7 +110,7 @@ def _rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     )
 
 
-# ---- kinds of options
+# ---- types of options
 
 
 def _presence_threshold(texts: list[str]) -> float | Literal["auto"] | None:
@@ -142,10 +142,14 @@ Settings = UseAppendAction[Annotated[tuple[str, ...], arg(metavar="NAME=VALUE")]
 
 
 def checked_settings(texts: Sequence[str], option: str = "") -> tuple[str, ...]:
-    """The values of an option, each of which must be `name=value`.
+    """Check that all values of an option are `name=value`.
+
+    Args:
+        texts: the values.
+        option: what the message begins with; tyro adds the option itself to errors of its readers.
 
     Raises:
-        ValueError: if one is not; the message begins with the option, which tyro adds to errors of its own readers.
+        ValueError: if one is not.
     """
     for text in texts:
         if "=" not in text:
@@ -154,7 +158,7 @@ def checked_settings(texts: Sequence[str], option: str = "") -> tuple[str, ...]:
 
 
 def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
-    """`name=value` settings, with values read as YAML, except those that are text."""
+    """Parse `name=value` settings; values are read as YAML, except those that are text."""
     from ..training.settings import TEXT_OPTIONS, convert, parse_value
 
     options = {}
@@ -172,13 +176,13 @@ class DataCommand(Command):
     Args:
         model: Checkpoint: a folder, a Hub id, or built-in, which is the default.
         option: Setting of the data set; may be repeated.
-        batch_size: Expressions at a time.
-        workers: Processes that prepare data.
-        device: cpu, cuda, ... By default what Accelerate finds.
+        batch_size: Expressions per forward pass.
+        workers: Processes that load data.
+        device: cpu, cuda, ... By default chosen by Accelerate.
         dtype: Floating-point type of the model; auto is that of the file.
-        presence_threshold: Least probability that the object is in the image; below it the mask is empty. auto: a
-            half for models with a presence head. none: the mask is never emptied.
-        largest_part: Keep only the largest connected part of each mask, and write how many there were.
+        presence_threshold: Lowest probability that the image has a target; below it the mask is empty. auto: 0.5 for
+            models with a presence head. none: no mask is emptied.
+        largest_part: Keep only the largest connected part of each mask, and write how many parts there were.
     """
 
     model: str | None = None
@@ -191,14 +195,14 @@ class DataCommand(Command):
     largest_part: bool = False
 
     def check(self) -> None:
-        """See that settings are name=value, and numbers in range."""
+        """Check that settings are name=value and numbers in range."""
         checked_settings(self.option, "`--option` ")
         check_least("batch_size", self.batch_size, 1)
         check_least("workers", self.workers, 0)
         check_probability("presence_threshold", self.presence_threshold)
 
     def load(self) -> tuple["PartialState", "CrossVLTModel", "CrossVLTProcessor"]:
-        """The processes, and the model of this one; several have a GPU each."""
+        """Load the model in this process; each of several processes has its own GPU."""
         from accelerate import PartialState
 
         from ..weights.checkpoint import load_checkpoint
@@ -212,7 +216,7 @@ class DataCommand(Command):
 def load_or_built_in(
     model: str | None, *, device: str = "cpu", dtype: str = "auto"
 ) -> tuple["CrossVLTModel", "CrossVLTProcessor"]:
-    """Load a checkpoint; where none is named, say which one is used."""
+    """Load a checkpoint; if none is named, say on stderr that the built-in one is used."""
     from ..weights.checkpoint import BUILT_IN_NOTE, load_checkpoint
 
     loaded = load_checkpoint(model, device=device, dtype=dtype)
@@ -221,32 +225,32 @@ def load_or_built_in(
     return loaded
 
 
-# ---- checks before the work
+# ---- checks before the work starts
 
 
 def check_probability(name: str, value: float | str | None) -> None:
-    """See that a threshold can divide probabilities."""
+    """Raise ValueError unless a threshold is None, "auto" or a probability."""
     if value not in (None, "auto") and not 0 < float(value) < 1:
-        raise ValueError(f"`{name}` is {value!r}; give a probability above 0 and below 1.")
+        raise ValueError(f"`{name}` must be a probability above 0 and below 1, got {value!r}.")
 
 
 def check_min_area(value: int | None) -> None:
-    """See that an area is one."""
+    """Raise ValueError unless an area is None or at least one pixel."""
     check_least("min_area", value, 1)
 
 
 def check_png(name: str, path: str | None) -> None:
-    """See that a picture is to be a PNG."""
+    """Raise ValueError unless a path is None or that of a PNG file."""
     if path is not None and Path(path).suffix.lower() != ".png":
-        raise ValueError(f"`{name}` is {path!r}; give a file that ends in .png.")
+        raise ValueError(f"`{name}` must be a file name that ends in .png, got {path!r}.")
 
 
 @contextmanager
 def needs_extra(extra: str) -> Iterator[None]:
-    """Say how to install what an import inside misses.
+    """Turn a failed import into an error that says how to install the extra.
 
     Raises:
-        ValueError: if something is missing.
+        ValueError: if a module is missing.
     """
     try:
         yield
@@ -255,17 +259,17 @@ def needs_extra(extra: str) -> Iterator[None]:
 
 
 def need_matplotlib() -> None:
-    """See that figures can be drawn, before the work for them."""
+    """Check that figures can be drawn, before the work starts."""
     with needs_extra("plot"):
         import_module("matplotlib")
 
 
 def make_room(path: str | None) -> None:
-    """Make the folder of a file, and see that the file can be written.
+    """Create the folder of a file, and check that the file can be written.
 
     Raises:
         OSError: if it cannot.
-        ValueError: if it is a folder.
+        ValueError: if the path is that of a folder.
     """
     if path is None:
         return

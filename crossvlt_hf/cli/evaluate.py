@@ -1,4 +1,4 @@
-"""`crossvlt evaluate`: the metrics of the paper's tables on a data set."""
+"""`crossvlt evaluate`: measure a checkpoint on a data set."""
 
 import json
 import sys
@@ -36,20 +36,20 @@ class Evaluate(DataCommand):
         data: refcoco, refcoco+, refcocog, ..., refshapes, or a folder.
         split: val, testA, testB, test, ...
         root: Folder of the annotations and images.
-        limit: Take only the first references.
-        protocol: Compare masks at the size that the model reads, as the paper does, or at the image's own (original).
-        merge: How the polygons of an object are merged. With reference, what two of them share is background, as in
+        limit: Use only the first references.
+        protocol: Compare masks at the input size of the model, as the paper does, or at the size of the image
+            (original).
+        merge: How to merge the polygons of an object. With reference, the overlap of two polygons is background, as in
             the authors' code.
-        truncation: How long expressions are cut. With reference they lose [SEP], as in the authors' code.
-        shuffle: Give every image the expression of another image.
-        distractors: Compare also with another object of the same image.
+        truncation: How to cut long expressions. With reference they lose [SEP], as in the authors' code.
+        shuffle: Use the expression of another image for each image.
+        distractors: Also compare with another object of the same image.
         output: JSON file of the results.
         gallery: Draw the best, the worst and random samples, and some of each family.
-        instances: Compare also the separate parts of the masks (column Pr@F).
+        instances: Also compare the connected parts of the masks (column Pr@F).
         min_area: Leave out smaller parts; implies --instances.
-        reliability: Draw how well the scores agree with the IoUs.
-        calibrate: Fit the score to these expressions, which must be validation data, and write it into the folder
-            --model.
+        reliability: Draw the reliability diagram of the scores.
+        calibrate: Fit the score to this data set, which must be validation data, and save it in the folder --model.
     """
 
     data: str
@@ -69,7 +69,7 @@ class Evaluate(DataCommand):
     calibrate: bool = False
 
     def check(self) -> None:
-        """See that numbers are in range and pictures PNGs, and that the score can be calibrated."""
+        """Check numbers and file names, and that the score can be calibrated."""
         super().check()
         check_least("--limit", self.limit, 1)
         check_min_area(self.min_area)
@@ -78,16 +78,16 @@ class Evaluate(DataCommand):
         if not self.calibrate:
             return
         if self.shuffle:
-            raise ValueError("`--calibrate` needs the right expressions; leave out --shuffle.")
+            raise ValueError("`--calibrate` needs the original expressions; leave out --shuffle.")
         if self.model is None or not (Path(self.model) / "processor_config.json").is_file():
             raise ValueError(
-                f"`--calibrate` writes into the checkpoint; `--model` must be a folder with a processor_config.json, "
-                f"got {self.model!r}."
+                "`--calibrate` changes the checkpoint: `--model` must be a folder with a processor_config.json, got "
+                f"{self.model!r}."
             )
 
 
 def evaluate(options: Evaluate) -> None:
-    """Print the row of the table and that of every family, and write them as JSON."""
+    """Print the metrics, in total and for every family, and write them as JSON."""
     with needs_extra("train"):
         from ..evaluation.run import describe_reading
         from ..evaluation.run import evaluate as evaluate_model
@@ -111,7 +111,7 @@ def evaluate(options: Evaluate) -> None:
 
 
 def _make_room(options: Evaluate) -> None:
-    """Check that every file can be written, before the evaluation starts."""
+    """Check that all files can be written, before the evaluation starts."""
     if options.gallery is not None or options.reliability is not None:
         need_matplotlib()
     for path in (options.output, options.gallery, options.reliability):
@@ -207,7 +207,7 @@ def _judge_scores(options: Evaluate, metric: "ReferringSegmentationMetric", proc
 
 
 def _calibrate(folder: str, metric: "ReferringSegmentationMetric") -> None:
-    """Fit the score to what was measured, and write it into the checkpoint."""
+    """Fit the score to the samples, and save it in the checkpoint."""
     import numpy as np
 
     from ..evaluation.calibration import calibration_error, fit_score, save_calibration
@@ -219,7 +219,7 @@ def _calibrate(folder: str, metric: "ReferringSegmentationMetric") -> None:
     save_calibration(folder, points)
     error = calibration_error(np.interp(estimates, *np.transpose(points)).tolist(), ious)
     print(
-        f"The score calibration is in {folder}; on {counted(len(answered), 'answer')} that it was fitted on the error "
-        f"is now {100 * (error or 0):.2f} %. Measure it on others.",
+        f"The score calibration is in {folder}; its error is now {100 * (error or 0):.2f} % on the "
+        f"{counted(len(answered), 'mask')} that it was fitted to. Measure it on other data.",
         file=sys.stderr,
     )

@@ -1,4 +1,4 @@
-"""`crossvlt predict`: the masks of a whole data set, in shards."""
+"""`crossvlt predict`: segment a whole data set, into shards."""
 
 import json
 import sys
@@ -43,9 +43,9 @@ class Predict(DataCommand):
         image_column: Column of the images. By default image, file_name, ...
         text_column: Column of the expressions. By default expressions, text, ...
         format: Format of the shards: jsonl or parquet.
-        shard_size: Rows of a shard.
-        threshold: Least probability of the object in a pixel of the mask. By default the likelier class wins.
-        on_error: What to do at an unreadable row: stop names file and line; skip records it in the column `error`.
+        shard_size: Rows per shard.
+        threshold: Lowest probability of the object for a pixel of the mask. The default is 0.5.
+        on_error: At an unreadable row, stop and name file and line, or skip it and record the error in its line.
     """
 
     data: Positional[Annotated[str, arg(metavar="DATA")]]
@@ -61,7 +61,7 @@ class Predict(DataCommand):
     on_error: str = "stop"
 
     def check(self) -> None:
-        """See that settings are name=value, and numbers in range."""
+        """Check that settings are name=value and numbers in range."""
         super().check()
         check_known("file_format", self.format, FORMATS)
         check_known("on_error", self.on_error, ON_ERROR)
@@ -70,7 +70,7 @@ class Predict(DataCommand):
 
 
 def _identify(source: str | Path, model: Any) -> str:
-    """What tells a checkpoint from others of its name."""
+    """A hash of the files of a checkpoint folder, or the commit of one from the Hub."""
     folder = Path(source)
     if not folder.is_dir():
         return str(getattr(model.config, "_commit_hash", None))
@@ -83,12 +83,12 @@ def _identify(source: str | Path, model: Any) -> str:
 
 
 def _report(requests: Any, reading: str) -> None:
-    """Say what is not predicted, and what is not read."""
+    """Print which files are skipped, and which words are unknown."""
     from ..prediction import ImageRequests, some_names
 
     if isinstance(requests, ImageRequests) and (others := requests.passed_over):
         files = "1 file that is not an image" if len(others) == 1 else f"{len(others)} files that are not images"
-        print(f"Passed over {files}: {some_names(others)}", file=sys.stderr)
+        print(f"Skipped {files}: {some_names(others)}", file=sys.stderr)
     print(reading, file=sys.stderr)
 
 
@@ -124,7 +124,7 @@ def _prediction_options(options: Predict) -> "PredictionOptions":
 
 
 def _describe_job(options: Predict, model: Any) -> dict[str, Any]:
-    """What the predictions depend on, beside their own options."""
+    """What the predictions depend on besides their options."""
     from ..weights.checkpoint import resolve_checkpoint
 
     return {
@@ -138,7 +138,7 @@ def _describe_job(options: Predict, model: Any) -> dict[str, Any]:
 
 
 def predict(options: Predict) -> None:
-    """Write the shards; print the counts as a line of JSON."""
+    """Write the shards, and print the counts as a JSON line."""
     with needs_extra("train"):
         from ..prediction import describe_reading
         from ..prediction import predict as predict_rows
@@ -151,7 +151,7 @@ def predict(options: Predict) -> None:
     try:
         counts = predict_rows(model, processor, requests, options.output, choices, job)
     except (KeyboardInterrupt, SystemExit):
-        print(f"\nFinished shards are in {options.output}; the same command goes on.", file=sys.stderr)
+        print(f"\nFinished shards are in {options.output}; rerun the command to resume.", file=sys.stderr)
         raise
     if counts is not None:
         print(json.dumps({"output": options.output, "rows": len(requests), **counts}))

@@ -1,4 +1,4 @@
-"""`crossvlt refer`: referring expressions from the labels that people have."""
+"""`crossvlt refer`: make referring expressions from labelled objects."""
 
 import sys
 from dataclasses import dataclass
@@ -29,20 +29,20 @@ class Refer(Command):
     Args:
         labels: COCO JSON; folder of YOLO, LabelMe or Pascal VOC; parquet file; or Hub id.
         output: A new folder.
-        images: Folder of the images. By default where the form of the labels has it.
+        images: Folder of the images. By default the usual one for this form.
         form: Form of the labels. By default it is detected.
         option: Setting of the reader of this form; may be repeated.
-        split: Split of the references, and of a data set that has several; train by default.
+        split: Split of the data set, and of the references. The default is train.
         families: Families of expressions. The default is all.
-        per_family: Expressions of each family and image.
-        per_image: Most expressions of an image. By default there is no limit.
-        least_area: Share of the image that an object must cover to be referred to.
+        per_family: Most expressions per family and image.
+        per_image: Most expressions per image. By default there is no limit.
+        least_area: Smallest target, as a share of the image.
         colours: Do not decode the images, and make no expressions with colours.
-        incomplete: Objects of the named classes may be unlabelled: only nouns, attributes and places are used, marked
-            as uncertain.
-        on_error: What to do at a broken row.
-        copy: Copy the images; by default they are linked.
-        sheet: Examples on the contact sheet.
+        incomplete: Objects of the named classes may be unlabelled. Makes only nouns, attributes and places, marked as
+            uncertain.
+        on_error: What to do at an unreadable row.
+        copy: Copy the images instead of linking to them.
+        sheet: Number of examples on the contact sheet.
         seed: Seed of the choice of objects and expressions.
     """
 
@@ -64,7 +64,7 @@ class Refer(Command):
     seed: int = 0
 
     def check(self) -> None:
-        """See that the settings are name=value."""
+        """Check that settings are name=value."""
         checked_settings(self.option, "`--option` ")
 
 
@@ -84,7 +84,7 @@ def _refer_options(options: Refer) -> "ReferOptions":
 
 
 def refer(options: Refer) -> None:
-    """Write the folder, and say what became of the objects."""
+    """Write the folder, and print counts of images, objects and expressions."""
     with needs_extra("train"):
         from ..data.objects import load_objects, write_references
         from ..data.objects.read import detect_form
@@ -106,7 +106,7 @@ def refer(options: Refer) -> None:
 
 
 def _print_report(report: "Report") -> None:
-    print(f"images: {_listed(report.images)}, could not be read {len(report.broken)}")
+    print(f"images: {_listed(report.images)}, unreadable {len(report.broken)}")
     print(f"objects: {_listed(report.objects)}")
     print(f"left out: {_listed(dict(report.left_out.most_common())) or 'none'}")
     print(f"expressions: {report.families.total()} ({_listed(dict(report.families.most_common()))})")

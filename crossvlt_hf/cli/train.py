@@ -1,4 +1,4 @@
-"""`crossvlt train`: training in this process, or in several that Accelerate launches."""
+"""`crossvlt train`: train in this process, or in several processes launched by Accelerate."""
 
 import logging
 import os
@@ -26,7 +26,7 @@ SETTINGS = PrimitiveConstructorSpec(
 
 @dataclass(frozen=True)
 class Train(Command):
-    """Train on data sets or your own folder, as a YAML file says.
+    """Train on data sets or your own folder, configured by a YAML file.
 
     Examples:
         crossvlt train refcoco data.root=DATA model.image_size=448
@@ -34,11 +34,11 @@ class Train(Command):
         accelerate launch -m crossvlt_hf train my.yaml optimization.batch_size=24
 
     Args:
-        config: A YAML file, or the name of a configuration of the package.
-        settings: Settings that replace those of the file.
-        resume: Continue from the last checkpoint, if there is one.
-        processes: Number of processes, one for each GPU. By default only this process trains.
-        accelerate_config: File of `accelerate config`, for FSDP and the like.
+        config: YAML file, or name of a configuration of the package.
+        settings: Settings that override the file.
+        resume: Resume from the last checkpoint, if there is one.
+        processes: Number of processes, one per GPU. By default only this process trains.
+        accelerate_config: File written by `accelerate config`, for example for FSDP.
     """
 
     config: Positional[Annotated[str, arg(metavar="CONFIG")]]
@@ -48,12 +48,12 @@ class Train(Command):
     accelerate_config: Annotated[str | None, arg(metavar="YAML")] = None
 
     def check(self) -> None:
-        """See that there is a process to train in."""
+        """Check the number of processes."""
         check_least("--processes", self.processes, 1)
 
 
 def train(options: Train) -> int | None:
-    """Train here, or in processes of their own, whose exit code is returned."""
+    """Train in this process, or in new processes and return their exit code."""
     with needs_extra("train"):
         from ..training import TrainingRun, load_config
         from ..training.build import check_config
@@ -62,12 +62,12 @@ def train(options: Train) -> int | None:
     if options.processes is None and options.accelerate_config is None:
         TrainingRun(config, resume=options.resume).run()
         return None
-    check_config(config, options.processes)  # once, not in each of them
+    check_config(config, options.processes)  # once, not in each process
     return _train_in_processes(options)
 
 
 def _launch_arguments(options: Train) -> Namespace:
-    """What `accelerate launch` is told."""
+    """The arguments of `accelerate launch`."""
     import torch
     from accelerate.commands.launch import launch_command_parser
 
@@ -75,21 +75,21 @@ def _launch_arguments(options: Train) -> Namespace:
     if options.processes is not None:
         launch += ["--num_processes", str(options.processes)]
     if not torch.cuda.is_available():
-        os.environ["ACCELERATE_USE_CPU"] = "true"  # else each process would train a model of its own
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # otherwise each process would train its own model
     command = ["train", options.config, *options.settings, *(["--resume"] if options.resume else [])]
     return launch_command_parser().parse_args([*launch, "--module", "crossvlt_hf", *command])
 
 
 def _train_in_processes(options: Train) -> int:
-    """Do what `accelerate launch` does, without its tracebacks below what the processes say; the exit code."""
+    """Run `accelerate launch` without its tracebacks, and return the exit code."""
     from accelerate.commands.launch import launch_command
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     arguments = _launch_arguments(options)
-    # Ctrl-C reaches a single process, too, which finishes its step and saves; several get it from torch's launcher
+    # Ctrl-C also reaches the process, which finishes its step and saves; several get it from torch's launcher
     before = signal.signal(signal.SIGINT, lambda *_: None)
-    logging.disable(logging.ERROR)  # which process failed, at length
+    logging.disable(logging.ERROR)  # the launcher's long report on the failed process
     try:
         launch_command(arguments)
     except subprocess.CalledProcessError as error:

@@ -379,9 +379,9 @@ def test_explain_a_word_and_a_pixel(capsys, checkpoint, photo_file):
         ("--explain-word", "", "'' is not among"),
         ("--explain-pixel", "80,0", "The pixel is (80, 0), but the image has 80x60 (width x height)"),
         ("--explain-pixel", "0,60", "(0, 60)"),
-        ("--explain-pixel", "-1,0", "--explain-pixel is '-1,0'; give X,Y"),
+        ("--explain-pixel", "-1,0", "`--explain-pixel` must be X,Y in pixels"),
         ("--explain-pixel", "1.5,0", "such as 120,80"),
-        ("--explain-pixel", "7", "give X,Y"),
+        ("--explain-pixel", "7", "got '7'"),
     ],
 )
 def test_explain_refuses_in_one_line(capsys, checkpoint, photo_file, option, value, message):
@@ -419,7 +419,7 @@ def test_gallery(capsys, checkpoint):
     assert "The gallery is in deep/sheet.png" in errors
     assert output.startswith("| data | samples |")
     assert min(Image.open("deep/sheet.png").size) > 500
-    assert "give a file that ends in .png" in refusal(capsys, *command, "sheet.gif")
+    assert "must be a file name that ends in .png" in refusal(capsys, *command, "sheet.gif")
 
 
 # ---- wrong input

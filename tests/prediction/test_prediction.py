@@ -250,7 +250,7 @@ def test_a_folder_of_images_and_other_files(checkpoint, tmp_path, capsys):
     assert run(folder, "--expression", "the cup", "--output", tmp_path / "out", checkpoint=checkpoint) == 0
     said = capsys.readouterr().err
     shown = ", ".join(others[:5])
-    assert f"Passed over {len(others)} files that are not images: {shown} and {len(others) - 5} more" in said
+    assert f"Skipped {len(others)} files that are not images: {shown} and {len(others) - 5} more" in said
     names = [line["name"] for line in lines_of(tmp_path / "out")]
     expected = ["a.PNG", "b.tga", "c.qoi", "d.webp", "deeper.jpg/e.jpeg", "f.mpo", "g.ico", "scan", "photo.jpg.orig"]
     assert names == sorted(expected)
