@@ -44,14 +44,14 @@ def check_known(name: str, value: Any, known: Collection[str]) -> None:
 
 
 @contextmanager
-def taking_options(what: str) -> Iterator[None]:
-    """Turn the TypeError of an argument that a function does not take into a ValueError that names what has none."""
+def taking_options(what: str, kind: str = "option") -> Iterator[None]:
+    """Turn the TypeError for an unknown argument of a function into a ValueError: `what` has no such `kind`."""
     try:
         yield
     except TypeError as error:
         if "argument" not in str(error):
             raise
-        raise ValueError(f"{what} has no such option: {error}") from error
+        raise ValueError(f"{what} has no such {kind}: {error}") from error
 
 
 def check_output_folder(

@@ -139,7 +139,7 @@ def _evaluation_options(options: Evaluate) -> "EvaluationOptions":
 def _load_data(options: Evaluate) -> Any:
     from ..data import load_data
 
-    with taking_options(options.data):
+    with taking_options(options.data, "--option"):
         dataset = load_data(
             options.data, options.split, root=options.root, merge=options.merge, **parse_settings(options.option)
         )

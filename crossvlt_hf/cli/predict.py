@@ -95,7 +95,7 @@ def _report(requests: Any, reading: str) -> None:
 def _open_requests(options: Predict) -> Any:
     from ..prediction import open_requests
 
-    with taking_options(options.data):
+    with taking_options(options.data, "--option"):
         return open_requests(
             options.data,
             split=options.split,

@@ -90,7 +90,7 @@ def refer(options: Refer) -> None:
         from ..data.objects.read import detect_form
 
     form, choices = options.form or detect_form(options.labels), _refer_options(options)
-    with taking_options(options.labels):
+    with taking_options(options.labels, "--option"):
         source = load_objects(
             options.labels,
             form=form,
