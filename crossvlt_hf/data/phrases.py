@@ -1,6 +1,6 @@
-"""What RefShapes and the engine for labelled objects share: phrases, words for places, answers that may stay open.
+"""What RefShapes and the engine for labelled objects share: phrases, words for positions, three-valued logic.
 
-Lengths are shares of the picture's sides; (x, y) has its origin at the top left.
+Lengths are shares of the image's sides; (x, y) has its origin at the top left.
 """
 
 from collections.abc import Iterable
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import reduce
 
 
-Answer = bool | None  # None where people might differ
+Answer = bool | None  # None if people might disagree
 
-MARGIN = 0.06  # two positions nearer than this are not distinguished in words
+MARGIN = 0.06  # expressions do not compare positions that are closer
 
 SIDES = ("left", "right", "top", "bottom")
 OPPOSITES = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
@@ -44,7 +44,7 @@ class Phrase:
 
 
 def axis_of(side: str) -> tuple[int, int]:
-    """The axis of a side, 0 for x and 1 for y, and the sign with which positions on it grow away from the side."""
+    """The axis of a side, 0 for x and 1 for y, and the sign with which positions increase away from the side."""
     return (0 if side in ("left", "right") else 1), (1 if side in ("left", "top") else -1)
 
 

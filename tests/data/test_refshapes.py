@@ -263,20 +263,20 @@ def test_families_stay_with_their_rows(tmp_path):
 @pytest.mark.parametrize(
     ("families", "message"),
     [
-        ({}, "`families` is {}; give a list"),
-        ([], r"`families` is \[\]"),
-        ("plural", "`families` is 'plural'"),
-        (7, "`families` is 7"),
+        ({}, "`families` must be a list of names, .* got {}"),
+        ([], r"`families` must be a list .* got \[\]"),
+        ("plural", "`families` must be a list .* got 'plural'"),
+        (7, "`families` must be a list .* got 7"),
         (["plural", "riddle"], "`family` must be one of attribute, .*got 'riddle'"),
         ([["plural"]], "`family` must be one of"),
-        (["plural", "two_hop", "plural"], "`families` names one twice"),
-        ({"plural": 0}, "share of the family 'plural' is 0; give a number above 0"),
-        ({"plural": -1}, "is -1"),
-        ({"plural": True}, "is True"),
-        ({"plural": "2"}, "is '2'"),
-        ({"plural": float("nan")}, "is nan"),
-        ({"plural": float("inf")}, "is inf"),
-        ({"plural": 1, "two_hop": 0.333333}, "too fine; give whole numbers"),
+        (["plural", "two_hop", "plural"], "`families` must have each name once"),
+        ({"plural": 0}, "share of the family 'plural' must be a number above 0, got 0"),
+        ({"plural": -1}, "got -1"),
+        ({"plural": True}, "got True"),
+        ({"plural": "2"}, "got '2'"),
+        ({"plural": float("nan")}, "got nan"),
+        ({"plural": float("inf")}, "got inf"),
+        ({"plural": 1, "two_hop": 0.333333}, "too many digits; use integers"),
     ],
 )
 def test_families_that_cannot_be(families, message):
@@ -285,19 +285,21 @@ def test_families_that_cannot_be(families, message):
 
 
 def test_family_or_families():
-    with pytest.raises(ValueError, match="`family` is 'plural' and `families`"):
+    with pytest.raises(ValueError, match="Set only one of `family` and `families`, got 'plural'"):
         load_refshapes("train", family="plural", families=["plural"])
 
 
 @pytest.mark.parametrize("family", ["attribute", "absolute", "ordinal", "superlative", "negation"])
 def test_a_split_that_a_family_cannot_have(family):
-    with pytest.raises(ValueError, match=f"'{family}' has no relations for the split 'unseen_relations'"):
+    with pytest.raises(ValueError, match=f"'unseen_relations' needs a family with relations, .*, got '{family}'"):
         make_example("unseen_relations", 0, family=family)
 
 
 def test_scenes_too_small_for_their_expressions(monkeypatch):
     monkeypatch.setattr(refshapes_examples, "TRIES", 30)
-    with pytest.raises(ValueError, match="3 to 3 objects do not give expressions of the families plural, plural"):
+    with pytest.raises(
+        ValueError, match="3 to 3 objects in split 'train' have no expressions of the families plural, plural"
+    ):
         make_scene("train", 0, families=["plural", "plural"], count=(3, 3))
 
 
@@ -370,7 +372,7 @@ def test_phrase():
     ("arguments", "message"),
     [
         (("training", 0), "`split` must be one of train, .*got 'training'. Did you mean train?"),
-        (("train", -1), "The index is -1"),
+        (("train", -1), "`index` must be at least 0 .*, got -1"),
     ],
 )
 def test_wrong_arguments(arguments, message):
@@ -408,7 +410,7 @@ def test_patterns_are_seen_on_every_colour():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"families": []}, "`families` is empty"), ({"families": ["relation"], "count": (3, 9)}, "`count` is")],
+    [({"families": []}, "`families` is empty"), ({"families": ["relation"], "count": (3, 9)}, "`count` must be")],
 )
 def test_scenes_that_cannot_be(options, message):
     with pytest.raises(ValueError, match=message):

@@ -1,9 +1,8 @@
-"""Expressions that refer to labelled objects, each verified against all of them.
+"""Expressions that refer to labelled objects, each verified against all objects of the image.
 
-An expression is words and a small program on the objects. A program answers for every object True, False or None: None
-where people might differ (a cup that is red and orange, a chair hardly left of the middle, a shoe that may be a
-sneaker), and where an object is not `clear`. An expression is used only if no answer is None and the objects with True
-are as many as its family says.
+An expression is a text with a small program. For every object the program returns True, False, or None if people might
+disagree (a cup that is red and orange, a chair just left of the middle, a shoe that may be a sneaker) or the object is
+unclear. An expression is used only if there is no None, and the number of Trues fits its family.
 """
 
 from collections import Counter
@@ -46,13 +45,13 @@ FAMILIES = (
     "plural",
     "no_target",
 )
-# What may be said where not all objects of the named classes are labelled: it can still mean an unlabelled one too
+# Families for incomplete labels; their expressions may also fit unlabelled objects
 UNCERTAIN_FAMILIES = ("noun", "attribute", "absolute")
 
-# Two areas of a smaller ratio are not distinguished in words
+# Ratios of areas below which expressions do not compare sizes
 AREA_RATIO, CLEAR_AREA_RATIO = 1.6, 2.5
-MOST_ABSENT = 8  # classes that a picture lacks, of which it is then said
-BIG = 0.04  # share of the picture of what is called big at least
+MOST_ABSENT = 8  # classes without an object in the image to use for expressions without a target
+BIG = 0.04  # smallest object to be called big, as a share of the image
 NUMBERS = ("two", "three", "four", "five", "six")
 
 Answers = tuple[Answer, ...]
@@ -60,13 +59,13 @@ Answers = tuple[Answer, ...]
 
 @dataclass(frozen=True)
 class Expression:
-    """What is said, and what it means.
+    """An expression and its targets.
 
     Args:
         text: in lower case.
         family: one of `FAMILIES`.
-        targets: indices of the objects that are meant; empty for "no_target".
-        certain: false where unlabelled objects may fit as well.
+        targets: indices of the objects that it refers to; empty for "no_target".
+        certain: false if unlabelled objects may also fit.
     """
 
     text: str
@@ -77,13 +76,13 @@ class Expression:
 
 @dataclass(frozen=True)
 class Query:
-    """Words, and the program that they stand for.
+    """A text and its program.
 
     Args:
-        text: what is said.
-        answer: for every object whether it is meant.
-        useful: whether the noun alone would not do.
-        group: what kind of statement; each group has an equal chance, however many queries it has.
+        text: the expression.
+        answer: returns for every object whether it is a target.
+        useful: whether the noun alone would be ambiguous.
+        group: groups of a family are sampled with equal probability, whatever their number of queries.
     """
 
     text: str
@@ -93,7 +92,7 @@ class Query:
 
 
 def _before(one: DescribedObject, other: DescribedObject, side: str) -> Answer:
-    """Whether one is further on a side than the other: by its middle, and by both of its edges."""
+    """Whether one object is further to a side than another: by its centre and by both of its edges."""
     axis, sign = axis_of(side)
     gaps = [
         sign * (other.centre[axis] - one.centre[axis]),
@@ -106,7 +105,7 @@ def _before(one: DescribedObject, other: DescribedObject, side: str) -> Answer:
 
 
 def _larger(one: DescribedObject, other: DescribedObject, ratio: float = AREA_RATIO) -> Answer:
-    """Whether one covers more of the picture; nobody knows where it cuts off the smaller one."""
+    """Whether one object covers more of the image; None if the smaller one is cut off by the border."""
     if one.area >= ratio * other.area:
         return None if other.cut else True
     if other.area >= ratio * one.area:
@@ -146,7 +145,7 @@ REGIONS: dict[str, tuple[str, ...]] = {
 
 
 def _at_side(thing: DescribedObject, side: str, limit: float) -> Answer:
-    """Whether a thing lies at a side of the picture: its middle near it, and little of it beyond the middle line."""
+    """Whether an object is at a side of the image: its centre near the side, little of it beyond the middle."""
     if side == "middle":
         return _in_middle(thing)
     axis, sign = axis_of(side)
@@ -165,13 +164,13 @@ def _in_middle(thing: DescribedObject) -> Answer:
 
 
 def in_region(thing: DescribedObject, sides: Sequence[str]) -> Answer:
-    """Whether a thing lies at all of the sides."""
+    """Whether an object is at all of the sides."""
     limit = 0.35 if len(sides) == 1 else 0.33
     return every(_at_side(thing, side, limit) for side in sides)
 
 
 def related(thing: DescribedObject, anchor: DescribedObject, side: str) -> Answer:
-    """Whether a thing stands at a side of another: apart from it, and more to that side than across."""
+    """Whether an object is on a side of another: separate, and further along that axis than across it."""
     axis, sign = axis_of(side)
     along = sign * (anchor.centre[axis] - thing.centre[axis])
     across = abs(anchor.centre[1 - axis] - thing.centre[1 - axis])
@@ -182,15 +181,15 @@ def related(thing: DescribedObject, anchor: DescribedObject, side: str) -> Answe
 
 
 class World:
-    """The objects of a picture and what can be said of them.
+    """The objects of an image, and the phrases for them.
 
     Args:
-        objects: all that are labelled.
+        objects: all labelled objects.
         rng: chooses among synonyms.
-        labels: all classes of the data set, also those that this picture has not; they say which wider words and
-            which absent things can be named. None for the classes of the picture.
-        closed: whether there is nothing else in the picture at all, so that "the object" can be said.
-        least_area: share of the picture that the objects which are meant have at least.
+        labels: all classes of the data set, from which hypernyms and absent classes are chosen; None for the classes
+            in the image.
+        closed: whether the image shows nothing else, so that expressions may use "the object".
+        least_area: smallest target, as a share of the image.
     """
 
     def __init__(
@@ -212,7 +211,7 @@ class World:
         self.phrases = self._all_phrases()
 
     def _choose_nouns(self, rng: np.random.Generator, closed: bool) -> dict[str, list[str]]:
-        """What each class in the picture is called: its name or a synonym, then wider words."""
+        """The words for each class in the image: its name or a synonym, then hypernyms."""
         nouns: dict[str, list[str]] = {}
         kinds = usable_kinds(self.labels)
         for thing in self.objects:
@@ -233,7 +232,7 @@ class World:
         return list(found)
 
     def fits(self, phrase: Phrase) -> Answers:
-        """Whether a phrase fits, for every object."""
+        """Whether a phrase fits each object."""
         if phrase not in self._fits:
             self._fits[phrase] = tuple(self._fit(phrase, thing) for thing in self.objects)
         return self._fits[phrase]
@@ -248,39 +247,39 @@ class World:
         return None if answer and not thing.clear else answer
 
     def count(self, phrase: Phrase) -> int:
-        """How many objects it may fit."""
+        """How many objects a phrase fits or may fit."""
         return sum(answer is not False for answer in self.fits(phrase))
 
     def sure(self, phrase: Phrase) -> int | None:
-        """How many objects it fits; None if that is open."""
+        """How many objects a phrase fits; None if that is open."""
         answers = self.fits(phrase)
         return None if None in answers else sum(map(bool, answers))
 
     @property
     def crowded(self) -> list[Phrase]:
-        """Phrases that may fit several objects, among which an expression then decides."""
+        """Phrases that may fit several objects, so that an expression needs more words."""
         if self._crowded is None:
             self._crowded = [p for p in self.phrases if p.adjective is None and self.count(p) >= 2]
         return self._crowded
 
     @property
     def definite(self) -> list[Phrase]:
-        """Phrases that fit one object only."""
+        """Phrases that fit exactly one object."""
         return [p for p in self.phrases if p.word != "object" and self.sure(p) == 1]
 
     def where(self, phrase: Phrase, test: Callable[[DescribedObject], Answer]) -> Answers:
-        """The objects that a phrase and a test fit."""
+        """Whether both a phrase and a test fit each object."""
         return tuple(
             answer and both(answer, test(thing)) if answer is not None else both(None, test(thing))
             for answer, thing in zip(self.fits(phrase), self.objects, strict=True)
         )
 
     def at(self, phrase: Phrase, sides: Sequence[str]) -> Answers:
-        """The objects of a phrase at all of some sides of the picture."""
+        """Whether a phrase fits and the object is at all of the sides of the image, for each object."""
         return self.where(phrase, partial(in_region, sides=sides))
 
     def first(self, phrase: Phrase, further: Callable[[DescribedObject, DescribedObject], Answer]) -> Answers:
-        """The one object that is further than all others that a phrase may fit."""
+        """The object that precedes all others that a phrase may fit."""
         answers = self.fits(phrase)
         rivals = [index for index, answer in enumerate(answers) if answer is not False]
         for index in rivals:
@@ -289,7 +288,7 @@ class World:
         return tuple(None if number in rivals else False for number in range(len(answers)))
 
     def ranked(self, phrase: Phrase, side: str, rank: int) -> Answers:
-        """The object of a rank from a side, of those that a phrase fits; nothing beyond the last."""
+        """The object of a rank from a side, among those that a phrase fits; none beyond the last rank."""
         answers = self.fits(phrase)
         found = [index for index, answer in enumerate(answers) if answer]
         axis, sign = axis_of(side)
@@ -299,7 +298,7 @@ class World:
         return tuple(rank < len(found) and number == found[rank] for number in range(len(answers)))
 
     def beside(self, phrase: Phrase, side: str, anchor: Phrase) -> Answers:
-        """The objects of a phrase at a side of the one that another phrase names."""
+        """The objects of a phrase on a side of the one object of another phrase."""
         sure = self.fits(anchor)
         if self.sure(anchor) != 1:
             return (None,) * len(self.objects)
@@ -316,14 +315,14 @@ def plural_of(phrase: Phrase, label: str | None = None) -> str:
 
 
 def article(word: str) -> str:
-    """`a` or `an` before a word that can be counted, nothing before another."""
+    """Add `a` or `an` to a countable noun."""
     if lookup(word).form != "count":
         return word
     return f"{'an' if word[0] in 'aeio' or word.startswith('umb') else 'a'} {word}"
 
 
 def _counted(phrase: Phrase) -> Phrase | None:
-    """The phrase where things are counted or compared: pieces of what is a mass; None if it has none."""
+    """A countable phrase: pieces of a mass noun; None if it has none."""
     noun = lookup(phrase.word)
     if noun.form == "mass":
         return None if noun.piece is None else Phrase(noun.piece, phrase.colour, phrase.adjective)
@@ -426,7 +425,7 @@ def _is_called(word: str, thing: DescribedObject) -> Answer:
 
 
 def _negated(world: World, phrase: Phrase) -> Iterator[tuple[Callable[[DescribedObject], Answer], str]]:
-    """What can be denied of some of the things that a phrase fits."""
+    """Properties that some of the objects of a phrase lack, with their words."""
     if phrase.colour is None:
         for colour in sorted({p.colour for p in world.phrases if p.colour}):
             yield partial(_is_coloured, colour), colour
@@ -459,7 +458,7 @@ def plural_queries(world: World) -> Iterator[Query]:
 
 
 def no_target_queries(world: World) -> Iterator[Query]:
-    """Nothing fits, but something fits all but one word of it."""
+    """Expressions that fit nothing, one word away from an expression that fits an object."""
     yield from _absent_colours(world)
     yield from _absent_places(world)
     yield from _absent_relations(world)
@@ -521,7 +520,7 @@ QUERIES: dict[str, Callable[[World], Iterator[Query]]] = {
 
 
 def verified_targets(world: World, query: Query, family: str) -> tuple[int, ...] | None:
-    """The objects that a query means; None where it cannot be used."""
+    """The targets of a query; None if it cannot be used."""
     answers = query.answer()
     if None in answers:
         return None
@@ -532,7 +531,7 @@ def verified_targets(world: World, query: Query, family: str) -> tuple[int, ...]
 
 
 def _in_random_order(queries: Sequence[Query], rng: np.random.Generator) -> Iterator[Query]:
-    """Each group with an equal chance to come first, queries whose noun alone would do with a tenth of it."""
+    """Sample queries without replacement: groups have equal weight, queries with redundant words a tenth of it."""
     sizes = Counter(query.group for query in queries)
     weights = [(1.0 if query.useful else 0.1) / sizes[query.group] for query in queries]
     keys = rng.exponential(size=len(queries)) / weights
@@ -551,22 +550,22 @@ def make_expressions(
     least_area: float = 0.0,
     tries: int = 60,
 ) -> list[Expression]:
-    """Expressions of each family that are true of the objects and of these alone.
+    """Make expressions of each family that fit their targets and no other object.
 
     Args:
-        objects: all that are labelled in a picture.
-        rng: chooses among what can be said.
-        families: of `FAMILIES`, in the order in which they come.
+        objects: all labelled objects of an image.
+        rng: chooses among the expressions.
+        families: of `FAMILIES`, in the order of the result.
         exhaustive: whether all objects of the named classes are labelled. If not, only `UNCERTAIN_FAMILIES` are made,
             and marked.
-        labels: all classes of the data set; None for those of the picture.
-        closed: whether there is nothing in the picture but the objects.
-        per_family: how many at most, each of other targets where the family has some.
-        least_area: share of the picture of an object that is meant, at least.
-        tries: how many programs of a family are run at most.
+        labels: all classes of the data set; None for those in the image.
+        closed: whether the image shows nothing but the objects.
+        per_family: the most expressions of a family, with different targets.
+        least_area: smallest target, as a share of the image.
+        tries: the most queries of a family to verify.
 
     Returns:
-        What could be said; a family may be missing.
+        The expressions; a family may be missing.
 
     Raises:
         ValueError: if there is no such family.

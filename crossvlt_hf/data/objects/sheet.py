@@ -1,4 +1,4 @@
-"""A contact sheet of expressions: what is meant outlined in the picture, the words below."""
+"""A contact sheet of expressions: each image with the target outlined, and the expression below."""
 
 from collections.abc import Sequence
 from typing import Generic, TypeVar
@@ -15,14 +15,14 @@ T = TypeVar("T")
 
 
 class Reservoir(Generic[T]):
-    """A fair sample of a stream (Vitter's algorithm R)."""
+    """A uniform random sample of a stream (Vitter's algorithm R)."""
 
     def __init__(self, most: int, seed: int = 0) -> None:
         self.most, self.seen, self.kept = most, 0, list[T]()
         self.rng = np.random.default_rng([seed, 1])
 
     def add(self, thing: T) -> None:
-        """Take notice of one more."""
+        """Add an element."""
         self.seen += 1
         if len(self.kept) < self.most:
             self.kept.append(thing)
@@ -31,11 +31,11 @@ class Reservoir(Generic[T]):
 
 
 def contact_sheet(examples: Sequence[tuple[ObjectScene, Expression]], columns: int = 6) -> Image.Image:
-    """A picture of examples.
+    """Draw examples in a grid.
 
     Args:
-        examples: pictures with an expression each, at least one.
-        columns: how many stand in a row.
+        examples: scenes with an expression each, at least one.
+        columns: examples per row.
     """
     tiles = [draw_example(scene.open(2 * TILE), scene.mask(e.targets), e.text, e.family) for scene, e in examples]
     return arrange(tiles, columns)

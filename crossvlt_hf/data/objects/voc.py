@@ -21,18 +21,18 @@ BORDER = 255
 
 
 class VocObjects(ObjectSource):
-    """Palette PNGs of Pascal VOC.
+    """Pascal VOC: palette PNGs of classes and instances.
 
     Args:
         folder: with `SegmentationClass`, `SegmentationObject` and `JPEGImages` (VOCdevkit/VOC2012).
-        images: folder of the images, if it is elsewhere.
-        split: file name in ImageSets/Segmentation without suffix; None for all pictures.
-        classes: names of the classes from 1 on.
+        images: folder of the images; None means `JPEGImages`.
+        split: name of a list in ImageSets/Segmentation; None for all images.
+        classes: names of the classes, from class 1.
         name: of the data set.
 
     Raises:
         OSError: if a folder is missing.
-        ValueError: if it holds no pictures.
+        ValueError: if there are no PNG files.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class VocObjects(ObjectSource):
 
 
 def _read_map(path: Path) -> NDArray[np.uint8]:
-    """(height, width) uint8 of the numbers in a palette or grey PNG."""
+    """Read the (height, width) uint8 values of a palette or grey PNG."""
     with opening(str(path), "mask"), Image.open(path) as image:
         if image.mode not in ("P", "L"):
             raise ValueError(f"its mode must be P or L, got {image.mode}")

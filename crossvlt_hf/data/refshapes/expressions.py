@@ -1,4 +1,4 @@
-"""Expressions of RefShapes: words, and the program on the scene that they stand for."""
+"""Expressions of RefShapes: texts, each with a program that selects objects of a scene."""
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -21,7 +21,7 @@ class Phrase(AnyPhrase):
     """A shape with its colour and texture, or "object" for any shape."""
 
     def select(self, things: tuple[Thing, ...]) -> set[int]:
-        """Indices of the things that it fits."""
+        """Indices of the objects that it fits."""
         return {
             index
             for index, thing in enumerate(things)
@@ -36,7 +36,7 @@ class Phrase(AnyPhrase):
         return str(replace(self, word="crosses" if self.word == "cross" else f"{self.word}s"))
 
     def variants(self) -> Iterator["Phrase"]:
-        """The same with another word in the place of one."""
+        """Phrases with one word replaced."""
         if self.colour is not None:
             yield from (replace(self, colour=colour) for colour in COLOURS if colour != self.colour)
         if self.word != "object":
@@ -47,16 +47,16 @@ class Phrase(AnyPhrase):
 
 @dataclass(frozen=True)
 class Query:
-    """What an expression says, as words and as what it selects; None where a person would hesitate.
+    """A text, and the program that selects its targets.
 
     Args:
         family: the kind of expression.
         words: the expression.
-        select: the indices of the things that it means, of the things of a scene.
+        select: returns the indices of the targets among the objects of a scene; None if people would hesitate.
         phrases: the phrases in it.
-        relations: the relations in it, each with the shape that stands in it.
-        variants: gives the same with another word in the place of one; they need not mean anything in the scene.
-        counterpart: the words of a variant that does mean something, of an expression that means nothing.
+        relations: the relations in it, each with the shape of its subject.
+        variants: returns the same query with one word replaced; variants may fit nothing in the scene.
+        counterpart: for a query without a target, the words of the query for an object that it is a variant of.
     """
 
     family: str
@@ -72,7 +72,7 @@ Source = Callable[[tuple[Thing, ...]], Sequence[Query]]
 
 
 class Combinations(Sequence[Query]):
-    """A query for every combination of some choices, in the order of `itertools.product`, each made when needed."""
+    """A lazy sequence of queries, one for every combination of choices, in the order of `itertools.product`."""
 
     def __init__(self, make: Callable[..., Query], *choices: Collection[Any]) -> None:
         self.make = make
@@ -90,7 +90,7 @@ class Combinations(Sequence[Query]):
 
 
 def _position(side: str, thing: Thing) -> float:
-    """Where a thing lies, growing away from a side."""
+    """The distance of an object from a side, up to a constant."""
     axis, sign = axis_of(side)
     return sign * (thing.x, thing.y)[axis]
 
@@ -107,21 +107,21 @@ SUPERLATIVES: dict[str, Callable[[Thing], float]] = {
     "smallest": lambda thing: math.log(thing.radius),
 }
 RANKS = ORDINALS[1:3]
-HARD = 0.7  # share of the expressions without a target of which every word fits something in the scene
-DETERMINERS = ("all", "the", "both")  # of several things; the last of two only
+HARD = 0.7  # share of the expressions without a target in which every word fits some object
+DETERMINERS = ("all", "the", "both")  # of several objects; the last for two only
 
 
 def _ranked(
     indices: set[int], things: tuple[Thing, ...], key: Callable[[Thing], float], gap: float
 ) -> list[int] | None:
-    """Indices by rising key; None if two neighbours are too close to distinguish."""
+    """Indices sorted by a key; None if two neighbours are too close to distinguish."""
     ranked = sorted(indices, key=lambda index: key(things[index]))
     values = [key(things[index]) for index in ranked]
     return ranked if all(b - a >= gap for a, b in pairwise(values)) else None
 
 
 def _sided(thing: Thing, reference: float, direction: str) -> Answer:
-    """Whether a thing lies on a side of a line; None within the margin."""
+    """Whether an object is on a side of a line; None within the margin."""
     offset = DIRECTIONS[direction](thing) - reference
     return None if abs(offset) < MARGIN else offset < 0
 
@@ -137,7 +137,7 @@ def _in_region(thing: Thing, sides: Collection[str]) -> Answer:
 
 
 def _related(things: tuple[Thing, ...], noun: Phrase, relation: str, anchor: set[int] | None) -> set[int] | None:
-    """The things of a noun that stand in a relation to the one anchor; where there is no anchor, no thing does."""
+    """The objects of a noun that are in a relation to the only anchor; none if there is no anchor."""
     if anchor is None or len(anchor) > 1:
         return None
     if not anchor:
@@ -149,7 +149,7 @@ def _related(things: tuple[Thing, ...], noun: Phrase, relation: str, anchor: set
 
 
 def phrases(things: tuple[Thing, ...]) -> list[Phrase]:
-    """Every phrase whose words fit something in the scene, `object` alone included."""
+    """All phrases that fit an object of the scene, including `object` alone."""
     found = {
         Phrase(shape, colour, pattern)
         for thing in things
@@ -161,12 +161,12 @@ def phrases(things: tuple[Thing, ...]) -> list[Phrase]:
 
 
 def _crowded(things: tuple[Thing, ...], at_least: int = 2) -> list[Phrase]:
-    """Short phrases that fit several things, among which an expression then decides."""
+    """Short phrases that fit several objects, so that an expression needs more words."""
     return [p for p in phrases(things) if p.adjective is None and len(p.select(things)) >= at_least]
 
 
 def _definite(things: tuple[Thing, ...]) -> list[Phrase]:
-    """Phrases of a colour or texture and a shape that fit one thing."""
+    """Phrases with a shape that fit exactly one object."""
     return [p for p in phrases(things) if p.word != "object" and len(p.select(things)) == 1]
 
 
@@ -222,7 +222,7 @@ def _attribute(phrase: Phrase) -> Query:
 
 
 def _is_needed(phrase: Phrase, things: tuple[Thing, ...]) -> bool:
-    """Whether with a word less it would fit several things."""
+    """Whether the phrase would fit several objects without any one of its words."""
     shorter = [
         replace(phrase, word="object"),
         replace(phrase, colour=None),
@@ -232,7 +232,7 @@ def _is_needed(phrase: Phrase, things: tuple[Thing, ...]) -> bool:
 
 
 def attribute_queries(things: tuple[Thing, ...]) -> Sequence[Query]:
-    """`the striped red circle`: no word more than needed to single it out."""
+    """`the striped red circle`: with no more words than needed."""
     return [_attribute(phrase) for phrase in phrases(things) if _is_needed(phrase, things)]
 
 
@@ -334,7 +334,7 @@ def two_hop_queries(things: tuple[Thing, ...]) -> Sequence[Query]:
 
 
 def _plural(determiner: str, words: str, query: Query) -> Query:
-    """What a query selects, said of several."""
+    """The plural of a query."""
     select = partial(_select_several, query.select, determiner)
     return Query("plural", f"{determiner} {words}", select, query.phrases, query.relations)
 
@@ -367,7 +367,7 @@ def plural_relation_queries(things: tuple[Thing, ...]) -> Sequence[Query]:
 
 
 def denials(query: Query, things: tuple[Thing, ...]) -> Iterator[Query]:
-    """Expressions that mean nothing in the scene, each one word away from a query that means one thing there."""
+    """Expressions without a target, each one word away from a query that refers to one object."""
     if len(query.select(things) or ()) == 1:
         for variant in query.variants():
             if variant.select(things) == set():
@@ -404,19 +404,19 @@ QUERIES: dict[str, Source] = {
 
 
 def _is_shown(word: str, things: tuple[Thing, ...]) -> bool:
-    """Whether a word fits something in the scene, if it is one that can fit a thing."""
+    """Whether a word fits an object of the scene; true for words that describe no object."""
     shown = {word for thing in things for word in (thing.colour, thing.shape, thing.texture)}
     return word in shown or word not in {*COLOURS, *SHAPES, *TEXTURES}
 
 
 def _is_hard(denial: Query, things: tuple[Thing, ...]) -> bool:
-    """Whether the word that makes the difference fits something else in the scene."""
+    """Whether the replaced word fits another object of the scene."""
     said = (denial.counterpart or "").split()
     return all(_is_shown(word, things) for word in denial.words.split() if word not in said)
 
 
 def sample_queries(rng: np.random.Generator, family: str, things: tuple[Thing, ...]) -> Iterator[Query]:
-    """The queries of a family in random order; of families with several kinds one kind after the other."""
+    """The queries of a family in random order; families of several kinds use one kind after another."""
     kinds = {"plural": PLURAL, "no_target": tuple(SINGULAR.values())}.get(family, (QUERIES[family],))
     hard = family == "no_target" and rng.random() < HARD
     for kind in rng.permutation(len(kinds)) if len(kinds) > 1 else (0,):
@@ -447,14 +447,14 @@ PARAPHRASES = {
 
 
 def paraphrase(words: str) -> str:
-    """Other words for the same, none of which the training split uses."""
+    """Replace words by synonyms that the training split never uses."""
     for usual, other in PARAPHRASES.items():
         words = f" {words} ".replace(f" {usual} ", f" {other} ").strip()
     return words
 
 
 def vocabulary() -> list[str]:
-    """Every word that the expressions of any split use, sorted."""
+    """All words that expressions of any split use, sorted."""
     tables = [SHAPES, COLOURS, TEXTURES, RELATIONS, REGIONS, SUPERLATIVES, RANKS, DIRECTIONS, PARAPHRASES.values()]
     phrases_ = [str(entry) for table in tables for entry in table]
     plurals = ["crosses", *(f"{shape}s" for shape in (*SHAPES, "object") if shape != "cross")]

@@ -168,7 +168,7 @@ def test_a_broken_row_stops_in_one_line_or_is_skipped_and_counted(tmp_path, caps
     [
         (["--least-area", "2"], "least_area"),
         (["--per-family", "0"], "per_family"),
-        (["--least-area", "0.9"], "Nothing can be said"),
+        (["--least-area", "0.9"], "There are no expressions"),
         (["--form", "voc"], "SegmentationClass"),
         (["--option", "colour=1"], "--option"),
         (["--form", "hub"], "`images` must be left out"),
