@@ -1,4 +1,4 @@
-"""What others get: the facts of a checkpoint, its card, its repository on the Hub, its exports, its page."""
+"""Publish a checkpoint: facts, model card, repository on the Hub, exports, page for the browser."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Model cards: one template, filled from a checkpoint's config and what is known of it (see `facts`)."""
+"""Model cards: one template, filled from the config of a checkpoint and the evidence about it (see `facts`)."""
 
 import json
 import math
@@ -26,22 +26,22 @@ INDEXED_METRICS = {
     "mean_iou": "mean IoU",
     **{f"precision@{x}": f"P@{x}" for x in (0.5, 0.7, 0.9)},
 }
-USUAL = {"merge": "union", "truncation": "keep_sep", "dtype": "auto"}  # what `crossvlt evaluate` does unasked
+USUAL = {"merge": "union", "truncation": "keep_sep", "dtype": "auto"}  # the defaults of `crossvlt evaluate`
 MOST_WORDS_LISTED = 600  # of a vocabulary
-# Of these the card's snippet takes the first that the model can read, where nobody wrote one
+# The code example uses the first of these without unknown words, unless about.yaml has an expression
 EXPRESSIONS = (About().expression, "the largest object", "the object on the left", "the object")
-# What has to be the same for figures to stand in one table
+# Results under the same conditions share a table
 CONDITIONS = ("protocol", "image_size", "hardware", "source", "tool", *USUAL)
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What the words that a model knows say of its uses.
+    """How the vocabulary of a model limits its uses.
 
     Args:
-        words: all that it knows, where they are few.
-        unknown: words of the expression of `about.yaml` that it does not know.
-        expression: of the card's snippet; None takes that of `about.yaml`.
+        words: all words, if they are few.
+        unknown: unknown words in the expression of `about.yaml`.
+        expression: for the code example; None for that of `about.yaml`.
     """
 
     words: Sequence[str] = ()
@@ -50,7 +50,7 @@ class Vocabulary:
 
 
 def template_path() -> Path:
-    """The template: packed with a wheel, or in the clone that an editable installation points to."""
+    """The template: in the package of a wheel, or in the clone of an editable installation."""
     package = Path(__file__).parents[1]
     packed = package / "assets" / "model_card.md.jinja"
     return packed if packed.is_file() else package.parent / "model_cards" / "template.md.jinja"
@@ -66,22 +66,22 @@ def render_card(
     built_in: bool = False,
     vocabulary: Vocabulary = Vocabulary(),
 ) -> ModelCard:
-    """Write the card of a checkpoint.
+    """Render the card of a checkpoint.
 
     Args:
         config: of the model.
-        model_id: Hub id, or name of a folder, under which the card's snippet loads it.
-        image_size: height and width that the model reads.
+        model_id: Hub id, or name of a folder, for the code example.
+        image_size: height and width of the model's input.
         max_length: the most tokens of an expression.
         evidence: see [`Evidence`].
-        built_in: whether it is the checkpoint that comes with this package.
-        vocabulary: what the model can read, as far as it limits the uses.
+        built_in: whether it is the built-in checkpoint of this package.
+        vocabulary: see [`Vocabulary`].
 
     Returns:
-        The card, with the metadata that the Hub reads.
+        The card, with metadata for the Hub.
 
     Raises:
-        ValueError: if `model_id` is not such a name, or two reports are of the same thing.
+        ValueError: if `model_id` is not valid, or two reports have the same name and conditions.
     """
     validate_repo_id(model_id)
     about = _about(evidence, config)
@@ -109,7 +109,7 @@ def render_card(
 
 
 def _about(evidence: Evidence, config: CrossVLTConfig) -> About:
-    """What is said of the model, where its limits are those of its architecture."""
+    """The statements about the model, with limits that depend on its architecture."""
     if not config.presence_head:
         return evidence.about
     return replace(evidence.about, limits=evidence.about.limits.replace(ALWAYS_ONE, MAY_BE_NONE))
@@ -122,7 +122,7 @@ def render_checkpoint_card(
     evidence: Evidence = NO_EVIDENCE,
     built_in: bool = False,
 ) -> ModelCard:
-    """The card of a loaded checkpoint; see [`render_card`]."""
+    """Render the card of a loaded checkpoint; see [`render_card`]."""
     return render_card(
         model.config,
         model_id=model_id,
@@ -135,12 +135,12 @@ def render_checkpoint_card(
 
 
 def read_vocabulary(processor: CrossVLTProcessor, about: About) -> Vocabulary:
-    """What the vocabulary of a processor says of the uses of its model."""
+    """Find out how the vocabulary of a processor limits the uses of its model."""
     tokenizer = processor.tokenizer
     special = set(tokenizer.all_special_tokens)
     pieces = sorted(set(tokenizer.get_vocab()) - special)
     words = [piece for piece in pieces if piece.isalpha()]
-    # What has pieces of words can put together others
+    # Pieces of words can be combined to other words
     closed = len(pieces) <= MOST_WORDS_LISTED and not any(piece.startswith("##") for piece in pieces)
     unknown = {text: processor.read_expressions([text])[0].unknown_words for text in (about.expression, *EXPRESSIONS)}
     readable = [text for text in EXPRESSIONS if not unknown[text]]
@@ -153,7 +153,7 @@ def read_vocabulary(processor: CrossVLTProcessor, about: About) -> Vocabulary:
 
 
 def _literal(text: str) -> str:
-    """A Python literal; what somebody wrote never becomes code of the card's snippet."""
+    """A Python literal, so that no text of about.yaml becomes code in the example."""
     return json.dumps(text, ensure_ascii=False)
 
 
@@ -167,13 +167,13 @@ def _row_name(report: dict[str, Any]) -> str:
 
 
 def _unusual(report: dict[str, Any]) -> list[str]:
-    """The conditions of a report that are not the usual ones, in words."""
+    """The conditions of a report that differ from the defaults, in words."""
     return [f"{key} {report[key]}" for key, usual in USUAL.items() if report.get(key, usual) != usual]
 
 
 def _card_data(evidence: Evidence, model_id: str) -> ModelCardData:
     about = evidence.about
-    # What a model reaches with the expressions of other images, or on a part of the data, is not its result
+    # Results with shuffled expressions, or on a part of the data, are not indexed
     reports = [entry for entry in evidence.evaluations if not entry.get("shuffle") and not entry.get("limit")]
     results = [entry for report in reports for entry in _eval_results(report)]
     return ModelCardData(
@@ -190,7 +190,7 @@ def _card_data(evidence: Evidence, model_id: str) -> ModelCardData:
 
 
 def _eval_results(report: dict[str, Any]) -> list[EvalResult]:
-    """The `model-index` entries of a report, in percent; none of it is verified by the Hub."""
+    """The `model-index` entries of a report, in percent; not verified by the Hub."""
     source = report.get("source") or {}
     protocol = {"original": ["masks of the image's own size"]}.get(report.get("protocol") or "", [])
     return [
@@ -199,7 +199,7 @@ def _eval_results(report: dict[str, Any]) -> list[EvalResult]:
             task_name="Referring image segmentation",
             dataset_type=report.get("data_id") or report["data"],
             dataset_name=_row_name(report),
-            # else reports of one split under different conditions would become one
+            # keeps reports of one split under different conditions apart
             dataset_config=", ".join([_row_name(report), *protocol, *_unusual(report)]),
             dataset_split=report["split"],
             dataset_args=report.get("option") or None,
@@ -216,7 +216,7 @@ def _eval_results(report: dict[str, Any]) -> list[EvalResult]:
 
 
 def _calibration_note(report: dict[str, Any]) -> str:
-    """How far scores and presences are from what was reached, in percent; empty where a report does not say it."""
+    """The calibration errors of a report in percent; empty if it has none."""
     found, notes = report.get("calibration") or {}, []
     for kind in ("score", "presence"):
         error = found[kind].get("expected_calibration_error") if isinstance(found.get(kind), dict) else None
@@ -227,7 +227,7 @@ def _calibration_note(report: dict[str, Any]) -> str:
 
 
 def _tables(evaluations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One table for what was measured under the same conditions, and one for each report's kinds of expression."""
+    """A table for reports under the same conditions, and one for the families of each report."""
     groups: dict[tuple, dict[str, Any]] = {}
     for report in evaluations:
         key = tuple(json.dumps(report.get(name, USUAL.get(name))) for name in CONDITIONS)
@@ -235,7 +235,7 @@ def _tables(evaluations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         group = groups.setdefault(key, {**report, **made})
         name = _row_name(report)
         if name in group["rows"]:
-            raise ValueError(f"There are two reports on {name!r}; give one, or give each a `name` of its own.")
+            raise ValueError(f"There are two reports on {name!r}; remove one, or set different `name`s.")
         group["rows"][name] = report["metrics"]
         if note := _calibration_note(report):
             group["calibration"][name] = note

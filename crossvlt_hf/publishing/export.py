@@ -1,7 +1,7 @@
-"""Export for inference elsewhere: ONNX, or a program of `torch.export`, for any number of pairs, size and words.
+"""Export a model to ONNX or `torch.export`, for any batch size, image size and number of tokens.
 
-The folder has, beside the network, all that its use without torch needs: `tokenizer.json`, and in `export.json` the
-names of the inputs, the size and normalisation of images, and the longest expression.
+The folder also has everything to use the network without torch: `tokenizer.json`, and `export.json` with the names of
+inputs, size and normalisation of images, and the most tokens of an expression.
 """
 
 import copy
@@ -30,9 +30,9 @@ SUMMARY = "export.json"
 MARK = "crossvlt_hf"
 PARTIAL = ".partial"
 LEAST_AGREEMENT = 0.9999
-# Of the logits, against their spread over the image
+# Of the logits, relative to their standard deviation
 LARGEST_DIFFERENCE = 1e-2
-# The exporter writes this and converts down from it, which it does not do for all
+# The version of the exporter, which cannot convert to all older ones
 OLDEST_OPSET = 18
 # protobuf holds less than 2 GB
 LARGEST_FILE = 1_500_000_000
@@ -41,10 +41,10 @@ Tell = Callable[[str], Any]
 
 
 class ExportedNetwork(nn.Module):
-    """What is exported: three tensors in, the logits out, and with a presence head its logits beside them.
+    """The network to export: three tensors in, logits out, and presence logits with a presence head.
 
-    A copy on the CPU, without the alignment heads, which only training needs. Attention is spelt out ("eager"), since
-    torch's fused one chooses its kernel by sizes, which are not known.
+    A copy on the CPU without alignment heads, which only training needs. Attention is eager, since fused attention
+    selects its kernel by sizes, which are unknown.
     """
 
     def __init__(self, model: CrossVLTModel) -> None:
@@ -64,13 +64,13 @@ class ExportedNetwork(nn.Module):
 
 
 def output_shapes(config: CrossVLTConfig) -> dict[str, list[Any]]:
-    """The axes of what an exported network gives, by name, in their order."""
+    """The axes of the outputs of an exported network, by name, in order."""
     logits = {"logits": ["batch", 2, "height", "width"]}
     return {**logits, "presence_logits": ["batch"]} if config.presence_head else logits
 
 
 def example_inputs(model: CrossVLTModel, batch: int, height: int, width: int, words: int) -> dict[str, Tensor]:
-    """Random inputs of a model, always the same for the same sizes; from the second pair on there is padding."""
+    """Random inputs of a model, the same for the same sizes; all pairs but the first have padding."""
     generator = torch.Generator().manual_seed(0)
     vision, text = model.config.vision_config, model.config.text_config
     attention_mask = torch.ones(batch, words, dtype=torch.long)
@@ -84,16 +84,16 @@ def example_inputs(model: CrossVLTModel, batch: int, height: int, width: int, wo
 
 
 def export_program(model: CrossVLTModel) -> ExportedProgram:
-    """The network as a program of `torch.export` that takes any number of pairs, image size and number of words.
+    """Export the network with `torch.export`, for any batch size, image size and number of tokens.
 
     Args:
         model: on any device; it is not changed.
 
     Returns:
-        A program of pixel_values (batch, 3, height, width) float32, input_ids and attention_mask (batch, words) int64,
-        by name, that gives logits (batch, 2, height, width) float32; with a presence head a tuple of these and of
-        presence_logits (batch,) float32. Words are at most the model's `max_position_embeddings`; everything is at
-        least 1.
+        A program with keyword arguments pixel_values (batch, 3, height, width) float32, input_ids and attention_mask
+        (batch, words) int64. It returns logits (batch, 2, height, width) float32; with a presence head a tuple of
+        logits and presence_logits (batch,) float32. There are at most `max_position_embeddings` words; the least size
+        is 1.
     """
     longest = model.config.text_config.max_position_embeddings
     batch, words = Dim("batch", min=1), Dim("words", min=1, max=longest)
@@ -109,7 +109,7 @@ def export_program(model: CrossVLTModel) -> ExportedProgram:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without the exporter's remarks on its own inner life."""
+    """Hide logs and warnings of the exporter."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -122,7 +122,7 @@ def _quietly() -> Iterator[None]:
 
 
 def _translations() -> dict[Any, Callable[..., Any]]:
-    """In ONNX, the operators of the network that torch's exporter does not know but decomposes."""
+    """ONNX translations of operators that torch's exporter would decompose."""
     from onnxscript import opset18 as op
 
     def cast(source: Any, dtype: int) -> Any:
@@ -156,11 +156,11 @@ def _translations() -> dict[Any, Callable[..., Any]]:
 
 
 def _traced_once(program: ExportedProgram) -> ExportedProgram:
-    """Have torch's ONNX exporter take a program as it is; the program is changed.
+    """Make torch's ONNX exporter use a program without tracing it again; the program is changed.
 
-    The exporter decomposes operators and promotes types first. Each of these traces the whole network again with
-    symbolic sizes, which took seven tenths of an export. [`_translations`] leaves nothing to decompose, and the
-    network's types agree. What checks the sizes is taken out here, as the exporter does afterwards.
+    The exporter first decomposes operators and promotes types. Both trace the network again with symbolic sizes, which
+    took 70 % of the time. [`_translations`] leaves nothing to decompose, and the types already match. Assertions about
+    sizes are removed, as the exporter would do later.
     """
     aten = torch.ops.aten
     for node in program.graph.nodes:
@@ -178,13 +178,13 @@ def to_onnx(
     """Translate a program of `torch.export`, of a network in eval mode, to a `torch.onnx.ONNXProgram`.
 
     Args:
-        trace: makes the program; called again if the program has operators that must be decomposed, or the installed
-            torch exports in a way that is not known here. The export then takes several times as long.
+        trace: makes the program; called again if operators must be decomposed or the version of torch exports in
+            another way. The export then takes several times as long.
         names: of the outputs.
-        opset: version of the ONNX operators; None means the exporter's own.
-        tell: called with each step, in words, before it begins.
+        opset: ONNX operator set; None for that of the exporter.
+        tell: called with a description of each step before it starts.
     """
-    # Its optimiser would take minutes for what onnxruntime does while it loads
+    # The optimizer would take minutes; onnxruntime optimizes when it loads the file
     options: dict[str, Any] = {"dynamo": True, "optimize": False, "verbose": False}
     options.update(opset_version=opset, output_names=names)
     program = _traced_once(trace())
@@ -216,11 +216,11 @@ def _trace(model: CrossVLTModel, tell: Tell) -> ExportedProgram:
 
 
 def load_outputs(folder: str | Path) -> Callable[[dict[str, Tensor]], tuple[Tensor, ...]]:
-    """What [`export_model`] wrote, as a function of the inputs by name that gives the outputs, the logits first.
+    """Load an export of [`export_model`] as a function from inputs by name to outputs, the logits first.
 
     Raises:
-        FileNotFoundError: if the folder holds no export.
-        ModuleNotFoundError: if it is ONNX, and onnxruntime is not installed.
+        FileNotFoundError: if the folder has no export.
+        ModuleNotFoundError: for ONNX without onnxruntime.
     """
     folder = Path(folder)
     if (folder / FILES["onnx"]).is_file():
@@ -231,7 +231,7 @@ def load_outputs(folder: str | Path) -> Callable[[dict[str, Tensor]], tuple[Tens
             map(torch.from_numpy, session.run(None, {name: value.numpy() for name, value in inputs.items()}))
         )
     if not (folder / FILES["torch-export"]).is_file():
-        raise FileNotFoundError(f"There is neither {' nor '.join(FILES.values())} in {folder}.")
+        raise FileNotFoundError(f"There is no {' or '.join(FILES.values())} in {folder}.")
     module = torch.export.load(folder / FILES["torch-export"]).module()
 
     def run(inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
@@ -248,7 +248,7 @@ def load_exported(folder: str | Path) -> Callable[[dict[str, Tensor]], Tensor]:
 
 
 def _check_cases(processor: CrossVLTProcessor, longest: int) -> list[tuple[int, int, int, int]]:
-    """Batch, height, width and words of four inputs: the processor's size, and odd ones."""
+    """Batch, height, width and words of four inputs: the size of the processor, and odd sizes."""
     height, width = processor.image_size
     half, third = (min(longest, max(3, longest // part)) for part in (2, 3))
     return [
@@ -262,14 +262,14 @@ def _check_cases(processor: CrossVLTProcessor, longest: int) -> list[tuple[int, 
 def check_export(
     exported: Callable[[dict[str, Tensor]], Tensor], model: CrossVLTModel, processor: CrossVLTProcessor
 ) -> list[dict[str, Any]]:
-    """Compare an exported network with the model, on random inputs of three sizes and three numbers of words.
+    """Compare an exported network with the model, on random inputs of several sizes and numbers of words.
 
     Returns:
-        For each input "batch", "height", "width" and "words", "agreement" (the share of pixels whose mask is the
-        same), "largest_difference" and "spread" (standard deviation) of the logits.
+        For each input "batch", "height", "width" and "words", "agreement" (the share of pixels with the same
+        prediction), "largest_difference" and "spread" (standard deviation) of the logits.
 
     Raises:
-        ValueError: if a mask agrees in less than 99.99 % of the pixels, or logits differ by 1 % of their spread.
+        ValueError: if less than 99.99 % of the pixels agree, or logits differ by more than 1 % of their spread.
     """
     rows = []
     for case, output, actual in _runs(exported, model, processor):
@@ -283,7 +283,7 @@ def check_export(
         bound = LARGEST_DIFFERENCE * row["spread"]
         if not (row["agreement"] >= LEAST_AGREEMENT and row["largest_difference"] <= bound):
             raise ValueError(
-                f"What was exported does not give the model's masks, so it is not kept: {json.dumps(row)}"
+                f"The export does not reproduce the masks of the model and was deleted: {json.dumps(row)}"
             )
         rows.append(row)
     return rows
@@ -303,7 +303,7 @@ def _runs(
 def check_presence(
     exported: Callable[[dict[str, Tensor]], tuple[Tensor, ...]], model: CrossVLTModel, processor: CrossVLTProcessor
 ) -> float:
-    """The largest difference of the presence's probability between an exported network and the model.
+    """The largest difference of presence probabilities between an exported network and the model.
 
     Raises:
         ValueError: if it is above 0.01.
@@ -313,12 +313,12 @@ def check_presence(
         for _, output, (_, actual) in _runs(exported, model, processor)
     ]
     if not max(differences) <= LARGEST_DIFFERENCE:
-        raise ValueError(f"What was exported does not give the model's presence (off by {max(differences)}).")
+        raise ValueError(f"The export does not reproduce the presence of the model (off by {max(differences)}).")
     return max(differences)
 
 
 def _compare(folder: Path, model: CrossVLTModel, processor: CrossVLTProcessor) -> dict[str, Any]:
-    """What `export.json` says of the check of what a folder holds."""
+    """Check the export in a folder; return the entries of `export.json` about it."""
     with evaluating(model):  # an export may come in the middle of training
         exported = load_outputs(folder)
         checks = check_export(lambda inputs: exported(inputs)[0], model, processor)
@@ -328,12 +328,12 @@ def _compare(folder: Path, model: CrossVLTModel, processor: CrossVLTProcessor) -
 
 
 def _longest(model: CrossVLTModel, processor: CrossVLTProcessor) -> int:
-    """The most tokens of an expression that the processor gives and the model takes."""
+    """The most tokens of an expression, for both processor and model."""
     return min(processor.max_length, model.config.text_config.max_position_embeddings)
 
 
 def _summary(model: CrossVLTModel, processor: CrossVLTProcessor, file: str) -> dict[str, Any]:
-    """What `export.json` holds, but for the figures of the check."""
+    """The entries of `export.json`, except those about the check."""
     image = processor.image_processor
     return {
         "made_by": MARK,
@@ -374,7 +374,7 @@ def _is_export(folder: Path) -> bool:
 
 @contextmanager
 def _workplace(folder: Path) -> Iterator[Path]:
-    """A folder within the folder, from which files move without leaving the file system; nothing of it stays."""
+    """A temporary folder inside the folder, so that files can be moved; it is removed afterwards."""
     new, partial = not folder.exists(), folder / PARTIAL
     shutil.rmtree(partial, ignore_errors=True)  # of an interruption
     partial.mkdir(parents=True)
@@ -389,20 +389,20 @@ def _workplace(folder: Path) -> Iterator[Path]:
 def _check_request(model: CrossVLTModel, file_format: str, opset: int | None) -> None:
     check_known("file_format", file_format, FILES)
     if model.dtype != torch.float32:
-        raise ValueError(f"The model is in {model.dtype}; give one in float32.")
+        raise ValueError(f"The model must be in float32, got {model.dtype}.")
     if opset is None:
         return
     if file_format != "onnx":
-        raise ValueError(f"`opset` is {opset}, but the format {file_format!r}; it is of ONNX alone.")
+        raise ValueError(f"`opset` is {opset}, but only ONNX has one; leave it out for {file_format!r}.")
     from onnx.defs import onnx_opset_version
 
     newest = onnx_opset_version()
     if not OLDEST_OPSET <= opset <= newest:
-        raise ValueError(f"`opset` is {opset}; give {OLDEST_OPSET} to {newest}, which the installed onnx knows.")
+        raise ValueError(f"`opset` must be {OLDEST_OPSET} to {newest}, the newest of the installed onnx, got {opset}.")
 
 
 def _move(source: Path, folder: Path) -> None:
-    """Move files into a folder, in the place of an export that may be there; what describes them comes last."""
+    """Move files into a folder, replacing an earlier export; the description is moved last."""
     for name in (SUMMARY, *FILES.values(), f"{FILES['onnx']}.data"):
         (folder / name).unlink(missing_ok=True)
     for path in sorted(source.iterdir(), key=lambda path: path.name == SUMMARY):
@@ -420,30 +420,29 @@ def export_model(
     overwrite: bool = False,
     tell: Tell = lambda line: None,
 ) -> dict[str, Any]:
-    """Write a folder from which the model runs without this package and, as ONNX, without torch; and check it.
+    """Write a folder to run the model without this package and, as ONNX, without torch; and check it.
 
     Args:
         model: in float32.
-        processor: the model's.
-        folder: a new or an empty one, or one that this wrote.
+        processor: of the model.
+        folder: a new or empty folder, or that of an earlier export.
         file_format: "onnx", or "torch-export" for `torch.export.load`.
-        opset: version of the ONNX operators; None means the exporter's own.
-        overwrite: write also beside the files of others; those of the same names are replaced.
-        tell: called with each step, in words, before it begins.
+        opset: ONNX operator set; None for that of the exporter.
+        overwrite: also write into a folder with other files, replacing those of the same names.
+        tell: called with a description of each step before it starts.
 
     Returns:
-        What `export.json` holds: "file" (`model.onnx` or `model.pt2`), names and axes of "inputs" (pixel_values
+        The content of `export.json`: "file" (`model.onnx` or `model.pt2`), names and axes of "inputs" (pixel_values
         float32, input_ids and attention_mask int64) and "outputs" (logits and, with a presence head, presence_logits,
-        float32), "image_size" (height, width) to which images are squashed, "image_mean", "image_std", "max_tokens"
-        and "pad_token_id" of expressions, "most_words" that the network takes, the "checks" of [`check_export`] and,
-        with a presence head, its "presence_threshold" and the "presence_difference" of [`check_presence`]. The axes
-        batch, height, width and words are free. In the folder are also `tokenizer.json` and
-        `preprocessor_config.json`.
+        float32), "image_size" (height, width) to resize images to, "image_mean", "image_std", "max_tokens" and
+        "pad_token_id" of expressions, "most_words" of the network, the "checks" of [`check_export`] and, with a
+        presence head, "presence_threshold" and the "presence_difference" of [`check_presence`]. The axes batch,
+        height, width and words are dynamic. The folder also has `tokenizer.json` and `preprocessor_config.json`.
 
     Raises:
-        ValueError: if the folder holds something else, the format is unknown, the model is not in float32, or what was
-            exported does not give the model's masks. Nothing is left behind then.
-        ModuleNotFoundError: if the extra `export` is not installed, which ONNX needs.
+        ValueError: if the folder has other files, the format is unknown, the model is not in float32, or the export
+            does not reproduce the masks of the model. Nothing is left behind then.
+        ModuleNotFoundError: for ONNX without the extra `export`.
     """
     _check_request(model, file_format, opset)
     folder = Path(folder)

@@ -1,13 +1,13 @@
-"""What is known of a checkpoint beside its config; `crossvlt_hf.publishing.card` makes a model card of it.
+"""Evidence about a checkpoint besides its config, from which `crossvlt_hf.publishing.card` makes a model card.
 
-A checkpoint folder may hold, beside what Transformers writes:
+Besides the files of Transformers, a checkpoint folder may have:
 
 about.yaml     the fields of `About`
-results.json   `evaluations`, a list of reports as `crossvlt evaluate` writes them (one with a `source` is somebody
-               else's), `timing`, a list of what was measured of size and speed, and `weights`, the hash of the file of
-               weights that all this is of
-training.json  how it was trained, as `crossvlt_hf.training` writes it
-*.json         reports as `crossvlt evaluate` writes them, under any name
+results.json   `evaluations`, a list of reports of `crossvlt evaluate` (with a `source` if somebody else measured),
+               `timing`, a list of measurements of size and speed, and `weights`, the hash of the file of weights that
+               they belong to
+training.json  facts about the training, written by `crossvlt_hf.training`
+*.json         reports of `crossvlt evaluate`, under any name
 """
 
 import hashlib
@@ -25,35 +25,35 @@ import yaml
 ABOUT, RESULTS, TRAINING = FILES = ("about.yaml", "results.json", "training.json")
 WEIGHTS = "model.safetensors"
 LARGEST_REPORT = 10_000_000  # in bytes; the JSON file of a tokenizer may be larger
-LOCAL_OPTIONS = {"images", "path", "root"}  # of data sets: where they lie on a machine
+LOCAL_OPTIONS = {"images", "path", "root"}  # options of data sets that are paths
 ONE_LINE = ("name", "image", "expression")
 
 
-# In place of the first sentence of `About.limits`, for a model with a presence head
+# The first sentence of `About.limits`, without and with a presence head
 ALWAYS_ONE = "It always looks for one object, also where the expression refers to none or several. "
-MAY_BE_NONE = "It may draw something where nothing fits, and nothing where something does. "
+MAY_BE_NONE = "It may find something where there is no target, and nothing where there is one. "
 
 
 @dataclass(frozen=True)
 class About:
-    """What only a person can say of a checkpoint.
+    """Statements about a checkpoint that only people can make.
 
     Args:
         name: heading of the card.
-        summary: what it is, in a few sentences of Markdown.
-        license: the Hub's identifier; None claims nothing.
+        summary: a few sentences, Markdown.
+        license: the identifier on the Hub; None states no licence.
         language: of the expressions, ISO 639-1.
         base_model: Hub ids of the checkpoints it was trained from.
-        datasets: Hub ids of the data sets it was trained on.
-        intended_use: what it is for, Markdown.
-        limits: what it does not do, Markdown.
-        training: how it was trained, where `training.json` does not say it, Markdown.
-        results: what has to be known of the figures, Markdown.
-        image: file of the card's snippet.
-        expression: of the card's snippet.
+        datasets: Hub ids of the training data.
+        intended_use: Markdown.
+        limits: limitations, Markdown.
+        training: facts that `training.json` does not have, Markdown.
+        results: notes about the results, Markdown.
+        image: file name in the code example.
+        expression: expression in the code example.
 
     Raises:
-        ValueError: if a field is not of its kind, or one of a single line has several.
+        ValueError: if a field has the wrong type, or a field of one line has several.
     """
 
     name: str = "CrossVLT"
@@ -66,9 +66,9 @@ class About:
     datasets: list[str] = field(default_factory=list)
     intended_use: str = "Finding in an image the one object that an expression refers to."
     limits: str = (
-        f"{ALWAYS_ONE}What it knows is what "
-        "it was trained on; nothing is known about its fairness towards the people that its training images show. Do "
-        "not use it to identify persons, or where a wrong mask does harm."
+        f"{ALWAYS_ONE}It only knows what "
+        "it was trained on; its fairness towards the people in its training images is unknown. Do not use it to "
+        "identify persons, or where a wrong mask does harm."
     )
     training: str = ""
     results: str = ""
@@ -80,11 +80,11 @@ class About:
             value = getattr(self, entry.name)
             if isinstance(entry.type, type(list[str])):
                 if not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
-                    raise ValueError(f"`{entry.name}` is {value!r}; give a list of texts.")
+                    raise ValueError(f"`{entry.name}` must be a list of texts, got {value!r}.")
             elif not isinstance(value, str) and not (value is None and entry.name == "license"):
-                raise ValueError(f"`{entry.name}` is {value!r}; give a text.")
+                raise ValueError(f"`{entry.name}` must be a text, got {value!r}.")
         if broken := [name for name in ONE_LINE if len(getattr(self, name).splitlines()) != 1]:
-            raise ValueError(f"`{broken[0]}` is {getattr(self, broken[0])!r}; give one line.")
+            raise ValueError(f"`{broken[0]}` must be one line, got {getattr(self, broken[0])!r}.")
 
     @classmethod
     def read(cls, path: str | Path) -> "About":
@@ -92,7 +92,7 @@ class About:
 
         Raises:
             OSError: if there is no such file.
-            ValueError: if it is not YAML, or has other fields.
+            ValueError: if it is not YAML, or has unknown fields.
         """
         try:
             values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
@@ -100,7 +100,9 @@ class About:
             raise ValueError(f"{path} cannot be read as YAML: {error}") from error
         known = [entry.name for entry in fields(cls)]
         if not isinstance(values, dict) or (unknown := sorted(map(str, values.keys() - set(known)))):
-            raise ValueError(f"{path} holds {unknown if isinstance(values, dict) else values!r}; give {known}.")
+            raise ValueError(
+                f"{path} must have the fields {known}, got {unknown if isinstance(values, dict) else values!r}."
+            )
         try:
             return cls(**values)
         except ValueError as error:
@@ -109,15 +111,15 @@ class About:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of a checkpoint beside its config.
+    """Evidence about a checkpoint besides its config.
 
     Args:
         about: see [`About`].
-        evaluations: reports of `crossvlt evaluate`: `data`, `split`, `metrics`, and where known `name` (of the row),
-            `families`, `protocol`, `image_size`, `hardware`, `source` (`name` and `url` of who published them), `tool`
-            (the command that measured, if another one).
-        timing: what was measured of size and speed: `what`, `value` with its unit, `hardware`.
-        training: `summary` (Markdown) and what else `crossvlt_hf.training` writes.
+        evaluations: reports of `crossvlt evaluate`: `data`, `split`, `metrics`, and optionally `name` (of the row),
+            `families`, `protocol`, `image_size`, `hardware`, `source` (`name` and `url` of the publication), `tool`
+            (the command, if it was another one).
+        timing: measurements of size and speed: `what`, `value` with its unit, `hardware`.
+        training: `summary` (Markdown) and other facts written by `crossvlt_hf.training`.
     """
 
     about: About = field(default_factory=About)
@@ -129,16 +131,16 @@ class Evidence:
     def read(
         cls, folder: str | Path, about: str | Path | None = None, reports: Sequence[str | Path] = ()
     ) -> "Evidence":
-        """What lies in a checkpoint folder, reports of `crossvlt evaluate` included, and what is given beside it.
+        """Read the evidence in a checkpoint folder, with reports of `crossvlt evaluate`.
 
         Args:
-            folder: of the checkpoint, or of its files of evidence alone.
-            about: YAML file instead of the folder's.
-            reports: more reports of `crossvlt evaluate`.
+            folder: of the checkpoint, or of the files of evidence only.
+            about: YAML file to use instead of about.yaml in the folder.
+            reports: additional reports of `crossvlt evaluate`.
 
         Raises:
-            OSError: if a file that was named cannot be read.
-            ValueError: if a file does not hold what it should, or figures are those of other weights.
+            OSError: if `about` or a report cannot be read.
+            ValueError: if a file is invalid, or its results belong to other weights.
         """
         folder = Path(folder)
         words = folder / ABOUT if about is None and (folder / ABOUT).is_file() else about
@@ -159,7 +161,7 @@ class Evidence:
         )
 
     def save(self, folder: str | Path) -> None:
-        """Write the files that `read` reads beside the weights that they are of; older ones go."""
+        """Write the files that `read` reads beside the weights, and remove older ones."""
         folder = Path(folder)
         words = {entry.name: getattr(self.about, entry.name) for entry in fields(self.about)}
         text = yaml.safe_dump(words, sort_keys=False, allow_unicode=True, width=119)
@@ -179,7 +181,7 @@ def _hash(path: Path) -> str:
 
 
 def hash_weights(folder: str | Path) -> str | None:
-    """What tells the weights in a checkpoint folder from others; None where there is no single file of them."""
+    """The hash of the weights in a checkpoint folder; None if they are not in a single file."""
     file = Path(folder) / WEIGHTS
     return _hash(file) if file.is_file() else None
 
@@ -189,7 +191,7 @@ def _check_weights(folder: Path, results: dict[str, Any], path: str | Path) -> N
     if known is not None and hash_weights(folder) not in (None, known):
         also = f" and {TRAINING}" if Path(path).name == RESULTS else ""
         raise ValueError(
-            f"The figures in {path} are those of other weights than {folder / WEIGHTS}; measure these, or remove "
+            f"The results in {path} belong to other weights than {folder / WEIGHTS}; measure again, or remove "
             f"{Path(path).name}{also}."
         )
 
@@ -212,22 +214,22 @@ def _read_json(path: str | Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a {type(values).__name__}; give what `crossvlt evaluate` writes.")
+        raise ValueError(f"{path} must be a report of `crossvlt evaluate`, got a {type(values).__name__}.")
     return values
 
 
 def _entries(values: dict[str, Any], name: str, path: Path) -> list[dict[str, Any]]:
     entries = values.get(name, [])
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError(f"`{name}` in {path} is {entries!r:.80}; give a list of objects.")
+        raise ValueError(f"`{name}` in {path} must be a list of objects, got {entries!r:.80}.")
     return entries
 
 
 def _checked_report(report: dict[str, Any], path: str | Path) -> dict[str, Any]:
-    """A report of the right kinds, without the paths of the machine on which it was written.
+    """Check the fields of a report, and drop paths of the machine on which it was written.
 
     Raises:
-        ValueError: if it is not a report; names file and field.
+        ValueError: if a field is invalid; names file and field.
     """
     kinds: dict[str, Any] = {"data": str, "split": str, "metrics": dict, "name": str, "protocol": str, "hardware": str}
     kinds |= {"families": dict, "source": dict, "option": dict, "image_size": list, "shuffle": bool, "limit": int}
@@ -235,12 +237,14 @@ def _checked_report(report: dict[str, Any], path: str | Path) -> dict[str, Any]:
     for key, kind in kinds.items():
         needed = key in ("data", "split", "metrics")
         if (needed and key not in report) or not isinstance(report.get(key), kind | None):
-            raise ValueError(f"`{key}` in {path} is {report.get(key)!r:.80}; give what `crossvlt evaluate` writes.")
+            raise ValueError(
+                f"`{key}` in {path} must be as `crossvlt evaluate` writes it, got {report.get(key)!r:.80}."
+            )
         if needed and not report[key]:
-            raise ValueError(f"`{key}` in {path} is empty; give what `crossvlt evaluate` writes.")
+            raise ValueError(f"`{key}` in {path} must not be empty.")
     families = report.get("families") or {}
     if odd := [name for name, row in families.items() if not isinstance(row, dict)]:
-        raise ValueError(f"The family {odd[0]!r} in {path} has no metrics; give what `crossvlt evaluate` writes.")
+        raise ValueError(f"The family {odd[0]!r} in {path} must have metrics.")
     kept = {key: value for key, value in report.items() if key not in ("model", "option", "weights")}
     option = {key: value for key, value in (report.get("option") or {}).items() if key not in LOCAL_OPTIONS}
     return {
@@ -261,12 +265,12 @@ def _finite(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name can be that of a repository `owner/name`, and is not a folder here."""
+    """Whether a name is a Hub id `owner/name`, and not a folder on this machine."""
     return re.fullmatch(r"[\w.+-]+/[\w.+-]+", name) is not None and not Path(name).is_dir()
 
 
 def public_name(data: str) -> str:
-    """The name of a data set: a Hub id and a known name as they are, of a folder only its last part."""
+    """The name of a data set, without the path of a folder."""
     if is_hub_id(data) or (re.fullmatch(r"[\w.+-]+", data) and not Path(data).is_dir()):
         return data
     return Path(data).resolve().name

@@ -1,8 +1,7 @@
-"""Publishing: a folder that is a whole Hub repository, and its upload.
+"""Write a folder that is a complete Hub repository, and upload it.
 
-Such a folder loads with `trust_remote_code=True` where this package is not installed, and without it where it is.
-`save_pretrained` of model and processor write all that this needs; here come the card and what is known of the
-checkpoint.
+The folder loads without this package with `trust_remote_code=True`. `save_pretrained` of model and processor write the
+code; this module adds the card and the facts about the checkpoint.
 """
 
 import tempfile
@@ -30,7 +29,7 @@ CARD = "README.md"
 def read_evidence(
     source: str | Path, about: str | Path | None = None, reports: tuple[str | Path, ...] = ()
 ) -> Evidence:
-    """What is known of a checkpoint, from its folder or its repository on the Hub; see [`Evidence.read`]."""
+    """Read the evidence about a checkpoint from its folder or from the Hub; see [`Evidence.read`]."""
     folder = Path(resolve_checkpoint(source))
     if not folder.is_dir():
         folder = Path(snapshot_download(str(source), allow_patterns=[*FILES, "*.json"]))
@@ -45,21 +44,21 @@ def write_repository(
     model_id: str | None = None,
     evidence: Evidence = NO_EVIDENCE,
 ) -> Path:
-    """Write a folder with all that a repository on the Hub should have.
+    """Write a folder with everything that a repository on the Hub needs.
 
     Args:
-        model: in the dtype in which its weights should be written.
-        processor: the model's.
-        folder: a new or an empty one, or that of a CrossVLT whose card nobody wrote by hand.
-        model_id: the name under which the card's snippet loads the model; None means that of the folder.
-        evidence: what the card tells of results, training and purpose; it is written beside the card.
+        model: in the dtype to save its weights in.
+        processor: of the model.
+        folder: a new or empty folder, or that of a CrossVLT without a hand-written card.
+        model_id: the model id in the code example of the card; None means the name of the folder.
+        evidence: results, training and purpose, for the card; also written to files.
 
     Returns:
         The folder: `model.safetensors`, `config.json`, processor and tokenizer files, the code of model, processor and
         pipeline, `handler.py` with `requirements.txt`, and the card, `README.md`.
 
     Raises:
-        ValueError: if the folder holds something else, or `model_id` is not a valid name.
+        ValueError: if the folder has other files, or `model_id` is not a valid name.
     """
     folder = Path(folder)
     model_id = folder.resolve().name if model_id is None else model_id
@@ -67,7 +66,7 @@ def write_repository(
     _check_folder(folder)
     model.save_pretrained(folder)
     for file in folder.glob("*.safetensors"):
-        file.chmod(0o644)  # safetensors leaves them to their owner alone
+        file.chmod(0o644)  # safetensors makes files that only their owner can read
     processor.save_pretrained(folder)
     evidence.save(folder)
     render_checkpoint_card(model, processor, model_id, evidence).save(folder / CARD)
@@ -85,7 +84,7 @@ def _check_folder(folder: Path) -> None:
     check_output_folder(folder, "folder of a CrossVLT", lambda: _is_checkpoint(folder))
     card = folder / CARD
     if card.is_file() and MARK not in card.read_text(encoding="utf-8", errors="replace"):
-        raise ValueError(f"{card} was not rendered here; put its words into about.yaml and remove it.")
+        raise ValueError(f"{card} was written by hand; move its text to about.yaml and remove it.")
 
 
 @contextmanager
@@ -109,24 +108,24 @@ def publish(
     overwrite_card: bool = False,
     commit_message: str = "Upload CrossVLT",
 ) -> CommitInfo:
-    """Upload a checkpoint as a whole repository; the repository is made where there is none.
+    """Upload a checkpoint as a complete repository, which is created if it does not exist.
 
     Args:
         source: folder of the checkpoint, or a Hub id.
         repo_id: `owner/name` on the Hub.
-        about: YAML file with what the card says of the checkpoint (see [`About`]).
+        about: YAML file with statements about the checkpoint (see [`About`]).
         reports: JSON files of `crossvlt evaluate`.
         private: whether a new repository is private.
-        revision: branch; it is made where there is none.
-        token: of the Hub; None means the one that `hf auth login` stored.
-        create_pr: open a pull request instead.
-        overwrite_card: replace a card that was written by hand.
+        revision: branch, which is created if it does not exist.
+        token: of the Hub; None for that of `hf auth login`.
+        create_pr: open a pull request instead of a commit.
+        overwrite_card: replace a hand-written card.
         commit_message: of the commit.
 
     Raises:
-        OSError: if there is no checkpoint, the Hub cannot be reached, or refuses.
-        ValueError: if the checkpoint is broken, `repo_id` is not such a name, the repository has a card that somebody
-            wrote, or is public and should be private.
+        OSError: if there is no checkpoint, or the Hub cannot be reached or refuses the upload.
+        ValueError: if the checkpoint is broken, `repo_id` is not valid, the repository has a hand-written card, or it
+            is public and should be private.
     """
     validate_repo_id(repo_id)
     model, processor = load_checkpoint(source)
@@ -148,9 +147,9 @@ def publish(
 
 
 def _check_repository(api: HfApi, repo_id: str, revision: str | None, private: bool | None, card_may_go: bool) -> None:
-    """Refuse to show what should be private, and to replace what somebody wrote."""
+    """Raise ValueError for a public repository that should be private, and for a hand-written card."""
     if private and not api.repo_info(repo_id).private:
-        raise ValueError(f"{repo_id} is there already, and public; make it private on the Hub first.")
+        raise ValueError(f"{repo_id} exists and is public; make it private on the Hub first.")
     if card_may_go:
         return
     try:
@@ -160,13 +159,13 @@ def _check_repository(api: HfApi, repo_id: str, revision: str | None, private: b
     text = Path(card).read_text(encoding="utf-8", errors="replace")
     if MARK not in text and not _is_placeholder(text):
         raise ValueError(
-            f"{repo_id} has a card that was not rendered here; put its words into about.yaml and give "
-            "--overwrite-card, or open a pull request by --create-pr."
+            f"{repo_id} has a hand-written card; move its text to about.yaml and use --overwrite-card, or open a pull "
+            "request with --create-pr."
         )
 
 
 def _is_placeholder(card: str) -> bool:
-    """Whether it is the empty card that `push_to_hub` leaves."""
+    """Whether it is the placeholder that `push_to_hub` writes."""
     return "automatically generated" in card and "[More Information Needed]" in card
 
 

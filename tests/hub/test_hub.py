@@ -338,9 +338,9 @@ for request in wrong:
 """
     told = run(without_package, "-c", script).stdout.splitlines()
     assert len(told) == len(wrong)
-    assert [line for line in told if "not base64" in line] == told[:3]
-    assert "50,000,000 are the most" in told[3]
-    assert told[-1].startswith('Give {"inputs"')
+    assert [line for line in told if "must be base64" in line] == told[:3]
+    assert "the limit is 50,000,000" in told[3]
+    assert told[-1].startswith('A request must be {"inputs"')
     answer = json.loads((tmp_path / "answer.json").read_text())
     segmenter = ReferringImageSegmentationPipeline(model=model, processor=processor)
     expected = segmenter(photo, text=["the red bus", "a cup"], threshold=0.4)
@@ -438,7 +438,7 @@ def test_a_card_that_somebody_wrote_is_kept(checkpoint, hub, tmp_path):
     folder = tmp_path / "folder"
     write_repository(*load_checkpoint(checkpoint), folder, model_id=NAME)
     (folder / "README.md").write_text("# My own words\n")
-    with pytest.raises(ValueError, match="was not rendered here"):
+    with pytest.raises(ValueError, match="was written by hand"):
         write_repository(*load_checkpoint(checkpoint), folder, model_id=NAME)
 
 
@@ -461,7 +461,7 @@ def test_evidence_is_what_was_saved(tmp_path):
     evidence = Evidence(About(name="x", limits="ä\nb"), [REPORT], [{"what": "w", "value": "1 s"}], {"summary": "s"})
     evidence.save(tmp_path)
     assert Evidence.read(tmp_path) == evidence
-    Evidence().save(tmp_path)  # what is known no longer is not left behind
+    Evidence().save(tmp_path)  # removes older evidence
     assert Evidence.read(tmp_path) == Evidence()
 
 
@@ -506,14 +506,14 @@ def test_what_is_known_comes_along_from_the_hub(hub, crossvlt, checkpoint, tmp_p
     ],
     ids=str,
 )
-def test_a_report_that_is_none_is_refused(tmp_path, change):
+def test_an_invalid_report_is_refused(tmp_path, change):
     (tmp_path / "report.json").write_text(json.dumps(REPORT | change))
     with pytest.raises(ValueError, match=r"report\.json"):
         Evidence.read(tmp_path, reports=[tmp_path / "report.json"])
 
 
 @pytest.mark.parametrize("results", [{"evaluations": 3}, {"evaluations": [1]}, {"timing": 3}], ids=str)
-def test_results_that_are_none_are_refused(tmp_path, results):
+def test_invalid_results_are_refused(tmp_path, results):
     (tmp_path / "results.json").write_text(json.dumps(results))
     with pytest.raises(ValueError, match=r"results\.json"):
         Evidence.read(tmp_path)
@@ -522,7 +522,7 @@ def test_results_that_are_none_are_refused(tmp_path, results):
 @pytest.mark.parametrize(
     "words", [{"summary": None}, {"name": ["a"]}, {"datasets": 3}, {"name": "a\nb"}, {"expression": "a\nb"}], ids=str
 )
-def test_words_of_another_kind_are_refused(words):
+def test_fields_of_another_type_are_refused(words):
     with pytest.raises(ValueError, match=next(iter(words))):
         About(**words)
 

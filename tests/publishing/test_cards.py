@@ -258,7 +258,7 @@ def test_reports_beside_the_weights_are_taken(checkpoint, tmp_path):
     assert read_evidence(folder).evaluations == evidence.evaluations  # which are now in results.json, too
     assert read_evidence(folder, reports=(folder / "testA.json",)).evaluations == evidence.evaluations
     (folder / "evaluation.json").write_text(json.dumps({**report, "weights": "0" * 64}))
-    with pytest.raises(ValueError, match=r"figures in .*evaluation.json are those of other weights"):
+    with pytest.raises(ValueError, match=r"results in .*evaluation.json belong to other weights"):
         read_evidence(folder)
 
 

@@ -151,7 +151,7 @@ def press(page) -> None:
 
 def ask(page, path: Path, *expressions: str) -> None:
     upload(page, path)
-    page.get_by_text("Now say which object is meant").wait_for()
+    page.get_by_text("Now describe an object").wait_for()
     write(page, *expressions)
     press(page)
     page.get_by_text(re.compile(r"expressions? in \d+\.\d seconds")).wait_for()
@@ -245,7 +245,7 @@ def test_what_one_sees_no_other_does(visit, scene):
     path, expressions = scene
     ask(visit(), path, expressions[0])
     other = visit()
-    assert other.get_by_text("What is found appears here").is_visible()
+    assert other.get_by_text("Results appear here").is_visible()
     assert other.get_by_label("Expressions").input_value() == ""
     assert other.locator("#image img").count() == 0
     assert expressions[0] not in other.content()
@@ -297,20 +297,20 @@ def test_wrong_uploads(visit, scene, tmp_path):
 def test_thousands_of_lines(visit, scene):
     page = visit()
     upload(page, scene[0])
-    page.get_by_text("Now say which object is meant").wait_for()
+    page.get_by_text("Now describe an object").wait_for()
     page.get_by_label("Expressions").focus()
     page.keyboard.insert_text("the red circle\n" * 5000)  # as a paste, of which the field takes what is allowed
     press(page)
-    assert_refused(page, "expressions; 8 at once are the most.")
+    assert_refused(page, "expressions; the limit is 8.")
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
         (None, "no expression"),
-        ("the red circle\n" * 5000, "There are 5,000 expressions; 8"),
+        ("the red circle\n" * 5000, "There are 5,000 expressions; the limit is 8"),
         ("\n" + "x" * 10**6, "Line 2 has 1,000,000 characters"),
-        ("the \udc00 circle", "Line 1 is no valid text"),
+        ("the \udc00 circle", "Line 1 is not valid text"),
     ],
 )
 def test_expressions_past_the_browser(text, sentence):
@@ -327,9 +327,9 @@ def test_wrong_expressions(visit, scene):
     ask(page, path, expressions[0])
     wrong = {
         "": "There is no expression yet",
-        "the red circle\n" * 9: "There are 9 expressions; 8 at once are the most.",
+        "the red circle\n" * 9: "There are 9 expressions; the limit is 8.",
         " \n \n": "There is no expression yet",
-        "the circle\n" + "very " * 200 + "red": "Line 2 has 1,003 characters; 300 are the most.",
+        "the circle\n" + "very " * 200 + "red": "Line 2 has 1,003 characters; the limit is 300.",
     }
     for text, sentence in wrong.items():
         write(page, text)
@@ -474,15 +474,15 @@ def test_port_that_is_taken(capsys):
         assert main(["demo", "--serve", "--port", port]) == 2
     output, errors = capsys.readouterr()
     assert output == ""
-    assert errors.startswith(f"crossvlt: Nothing can listen on 127.0.0.1:{port} (")
+    assert errors.startswith(f"crossvlt: Cannot listen on 127.0.0.1:{port} (")
     assert errors.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--port", "70000"], "The port is 70000"),
-        (["--port", "0", "--host", "no.such.host.invalid"], "Nothing can listen on no.such.host.invalid:0"),
+        (["--port", "70000"], "`--port` must be from 0 (any free port) to 65535, got 70000"),
+        (["--port", "0", "--host", "no.such.host.invalid"], "Cannot listen on no.such.host.invalid:0"),
         (["--port", "0", "--model", "missing"], "no checkpoint folder missing"),
         (["--port", "0", "--device", "nope"], "The device 'nope' cannot be used"),
     ],

@@ -1,7 +1,7 @@
 """A page for the browser: an image and expressions in; masks, scores, boxes, timing and explanations out.
 
-Needs the extra `demo` (Gradio), which is imported when one of the two functions is taken from here.
-`crossvlt demo --serve` opens the page; `examples/space` is the same page as a Space.
+Needs the extra `demo` (Gradio), which is imported on first use of one of the two functions. `crossvlt demo --serve`
+serves the page; `examples/space` is the same page as a Space.
 """
 
 import lazy_loader

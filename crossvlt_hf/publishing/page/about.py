@@ -1,4 +1,4 @@
-"""What the page says of its model, and the examples for those that know drawn shapes or the package's photographs."""
+"""What the page says about its model, and examples for models with known training data."""
 
 from pathlib import Path
 
@@ -11,62 +11,62 @@ from ...weights.checkpoint import DEFAULT_CHECKPOINT, resolve_checkpoint
 from .samples import SAMPLES
 
 
-Example = tuple[str, str]  # path of an image; expressions, one on each line
+Example = tuple[str, str]  # path of an image; expressions, one per line
 
-INTRODUCTION = """# CrossVLT: the object that a sentence means
-Referring image segmentation: give an image and say which object is meant; the mask of that one object comes back.
+INTRODUCTION = """# CrossVLT: segment the object that a sentence refers to
+Referring image segmentation: upload an image and describe an object; get the mask of that object.
 """
-DRAWN_NOTE = """**This model knows drawn shapes only and has never seen a photograph.** It was trained on RefShapes,
-scenes of drawn shapes like the examples on this page. In a photograph it marks something too, which means nothing.
+DRAWN_NOTE = """**This model only knows drawn shapes and has never seen a photograph.** It was trained on RefShapes,
+scenes of drawn shapes like the examples on this page. Its masks in photographs are meaningless.
 """
 BUILT_IN_NOTE = """**This model is small and knows few things.** It was trained on rule-made expressions of 537 words,
 for photographs of rooms, people and clothing, kitchen and bathroom things, food and products, and for drawn shapes.
-For other things and words it marks something too, which means nothing. Cups, dogs and cats were rare. The sentences of
-the first two examples were chosen for what it finds.
+Its masks for other things and words are meaningless. Cups, dogs and cats were rare. The expressions of the first two
+examples were chosen because it finds their targets.
 """
-SCORE_NOTE = """The score is how sure the model is of the mask that it drew. It is no sign that the object is there at
-all: the model always looks for one.
+SCORE_NOTE = """The score is the confidence of the model in its mask, not in the presence of the object: the
+model always segments something.
 """
-PRESENCE_NOTE = "Where the model holds it for unlikely that anything fits the expression, it draws nothing.\n"
-EXPECTED_NOTE = "The score is the expected overlap (IoU) of the mask with the right one.\n"
-SURE_NOTE = "The score is how sure the model is of the mask that it drew.\n"
+PRESENCE_NOTE = "If the model finds it unlikely that anything fits the expression, the mask is empty.\n"
+EXPECTED_NOTE = "The score is the expected overlap (IoU) of the mask with the target.\n"
+SURE_NOTE = "The score is the confidence of the model in its mask.\n"
 
 
 def score_note(model: CrossVLTModel, processor: CrossVLTProcessor) -> str:
-    """Say what a score of this model means, and whether it answers that nothing fits."""
+    """What the scores of a model mean, and whether it can find nothing."""
     score = SURE_NOTE if processor.score_calibration is None else EXPECTED_NOTE
     if model.config.presence_head:
         return f"{score}{PRESENCE_NOTE}"
-    return SCORE_NOTE if processor.score_calibration is None else f"{score}The model always looks for something.\n"
+    return SCORE_NOTE if processor.score_calibration is None else f"{score}The model always segments something.\n"
 
 
 def knows_only_drawn_shapes(processor: CrossVLTProcessor) -> bool:
-    """Whether a checkpoint was trained on RefShapes: it has no word that RefShapes does not say."""
+    """Whether a checkpoint was trained on RefShapes alone: all its words are those of RefShapes."""
     tokenizer = processor.tokenizer
     return set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens) <= set(vocabulary())
 
 
 def is_built_in(source: str | Path) -> bool:
-    """Whether it is the checkpoint that comes with the package."""
+    """Whether it is the built-in checkpoint."""
     return Path(resolve_checkpoint(source)).absolute() == DEFAULT_CHECKPOINT.absolute()
 
 
 def choose_note(processor: CrossVLTProcessor, source: str | Path) -> str:
-    """What the page says at its top of a model that knows little; "" of one that nothing is known of."""
+    """The note at the top of the page about a model that knows little; empty for other models."""
     if is_built_in(source):
         return BUILT_IN_NOTE
     return DRAWN_NOTE if knows_only_drawn_shapes(processor) else ""
 
 
 def describe(model: CrossVLTModel, processor: CrossVLTProcessor, source: str | Path) -> str:
-    """Say in a line of Markdown what the model is called, what it was trained on and how large it is."""
+    """A line of Markdown with name, training data and size of a model."""
     name = "built-in checkpoint of crossvlt_hf" if is_built_in(source) else str(source).replace("`", "")
     if is_built_in(source):
         trained = "photographs, compositions of them and RefShapes (drawn shapes)"
     elif knows_only_drawn_shapes(processor):
         trained = "RefShapes (drawn shapes, no photographs)"
     else:
-        trained = "what its card says (its config does not)"
+        trained = "see its card"
     vision, text, size = model.config.vision_config, model.config.text_config, processor.image_processor.size
     facts = [
         f"**Model** `{name}`",
@@ -93,12 +93,12 @@ def draw_examples(folder: Path, count: int = 4, side: int = 480) -> list[Example
 
 
 def show_photographs() -> list[Example]:
-    """The photographs that come with the package, with the sentences chosen for the built-in checkpoint."""
+    """The photographs of the package, with expressions chosen for the built-in checkpoint."""
     return [(str(sample.path), "\n".join(sample.expressions)) for sample in SAMPLES]
 
 
 def make_examples(processor: CrossVLTProcessor, source: str | Path, folder: Path) -> list[Example]:
-    """The examples of a page: photographs and drawn scenes, as far as its model is known to read them.
+    """The examples of a page: photographs and drawn scenes that its model knows.
 
     Args:
         processor: of the model.

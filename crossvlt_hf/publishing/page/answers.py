@@ -1,4 +1,4 @@
-"""What the model makes of a request."""
+"""Answer requests: run the model, draw the results, and make the table."""
 
 import time
 import warnings
@@ -18,7 +18,7 @@ SHOWN_SIDE = 1280  # of the overlay; the masks keep the size of the image
 
 
 class Found(NamedTuple):
-    """What the model makes of one expression; the seconds are the mean over those of its run."""
+    """The result for an expression; `seconds` is the mean over the expressions of the request."""
 
     expression: str
     score: float
@@ -30,7 +30,7 @@ class Found(NamedTuple):
 
 
 class Segmenter:
-    """A model with its processor, asked about one image at a time."""
+    """A model with its processor."""
 
     def __init__(self, model: CrossVLTModel, processor: CrossVLTProcessor) -> None:
         self.model, self.processor = model, processor
@@ -39,20 +39,20 @@ class Segmenter:
     def find(
         self, image: Image.Image, expressions: Sequence[str], explained: bool = False
     ) -> tuple[list[Found], list[Explanation]]:
-        """Segment what the expressions mean, all in one run of the model.
+        """Segment an image, for all expressions in one run of the model.
 
         Args:
             image: of mode "RGB".
             expressions: at least one.
-            explained: whether to keep what the model read.
+            explained: whether to return explanations.
 
         Returns:
-            What was found for each, and, where asked for, how the model came to it.
+            A result for each expression, and on request an explanation of each.
         """
         start = time.perf_counter()
         explanations: list[Explanation] = []
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # what is not read stands in the table
+            warnings.simplefilter("ignore", UserWarning)  # the table has the unknown words
             if explained:
                 results, explanations = segment_and_explain(self._pipeline, image, expressions)
             else:
@@ -67,7 +67,7 @@ def _found(result: dict[str, Any], seconds: float) -> Found:
 
 
 def draw(image: Image.Image, found: Sequence[Found]) -> Image.Image:
-    """The overlay of all masks with its legend, of a size that a browser loads quickly."""
+    """Draw the overlay of all masks, scaled down for browsers."""
     share = min(1.0, SHOWN_SIDE / max(image.size))
     size = max(1, round(image.width * share)), max(1, round(image.height * share))
     masks = [entry.mask.resize(size, Image.Resampling.NEAREST) for entry in found]
@@ -76,14 +76,14 @@ def draw(image: Image.Image, found: Sequence[Found]) -> Image.Image:
 
 
 def tabulate(found: Sequence[Found]) -> list[list[str]]:
-    """A row of text for each expression, in the order of `COLUMNS`."""
+    """Make a row of texts for each expression, in the order of `COLUMNS`."""
     rows = []
     for entry in found:
         box = entry.box and "{xmin}, {ymin} to {xmax}, {ymax}".format_map(entry.box)
         area = entry.mask.histogram()[255]
         share = area / (entry.mask.width * entry.mask.height)
         area_text = f"{area:,} px ({share:.1%})"
-        nothing = "nothing found" if entry.presence is None else f"not there ({1 - entry.presence:.0%} sure)"
+        nothing = "nothing found" if entry.presence is None else f"no target ({1 - entry.presence:.0%} sure)"
         unknown = ", ".join(entry.unknown_words)
         found_text = f"{entry.score:.2f}", box or nothing, area_text, f"{entry.seconds:.2f}"
         rows.append([entry.expression, *found_text, unknown])

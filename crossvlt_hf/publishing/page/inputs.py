@@ -1,6 +1,6 @@
-"""What a person gives the page, checked: an image file and expressions, one on each line.
+"""Check the inputs of a user: an image file and expressions, one per line.
 
-The sentence of an `InputError` is shown as it is, so it holds nothing that a person wrote and no path of the server.
+The page shows the message of an `InputError`, so it must not contain texts of users or paths of the server.
 """
 
 import re
@@ -18,22 +18,22 @@ MAX_LETTERS = 300
 
 
 class InputError(ValueError):
-    """What a person gave cannot be worked with; the message tells them why."""
+    """An invalid input; the message is for the user."""
 
 
 def _check_size(path: str) -> None:
-    """Read the size in a file's header, before any pixel is."""
+    """Check the size in the header of a file, before pixels are decoded."""
     try:
         with opening("the upload"), Image.open(path) as header:
             too_large = header.width * header.height > MAX_PIXELS
     except ImageTooLargeError:
         too_large = True
     if too_large:
-        raise InputError(f"The image is too large: {MAX_PIXELS // 10**6} million pixels are the most.")
+        raise InputError(f"The image is too large: the limit is {MAX_PIXELS // 10**6} million pixels.")
 
 
 def read_image(path: str | None) -> Image.Image:
-    """The upright RGB image in an uploaded file.
+    """Read the upright RGB image in an uploaded file.
 
     Raises:
         InputError: if there is no file, or it is no image, or too large.
@@ -48,12 +48,12 @@ def read_image(path: str | None) -> Image.Image:
     except FileNotFoundError as error:
         raise InputError("The image is no longer here: please upload it again.") from error
     except (OSError, ValueError) as error:
-        kinds = "it is damaged, or of another kind. JPEG, PNG and WebP will do."
+        kinds = "it is damaged or not supported. Use JPEG, PNG or WebP."
         raise InputError(f"This file cannot be read as an image: {kinds}") from error
 
 
 def read_expressions(text: str | None) -> list[str]:
-    """The expressions in a text, one on each line; empty lines are left out.
+    """Split a text into expressions, one per line; empty lines are left out.
 
     Raises:
         InputError: if there are none or too many, or one is too long or not valid text.
@@ -61,18 +61,18 @@ def read_expressions(text: str | None) -> list[str]:
     lines = [" ".join(line.split()) for line in (text or "").splitlines()]
     expressions = [line for line in lines if line]
     if not expressions:
-        raise InputError("There is no expression yet: say which object is meant, one expression on each line.")
+        raise InputError("There is no expression yet: describe an object, one expression per line.")
     if len(expressions) > MAX_EXPRESSIONS:
-        raise InputError(f"There are {len(expressions):,} expressions; {MAX_EXPRESSIONS} at once are the most.")
+        raise InputError(f"There are {len(expressions):,} expressions; the limit is {MAX_EXPRESSIONS}.")
     for number, line in enumerate(lines, start=1):
         if len(line) > MAX_LETTERS:
-            raise InputError(f"Line {number} has {len(line):,} characters; {MAX_LETTERS} are the most.")
+            raise InputError(f"Line {number} has {len(line):,} characters; the limit is {MAX_LETTERS}.")
         if any("\ud800" <= character <= "\udfff" for character in line):
-            raise InputError(f"Line {number} is no valid text; please type it again.")
+            raise InputError(f"Line {number} is not valid text; please type it again.")
     return expressions
 
 
 def name_masks(expressions: Sequence[str]) -> list[str]:
-    """A file name for the mask of each expression: its number, and of it what every file system takes."""
+    """A file name for the mask of each expression: its number, and its ASCII letters and digits."""
     slugs = [re.sub(r"[^a-z0-9]+", "-", expression.lower())[:40].strip("-") for expression in expressions]
     return [f"{number}-{slug or 'expression'}.png" for number, slug in enumerate(slugs, start=1)]

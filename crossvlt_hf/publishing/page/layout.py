@@ -1,7 +1,7 @@
-"""The page: its fields, and what happens when a person uses them.
+"""The page: its fields and event handlers.
 
-What a person types is shown in fields that hold plain text only (table, text box, captions) or are drawn by Pillow.
-Gradio renders HTML in its own messages and in Markdown: these hold sentences of ours and never an expression.
+Texts of users are only shown in fields of plain text (table, text box, captions) or drawn by Pillow. Gradio renders
+HTML in its messages and in Markdown, so these must not contain expressions.
 """
 
 import html
@@ -33,7 +33,7 @@ from .inputs import (
 
 
 KEPT_SECONDS = 3600  # uploads and results
-WAITING = 16  # requests in the queue; further ones are turned away
+WAITING = 16  # requests in the queue; more are refused
 SHOWN_BY_BROWSERS = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"}
 THEME = gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"])
 CSS = """
@@ -46,7 +46,7 @@ CSS = """
 #table table, #table [role="gridcell"] span {font-family: var(--font) !important}
 #figures .grid-wrap {max-height: none !important; height: auto !important; padding-top: 30px}
 #figures button, #figures img {height: auto !important; min-height: 160px; aspect-ratio: auto !important}
-#figures .caption-label {display: none}  /* the figure has it as its title */
+#figures .caption-label {display: none}  /* the figure has a title */
 #facts p {font-size: 0.9em; opacity: 0.85}
 """
 LIMITS = (
@@ -67,13 +67,13 @@ def _uploaded(payload: Any) -> str | None:
 
 
 def _figures(explanations: Sequence[Explanation]) -> Any:
-    """What the gallery then shows: a figure for each expression, with the expression as its caption."""
+    """Draw the figures for the gallery, with the expressions as captions."""
     drawn = [(explanation_figure(explanation), explanation.expression) for explanation in explanations]
     return gr.update(value=drawn, visible=True)
 
 
 def _image_field() -> gr.Image:
-    """An image field that hands over the file itself, since Gradio's own reading fails on a damaged one."""
+    """An image field that returns the path of the file, since Gradio fails to read damaged files."""
     field = gr.Image(
         label="Image",
         type="filepath",
@@ -83,12 +83,12 @@ def _image_field() -> gr.Image:
         elem_id="image",
         buttons=[],
     )
-    field.preprocess = _uploaded  # a subclass makes Gradio write a stub file beside it
+    field.preprocess = _uploaded  # for a subclass, Gradio would write a stub file beside this one
     return field
 
 
 class _Page:
-    """The fields and their handlers. Nothing of a request is kept here: a session's own is in its `gr.State`."""
+    """The fields and their handlers. The state of a session is in its `gr.State`, not here."""
 
     def __init__(self, segmenter: Segmenter) -> None:
         self.segmenter = segmenter
@@ -104,7 +104,7 @@ class _Page:
             with gr.Column(scale=3, min_width=320):
                 self._place_results()
         self.figures = gr.Gallery(
-            label="How the model came to each mask",
+            label="Explanations",
             visible=False,
             columns=1,
             object_fit="contain",
@@ -119,16 +119,16 @@ class _Page:
     def _place_inputs(self, examples: Sequence[Example]) -> None:
         self.image = _image_field()
         self.text = gr.Textbox(
-            label="Expressions, one on each line",
+            label="Expressions, one per line",
             placeholder="the red circle\nthe object left of the white square",
             lines=4,
-            max_lines=4,  # a field that grows freezes the browser when somebody pastes a book
+            max_lines=4,  # a growing field freezes the browser when a long text is pasted
             max_length=2 * MAX_EXPRESSIONS * MAX_LETTERS,
             elem_id="expressions",
         )
         self.explained = gr.Checkbox(
-            label="Explain: show how the model came to its masks",
-            visible=find_spec("matplotlib") is not None,  # which draws the explanations
+            label="Explain: show alignment and attention",
+            visible=find_spec("matplotlib") is not None,  # which draws the figures
             elem_id="explain",
         )
         self.button = gr.Button("Segment", variant="primary", elem_id="segment")
@@ -147,18 +147,18 @@ class _Page:
         )
 
     def _place_results(self) -> None:
-        self.status = gr.HTML(_status("What is found appears here."), elem_id="status", label="Status", padding=False)
+        self.status = gr.HTML(_status("Results appear here."), elem_id="status", label="Status", padding=False)
         self.asked = gr.State(None, time_to_live=KEPT_SECONDS)
         with gr.Column(visible=False, elem_id="results") as self.results:
             self.picture = gr.Image(
-                label="What was found", format="png", interactive=False, elem_id="overlay", buttons=["fullscreen"]
+                label="Masks", format="png", interactive=False, elem_id="overlay", buttons=["fullscreen"]
             )
             self.table = gr.Dataframe(
                 headers=list(COLUMNS),
                 datatype="str",
                 interactive=False,
                 wrap=True,
-                column_widths=[200, 70, 130, 130, 90, 130],  # on a phone it is scrolled sideways
+                column_widths=[200, 70, 130, 130, 90, 130],  # on a phone, the table scrolls
                 label="Scores",
                 buttons=[],
                 elem_id="table",
@@ -173,7 +173,7 @@ class _Page:
     def _connect(self) -> None:
         shown: list[Component | gr.Column] = [self.status, self.results, self.picture, self.table, self.files]
         outputs = [*shown, self.figures, self.asked]
-        one_at_a_time: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}  # the cores are few
+        one_at_a_time: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}  # there are few cores
         gr.on(
             [self.button.click, self.text.submit],
             self.answer,
@@ -193,7 +193,7 @@ class _Page:
         self.image.upload(self.check_upload, [self.image], [self.image, self.status], api_visibility="private")
 
     def answer(self, path: str | None, text: str | None, explained: bool) -> Iterator[list[Any]]:
-        """Segment, then draw the explanations; errors appear in the status line, and old results are removed."""
+        """Segment, and draw explanations; on an error, show it in the status line and remove old results."""
         start = time.perf_counter()
         hidden = gr.update(value=None, visible=False)
         try:
@@ -211,11 +211,11 @@ class _Page:
             yield [gr.skip()] * len(shown) + [_figures(explanations), gr.skip()]
 
     def explain(self, explained: bool, asked: Request | None) -> Iterator[list[Any]]:
-        """Show or hide the explanations of what is shown already, for which the model runs again."""
+        """Show or hide explanations of the current results, for which the model runs again."""
         if not explained or asked is None:
             yield [gr.skip(), gr.update(value=None, visible=False)]
             return
-        yield [gr.skip(), gr.update(value=None, visible=True)]  # where progress is seen
+        yield [gr.skip(), gr.update(value=None, visible=True)]  # shows the progress
         path, expressions = asked
         try:
             _, explanations = self.segmenter.find(read_image(path), expressions, explained=True)
@@ -225,16 +225,16 @@ class _Page:
         yield [gr.skip(), _figures(explanations)]
 
     def check_upload(self, path: str | None) -> list[Any]:
-        """Report at once a file that is not an image, and remove it; convert one that browsers do not show."""
+        """Refuse a file that is not an image; convert an image that browsers cannot show."""
         try:
             image = read_image(path)
         except InputError as error:
             return [None, _status(str(error), refused=True)]
         shown = Path(path or "").suffix.lower() in SHOWN_BY_BROWSERS
-        return [gr.skip() if shown else image, _status("Now say which object is meant, and press Segment.")]
+        return [gr.skip() if shown else image, _status("Now describe an object, and press Segment.")]
 
     def _save_masks(self, found: Sequence[Found]) -> list[str]:
-        """Write the masks where Gradio serves files from and deletes them again, in a folder nobody can guess."""
+        """Write the masks to a folder with a random name in Gradio's cache, which serves and deletes them."""
         cache = Path(self.files.GRADIO_CACHE)
         cache.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=cache))
@@ -255,13 +255,13 @@ def build_page(
     """Build the page, without serving it: see `serve`.
 
     Args:
-        model: in evaluation mode, on the device where it is to run.
+        model: in eval mode, on its device.
         processor: of the model.
-        facts: Markdown on the model, shown at the bottom; see `describe`.
-        note: Markdown for the top, what the model knows and what it does not; see `choose_note`.
-        examples: paths of images, which are served to everybody, and expressions to each, one on each line.
+        facts: Markdown about the model, for the bottom of the page; see `describe`.
+        note: Markdown about what the model knows, for the top; see `choose_note`.
+        examples: paths of images, which are public, and their expressions, one per line.
     """
-    gr.set_static_paths([str(Path(path).parent) for path, _ in examples])  # the cache would forget them
+    gr.set_static_paths([str(Path(path).parent) for path, _ in examples])  # the cache would delete them
     with gr.Blocks(title="CrossVLT", analytics_enabled=False, delete_cache=(600, KEPT_SECONDS)) as page:
         _Page(Segmenter(model, processor)).lay_out(note, facts, examples)
     page.queue(max_size=WAITING, default_concurrency_limit=1)

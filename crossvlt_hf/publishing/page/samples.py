@@ -1,16 +1,16 @@
-"""Photographs in the public domain that come with the package, and sentences about them."""
+"""Photographs in the public domain, with expressions."""
 
 from pathlib import Path
 from typing import NamedTuple
 
 
 class Photograph(NamedTuple):
-    """A photograph and sentences about it.
+    """A photograph with expressions.
 
     Args:
-        file: name of the JPEG.
-        expressions: what the built-in checkpoint finds in it. They were chosen for that.
-        missed: what is in it and the built-in checkpoint does not find.
+        file: name of the JPEG file.
+        expressions: chosen because the built-in checkpoint finds their targets.
+        missed: expressions whose targets the built-in checkpoint does not find.
     """
 
     file: str
@@ -19,7 +19,7 @@ class Photograph(NamedTuple):
 
     @property
     def path(self) -> Path:
-        """Where the photograph lies: packed with a wheel, or in the clone of an editable installation."""
+        """The path: in the package of a wheel, or in the clone of an editable installation."""
         package = Path(__file__).parents[2]
         packed = package / "assets" / "images"
         return (packed if packed.is_dir() else package.parent / "examples" / "images") / self.file

@@ -1,4 +1,4 @@
-"""Serving the page until Ctrl-C."""
+"""Serve the page until Ctrl-C."""
 
 import os
 import signal
@@ -19,13 +19,13 @@ from .layout import CSS, THEME, build_page
 
 
 def choose_port(host: str, port: int) -> int:
-    """The port, or a free one for 0.
+    """Check that a port is free; choose one for 0.
 
     Raises:
-        ValueError: if nothing can listen there.
+        ValueError: if the port cannot be used.
     """
     if not 0 <= port <= 65535:
-        raise ValueError(f"The port is {port}; give one from 0 (any free one) to 65535.")
+        raise ValueError(f"`--port` must be from 0 (any free port) to 65535, got {port}.")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
@@ -33,11 +33,11 @@ def choose_port(host: str, port: int) -> int:
             probe.bind(address)
             return int(probe.getsockname()[1])
     except OSError as error:
-        raise ValueError(f"Nothing can listen on {host}:{port} ({error.strerror}); give another --port.") from error
+        raise ValueError(f"Cannot listen on {host}:{port} ({error.strerror}); use another --port.") from error
 
 
 def _launch(page: gr.Blocks, host: str | None, port: int | None) -> str:
-    """Start the server in the background; returns the address."""
+    """Start the server in the background, and return its address."""
     _, address, _ = page.launch(
         server_name=host,
         server_port=port,
@@ -59,7 +59,7 @@ def _launch(page: gr.Blocks, host: str | None, port: int | None) -> str:
 
 @contextmanager
 def _own_folder() -> Iterator[Path]:
-    """A folder for all that Gradio writes, which is removed at the end."""
+    """A folder for all files of Gradio, which is removed at the end."""
     before = os.environ.get("GRADIO_TEMP_DIR")
     with tempfile.TemporaryDirectory(prefix="crossvlt-page-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder, "files"))
@@ -84,21 +84,21 @@ def _run(page: gr.Blocks, host: str | None, port: int | None) -> None:
 def serve(
     source: str | Path = DEFAULT_CHECKPOINT, *, host: str | None = None, port: int | None = None, device: str = "cpu"
 ) -> None:
-    """Serve the page until Ctrl-C or SIGTERM; then everything that was uploaded or found is deleted.
+    """Serve the page until Ctrl-C or SIGTERM, then delete all uploads and results.
 
     Args:
-        source: the checkpoint, a folder or a Hub id.
-        host: the address to listen on; None takes GRADIO_SERVER_NAME from the environment, or 127.0.0.1.
-        port: the port, 0 for any free one; None takes GRADIO_SERVER_PORT, or the first free one from 7860.
-        device: where the model runs.
+        source: checkpoint: a folder or a Hub id.
+        host: address to listen on; None for GRADIO_SERVER_NAME from the environment, or 127.0.0.1.
+        port: port, 0 for any free one; None for GRADIO_SERVER_PORT, or the first free one from 7860.
+        device: of the model.
 
     Raises:
         OSError: if there is no checkpoint, or it cannot be read.
-        ValueError: if the checkpoint or the device do not do, or nothing can listen on the port.
+        ValueError: if the checkpoint, the device or the port cannot be used.
     """
     if port is not None:
         port = choose_port(host or "127.0.0.1", port)
-    for number in (signal.SIGTERM, signal.SIGINT):  # a shell's background jobs ignore the second
+    for number in (signal.SIGTERM, signal.SIGINT):  # background jobs of a shell ignore SIGINT
         signal.signal(number, signal.default_int_handler)
     with suppress(KeyboardInterrupt):
         model, processor = load_checkpoint(source, device=device)
