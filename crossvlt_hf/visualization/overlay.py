@@ -4,13 +4,14 @@ Drawn with Pillow and numpy alone. Shapes: (H, W) the image or one tile of it. `
 contour's coloured line, `size` the font size of the legend; both grow with the picture.
 """
 
+import math
 import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageStat
 from torch import Tensor
 
 from ..processing_crossvlt import to_rgb
@@ -30,6 +31,7 @@ PALETTE: tuple[Colour, ...] = (
     (90, 48, 240),  # violet
     (242, 138, 26),  # orange
 )
+STANDS_OUT = 120  # least distance of a colour from what lies below it, in RGB of 0 to 255
 WHITE: Colour = (255, 255, 255)
 INK: Colour = (26, 30, 36)
 GREY: Colour = (104, 112, 124)
@@ -48,11 +50,13 @@ def overlay(
     labels: str | Sequence[str] | None = None,
     scores: float | Sequence[float] | None = None,
     *,
-    opacity: float = 0.45,
+    opacity: float = 0.25,
 ) -> Image.Image:
     """Draw what was found: the photo with every mask in a colour of its own, and a legend below it.
 
-    `overlay(image, mask)` is enough, and so is `overlay(image, results)` with what the pipeline gives.
+    `overlay(image, mask)` is enough, and so is `overlay(image, results)` with what the pipeline gives. Each mask takes
+    the first colour of `PALETTE` that no other mask has and that stands out from the photo below the mask. The tint is
+    faint, so that one still sees the colour that an expression names.
 
     Later masks lie over earlier ones; the contours lie over all masks. Outside the masks and their contours the pixels
     of the photo are kept. A photo narrower than 320 pixels is enlarged by a whole factor, every pixel a square, as far
@@ -84,7 +88,7 @@ def overlay(
     factor = _enlargement(photo.size)
     picture = photo.resize((photo.width * factor, photo.height * factor), Image.Resampling.NEAREST)
     regions = [to_mask_image(mask).resize(picture.size, Image.Resampling.NEAREST) for mask in masks]
-    colours = [_colour(index) for index in range(len(masks))]
+    colours = _choose_colours(picture, regions)
 
     for region, colour in zip(regions, colours, strict=True):
         picture.paste(colour, mask=region.point([round(value * opacity) for value in range(256)]))
@@ -202,6 +206,18 @@ def _colour(index: int) -> Colour:
     target, share = ((0, 0.0), (255, 0.5), (0, 0.45))[cycle % 3]
     red, green, blue = (round(value + (target - value) * share) for value in PALETTE[entry])
     return red, green, blue
+
+
+def _choose_colours(picture: Image.Image, regions: Sequence[Image.Image]) -> list[Colour]:
+    """A colour for each mask: the first that is left and stands out from the mean of what lies below, else the farthest."""
+    left = [_colour(index) for index in range(max(len(regions), len(PALETTE)))]
+    chosen = []
+    for region in regions:
+        below = ImageStat.Stat(picture, region).mean if region.getbbox() else [128, 128, 128]
+        clear = [colour for colour in left if math.dist(colour, below) >= STANDS_OUT]
+        chosen.append(clear[0] if clear else max(left, key=lambda colour: math.dist(colour, below)))
+        left.remove(chosen[-1])
+    return chosen
 
 
 def draw_contour(picture: Image.Image, region: Image.Image, colour: Colour) -> None:
