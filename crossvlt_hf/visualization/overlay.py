@@ -209,7 +209,7 @@ def _colour(index: int) -> Colour:
 
 
 def _choose_colours(picture: Image.Image, regions: Sequence[Image.Image]) -> list[Colour]:
-    """A colour for each mask: the first that is left and stands out from the mean of what lies below, else the farthest."""
+    """A colour for each mask: the first left that stands out from the mean of what lies below, else the farthest."""
     left = [_colour(index) for index in range(max(len(regions), len(PALETTE)))]
     chosen = []
     for region in regions:
