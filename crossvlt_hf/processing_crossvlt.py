@@ -4,6 +4,7 @@ import copy
 import math
 import operator
 import os
+import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,13 +34,13 @@ ImageLike: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
 IgnoreIndex = int | Literal["auto"] | None
 
 OVERSHOOT = 0.01  # by which floats may leave their range, as rounding and resizing make them
+LEAST_OF_16_BITS = 1020  # a picture of 0 to 65535 that nowhere reaches this is black in 8 bits, up to 3
 IGNORED = 255
 OBJECT_VALUES = (1, 255, 65535)
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 BERT_POSITIONS = 512
 PRESENCE_THRESHOLD = 0.5  # where a model has a presence head and no other threshold is given
 IMAGE_LAYOUTS = ("channels_first", "channels_last", "none")
-# Of the library's arguments for images, those that would do nothing here or displace the masks
 # Of the library's kinds of arguments, those that this processor reads
 MODALITIES = ("text_kwargs", "images_kwargs")
 REFUSED_TEXT_KWARGS = {
@@ -49,6 +50,7 @@ REFUSED_TEXT_KWARGS = {
     "text_target": "an expression is one text",
     "text_pair_target": "an expression is one text",
 }
+# Of the library's arguments for images, those that would do nothing here or displace the masks
 REFUSED_IMAGE_KWARGS = {
     "do_center_crop": "the model takes the whole image, resized",
     "crop_size": "the model takes the whole image, resized",
@@ -68,6 +70,10 @@ def counted(number: int, noun: str) -> str:
 
 class ImageTooLargeError(ValueError):
     """An image has more pixels than `PIL.Image.MAX_IMAGE_PIXELS` allows."""
+
+
+class ImageDepthError(ValueError):
+    """An image has 16 bits, but its values are those of 8 bits, so that it would be nearly black."""
 
 
 class LossyMaskError(ValueError):
@@ -106,6 +112,7 @@ def opening(name: str, kind: str = "image") -> Iterator[None]:
             normalisation or the kind of slash is named.
         OSError: if it cannot be read.
         ImageTooLargeError: if it is larger than Pillow allows.
+        ImageDepthError: if `load_pixels` finds it black.
     """
     try:
         yield
@@ -116,9 +123,59 @@ def opening(name: str, kind: str = "image") -> Iterator[None]:
     except Image.DecompressionBombError as error:
         message = f"{name} is refused as too large ({error}); raise PIL.Image.MAX_IMAGE_PIXELS."
         raise ImageTooLargeError(message) from error
+    except ImageDepthError as error:
+        raise ImageDepthError(f"{name}: {error}") from error
     except Exception as error:
         reason = str(error) or type(error).__name__
         raise OSError(f"{name} cannot be read as {'an' if kind == 'image' else 'a'} {kind}: {reason}") from error
+
+
+def _lower_bytes(image: Image.Image) -> tuple[Image.Image, slice] | None:
+    """A picture of the lower 8 of the 16 bits for each colour, if `image` has as many and is not loaded yet.
+
+    Returns:
+        The picture, not loaded, and the channels of it that hold colours; None for an image of other depth.
+    """
+    opened: Any = image
+    args = opened.tile[0].args if getattr(image, "tile", None) else ""
+    raw, *rest = args if isinstance(args, tuple) else (args,)
+    kind, depth, order = str(raw).partition(";16")
+    if kind not in ("RGB", "RGBA", "LA") or not depth:
+        return None
+    # N is the order of the machine
+    swapped = "L" if order == "B" or (order == "N" and sys.byteorder == "big") else "B"
+    # grey and alpha are four bytes, of which Pillow takes no other order: the second is the lower one of grey
+    other = "RGBA" if kind == "LA" else f"{kind};16{swapped}"
+    place = opened.fp.tell()
+    opened.fp.seek(0)
+    lower: Any = Image.open(BytesIO(opened.fp.read()))
+    opened.fp.seek(place)
+    lower.tile = [tile._replace(args=(other, *rest) if rest else other) for tile in lower.tile]
+    return lower, slice(1, 2) if kind == "LA" else slice(0, 3)
+
+
+def load_pixels(image: Image.Image) -> None:
+    """Load the pixels of an opened picture.
+
+    Of 16 bits for each colour Pillow keeps the upper 8, in which a picture of 0 to 255 has nothing.
+
+    Raises:
+        ImageDepthError: if it is such a picture; one that is black in all bits is not.
+    """
+    lower = _lower_bytes(image)
+    image.load()
+    if lower is None:
+        return
+    highest = _highest(image, slice(0, 3))
+    if highest < LEAST_OF_16_BITS >> 8 and (highest or _highest(*lower)):
+        raise ImageDepthError(
+            "An image of 16 bits for each colour, of which Pillow keeps the upper 8, holds next to nothing in these "
+            "and would be nearly black. It looks like one of 8 bits: save it as such."
+        )
+
+
+def _highest(image: Any, channels: slice) -> int:
+    return max(high for _, high in image.getextrema()[channels])
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -142,7 +199,7 @@ def _open(source: str | Path, timeout: float | None, upright: bool) -> Image.Ima
     """The image in a file or behind a URL."""
     name = str(source) if len(str(source)) < 200 else f"{str(source)[:60]}..."
     with opening(name), Image.open(_read(source, timeout)) as image:
-        image.load()
+        load_pixels(image)
         return _upright(image) if upright else image.copy()
 
 
@@ -191,7 +248,7 @@ def _decode(image: Any, timeout: float | None, layout: str | None, upright: bool
         image = _open(image, timeout, upright)
     elif isinstance(image, Image.Image):
         with opening(str(getattr(image, "filename", "")) or "The image"):
-            image.load()
+            load_pixels(image)
         image = _upright(image) if upright else image
     else:
         raise ValueError(f"An image is of type {type(image).__name__}; give a path, URL, PIL image, array or tensor.")
@@ -246,8 +303,10 @@ def _find_white(images: Sequence[np.ndarray]) -> int:
     Raises:
         ValueError: if the numbers fit no range.
     """
-    low, high = min(float(image.min()) for image in images), max(float(image.max()) for image in images)
     floats = images[0].dtype.kind == "f"
+    low = min(float(image.min()) for image in images)
+    # the alpha channel of integers may be that of Pillow's transparent value, which says nothing of the colours
+    high = max(float((image if floats or image.max() > 65535 else _colours(image)).max()) for image in images)
     _check_that_they_are_of_one_range(images)
     slack = OVERSHOOT if floats else 0
     if low >= -slack:
@@ -256,13 +315,29 @@ def _find_white(images: Sequence[np.ndarray]) -> int:
         # a photo of 0 to 255 reaches more than this, unless it was made of integers
         if high <= 255 + slack and (not floats or high >= 4 or all((image % 1 == 0).all() for image in images)):
             return 255
-        if high <= 65535 and (not floats or high >= 1020):
+        if LEAST_OF_16_BITS <= high <= 65535:
             return 65535
     shown = (low, high) if floats else (int(low), int(high))
     raise ValueError(
         f"An image holds values from {shown[0]} to {shown[1]}; give 0 to 1, 0 to 255 or (16 bits) 0 to 65535."
-        + (_looks_like(low, high) if floats else "")
+        + (_looks_like(low, high) if floats else " Clip or rescale it.")
     )
+
+
+def _check_that_16_bits_are_used(images: Sequence[np.ndarray]) -> None:
+    """Raise ImageDepthError if uint16 images, judged together, hold those of 8 bits; black ones are right so."""
+    high = max(int(_colours(image).max()) for image in images)
+    if 0 < high < LEAST_OF_16_BITS:
+        clip = "" if high <= 255 else ".clip(0, 255)"
+        raise ImageDepthError(
+            f"An image of 16 bits holds nothing above {high} of 65535 and would be nearly black. It looks like one of "
+            f'8 bits: give `image{clip}.astype("uint8")`; if it really is so dark, `image / 65535`.'
+        )
+
+
+def _colours(values: np.ndarray) -> np.ndarray:
+    """The channels of (height, width[, channels]) but for alpha."""
+    return values[..., :3] if values.shape[2:] == (4,) else values
 
 
 def _whites(decoded: Sequence[Image.Image | np.ndarray]) -> list[int]:
@@ -270,8 +345,11 @@ def _whites(decoded: Sequence[Image.Image | np.ndarray]) -> list[int]:
     known = {"?": 1, "B": 255, "H": 65535}
     kinds = ["B" if isinstance(image, Image.Image) else image.dtype.char for image in decoded]
     kinds = [kind if kind in known else "f" if kind in "efdg" else "i" for kind in kinds]
-    for kind in set(kinds) - known.keys():
-        known[kind] = _find_white([image for image, own in zip(decoded, kinds, strict=True) if own == kind])  # type: ignore[misc]
+    of_kind: Any = {kind: [image for image, own in zip(decoded, kinds, strict=True) if own == kind] for kind in kinds}
+    for kind in of_kind.keys() - known.keys():
+        known[kind] = _find_white(of_kind[kind])
+    if "H" in of_kind:
+        _check_that_16_bits_are_used(of_kind["H"])
     return [known[kind] for kind in kinds]
 
 
@@ -298,22 +376,25 @@ def to_rgb(image: ImageLike, timeout: float | None = 60.0, *, upright: bool = Tr
 
     Args:
         image: a path, a URL (http, https, data), a PIL image of any mode, or an array or tensor with the channels
-            first, last or absent. Its numbers may be bool, 0 to 1 (floats), 0 to 255, or 0 to 65535 (uint16, or a
-            maximum above 255). What is transparent shows white; of an animation it is the first picture.
+            first, last or absent. Its numbers may be bool, 0 to 1 (floats), 0 to 255, or 0 to 65535, with a maximum of
+            at least 1020 unless it is uint16 and black. What is transparent shows white; of an animation it is the
+            first picture.
         timeout: seconds to wait for the server of a URL; None waits for ever.
         upright: whether to apply the EXIF orientation.
 
     Raises:
         OSError: if a file or URL cannot be reached or is not an image.
         ValueError: if an array is not an image (such as normalised values), or an image is larger than Pillow allows.
+        ImageDepthError: if an image of 16 bits holds one of 8 bits, which would be nearly black.
     """
     return _to_rgb_and_white([image], timeout=timeout, upright=upright)[0][0]
 
 
 def to_rgb_together(images: Sequence[ImageLike], timeout: float | None = 60.0) -> list[Image.Image]:
-    """The same for images that belong together: whether their floats are 0 to 1 or 0 to 255 is judged of all at once.
+    """The same for images that belong together: the range of their numbers is judged of all at once.
 
-    A dark image of 0 to 255 may hold nothing above 1, which alone would make it a bright one of 0 to 1.
+    A dark image of 0 to 255 may hold nothing above 1, which alone would make it a bright one of 0 to 1, and one of 16
+    bits nothing above 255.
     """
     return [image for image, _ in _to_rgb_and_white(images, timeout=timeout)]
 
@@ -405,7 +486,7 @@ def _picture_values(image: Image.Image, ignored: int | None) -> tuple[np.ndarray
     """The numbers in a PIL image, and whether they are labels of a palette."""
     check_mask_format(image)
     with opening(str(getattr(image, "filename", "")) or "The mask", "mask"):
-        image.load()
+        load_pixels(image)
     hidden = image.info.get("transparency")
     if image.mode in ("P", "PA"):
         values, labels = _palette_values(image, ignored)

@@ -23,6 +23,8 @@ def read(path: Path) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):  # Pillow would clip these to 255
         values, hidden = np.asarray(image, dtype=np.float64), image.info.get("transparency")
         white = 65535 if image.mode.startswith("I;16") or values.max() > 255 else 255
+        if white == 65535 and 0 < values.max() < 1020:
+            raise SystemExit(f"{path} has 16 bits but looks like an image of 8 bits; save it as such.")
         grey = np.where(values == hidden, 255, (values.clip(0, white) * (255 / white)).round())
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if not image.has_transparency_data:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
-from ..processing_crossvlt import IgnoreIndex, LossyMaskError, check_mask_format, opening, to_label_map
+from ..processing_crossvlt import IgnoreIndex, LossyMaskError, check_mask_format, load_pixels, opening, to_label_map
 
 
 Merge = Literal["union", "reference"]
@@ -145,7 +145,7 @@ def open_mask(path: str | Path) -> Image.Image:
         LossyMaskError: if it is a JPEG, whatever its name is.
     """
     with opening(str(path), "mask"), Image.open(path) as image:
-        image.load()
+        load_pixels(image)
     try:
         check_mask_format(image)
     except LossyMaskError as error:

@@ -504,3 +504,12 @@ def test_folders_of_load_data(tmp_path):
         rows = load_data("refshapes", "train", scenes=2, side=32)
         write_folder(({**row, "split": split} for row in rows), tmp_path / "mine" / split)
     assert len(open_requests(str(tmp_path / "mine"), split="val")) == 2
+
+
+def test_an_image_of_16_bits_that_holds_8_is_named(rows, checkpoint, tmp_path, capsys):
+    lines = rows.read_text().splitlines()
+    path = rows.parent / json.loads(lines[0])["image"]
+    Image.fromarray(np.asarray(Image.open(path).convert("L")).astype(np.uint16)).save(path)
+    assert run(rows, "--output", tmp_path / "out", checkpoint=checkpoint) == 2
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert "looks like one of 8 bits" in line

@@ -314,6 +314,15 @@ def test_expressions_past_the_browser(text, sentence):
         inputs.read_expressions(text)
 
 
+def test_an_image_of_16_bits_past_the_browser(tmp_path):
+    from crossvlt_hf.publishing.page import inputs
+
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.arange(48, dtype=np.uint16).reshape(6, 8)).save(path)
+    with pytest.raises(inputs.InputError, match="16 bits, but holds an image of 8 bits"):
+        inputs.read_image(str(path))
+
+
 def test_wrong_expressions(visit, scene):
     path, expressions = scene
     page = visit()
