@@ -76,6 +76,16 @@ class ImageDepthError(ValueError):
     """An image has 16 bits, but its values are those of 8 bits, so that it would be nearly black."""
 
 
+class NothingReadError(ValueError):
+    """An expression has no token between [CLS] and [SEP], so that all such expressions would give one mask."""
+
+    def __init__(self, expression: str, where: str = "An expression") -> None:
+        super().__init__(
+            f"{where} is {expression!r}, of which the tokenizer reads nothing; say which object is meant."
+        )
+        self.expression = expression
+
+
 class LossyMaskError(ValueError):
     """A mask is in a file format that does not keep its values."""
 
@@ -651,6 +661,31 @@ def _as_images(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
     return [entry[0] if isinstance(entry, list | tuple) else entry for entry in entries]
 
 
+def says_nothing(text: str) -> bool:
+    """Whether nothing of a text is seen: only spaces, control and zero-width characters, and accents of no letter."""
+    kinds = map(unicodedata.category, text)
+    return all(kind[0] in "ZM" or kind in ("Cc", "Cf") for kind in kinds)
+
+
+def check_that_something_is_read(tokenizer: Any, expressions: Sequence[str], input_ids: Any) -> None:
+    """See that every expression has a token.
+
+    Args:
+        tokenizer: that has read them.
+        expressions: as they were written.
+        input_ids: a row of token ids for each, with [CLS] and [SEP], padded or not; or the only row.
+
+    Raises:
+        NothingReadError: if a row has none but those that the tokenizer adds to every expression.
+    """
+    rows = input_ids.tolist() if isinstance(input_ids, np.ndarray | Tensor) else input_ids
+    rows = rows if isinstance(rows[0], list | tuple) else [rows]
+    added = tokenizer.num_special_tokens_to_add()
+    for expression, row in zip(expressions, rows, strict=True):
+        if len(row) <= added or all(token == tokenizer.pad_token_id for token in row[added:]):
+            raise NothingReadError(expression)
+
+
 def _as_expressions(text: Any) -> list[str] | list[list[str]]:
     """Check the nesting of expressions: one, a list, or a list of lists."""
     entries = [text] if isinstance(text, str) else list(text) if isinstance(text, list | tuple) else None
@@ -660,7 +695,7 @@ def _as_expressions(text: Any) -> list[str] | list[list[str]]:
     if any(nested) and not all(nested):
         raise ValueError("`text` mixes expressions and lists of expressions; give one kind.")
     for expression in _flat(entries):
-        if not isinstance(expression, str) or not expression.strip():
+        if not isinstance(expression, str) or says_nothing(expression):
             raise ValueError(f"An expression is {expression!r}; say which object is meant.")
         if any("\ud800" <= character <= "\udfff" for character in expression):
             raise ValueError(f"The expression {expression!r} holds half of a surrogate pair; give valid Unicode.")
@@ -676,13 +711,16 @@ class ReadExpression(NamedTuple):
 
     Args:
         text_read: the part of the expression within the limit of tokens, as it was written.
-        unknown_words: words of the whole expression that the vocabulary does not know, each once, in their order.
+        unknown_words: words of the whole expression that the vocabulary does not know, each once, in their order; of
+            signs without a word, none of which it knows, all of what is read.
         cut: whether the expression is longer than the limit.
+        known: whether the vocabulary knows anything of what is read; otherwise all such expressions give one mask.
     """
 
     text_read: str
     unknown_words: tuple[str, ...]
     cut: bool
+    known: bool = True
 
 
 def _is_of_a_word(character: str) -> bool:
@@ -704,12 +742,18 @@ def word_spans(text: str) -> Iterator[tuple[int, int]]:
         yield start, len(text)
 
 
+def _as_read(text: str, words: tuple[str, ...], cut: bool, known: bool) -> ReadExpression:
+    """What is read; signs of which the vocabulary knows none stand for the words that an expression lacks."""
+    return ReadExpression(text, words if words or known else (text.strip(),), cut, known)
+
+
 def reading_note(expression: str, read: ReadExpression) -> str | None:
     """A sentence on what a model does not read of an expression; None if it reads all of it."""
     notes = []
     if read.unknown_words:
         words = ", ".join(map(repr, read.unknown_words))
-        notes.append(f"the vocabulary does not know {words}")
+        nothing = "" if read.known else ", so that nothing of it is read"
+        notes.append(f"the vocabulary does not know {words}{nothing}")
     if read.cut:
         notes.append(f"it is too long, and only {read.text_read!r} is read")
     return f"The expression {expression!r} is not read as it is: {'; '.join(notes)}." if notes else None
@@ -1149,6 +1193,7 @@ class CrossVLTProcessor(ProcessorMixin):
         if groups is not None:
             said = text if images is None and isinstance(text, str) else _flat(groups)
             data |= self._tokenize(said, **text_kwargs)
+            check_that_something_is_read(self.tokenizer, _flat([said]), data["input_ids"])
         if images is not None:
             entries = _as_images(images)
             counts = [1] * len(entries) if groups is None else [len(group) for group in groups]
@@ -1247,6 +1292,7 @@ class CrossVLTProcessor(ProcessorMixin):
 
         Raises:
             ValueError: if one of them is not an expression.
+            NothingReadError: if the tokenizer finds no token in one, such as one of damaged characters.
         """
         expressions = _flat(_as_expressions(texts)) if len(texts) else []
         if not expressions:
@@ -1267,12 +1313,17 @@ class CrossVLTProcessor(ProcessorMixin):
         """Read a text, of which `count` tokens are kept, with the (start, end) of all its tokens."""
         unknown = self.tokenizer.unk_token_id
         words = _not_covered(text, [span for span, token in zip(spans, ids, strict=True) if token != unknown])
-        if len(spans) <= count:
-            return ReadExpression(text, words, cut=False)
-        from_the_left = self.tokenizer.truncation_side == "left"
-        kept = spans[len(spans) - count :] if from_the_left else spans[:count]
-        text_read = text[min((start for start, _ in kept), default=0) : max((end for _, end in kept), default=0)]
-        return ReadExpression(text_read.strip(), words, cut=True)
+        kept = self._kept(count, spans)
+        known = any(token != unknown for token in self._kept(count, ids))
+        if cut := len(spans) > count:
+            text = text[
+                min((start for start, _ in kept), default=0) : max((end for _, end in kept), default=0)
+            ].strip()
+        return _as_read(text, words, cut, known)
+
+    def _kept(self, count: int, tokens: list) -> list:
+        """Those of all tokens that are read, where `count` are."""
+        return tokens[max(0, len(tokens) - count) :] if self.tokenizer.truncation_side == "left" else tokens[:count]
 
     def _read_by_word(self, text: str, count: int) -> ReadExpression:
         """Read a text, of which `count` tokens are kept, with a tokenizer that does not tell their positions."""
@@ -1283,11 +1334,12 @@ class CrossVLTProcessor(ProcessorMixin):
         found = [text[start:end] for start, end in word_spans(text)]
         unknown = [word for word in found if not tokens(word) or self.tokenizer.unk_token_id in tokens(word)]
         cut = len(tokens(text)) > count
+        known = any(token != self.tokenizer.unk_token_id for token in self._kept(count, tokens(text)))
         words = text.split() if cut else []
         from_the_left = self.tokenizer.truncation_side == "left"
         while words and len(tokens(" ".join(words))) > count:
             words.pop(0 if from_the_left else -1)
-        return ReadExpression(" ".join(words) if cut else text, tuple(dict.fromkeys(unknown)), cut)
+        return _as_read(" ".join(words) if cut else text, tuple(dict.fromkeys(unknown)), cut, known)
 
     def _prepare_images(
         self, images: list[ImageLike], counts: list[int], images_kwargs: dict[str, Any]

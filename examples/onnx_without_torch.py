@@ -47,6 +47,9 @@ def words(folder: Path, expressions: list[str], summary: dict) -> tuple[np.ndarr
     tokenizer.enable_truncation(summary["max_tokens"])
     tokenizer.enable_padding(length=summary["max_tokens"], pad_id=summary["pad_token_id"])
     encoded = tokenizer.encode_batch(expressions)
+    for expression, entry in zip(expressions, encoded, strict=True):
+        if all(entry.special_tokens_mask):
+            raise SystemExit(f"Of the expression {expression!r} nothing is read; say which object is meant.")
     return np.array([entry.ids for entry in encoded]), np.array([entry.attention_mask for entry in encoded])
 
 

@@ -769,6 +769,23 @@ def test_no_warning_where_all_is_read(pipe):
         pipe(ONE, text="The red cup, left!")
 
 
+@pytest.mark.parametrize("text", ["\u200b", "\x00", "\ufffd"])
+@pytest.mark.parametrize("form", ["arguments", "dict", "list of dicts", "stream"])
+def test_an_expression_of_which_nothing_is_read(pipe, text, form):
+    row = {"image": ONE, "text": [WORDS[0], text]}
+    call = {"arguments": lambda: pipe(ONE, text=[WORDS[0], text]), "dict": lambda: pipe(row)}
+    call |= {"list of dicts": lambda: pipe([row]), "stream": lambda: list(pipe(iter([row])))}
+    with pytest.raises(ValueError, match=r"An expression is .*say which object is meant"):
+        call[form]()
+
+
+@pytest.mark.parametrize("text", ["...", "🦓", "xyzzy, plugh"])
+def test_an_expression_of_which_nothing_is_known(pipe, text):
+    with pytest.warns(UserWarning, match="so that nothing of it is read"):
+        (result,) = pipe(ONE, text=text)
+    assert result["unknown_words"]
+
+
 # One text for many images
 
 

@@ -513,3 +513,18 @@ def test_an_image_of_16_bits_that_holds_8_is_named(rows, checkpoint, tmp_path, c
     assert run(rows, "--output", tmp_path / "out", checkpoint=checkpoint) == 2
     (line,) = capsys.readouterr().err.splitlines()[-1:]
     assert "looks like one of 8 bits" in line
+
+
+@pytest.mark.parametrize("text", ["\u200b", "\ufffd"])
+def test_expressions_of_which_nothing_is_read(rows, checkpoint, tmp_path, capsys, text):
+    lines = [{"image": "0.png", "expression": "the cup"}, {"image": "0.png", "expressions": ["a cup", text]}]
+    lines.append({"image": "0.png", "expression": "..."})
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run(rows, "--output", tmp_path / "stop", checkpoint=checkpoint) == 2
+    assert "cannot be read" in capsys.readouterr().err.splitlines()[-1]
+    assert run(rows, "--output", tmp_path / "skip", "--on-error", "skip", checkpoint=checkpoint) == 0
+    printed = capsys.readouterr()
+    assert any("of 1 nothing is read" in line for line in printed.err.splitlines())
+    counts = json.loads(printed.out)
+    assert (counts["predictions"], counts["unknown"], counts["errors"]) == (2, 1, 1)
+    assert [bool(line["error"]) for line in lines_of(tmp_path / "skip")] == [False, True, False]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from ...processing_crossvlt import ImageDepthError, ImageTooLargeError, opening, to_rgb
+from ...processing_crossvlt import ImageDepthError, ImageTooLargeError, opening, says_nothing, to_rgb
 
 
 MAX_UPLOAD = 20 * 2**20  # bytes
@@ -61,7 +61,7 @@ def read_expressions(text: str | None) -> list[str]:
         InputError: if there are none or too many, or one is too long or not valid text.
     """
     lines = [" ".join(line.split()) for line in (text or "").splitlines()]
-    expressions = [line for line in lines if line]
+    expressions = [line for line in lines if not says_nothing(line)]
     if not expressions:
         raise InputError("There is no expression yet: say which object is meant, one expression on each line.")
     if len(expressions) > MAX_EXPRESSIONS:
