@@ -6,7 +6,7 @@ import operator
 import os
 import sys
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from numbers import Real
@@ -32,6 +32,7 @@ from .configuration_crossvlt import AUTO_MAP, copy_code, take_hub_options
 
 ImageLike: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
 IgnoreIndex = int | Literal["auto"] | None
+Meaning = Literal["ignored", "object", "absent"] | None
 
 OVERSHOOT = 0.01  # by which floats may leave their range, as rounding and resizing make them
 LEAST_OF_16_BITS = 1020  # a picture of 0 to 65535 that nowhere reaches this is black in 8 bits, up to 3
@@ -447,8 +448,8 @@ def _without_alpha(values: np.ndarray) -> np.ndarray:
     if (alpha == alpha.flat[0]).all():
         return colours
     if _alpha_is_the_mask(colours, shown):
-        # 0 and 1, as what is seen is the object, and not ignored, whatever 255 means elsewhere
-        return shown.astype(np.uint8) if np.isin(alpha, (0, *OBJECT_VALUES)).all() else alpha
+        # true or false, as what is seen is the object, and not ignored, whatever 255 means elsewhere
+        return shown if np.isin(alpha, (0, *OBJECT_VALUES)).all() else alpha
     if (shown == colours.any(-1)).all():
         return colours
     listed = [np.unique(colours[where].reshape(-1, colours.shape[-1]), axis=0).tolist() for where in (shown, ~shown)]
@@ -464,9 +465,9 @@ def _without_alpha(values: np.ndarray) -> np.ndarray:
 def _palette_values(image: Image.Image, ignored: int | None) -> tuple[np.ndarray, bool]:
     """The (height, width) numbers of a palette image, and whether they are labels, of which 255 is ignored.
 
-    They are the indices, unless the palette makes a picture in black and white of them: then 1 where it is white. A
-    palette that shows all that is used in one colour, or has no colour for it, says nothing. One of greys that are
-    equal to their indices is like no palette.
+    They are the indices, unless the palette makes a picture in black and white of them: then true where it is white,
+    or 1 if that is the index 1. A palette that shows all that is used in one colour, or has no colour for it, says
+    nothing. One of greys that are equal to their indices is like no palette.
 
     Raises:
         ValueError: if index 0 is shown as a colour of its own and not black, so that the object could be either.
@@ -482,7 +483,7 @@ def _palette_values(image: Image.Image, ignored: int | None) -> tuple[np.ndarray
     telling = len(shown) == len(used) and (len(set(judged.values())) > 1 or inverted)
     if telling and set(judged.values()) <= {BLACK, WHITE} and not {1, IGNORED} <= set(used):
         white = [index for index, colour in judged.items() if colour == WHITE]
-        picture = np.isin(indices, white).astype(indices.dtype)
+        picture = np.isin(indices, white).astype(indices.dtype if white == [1] else bool)
         return (picture if ignored is None else np.where(indices == ignored, indices, picture)), False
     if telling and judged.get(0, BLACK) != BLACK:
         raise ValueError(
@@ -502,7 +503,7 @@ def _picture_values(image: Image.Image, ignored: int | None) -> tuple[np.ndarray
         values, labels = _palette_values(image, ignored)
         if image.mode == "PA" or hidden is not None:
             alpha = np.asarray(image.getchannel("A") if image.mode == "PA" else image.convert("RGBA").getchannel("A"))
-            values = _without_alpha(np.stack([values, alpha], axis=-1))[..., 0]
+            values = _without_alpha(np.stack([values, alpha], axis=-1)).reshape(values.shape)
         return values, labels
     if image.mode in ("L", "RGB", "1") and hidden is not None:
         image = image.convert("RGBA")
@@ -604,22 +605,65 @@ def check_ignore_index(ignore_index: Any) -> IgnoreIndex:
     return whole
 
 
-def _meaning_of_255(values: np.ndarray, labels: bool) -> Literal["ignored", "object"] | None:
+def _meaning_of_255(values: np.ndarray, labels: bool) -> Meaning:
     found = set(np.unique(values).tolist())
-    return None if IGNORED not in found else "ignored" if labels or 1 in found else "object"
+    if IGNORED in found:
+        return "ignored" if labels or 1 in found else "object"
+    return "absent" if 1 in found and values.dtype.kind in "ui" else None
 
 
-def meaning_of_255(mask: Any) -> Literal["ignored", "object"] | None:
-    """What "auto" takes 255 for in the numbers of a mask; None if it holds none."""
+def meaning_of_255(mask: Any) -> Meaning:
+    """What "auto" takes 255 for in the numbers of a mask.
+
+    Returns:
+        "ignored", "object"; "absent" where the object is 1 and 255 does not occur, so that it would be ignored; None
+        where nothing says so, as in masks that are black, or true and false.
+    """
     return _meaning_of_255(*_mask_values(mask))
 
 
+def check_meaning_of_255(found: Iterable[tuple[Meaning, str]]) -> None:
+    """Check that 255 means the same in all masks that belong together.
+
+    Without this check a mask of ignored pixels only would become an object, beside others in which the object is 1.
+
+    Args:
+        found: what `meaning_of_255` says of each mask, and what to call it.
+
+    Raises:
+        ValueError: if 255 could be the object in one mask, and is ignored, or would be, in another.
+    """
+    seen: dict[Meaning, str] = {}
+    for meaning, name in found:
+        seen.setdefault(meaning, name)
+    if "object" not in seen or not seen.keys() & {"ignored", "absent"}:
+        return
+    if "ignored" in seen:
+        raise ValueError(
+            f"255 must mean the same in all masks: in {seen['ignored']} it is ignored, as a 1 beside it or a palette "
+            f"says, but nothing in {seen['object']} says so, and it could be the object. Give `ignore_index=255` if "
+            "it is ignored in all of them, or save masks of 0 and 1."
+        )
+    raise ValueError(
+        f"255 must mean the same in all masks: in {seen['absent']} the object is 1, so that 255 in {seen['object']} "
+        "could be the object or ignored. Give `ignore_index=None` if it is the object, `ignore_index=255` if it is "
+        "ignored."
+    )
+
+
 def to_label_maps(masks: Sequence[Any], ignore_index: IgnoreIndex = "auto") -> list[np.ndarray]:
-    """The same as `to_label_map` for masks that belong together: "auto" judges all of them at once."""
+    """The same as `to_label_map` for masks that belong together: "auto" judges all of them at once.
+
+    Raises:
+        ValueError: also if the object is 1 in one mask, and 255, which could be ignored too, in another.
+    """
     ignored = check_ignore_index(ignore_index)
     read = [_mask_values(mask, None if ignored == "auto" else ignored) for mask in masks]
     if ignored == "auto":
-        ignored = IGNORED if any(_meaning_of_255(*each) == "ignored" for each in read) else None
+        meanings = [_meaning_of_255(*each) for each in read]
+        ignored = IGNORED if "ignored" in meanings else None
+        if ignored is None:
+            check_meaning_of_255((meaning, f"mask {number}") for number, meaning in enumerate(meanings, start=1))
     return [_to_label_map(values, ignored) for values, _ in read]
 
 

@@ -1437,6 +1437,34 @@ def test_255_is_ignored_in_all_masks_of_a_call_or_in_none():
         np.testing.assert_array_equal(labels, [EDGE, ignored][::order])
 
 
+@pytest.mark.parametrize(
+    "one", [SPOT.astype(np.uint8), torch.tensor(SPOT).long(), Image.fromarray(SPOT.astype(np.uint8))]
+)
+def test_255_alone_beside_1_in_a_call(one):
+    white = np.where(SPOT, 255, 0).astype(np.uint8)
+    for number, masks in enumerate(([one, white], [white, one]), start=1):
+        with pytest.raises(ValueError, match=rf"in mask {number} the object is 1.*255 in mask {3 - number}"):
+            SMALL(IMAGE, ["a cup", "man"], masks)
+        for ignored, expected in ((None, 1), (255, 255)):
+            labels = SMALL(IMAGE, ["a cup", "man"], masks, size={"height": 5, "width": 6}, ignore_index=ignored)[
+                "labels"
+            ]
+            np.testing.assert_array_equal(labels[number - 1], SPOT)
+            np.testing.assert_array_equal(labels[2 - number], SPOT * expected)
+    for silent in (SPOT, torch.tensor(SPOT), SPOT.astype(np.float32), Image.fromarray(SPOT)):
+        labels = SMALL(IMAGE, ["a cup", "man"], [silent, white], size={"height": 5, "width": 6})["labels"]
+        np.testing.assert_array_equal(labels, [SPOT, SPOT])
+
+
+def test_a_palette_of_one_colour_whose_transparency_is_the_mask():
+    for height in (1, 5):
+        mask = Image.fromarray(np.where(SPOT[:height], 7, 0).astype(np.uint8))
+        mask.putpalette([9, 9, 9] * 256)
+        buffer = io.BytesIO()
+        mask.save(buffer, "PNG", transparency=bytes([0] * 7 + [255] * 249))
+        np.testing.assert_array_equal(to_label_map(Image.open(buffer)), SPOT[:height])
+
+
 GREYS = {index: (index,) * 3 for index in range(256)}
 PALETTES = {
     "greys": GREYS,

@@ -5,7 +5,8 @@ A line of metadata.jsonl is a reference, an object with these keys; paths are re
 image (or file_name)      path of the image
 expression                the text; or `expressions`, several that mean the same
 mask                      path of a PNG: 0 and 1, 0 and 255 (the object), 0, 1 and 255 (ignored), or a palette of
-                          which 1 is the object and 255 ignored (VOC, DAVIS): see `to_label_map`
+                          which 1 is the object and 255 ignored (VOC, DAVIS), of one kind throughout: see
+                          `to_label_map` and `ignore_index`
 polygons                  instead: a list of polygons [x1, y1, ...] or [[x1, y1], ...], in pixels
 segmentation              instead: polygons or run lengths as in COCO
 no_target (has_target)    true (false) where nothing is meant; the mask may then be left out
@@ -36,11 +37,20 @@ from datasets import Dataset, Value, concatenate_datasets
 from datasets import Image as ImageFeature
 from PIL import ExifTags, Image
 
-from ...processing_crossvlt import IGNORED, IgnoreIndex, check_ignore_index, meaning_of_255, opening, to_rgb
+from ...processing_crossvlt import (
+    IGNORED,
+    IgnoreIndex,
+    Meaning,
+    check_ignore_index,
+    check_meaning_of_255,
+    meaning_of_255,
+    opening,
+    to_rgb,
+)
 from ..features import Mask, Picture, open_picture
 from ..files import check_split, inside, require_files
 from ..flaws import EmptyMasks, EmptySentences, Flaws, clean_expressions
-from ..masks import Merge, check_meaning_of_255, decode_mask, open_mask, pack, pack_file, pack_mask, to_run_lengths
+from ..masks import Merge, decode_mask, open_mask, pack, pack_file, pack_mask, to_run_lengths
 from ..record import Record, build_dataset, check_merge, check_records, in_threads, store
 
 
@@ -245,7 +255,7 @@ def load_folder(
         split: name of a split; None for all rows.
         merge: how the parts of an object join: see `decode_segmentation`.
         ignore_index: the value of pixels to ignore in the files of masks; None for no such value; "auto" is as
-            `to_label_map` has it, if 255 means the same in all masks.
+            `to_label_map` has it, and refuses masks of which some hold 1 and others 255 alone: it could be ignored.
         empty_masks: what to do with a target without a pixel: see `Flaws`.
         empty_sentences: what to do with an expression without text: see `Flaws`.
 
@@ -281,7 +291,7 @@ def load_folder(
     return build_dataset(records, flaws, merge=merge, upright=True)
 
 
-def _meaning(load: Callable[[], Any]) -> str | None:
+def _meaning(load: Callable[[], Any]) -> Meaning:
     """What 255 means in a mask; None of one that cannot be read, as reading its row says why."""
     with suppress(OSError, ValueError):
         return meaning_of_255(load())
