@@ -179,7 +179,7 @@ def test_what_is_broken_stops_or_is_told_in_its_line(rows, checkpoint, tmp_path,
         4: "leads out of",
         5: "has the expression ' '; give text",
         6: "give an object",
-        7: "has no image; give one of image, file_name",
+        7: "has no image, but `expression`; give one of image, file_name",
         8: "cut.png cannot be read",
     }.items():
         assert words in reasons[row]

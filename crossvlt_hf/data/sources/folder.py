@@ -48,7 +48,7 @@ from ...processing_crossvlt import (
     to_rgb,
 )
 from ..features import Mask, Picture, open_picture
-from ..files import check_split, inside, require_files
+from ..files import but_has, check_split, inside, require_files
 from ..flaws import EmptyMasks, EmptySentences, Flaws, clean_expressions
 from ..masks import Merge, decode_mask, open_mask, pack, pack_file, pack_mask, to_run_lengths
 from ..record import Record, build_dataset, check_merge, check_records, in_threads, store
@@ -112,8 +112,10 @@ def _text(row: dict[str, Any], name: str, default: str, where: str) -> str:
 
 
 def _expressions(row: dict[str, Any], where: str, flaws: Flaws) -> list[str]:
-    if ("expression" in row) == ("expressions" in row):
-        raise ValueError(f"{where} has both or neither of `expression` and `expressions`; give one.")
+    if "expression" not in row and "expressions" not in row:
+        raise ValueError(f"{where} has no `expression` or `expressions`{but_has(row)}.")
+    if "expression" in row and "expressions" in row:
+        raise ValueError(f"{where} has both `expression` and `expressions`; give one.")
     if "expression" in row:
         return flaws.expressions([row["expression"]], where)
     if not isinstance(row["expressions"], list):
@@ -165,7 +167,9 @@ def _mask(
         raise ValueError(f"{where} has `{given[0]}` and `{given[1]}`; give one.")
     empty = any(row.get(name) == [] for name in _MASK_KEYS) and flaws.empty_masks != "error"
     if not given and has_target and not empty:
-        raise ValueError(f"{where} has none of `mask`, `polygons`, `segmentation`; give one, or `no_target`: true.")
+        raise ValueError(
+            f"{where} has none of `mask`, `polygons`, `segmentation`{but_has(row)}; give one, or `no_target`: true."
+        )
     if not given:
         return pack([], *upright_size(image))
     if given == ["mask"]:
@@ -275,10 +279,10 @@ def load_folder(
     upright_size.cache_clear()  # files may have changed since the last time
     rows = []
     for path, number, row, named in _split_rows(folder, split):
-        key = "image" if "image" in row else "file_name"
-        rows.append(
-            (path, number, row, named, inside(path.parent, row.get(key), f"{path}, line {number}, `{key}`,", folder))
-        )
+        key, where = "image" if "image" in row else "file_name", f"{path}, line {number}"
+        if key not in row:
+            raise ValueError(f"{where} has no `image` or `file_name`{but_has(row)}.")
+        rows.append((path, number, row, named, inside(path.parent, row[key], f"{where}, `{key}`,", folder)))
     # before the records, as these look into the images
     advice = f"Paths are relative to the {METADATA}."
     require_files(((image, f"{path}, line {number}") for path, number, _, _, image in rows), "image", advice)
