@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ..processing_crossvlt import says_nothing
 from .masks import check_polygons, is_number
 
 
@@ -30,7 +31,7 @@ def clean_expressions(expressions: Iterable[Any], where: str) -> list[str]:
         raise ValueError(f"{where} has no expression; give at least one.")
     for text in texts:
         # half of a surrogate pair is what a damaged escape in JSON leaves; no table can store it
-        if not isinstance(text, str) or not text.strip() or HALF_SURROGATE.search(text):
+        if not isinstance(text, str) or says_nothing(text) or HALF_SURROGATE.search(text):
             raise ValueError(f"{where} has the expression {text!r}; give text.")
     return [text.strip() for text in texts]
 
@@ -104,7 +105,7 @@ class Flaws:
         given = list(texts)
         if self.empty_sentences == "error":
             return [] if optional and not given else clean_expressions(given, where)
-        kept = [text for text in given if text is not None and not (isinstance(text, str) and not text.strip())]
+        kept = [text for text in given if text is not None and not (isinstance(text, str) and says_nothing(text))]
         for _ in range(len(given) - len(kept)):
             self.add("empty sentence left out", "empty sentences left out", where)
         return clean_expressions(kept, where) if kept else []

@@ -10,6 +10,7 @@ from transformers import pipeline
 
 USAGE = 'Give {"inputs": {"image": base64 of an image file, "text": expression or list of expressions}}.'
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+UNREADABLE = f"`image` is not base64 of an image file ({', '.join(FORMATS)})."
 MAX_PIXELS = 50_000_000
 MAX_EXPRESSIONS = 64
 
@@ -40,7 +41,11 @@ class EndpointHandler:
         text = inputs["text"]
         if isinstance(text, list) and len(text) > MAX_EXPRESSIONS:
             raise ValueError(f"There are {len(text)} expressions; {MAX_EXPRESSIONS} are the most.")
-        results = self.segmenter(_read(inputs["image"]), text=text, **_thresholds(data.get("parameters")))
+        image, thresholds = _read(inputs["image"]), _thresholds(data.get("parameters"))
+        try:
+            results = self.segmenter(image, text=text, **thresholds)
+        except OSError as error:
+            raise ValueError(UNREADABLE) from error
         return [{**result, "mask": _to_base64(result["mask"])} for result in results]
 
 
@@ -56,19 +61,17 @@ def _thresholds(parameters: Any) -> dict[str, float]:
 
 
 def _read(image: Any) -> Image.Image:
+    """The image, opened; the pipeline loads its pixels, as it looks at their depth before."""
     if not isinstance(image, str):
         raise ValueError(f"`image` is of type {type(image).__name__}; give base64 of an image file.")
     code = "".join((image.partition(",")[2] if image.startswith("data:") else image).split())
     try:
         opened = Image.open(io.BytesIO(base64.b64decode(code, validate=True)), formats=FORMATS)
-        too_large = opened.width * opened.height > MAX_PIXELS
-        if not too_large:
-            opened.load()
     except Image.DecompressionBombError as error:
         raise ValueError(f"The image has more than {MAX_PIXELS:,} pixels.") from error
     except Exception as error:  # Pillow's readers raise any exception on corrupt files
-        raise ValueError(f"`image` is not base64 of an image file ({', '.join(FORMATS)}).") from error
-    if too_large:
+        raise ValueError(UNREADABLE) from error
+    if opened.width * opened.height > MAX_PIXELS:
         raise ValueError(f"The image has {opened.width}x{opened.height} pixels; {MAX_PIXELS:,} are the most.")
     return opened
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ...processing_crossvlt import opening
+from ...processing_crossvlt import load_pixels, opening, to_rgb
 from .composition import MOST_PIXELS, Background, CutOut, cut_out
 from .object_record import IMAGE_SUFFIXES, ObjectSource
 
@@ -28,7 +28,7 @@ def load_cutouts(folder: str | Path, most: int = MOST_PIXELS) -> list[CutOut]:
     for path in sorted(root.glob("*/*")):
         if path.suffix.lower() in (".png", ".webp"):
             with opening(str(path), "image"), Image.open(path) as image:
-                image.load()
+                load_pixels(image)
             if "A" not in image.getbands() and "transparency" not in image.info:
                 raise ValueError(f"{path} must have transparency around the object, its mode is {image.mode}.")
             values = np.asarray(image.convert("RGBA"))
@@ -56,7 +56,8 @@ def load_backgrounds(folder: str | Path, most: int = 384) -> list[Background]:
         if path.suffix.lower() in IMAGE_SUFFIXES:
             with opening(str(path), "image"), Image.open(path) as image:
                 image.draft("RGB", (most, most))
-                picture = image.convert("RGB")
+                load_pixels(image)
+            picture = to_rgb(image, upright=False)
             picture.thumbnail((most, most))
             found.append(Background(np.asarray(picture)))
     if not found:

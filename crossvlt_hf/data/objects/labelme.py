@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ...processing_crossvlt import LossyMaskError, check_mask_format, opening
+from ...processing_crossvlt import LossyMaskError, check_mask_format, load_pixels, opening
 from ..files import entries, field, image_size, inside, read_json
 from ..masks import check_polygons, encode_mask
 from .object_record import ObjectRecord, ObjectScene, ObjectSource, header_size
@@ -102,7 +102,7 @@ def _decode(data: str, where: str) -> Image.Image:
         raise ValueError(f"{where} has damaged `imageData`: {error}") from error
     with opening(f"{where} (imageData)", "image"):
         picture = Image.open(io.BytesIO(content))
-        picture.load()
+        load_pixels(picture)
     return picture
 
 

@@ -10,7 +10,7 @@ from datasets import Image as ImageFeature
 from numpy.typing import NDArray
 from PIL import Image
 
-from ...processing_crossvlt import LossyMaskError, check_mask_format, to_rgb
+from ...processing_crossvlt import LossyMaskError, check_mask_format, load_pixels, to_rgb
 from ..masks import encode_mask
 from .coco import check_segmentation
 from .object_record import ObjectRecord, ObjectScene, ObjectSource, segmentation_of_map
@@ -225,7 +225,7 @@ def _opened(value: Any) -> Image.Image:
     if isinstance(value, Image.Image):
         return value
     picture = Image.open(value)
-    picture.load()
+    load_pixels(picture)
     return picture
 
 

@@ -9,8 +9,9 @@ from PIL import Image
 
 from ...modeling_crossvlt import CrossVLTModel
 from ...pipeline_crossvlt import ReferringImageSegmentationPipeline
-from ...processing_crossvlt import CrossVLTProcessor
+from ...processing_crossvlt import CrossVLTProcessor, NothingReadError
 from ...visualization import explain, explanation_figure, overlay
+from .inputs import InputError
 
 
 COLUMNS = ("Expression", "Score", "Box (x, y)", "Area", "Seconds", "Unknown words")
@@ -37,13 +38,20 @@ class Segmenter:
         self._pipeline = ReferringImageSegmentationPipeline(model=model, processor=processor, device=model.device)
 
     def find(self, image: Image.Image, expressions: Sequence[str]) -> list[Found]:
-        """Segment what each expression means."""
+        """Segment what each expression means.
+
+        Raises:
+            InputError: if the tokenizer reads nothing of one.
+        """
         found = []
         for expression in expressions:
             start = time.perf_counter()
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # what is not read stands in the table
-                (result,) = self._pipeline(image, text=expression)
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", UserWarning)  # what is not read stands in the table
+                    (result,) = self._pipeline(image, text=expression)
+            except NothingReadError as error:
+                raise InputError("There is an expression of which the model reads nothing: use its words.") from error
             seconds = time.perf_counter() - start
             there = result.get("presence")
             masks = result["score"], result["box"], result["mask"]

@@ -189,9 +189,9 @@ class _Page:
         hidden = gr.update(value=None, visible=False)
         try:
             image, expressions = read_image(path), read_expressions(text)
+            found = self.segmenter.find(image, expressions)
         except InputError as error:
             return [_status(str(error), refused=True), gr.update(visible=False), None, None, None, hidden, None]
-        found = self.segmenter.find(image, expressions)
         results = [draw(image, found), tabulate(found), self._save_masks(found)]
         count = "One expression" if len(found) == 1 else f"{len(found)} expressions"
         said = _status(f"{count} in {time.perf_counter() - start:.1f} seconds.")
