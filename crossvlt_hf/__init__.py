@@ -9,7 +9,6 @@ It imports no Transformers to do so: each class is registered as soon as the mod
 
 import logging
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
@@ -171,8 +170,10 @@ class _OldNames(MetaPathFinder, Loader):
         return spec_from_loader(name, self, is_package=any(other.startswith(f"{module}.") for other in _MOVED))
 
     def exec_module(self, module: ModuleType) -> None:
+        from .system import warn_of_old_name
+
         new = f"{__name__}.{_MOVED[module.__name__.partition('.')[2]]}"
-        warnings.warn(f"`{module.__name__}` is now `{new}`; the old name will go.", FutureWarning, stacklevel=2)
+        warn_of_old_name(module.__name__, new)
         names = vars(import_module(new))
         public = {name: value for name, value in names.items() if not name.startswith("__") or name == "__getattr__"}
         vars(module).update(public)  # with `__getattr__` those that are imported at their first use

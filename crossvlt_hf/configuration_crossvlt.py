@@ -85,15 +85,28 @@ def _update_code(source: Path, target: Path) -> None:
     write_file(target, content)
 
 
-def write_file(path: str | Path, content: bytes) -> None:
-    """Write a file at once; where there is a link, it is replaced and not what it points to."""
+def write_file(path: str | Path, content: bytes, sync: bool = False) -> None:
+    """Write a file atomically; a link is replaced, not what it points to.
+
+    Args:
+        path: of the file.
+        content: all of it.
+        sync: whether to wait until it is on the disk.
+
+    Raises:
+        OSError: if that fails; the file is then as it was.
+    """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_bytes(content)
+        with partial.open("wb") as file:
+            file.write(content)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)  # there only if something failed
 
 
 class CarriesCode:

@@ -135,7 +135,7 @@ def summarise(samples: Sequence[Sample]) -> dict[str, float | int | None]:
     union = sum(sample.union for sample in samples)
     targeted = [sample for sample in samples if sample.has_target]
     untargeted = [sample for sample in samples if not sample.has_target]
-    metrics: dict[str, float | int | None] = {
+    return {
         "overall_iou": sum(sample.intersection for sample in samples) / union if union else None,
         "mean_iou": math.fsum(ious) / len(ious) if ious else None,
         **{f"precision@{x}": _share([sample.iou >= x for sample in targeted]) for x in THRESHOLDS},
@@ -143,7 +143,13 @@ def summarise(samples: Sequence[Sample]) -> dict[str, float | int | None]:
         "target_accuracy": _share([sample.predicted > 0 for sample in targeted]),
         "samples": len(samples),
         "no_target_samples": len(untargeted),
+        **_optional_metrics(samples),
     }
+
+
+def _optional_metrics(samples: Sequence[Sample]) -> dict[str, float | int | None]:
+    """Those of what was compared or counted on request."""
+    metrics: dict[str, float | int | None] = {}
     if compared := [
         (sample.iou, sample.distractor[0] / max(sample.distractor[1], 1)) for sample in samples if sample.distractor
     ]:

@@ -361,16 +361,7 @@ def check_words(
     if not isinstance(input_ids, Tensor):
         raise ValueError(f"`input_ids` must be a tensor, got {type(input_ids).__name__}.")
     check_tensors(attention_mask=attention_mask, token_type_ids=token_type_ids)
-    longest = config.max_position_embeddings
-    counted = input_ids.ndim == 2 and input_ids.shape[0] == (input_ids.shape[0] if batch is None else batch)
-    if not counted or input_ids.shape[0] == 0 or not 1 <= input_ids.shape[1] <= longest:
-        wanted = f"(batch, tokens) with 1 to {longest} tokens."
-        if batch is not None:
-            wanted = (
-                f"one expression of 1 to {longest} tokens for each of the {batch} images. For several of one image "
-                "give `expressions_per_image`."
-            )
-        raise ValueError(f"`input_ids` has shape {tuple(input_ids.shape)}; give {wanted}")
+    check_number_of_words(input_ids, config.max_position_embeddings, batch)
     for name, value in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids)):
         if value is not None and value.shape != input_ids.shape:
             raise ValueError(
@@ -381,6 +372,19 @@ def check_words(
         raise ValueError("`attention_mask` must be 1 on words and 0 on padding; it has other values.")
     check_ids("input_ids", input_ids, config.vocab_size)
     check_ids("token_type_ids", token_type_ids, config.type_vocab_size)
+
+
+def check_number_of_words(input_ids: Tensor, longest: int, batch: int | None) -> None:
+    """Raise ValueError unless ids have shape (B, T), with B = `batch` (if given) and T from 1 to `longest`."""
+    if input_ids.ndim == 2 and 0 < len(input_ids) == (batch or len(input_ids)) and 1 <= input_ids.shape[1] <= longest:
+        return
+    wanted = f"(batch, tokens) with 1 to {longest} tokens."
+    if batch is not None:
+        wanted = (
+            f"one expression of 1 to {longest} tokens for each of the {batch} images. For several of one image give "
+            "`expressions_per_image`."
+        )
+    raise ValueError(f"`input_ids` has shape {tuple(input_ids.shape)}; give {wanted}")
 
 
 def check_ids(name: str, ids: Tensor | None, size: int) -> None:
@@ -394,6 +398,22 @@ def check_ids(name: str, ids: Tensor | None, size: int) -> None:
             f"`{name}` holds {ids.min()} to {ids.max()}, but the model knows 0 to {size - 1}; give those of "
             "its own tokenizer."
         )
+
+
+def check_labels(labels: Tensor, shape: tuple[int, int, int]) -> None:
+    """Raise ValueError unless they are integers of that (B, H, W), and on the CPU 0, 1 or 255."""
+    if labels.shape != shape or labels.is_floating_point():
+        raise ValueError(
+            f"`labels` has shape {tuple(labels.shape)} and dtype {labels.dtype}; give integers of shape {shape}: 1 on "
+            "the object, 0 off it, 255 to ignore."
+        )
+    if is_readable(labels):
+        values = labels.long()  # in int8, -1 would equal 255
+        known = (values == 0) | (values == 1) | (values == IGNORE_INDEX)
+        if not known.all():
+            raise ValueError(
+                f"`labels` holds {labels[~known][0]}; give 1 on the object, 0 off it, {IGNORE_INDEX} to ignore."
+            )
 
 
 class CrossVLTPreTrainedModel(PreTrainedModel):
@@ -859,18 +879,8 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
                 "image or several."
             )
         check_words(self.config.text_config, input_ids, attention_mask, token_type_ids, batch)
-        if labels is not None and (labels.shape != (batch, height, width) or labels.is_floating_point()):
-            raise ValueError(
-                f"`labels` has shape {tuple(labels.shape)} and dtype {labels.dtype}; give integers of shape "
-                f"{(batch, height, width)}: 1 on the object, 0 off it, 255 to ignore."
-            )
-        if labels is not None and is_readable(labels):
-            values = labels.long()  # in int8, -1 would equal 255
-            known = (values == 0) | (values == 1) | (values == IGNORE_INDEX)
-            if not known.all():
-                raise ValueError(
-                    f"`labels` holds {labels[~known][0]}; give 1 on the object, 0 off it, {IGNORE_INDEX} to ignore."
-                )
+        if labels is not None:
+            check_labels(labels, (batch, height, width))
 
 
 __all__ = [

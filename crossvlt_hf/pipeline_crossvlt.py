@@ -90,23 +90,16 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
         if isinstance(image, np.ndarray | Tensor) and image.ndim == 4:
             image = list(image)
         if isinstance(image, list | tuple):
-            image = _of_one_range(image)
-        if text is not None and isinstance(image, dict):
-            raise ValueError("`text` is given twice, in the dict and beside it; give it once.")
-        if isinstance(image, dict):
-            return self._of_one_image(image, **kwargs)
-        if isinstance(image, list | tuple):
-            rows = list(image if text is None or not image else _with_text(image, _groups(text, len(image))))
+            rows = _of_one_range(image)
+            rows = list(rows if text is None or not rows else _with_text(rows, _groups(text, len(rows))))
             return super().__call__(rows, **kwargs) if rows else []
         if _is_stream(image):
             length = len(image) if isinstance(image, Sized) else None
             stream = _stream(image) if text is None else _with_text(_stream(image), _groups(text, length))
             return super().__call__(stream, **kwargs)
-        if text is not None:
-            return self._of_one_image({"image": image, "text": pair_expressions(1, text)[0]}, **kwargs)
-        return super().__call__(image, **kwargs)
-
-    def _of_one_image(self, pair: dict[str, Any], **kwargs: Any) -> list[dict[str, Any]]:
+        if text is not None and isinstance(image, dict):
+            raise ValueError("`text` is given twice, in the dict and beside it; give it once.")
+        pair = image if text is None else next(_with_text([image], pair_expressions(1, text)))
         kwargs.setdefault("batch_size", self._batch_size or EXPRESSIONS_TOGETHER)
         return super().__call__([pair], **kwargs)[0]
 
@@ -206,9 +199,9 @@ def _holds_numbers(image: Any) -> bool:
 
 
 def _is_stream(image: Any) -> bool:
-    """Whether it is a dataset, a generator or another iterable of images or rows, no image itself."""
+    """Whether it is a dataset, a generator or another iterable of images or rows, no image or row itself."""
     return isinstance(image, Dataset) or (
-        isinstance(image, Iterable) and not isinstance(image, str | bytes | np.ndarray | Tensor | Image.Image)
+        isinstance(image, Iterable) and not isinstance(image, dict | str | bytes | np.ndarray | Tensor | Image.Image)
     )
 
 

@@ -87,6 +87,11 @@ def in_one_line(error: BaseException) -> str:
     return " ".join(" ".join(lines).split())
 
 
+def warn_of_old_name(old: str, new: str, stacklevel: int = 3) -> None:
+    """Warn that a name of an earlier version was used; by default at the caller of the caller."""
+    warnings.warn(f"`{old}` is now `{new}`; the old name will be removed.", FutureWarning, stacklevel=stacklevel)
+
+
 def old_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
     """A module's `__getattr__` that gives what it had in an earlier version, with a warning.
 
@@ -98,7 +103,7 @@ def old_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
     def find(name: str) -> Any:
         if name not in names:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        warnings.warn(f"`{module}.{name}` is now `{names[name]}`; the old name will go.", FutureWarning, stacklevel=2)
+        warn_of_old_name(f"{module}.{name}", names[name])
         place, _, attribute = names[name].rpartition(".")
         return getattr(import_module(place), attribute)
 

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from ..checks import check_known, check_least
+
 
 TASKS = ("inference", "training")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -100,13 +102,12 @@ class Grid:
                 raise ValueError(f"`{axis}` has no values; give at least one.")
         for axis, known in (("task", TASKS), ("dtype", DTYPES), ("attention", ATTENTIONS)):
             for value in getattr(self, axis):
-                if value not in known:
-                    raise ValueError(f"`{axis}` is {value!r}; give one of {', '.join(known)}.")
+                check_known(axis, value, known)
         for axis in ("batch", "expressions", "tokens"):
             for value in getattr(self, axis):
-                check_positive(axis, value)
+                check_least(axis, value, 1)
         for side in itertools.chain.from_iterable(size for size in self.size if size is not None):
-            check_positive("size", side)
+            check_least("size", side, 1)
             if side > LARGEST_SIDE:
                 raise ValueError(f"`size` is {side}; give at most {LARGEST_SIDE} pixels a side.")
 
@@ -142,16 +143,6 @@ class Grid:
 def weights_dtype(task: str, dtype: str) -> str:
     """In which the weights of such a case are: those that are trained in float32."""
     return "float32" if task == "training" else dtype
-
-
-def check_positive(name: str, value: Any) -> None:
-    """Whether it is a whole number from 1 up.
-
-    Raises:
-        ValueError: if not.
-    """
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"`{name}` is {value!r}; give a whole number from 1 up.")
 
 
 def _simplify(case: Case) -> Case:

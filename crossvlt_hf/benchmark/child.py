@@ -50,22 +50,20 @@ def measure_loading(job: dict[str, Any], before: int) -> dict[str, Any]:
 
     reset_peak()
     first, model = _timed(load)
-    highest, held = peak() - before, resident() - before
+    found = {
+        "file_bytes": sum(file.stat().st_size for file in files),
+        "first_seconds": first,
+        "interpreter_bytes": before,
+        "loaded_bytes": resident() - before,
+        "peak_bytes": peak() - before,
+    }
     del model
-    reading, loading = [], []
+    loading, reading = [], []
     for _ in range(job["rounds"]):
         reading.append(_timed(lambda: [len(file.read_bytes()) for file in files])[0])
         loading.append(_timed(load)[0])
         gc.collect()
-    return {
-        "file_bytes": sum(file.stat().st_size for file in files),
-        "first_seconds": first,
-        "load_seconds": loading,
-        "read_seconds": reading,
-        "interpreter_bytes": before,
-        "loaded_bytes": held,
-        "peak_bytes": highest,
-    }
+    return {**found, "load_seconds": loading, "read_seconds": reading}
 
 
 def _timed(do: Callable[[], Any]) -> tuple[float, Any]:

@@ -59,6 +59,7 @@ class Probe:
 
 
 KINDS = ("matrix product", "3x3 convolution")
+MEMINFO = Path("/proc/meminfo")
 
 
 def describe_machine() -> dict[str, Any]:
@@ -69,7 +70,7 @@ def describe_machine() -> dict[str, Any]:
         "processor": _processor_name(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "memory_bytes": total_memory(),
+        "memory_bytes": read_bytes(MEMINFO, "MemTotal"),
         "gpus": gpus,
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
     }
@@ -83,19 +84,15 @@ def _processor_name() -> str:
     return match[1].strip() if match else platform.processor() or platform.machine()
 
 
-def total_memory() -> int | None:
-    """Bytes of main memory; None where the system does not tell."""
-    return _meminfo("MemTotal")
-
-
 def available_memory() -> int | None:
     """Bytes of main memory that a process can still get; None where the system does not tell."""
-    return _meminfo("MemAvailable")
+    return read_bytes(MEMINFO, "MemAvailable")
 
 
-def _meminfo(name: str) -> int | None:
+def read_bytes(path: Path, name: str) -> int | None:
+    """An amount of memory in a file of Linux' /proc, in bytes; None where the system has no such entry."""
     try:
-        match = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+        match = re.search(rf"^{name}:\s+(\d+) kB", path.read_text(), re.MULTILINE)
     except OSError:
         return None
     return int(match[1]) * 1024 if match else None

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -12,14 +11,15 @@ from typing import Any
 
 import torch
 
+from .machine import read_bytes
+
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-KIBIBYTE = 1024
 
 
 def resident() -> int:
     """Bytes of main memory that this process holds now; where the system does not tell, its peak."""
-    return _from_status("VmRSS") or _highest_ever()
+    return read_bytes(STATUS, "VmRSS") or _highest_ever()
 
 
 def reset_peak(device: torch.device | None = None) -> bool:
@@ -39,21 +39,13 @@ def reset_peak(device: torch.device | None = None) -> bool:
 
 def peak() -> int:
     """Bytes of main memory that this process held at most since `reset_peak`."""
-    return _from_status("VmHWM") or _highest_ever()
-
-
-def _from_status(name: str) -> int | None:
-    try:
-        match = re.search(rf"^{name}:\s+(\d+) kB", STATUS.read_text(), re.MULTILINE)
-    except OSError:
-        return None
-    return int(match[1]) * KIBIBYTE if match else None
+    return read_bytes(STATUS, "VmHWM") or _highest_ever()
 
 
 def _highest_ever() -> int:
     import resource  # is not there on Windows
 
-    unit = 1 if sys.platform == "darwin" else KIBIBYTE
+    unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 

@@ -103,14 +103,19 @@ def _words(tokens: int, device: str, *, start: int, end: list[int], vocabulary: 
     return torch.cat([torch.tensor([[start]]), middle, torch.tensor([end])], dim=1).to(device)
 
 
+def _make_with_clip(model: nn.Module, side: int, tokens: int, device: str, dtype: torch.dtype) -> Peer:
+    """A model that reads pixels and the tokens of CLIP."""
+    model = place(model, device, dtype)
+    pixels = _pixels(side, device, dtype)
+    words = _words(tokens, device, start=49406, end=[49407], vocabulary=49000)
+    mask = torch.ones_like(words)
+    return Peer((model,), lambda: model(pixel_values=pixels, input_ids=words, attention_mask=mask))
+
+
 def _make_clipseg(device: str, dtype: torch.dtype) -> Peer:
     from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
-    model = place(CLIPSegForImageSegmentation(CLIPSegConfig()), device, dtype)
-    pixels = _pixels(352, device, dtype)
-    words = _words(21, device, start=49406, end=[49407], vocabulary=49000)
-    mask = torch.ones_like(words)
-    return Peer((model,), lambda: model(pixel_values=pixels, input_ids=words, attention_mask=mask))
+    return _make_with_clip(CLIPSegForImageSegmentation(CLIPSegConfig()), 352, 21, device, dtype)
 
 
 def _make_grounded_sam(device: str, dtype: torch.dtype) -> Peer:
@@ -135,11 +140,7 @@ def _make_grounded_sam(device: str, dtype: torch.dtype) -> Peer:
 def _make_sam3(device: str, dtype: torch.dtype) -> Peer:
     from transformers import Sam3Config, Sam3Model
 
-    model = place(Sam3Model(Sam3Config()), device, dtype)
-    pixels = _pixels(1008, device, dtype)
-    words = _words(32, device, start=49406, end=[49407], vocabulary=49000)
-    mask = torch.ones_like(words)
-    return Peer((model,), lambda: model(pixel_values=pixels, input_ids=words, attention_mask=mask))
+    return _make_with_clip(Sam3Model(Sam3Config()), 1008, 32, device, dtype)
 
 
 PEERS = {

@@ -44,12 +44,17 @@ def describe_case(
         "flops": found.flops.get(case),
         "memory": found.memory.get(case),
     }
-    if case not in found.samples:
-        return described
-    seconds = summarise(found.samples[case])
-    flops = found.flops[case]
-    reference = None if reference_gflop is None else reference_gflop * 1e9 * case.batch * case.expressions
-    described |= {
+    if case in found.samples:
+        described |= _describe_speed(case, found, probes)
+        if reference_gflop is not None:
+            reference = reference_gflop * 1e9 * case.batch * case.expressions
+            described["fraction_of_peak_at_reference"] = _fractions(case, reference, found, probes)
+    return described
+
+
+def _describe_speed(case: Case, found: "Findings", probes: Sequence[Probe]) -> dict[str, Any]:
+    seconds, flops = summarise(found.samples[case]), found.flops[case]
+    return {
         "seconds": seconds,
         "first_call_seconds": found.first[case],
         "images_per_second": case.batch / seconds["p50"],
@@ -57,9 +62,6 @@ def describe_case(
         "flops_per_second": flops / seconds["p50"],
         "fraction_of_peak": _fractions(case, flops, found, probes),
     }
-    if reference is not None:
-        described["fraction_of_peak_at_reference"] = _fractions(case, reference, found, probes)
-    return described
 
 
 def _fractions(case: Case, flops: float, found: "Findings", probes: Sequence[Probe]) -> dict[str, float]:

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
+from ..checks import check_known, check_least
 from ..weights.checkpoint import parse_device
-from .cases import Case, Grid, check_positive
+from .cases import Case, Grid
 from .flops import add_up, count_flops_by_part, count_parameters, count_training_flops
 from .machine import KINDS, Probe, describe_machine
 from .memory import ChildError, in_child
@@ -57,18 +58,14 @@ class Options:
     reference_gflop: float | None = None
 
     def __post_init__(self) -> None:
-        for name, known in (("peers", tuple(PEERS)), ("measures", MEASURES)):
+        for name, known in (("peers", PEERS), ("measures", MEASURES)):
             for value in getattr(self, name):
-                if value not in known:
-                    raise ValueError(f"`{name}` has {value!r}; give some of {', '.join(known)}.")
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"`optimizer` is {self.optimizer!r}; give one of {', '.join(OPTIMIZERS)}.")
-        for name in ("rounds", "warm_up"):
-            check_positive(name, getattr(self, name))
-        if self.threads is not None:
-            check_positive("threads", self.threads)
+                check_known(name, value, known)
+        check_known("optimizer", self.optimizer, OPTIMIZERS)
+        for name in ("rounds", "warm_up", "threads"):
+            check_least(name, getattr(self, name), 1)
         if not isinstance(self.seed, int) or not 0 <= self.seed <= LARGEST_SEED:
-            raise ValueError(f"`seed` is {self.seed!r}; give a whole number from 0 to {LARGEST_SEED}.")
+            raise ValueError(f"`seed` must be an integer from 0 to {LARGEST_SEED}, got {self.seed!r}.")
         if self.reference_gflop is not None and not 0 < self.reference_gflop < math.inf:
             raise ValueError(f"`reference_gflop` is {self.reference_gflop}; give more than 0, and a finite number.")
 
@@ -112,10 +109,9 @@ def run_benchmark(options: Options, tell: Callable[[str], Any] = lambda line: No
 
 
 def _measure(options: Options, sources: Mapping[str, Source], tell: Callable[[str], Any]) -> dict[str, Any]:
-    started = datetime.now(UTC).isoformat(timespec="seconds")
+    started, found = datetime.now(UTC).isoformat(timespec="seconds"), Findings()
     cases = _all_cases(options, sources)
     _check_cases(cases, sources)
-    found = Findings()
     folders = {name: {dtype: str(at) for dtype, at in source.folders.items()} for name, source in sources.items()}
     # Memory comes first: a case that is killed for want of it must not take the timings with it
     if "memory" in options.measures:
@@ -128,9 +124,7 @@ def _measure(options: Options, sources: Mapping[str, Source], tell: Callable[[st
     return {
         "format": 1,
         "started": started,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
-        "machine": describe_machine(),
-        "settings": _settings(options),
+        **_describe_conditions(options),
         "peaks": [describe_probe(probe, found.samples[probe]) for probe in probes],
         "models": [_describe_source(source, loading.get(name)) for name, source in sources.items()],
         "cases": [describe_case(case, found, probes, options.reference_gflop) for case in found.left(cases)],
@@ -140,6 +134,15 @@ def _measure(options: Options, sources: Mapping[str, Source], tell: Callable[[st
 
 
 LIBRARIES = ("crossvlt_hf", "torch", "transformers")
+
+
+def _describe_conditions(options: Options) -> dict[str, Any]:
+    names = ("rounds", "warm_up", "optimizer", "seed", "reference_gflop")
+    return {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        "machine": describe_machine(),
+        "settings": {"measures": list(options.measures), **{name: getattr(options, name) for name in names}},
+    }
 
 
 def _all_cases(options: Options, sources: Mapping[str, Source]) -> list[Case]:
@@ -253,11 +256,6 @@ def _warm_up(case: Case, workshop: Workshop, times: int, found: Findings) -> Wor
     for _ in range(times - 1):
         work.seconds()
     return work
-
-
-def _settings(options: Options) -> dict[str, Any]:
-    names = ("rounds", "warm_up", "optimizer", "seed", "reference_gflop")
-    return {"measures": list(options.measures), **{name: getattr(options, name) for name in names}}
 
 
 def _describe_source(source: Source, loading: dict[str, Any] | None) -> dict[str, Any]:

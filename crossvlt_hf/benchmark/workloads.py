@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_least
 from ..modeling_crossvlt import CrossVLTModel
 from ..weights.checkpoint import load_checkpoint
-from .cases import Case, check_positive, weights_dtype
+from .cases import Case, weights_dtype
 from .peers import PEERS, Peer
 
 
@@ -110,7 +111,7 @@ def make_inputs(model: CrossVLTModel, case: Case) -> dict[str, Tensor]:
     vision, text = model.config.vision_config, model.config.text_config
     if case.size is None:
         raise ValueError(f"The case {case.label} has no size; give height and width.")
-    check_positive("tokens", case.tokens)
+    check_least("tokens", case.tokens, 1)
     shape = (case.batch * case.expressions, case.tokens)
     inputs = {
         "pixel_values": torch.randn(case.batch, vision.num_channels, *case.size),

@@ -1,4 +1,4 @@
-"""The command `crossvlt`: each command is the module of its name, with a dataclass of options and a function.
+"""The command `crossvlt`. Each command is a module of the same name with a dataclass of options and a function.
 
 Nothing heavy is imported before the options are read and checked.
 """
@@ -13,7 +13,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
-from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
@@ -23,6 +22,7 @@ from typing import Annotated, Any, Union
 
 import tyro
 
+from ..checks import did_you_mean
 from ..system import InterruptionError, in_one_line
 from .common import REGISTRY, Command
 
@@ -51,25 +51,25 @@ def _options_class(command: str) -> type[Command]:
 
 
 def _description(kind: type[Command]) -> str:
-    """What a docstring says before the options; tyro would join its lines."""
+    """The part of a docstring before its options; tyro would join the lines."""
     return (inspect.getdoc(kind) or "").partition("Args:")[0].strip()
 
 
 def _all_commands() -> Any:
-    """What tyro shows the help of: a choice of the commands."""
+    """A union of all commands, for the help of `crossvlt`."""
     choices = []
     for command in COMMANDS:
         kind = _options_class(command)
         summary = _description(kind).splitlines()[0]
         choices.append(Annotated[kind, tyro.conf.subcommand(command, description=summary)])
-    return Union[tuple(choices)]  # noqa: UP007 a choice that is made here
+    return Union[tuple(choices)]  # noqa: UP007 built at run time
 
 
 def read_options(arguments: Sequence[str]) -> tuple[str, Command]:
-    """The command and its options.
+    """Read the command and its options.
 
     Raises:
-        SystemExit: with 0 after the help or the version, with 2 after a line that says what is wrong.
+        SystemExit: with 0 after the help or the version, with 2 after an error of one line.
     """
     command, *rest = arguments or [""]
     if command in COMMANDS:
@@ -80,9 +80,8 @@ def read_options(arguments: Sequence[str]) -> tuple[str, Command]:
     if command == "--version":
         print(f"crossvlt_hf {version('crossvlt_hf')}")
         sys.exit()
-    near = get_close_matches(command, [*COMMANDS, "--help", "--version"], 1)
-    hint = f"Did you mean {near[0]}?" if near else f"The commands are {', '.join(COMMANDS)}."
-    raise _refusal(f"{f'There is no command {command!r}.' if command else 'A command is missing.'} {hint}")
+    hint = did_you_mean(command, [*COMMANDS, "--help", "--version"]) or f" The commands are {', '.join(COMMANDS)}."
+    raise _refusal(f"{f'There is no command {command!r}.' if command else 'A command is missing.'}{hint}")
 
 
 def _refusal(message: str) -> SystemExit:
@@ -91,7 +90,7 @@ def _refusal(message: str) -> SystemExit:
 
 
 def _parse(kind: Any, program: str, arguments: Sequence[str], description: str) -> Any:
-    """Read options with tyro, whose help is printed without frames and whose errors as one line."""
+    """Read options with tyro; print its help without frames, and its errors in one line."""
     tyro._experimental_options["utf8_boxes"] = False
     tyro._experimental_options["ansi_codes"] = False
     helps = not {"-h", "--help"}.isdisjoint(arguments)
@@ -115,13 +114,13 @@ def _call_tyro(kind: Any, **options: Any) -> Any:
         return parse()
     result, rest = parse(return_unknown_args=True)
     if any("=" not in text or text.startswith("-") for text in rest):
-        return parse()  # which names them
-    return replace(result, settings=(*result.settings, *rest))  # those behind an option of `train`
+        return parse()  # raises an error that names them
+    return replace(result, settings=(*result.settings, *rest))  # of `train`, after its options
 
 
 @contextmanager
 def _columns(width: int) -> Iterator[None]:
-    """Let tyro write lines of this width."""
+    """Set the width of the lines that tyro writes."""
     before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = str(width)
     try:
@@ -134,14 +133,14 @@ def _columns(width: int) -> Iterator[None]:
 
 
 def _plain_help(text: str) -> str:
-    """Tyro's help without bullets, and without defaults that say nothing."""
+    """Remove bullets and empty defaults from tyro's help."""
     text = re.sub(r"\s*\((default:\s*(None|True|False)?|repeatable)\s*\)", "", text)
     text = re.sub(r"^  \(required\) *\n", "", text.replace("•", " "), flags=re.MULTILINE)
     return "\n".join(line.rstrip() for line in text.strip().splitlines())
 
 
 def _plain_error(text: str) -> str:
-    """What tyro says in a frame, with headings, as a line: what is wrong, and the options that may be meant."""
+    """Turn the framed error of tyro into one line: what is wrong, and similar options."""
     sentences = []
     for block in re.split(r"^ *-+ *$", text, flags=re.MULTILINE)[1:]:  # the first is a title
         lines = [line for line in block.splitlines() if line.strip() and not line.startswith(" " * 10)]  # no help
@@ -154,8 +153,8 @@ def _plain_error(text: str) -> str:
 
 @contextmanager
 def _orderly_end() -> Iterator[None]:
-    """Let a request to end, as `kill` sends it, undo what is unfinished as an exception does."""
-    if threading.current_thread() is not threading.main_thread():  # which alone may ask for signals
+    """Turn SIGTERM into SystemExit, so that temporary files are removed as after an exception."""
+    if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
         yield
         return
 
@@ -170,7 +169,7 @@ def _orderly_end() -> Iterator[None]:
 
 
 def _silence_libraries() -> None:
-    """Leave the terminal to what the commands say."""
+    """Hide the logs and progress bars of libraries."""
     from huggingface_hub.utils.logging import set_verbosity_error
     from transformers.utils import logging
 
@@ -180,7 +179,7 @@ def _silence_libraries() -> None:
 
 
 def _is_wrong_input(error: Exception) -> bool:
-    """Whether the message of an error says all that the user needs."""
+    """Whether an error is due to the input, so that its message alone is enough."""
     if isinstance(error, OSError | ValueError | FloatingPointError):
         return True
     from huggingface_hub.errors import StrictDataclassError
@@ -195,11 +194,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: command and options; by default those of the process.
 
     Returns:
-        The exit code: 0; 2 for wrong input, after one line on standard error; 128 and the number of the signal that
+        The exit code: 0; 2 for wrong input, after one line on standard error; 128 plus the number of the signal that
         ended the command.
 
     Raises:
-        SystemExit: with 2 for an option that does not exist or cannot be read, after one line on standard error.
+        SystemExit: with 2 for an unknown or unreadable option, after one line on standard error.
     """
     command, options = read_options(sys.argv[1:] if argv is None else argv)
     try:

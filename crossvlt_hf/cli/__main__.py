@@ -1,3 +1,3 @@
-"""The command under its old name; it is `python -m crossvlt_hf`."""
+"""The old name of `python -m crossvlt_hf`."""
 
 import crossvlt_hf.__main__  # noqa: F401

@@ -1,19 +1,20 @@
-"""`crossvlt benchmark`: size, speed and memory on this machine."""
+"""`crossvlt benchmark`: measure size, speed and memory on this machine."""
 
 import json
 import re
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
-from .common import Command, Png, check_known, check_png, make_room, need_matplotlib
+from ..checks import check_known
+from .common import Command, Png, check_png, make_room, need_matplotlib
 
 
 if TYPE_CHECKING:
+    from ..benchmark import Options
     from ..benchmark.cases import Grid
 
 
@@ -38,19 +39,20 @@ class Benchmark(Command):
         device: cpu, cuda, ...
         dtype: float32, bfloat16, float16.
         attention: sdpa, eager.
-        compile: Whether by torch.compile; inference only.
-        checkpointing: Whether activations are computed again in the backward pass; training only.
+        compile: Use torch.compile; inference only.
+        checkpointing: Recompute activations in the backward pass; training only.
         batch: Number of images.
         image_size: Side of the images, or HEIGHTxWIDTH. By default that of the processor.
-        expressions: Expressions of each image; inference only.
-        tokens: Tokens of each expression.
-        one_at_a_time: Vary image size, expressions and batch one by one around their first values, for scaling curves.
-        peers: Models of Transformers at their defaults, with random weights: clipseg, grounding-dino-sam, sam3.
+        expressions: Expressions per image; inference only.
+        tokens: Tokens per expression.
+        one_at_a_time: Vary image size, expressions and batch one at a time around their first values, for scaling
+            curves.
+        peers: Models of Transformers with default sizes and random weights: clipseg, grounding-dino-sam, sam3.
         measure: What to measure: time, memory, load.
-        rounds: Timings of each case, interleaved with those of the others.
-        warm_up: Runs of each case before it is timed.
+        rounds: Timings per case, interleaved with those of other cases.
+        warm_up: Runs of each case before timing.
         optimizer: Optimizer of training steps: adamw or none.
-        threads: Threads of the processor. By default PyTorch's choice.
+        threads: CPU threads. By default PyTorch's choice.
         seed: Seed of random weights and inputs.
         reference_gflop: Compare times also with this number of 10^9 operations per image and expression, to compare
             implementations.
@@ -82,15 +84,16 @@ class Benchmark(Command):
     plot: Png = None
 
     def check(self) -> None:
-        """See that there are such cases, and that the plot is a PNG."""
+        """Check the cases and the name of the plot."""
         self.grid()
-        _check_all("peers", self.peers, PEERS)
-        _check_all("measures", self.measure, MEASURES)
+        for name, values, known in (("peers", self.peers, PEERS), ("measure", self.measure, MEASURES)):
+            for value in values:
+                check_known(name, value, known)
         check_known("optimizer", self.optimizer, ("adamw", "none"))
         check_png("--plot", self.plot)
 
     def grid(self) -> "Grid":
-        """The cases that are asked for."""
+        """The requested cases."""
         from ..benchmark.cases import Grid
 
         return Grid(
@@ -109,25 +112,18 @@ class Benchmark(Command):
         )
 
 
-def _check_all(name: str, values: Sequence[str], known: Sequence[str]) -> None:
-    for value in values:
-        if value not in known:
-            raise ValueError(f"`{name}` has {value!r}; give some of {', '.join(known)}.")
-
-
 def _parse_size(text: str) -> tuple[int, int]:
     """480 or 480x640."""
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", text, re.ASCII):
-        raise ValueError(f"`--image-size` is {text!r}; give the side in pixels, or HEIGHTxWIDTH.")
+        raise ValueError(f"`--image-size` must be the side in pixels, or HEIGHTxWIDTH, got {text!r}.")
     height, _, width = text.partition("x")
     return int(height), int(width or height)
 
 
-def benchmark(options: Benchmark) -> None:
-    """Print the tables, and write the figures as JSON and as a plot."""
-    from ..benchmark import Options, format_report, run_benchmark, scaling_figure
+def _benchmark_options(options: Benchmark) -> "Options":
+    from ..benchmark import Options
 
-    settings = Options(
+    return Options(
         options.grid(),
         peers=options.peers,
         measures=options.measure,
@@ -138,6 +134,13 @@ def benchmark(options: Benchmark) -> None:
         seed=options.seed,
         reference_gflop=options.reference_gflop,
     )
+
+
+def benchmark(options: Benchmark) -> None:
+    """Print the tables, and write the results as JSON and as a plot."""
+    from ..benchmark import format_report, run_benchmark, scaling_figure
+
+    settings = _benchmark_options(options)
     if options.plot is not None:
         need_matplotlib()
     for path in (options.output, options.plot):

@@ -1,11 +1,11 @@
-"""What commands share: how options are read and refused, kinds of options, and checks before the work."""
+"""What commands share: parsing of options, types of options, and checks before the work starts."""
 
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import NoneType, UnionType
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 
 from tyro.conf import UseAppendAction, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from ..checks import check_least, read_number, say_known
 
 
 if TYPE_CHECKING:
@@ -26,23 +28,21 @@ class Command:
     """Options of a command. A subclass is a frozen dataclass, whose `Args:` are the help of the options."""
 
     def check(self) -> None:
-        """Find wrong values before anything heavy is imported.
+        """Check values before anything heavy is imported.
 
         Raises:
-            ValueError: if an option has a value that it cannot have.
+            ValueError: if an option has an invalid value.
         """
 
 
-# ---- how the values of options are read
+# ---- parsing of option values
 
 
 def _choice(names: tuple[str, ...]) -> Callable[[str], str]:
     def read(text: str) -> str:
-        if text in names:
-            return text
-        near = get_close_matches(text, names, 1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise ValueError(f"must be {' or '.join([', '.join(names[:-1]), names[-1]])}, got {text!r}.{hint}")
+        if text not in names:
+            raise ValueError(say_known(text, names))
+        return text
 
     return read
 
@@ -50,36 +50,37 @@ def _choice(names: tuple[str, ...]) -> Callable[[str], str]:
 def _number(kind: type[int] | type[float], meaning: str) -> Callable[[str], float]:
     def read(text: str) -> float:
         try:
-            return strict_number(kind, text)
+            return read_number(kind, text)
         except ValueError as error:
             raise ValueError(f"must be {meaning}, got {text!r}.") from error
 
     return read
 
 
-def strict_number(kind: type[int] | type[float], text: str) -> float:
-    """What Python reads as a number, but for 1_0 and digits of other scripts, which nobody means as one here."""
-    if "_" in text or not text.isascii():
-        raise ValueError
-    return kind(text)
-
-
 def _reader(kind: Any) -> tuple[str, Callable[[str], Any]] | None:
-    """How one value of this kind is shown in the help, and read."""
+    """The name of a type in the help, and the function that reads a value; None for other types."""
     if get_origin(kind) is Literal:
         return f"{{{','.join(get_args(kind))}}}", _choice(get_args(kind))
     readers: dict[Any, tuple[str, Callable[[str], Any]]] = {
         str: ("TEXT", str),
-        int: ("N", _number(int, "a whole number")),
+        int: ("N", _number(int, "an integer")),
         float: ("X", _number(float, "a number")),
     }
     return readers.get(kind)
 
 
 def _texts(value: Any) -> list[str]:
-    """A default as the help shows it."""
+    """A default value, as the help shows it."""
     values = value if isinstance(value, tuple) else (value,)
     return [str(one) for one in values if one is not None]
+
+
+def _read_all(read: Callable[[str], Any], single: bool, texts: list[str]) -> Any:
+    """Read the value, or the tuple of values, of an option."""
+    if not texts:
+        raise ValueError("must have one or more values, got none.")
+    values = tuple(map(read, texts))
+    return values[0] if single else values
 
 
 REGISTRY = ConstructorRegistry()
@@ -87,7 +88,7 @@ REGISTRY = ConstructorRegistry()
 
 @REGISTRY.primitive_rule
 def _rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """Texts, numbers and choices, optional ones, and tuples of them: with errors in our words."""
+    """Read texts, numbers and choices, optional ones, and tuples of them, with errors in our words."""
     kind: Any = info.type
     if get_origin(kind) in (Union, UnionType):
         (kind, *others) = [one for one in get_args(kind) if one is not NoneType]
@@ -100,23 +101,16 @@ def _rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     if reader is None or set(kinds[1:]) - {kinds[0], ...}:
         return None
     metavar, read = reader
-
-    def read_all(texts: list[str]) -> Any:
-        if not texts:
-            raise ValueError("must have one or more values, got none.")
-        values = tuple(map(read, texts))
-        return values[0] if kinds == (kind,) else values
-
     return PrimitiveConstructorSpec(
         nargs="*" if ... in kinds else len(kinds),
         metavar=f"{metavar} ..." if ... in kinds else metavar,
-        instance_from_str=read_all,
+        instance_from_str=partial(_read_all, read, kinds == (kind,)),
         is_instance=lambda value: True,
         str_from_instance=_texts,
     )
 
 
-# ---- kinds of options
+# ---- types of options
 
 
 def _presence_threshold(texts: list[str]) -> float | Literal["auto"] | None:
@@ -126,7 +120,7 @@ def _presence_threshold(texts: list[str]) -> float | Literal["auto"] | None:
     if text == "auto":
         return "auto"
     try:
-        return strict_number(float, text)
+        return read_number(float, text)
     except ValueError as error:
         raise ValueError(f"must be auto, none or a number between 0 and 1, got {text!r}.") from error
 
@@ -147,15 +141,24 @@ Pixels = Annotated[int | None, arg(metavar="PIXELS")]
 Settings = UseAppendAction[Annotated[tuple[str, ...], arg(metavar="NAME=VALUE")]]
 
 
-def check_settings(settings: tuple[str, ...]) -> None:
-    """See that each value of `--option` is `name=value`."""
-    for setting in settings:
-        if "=" not in setting:
-            raise ValueError(f"`--option` must be name=value, got {setting!r}.")
+def checked_settings(texts: Sequence[str], option: str = "") -> tuple[str, ...]:
+    """Check that all values of an option are `name=value`.
+
+    Args:
+        texts: the values.
+        option: what the message begins with; tyro adds the option itself to errors of its readers.
+
+    Raises:
+        ValueError: if one is not.
+    """
+    for text in texts:
+        if "=" not in text:
+            raise ValueError(f"{option}must be name=value, got {text!r}.")
+    return tuple(texts)
 
 
 def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
-    """`name=value` settings, with values read as YAML, except those that are text."""
+    """Parse `name=value` settings; values are read as YAML, except those that are text."""
     from ..training.settings import TEXT_OPTIONS, convert, parse_value
 
     options = {}
@@ -166,15 +169,6 @@ def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
     return options
 
 
-@contextmanager
-def settings_of(data: str) -> Iterator[None]:
-    """Say that it was an `--option` which the reader of a data set does not take."""
-    try:
-        yield
-    except TypeError as error:
-        raise ValueError(f"{data} has no such --option: {error}") from error
-
-
 @dataclass(frozen=True, kw_only=True)
 class DataCommand(Command):
     """Options of a command that runs a model over a data set, in one process or several.
@@ -182,13 +176,13 @@ class DataCommand(Command):
     Args:
         model: Checkpoint: a folder, a Hub id, or built-in, which is the default.
         option: Setting of the data set; may be repeated.
-        batch_size: Expressions at a time.
-        workers: Processes that prepare data.
-        device: cpu, cuda, ... By default what Accelerate finds.
+        batch_size: Expressions per forward pass.
+        workers: Processes that load data.
+        device: cpu, cuda, ... By default chosen by Accelerate.
         dtype: Floating-point type of the model; auto is that of the file.
-        presence_threshold: Least probability that the object is in the image; below it the mask is empty. auto: a
-            half for models with a presence head. none: the mask is never emptied.
-        largest_part: Keep only the largest connected part of each mask, and write how many there were.
+        presence_threshold: Lowest probability that the image has a target; below it the mask is empty. auto: 0.5 for
+            models with a presence head. none: no mask is emptied.
+        largest_part: Keep only the largest connected part of each mask, and write how many parts there were.
     """
 
     model: str | None = None
@@ -201,14 +195,14 @@ class DataCommand(Command):
     largest_part: bool = False
 
     def check(self) -> None:
-        """See that settings are name=value, and numbers in range."""
-        check_settings(self.option)
+        """Check that settings are name=value and numbers in range."""
+        checked_settings(self.option, "`--option` ")
         check_least("batch_size", self.batch_size, 1)
         check_least("workers", self.workers, 0)
         check_probability("presence_threshold", self.presence_threshold)
 
     def load(self) -> tuple["PartialState", "CrossVLTModel", "CrossVLTProcessor"]:
-        """The processes, and the model of this one; several have a GPU each."""
+        """Load the model in this process; each of several processes has its own GPU."""
         from accelerate import PartialState
 
         from ..weights.checkpoint import load_checkpoint
@@ -222,7 +216,7 @@ class DataCommand(Command):
 def load_or_built_in(
     model: str | None, *, device: str = "cpu", dtype: str = "auto"
 ) -> tuple["CrossVLTModel", "CrossVLTProcessor"]:
-    """Load a checkpoint; where none is named, say which one is used."""
+    """Load a checkpoint; if none is named, say on stderr that the built-in one is used."""
     from ..weights.checkpoint import BUILT_IN_NOTE, load_checkpoint
 
     loaded = load_checkpoint(model, device=device, dtype=dtype)
@@ -231,45 +225,32 @@ def load_or_built_in(
     return loaded
 
 
-# ---- checks before the work
-
-
-def check_least(name: str, value: int | None, least: int) -> None:
-    """See that a number is large enough."""
-    if value is not None and value < least:
-        raise ValueError(f"`{name}` is {value}; give {least} or more.")
-
-
-def check_known(name: str, value: str, known: Sequence[str]) -> None:
-    """See that a value is one of those that there are."""
-    if value not in known:
-        raise ValueError(f"`{name}` is {value!r}; give one of {', '.join(known)}.")
+# ---- checks before the work starts
 
 
 def check_probability(name: str, value: float | str | None) -> None:
-    """See that a threshold can divide probabilities."""
+    """Raise ValueError unless a threshold is None, "auto" or a probability."""
     if value not in (None, "auto") and not 0 < float(value) < 1:
-        raise ValueError(f"`{name}` is {value!r}; give a probability above 0 and below 1.")
+        raise ValueError(f"`{name}` must be a probability above 0 and below 1, got {value!r}.")
 
 
 def check_min_area(value: int | None) -> None:
-    """See that an area is one."""
-    if value is not None and value < 1:
-        raise ValueError(f"`min_area` must be a number of pixels of at least 1, got {value}.")
+    """Raise ValueError unless an area is None or at least one pixel."""
+    check_least("min_area", value, 1)
 
 
 def check_png(name: str, path: str | None) -> None:
-    """See that a picture is to be a PNG."""
+    """Raise ValueError unless a path is None or that of a PNG file."""
     if path is not None and Path(path).suffix.lower() != ".png":
-        raise ValueError(f"`{name}` is {path!r}; give a file that ends in .png.")
+        raise ValueError(f"`{name}` must be a file name that ends in .png, got {path!r}.")
 
 
 @contextmanager
 def needs_extra(extra: str) -> Iterator[None]:
-    """Say how to install what an import inside misses.
+    """Turn a failed import into an error that says how to install the extra.
 
     Raises:
-        ValueError: if something is missing.
+        ValueError: if a module is missing.
     """
     try:
         yield
@@ -278,17 +259,17 @@ def needs_extra(extra: str) -> Iterator[None]:
 
 
 def need_matplotlib() -> None:
-    """See that figures can be drawn, before the work for them."""
+    """Check that figures can be drawn, before the work starts."""
     with needs_extra("plot"):
         import_module("matplotlib")
 
 
 def make_room(path: str | None) -> None:
-    """Make the folder of a file, and see that the file can be written.
+    """Create the folder of a file, and check that the file can be written.
 
     Raises:
         OSError: if it cannot.
-        ValueError: if it is a folder.
+        ValueError: if the path is that of a folder.
     """
     if path is None:
         return

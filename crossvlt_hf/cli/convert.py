@@ -1,4 +1,4 @@
-"""`crossvlt convert`: a checkpoint of the authors' code to one of ours."""
+"""`crossvlt convert`: convert a checkpoint of the authors' code."""
 
 import json
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Convert(Command):
         original: Checkpoint of the authors' code.
         output_dir: Folder of the converted checkpoint.
         tokenizer: Hub id or folder. The default is that of bert-base-uncased, which is built in.
-        num_attention_heads: Heads of the language encoder. By default they are 64 wide: 12 in the paper.
+        num_attention_heads: Heads of the language encoder. By default 64 wide, which makes 12 in the paper.
         fusion_head_dim: Width of a fusion head. The default is 64.
     """
 
@@ -29,7 +29,7 @@ class Convert(Command):
 
 
 def convert(options: Convert) -> None:
-    """Convert an authors' checkpoint; print one JSON line."""
+    """Convert the checkpoint, and print a JSON line about it."""
     from ..weights.original import convert_checkpoint
 
     names = ("num_attention_heads", "fusion_head_dim")

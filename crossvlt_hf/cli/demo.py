@@ -1,4 +1,4 @@
-"""`crossvlt demo`: photographs, drawn scenes and what a checkpoint makes of sentences about them; or a page."""
+"""`crossvlt demo`: segment in photographs and drawn scenes, or serve a page for the browser."""
 
 import json
 import sys
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-TILE = 384  # pixels of a picture in the panel
-SIDE = 96  # of a drawn scene
+TILE = 384  # largest side in pixels of an image in the panel
+SIDE = 96  # side in pixels of a drawn scene
 
 
 @dataclass(frozen=True)
 class Demo(Command):
-    """Segment in photographs and scenes, or serve a page for the browser.
+    """Segment in photographs and drawn scenes, or serve a page for the browser.
 
     Args:
         model: Checkpoint: a folder, a Hub id, or built-in, which is the default.
-        output: PNG of the panel.
-        seed: Seed of the scenes in the panel.
+        output: PNG file to write.
+        seed: Seed of the drawn scenes.
         device: cpu, cuda, cuda:1, mps, ...
         serve: Serve a page for the browser instead of writing the panel; needs the extra `demo`.
-        host: Address of the page; 0.0.0.0 serves it to all who can reach this machine.
-        port: Port of the page; 0 takes any free one.
+        host: Address of the page; 0.0.0.0 serves it to every machine that can reach this one.
+        port: Port of the page; 0 takes a free one.
     """
 
     model: str | None = None
@@ -43,7 +43,7 @@ class Demo(Command):
 
 
 class Question(NamedTuple):
-    """An image and a sentence about it, with what is meant and the kind of sentence where a scene was drawn for it."""
+    """An image and an expression; for drawn scenes also its target and family."""
 
     image: "Image.Image"
     expression: str
@@ -53,7 +53,7 @@ class Question(NamedTuple):
 
 
 def photograph_questions() -> Iterator[Question]:
-    """The photographs that come with the package, with the sentences chosen for them."""
+    """The photographs of the package, with expressions chosen for them."""
     from PIL import Image, ImageOps
 
     from ..publishing.page.samples import SAMPLES
@@ -65,7 +65,7 @@ def photograph_questions() -> Iterator[Question]:
 
 
 def drawn_questions(seed: int, side: int) -> Iterator[Question]:
-    """Two scenes of the test split, with three expressions of other families and other targets each."""
+    """Two scenes of the test split with three expressions each, of different families and targets."""
     from PIL import Image
 
     from ..data.refshapes import FAMILIES, make_scene
@@ -90,7 +90,6 @@ def demo(options: Demo) -> None:
 
 def _write_panel(options: Demo) -> None:
     from ..pipeline_crossvlt import ReferringImageSegmentationPipeline
-    from ..publishing.page.samples import SAMPLES
     from ..visualization import arrange
 
     model, processor = load_or_built_in(options.model, device=options.device)
@@ -105,16 +104,22 @@ def _write_panel(options: Demo) -> None:
     arrange(tiles, columns=3).save(path)
     print(f"The panel is in {path}", file=sys.stderr)
     if options.model is None:
-        missed = ", ".join(repr(text) for sample in SAMPLES for text in sample.missed)
-        print(
-            "The sentences about photographs were chosen for what the built-in checkpoint finds. Others fail, in "
-            f"these photographs too: {missed}.",
-            file=sys.stderr,
-        )
+        _tell_what_is_missed()
+
+
+def _tell_what_is_missed() -> None:
+    from ..publishing.page.samples import SAMPLES
+
+    missed = ", ".join(repr(text) for sample in SAMPLES for text in sample.missed)
+    print(
+        "The expressions for photographs were chosen because the built-in checkpoint finds their targets. Others fail "
+        f"in the same photographs: {missed}.",
+        file=sys.stderr,
+    )
 
 
 def _describe(question: Question, result: dict[str, Any]) -> dict[str, Any]:
-    """What is printed of a result: with the IoU where the truth is known."""
+    """The JSON line of a result, with the IoU where the target is known."""
     import numpy as np
 
     line = {"image": question.source, "expression": question.expression, "score": round(result["score"], 4)}

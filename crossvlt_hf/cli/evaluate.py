@@ -1,4 +1,4 @@
-"""`crossvlt evaluate`: the metrics of the paper's tables on a data set."""
+"""`crossvlt evaluate`: measure a checkpoint on a data set."""
 
 import json
 import sys
@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
+from ..checks import check_least, taking_options
 from .common import (
     DataCommand,
     Pixels,
     Png,
-    check_least,
     check_min_area,
     check_png,
     make_room,
     need_matplotlib,
     needs_extra,
     parse_settings,
-    settings_of,
 )
 
 
@@ -37,20 +36,20 @@ class Evaluate(DataCommand):
         data: refcoco, refcoco+, refcocog, ..., refshapes, or a folder.
         split: val, testA, testB, test, ...
         root: Folder of the annotations and images.
-        limit: Take only the first references.
-        protocol: Compare masks at the size that the model reads, as the paper does, or at the image's own (original).
-        merge: How the polygons of an object are merged. With reference, what two of them share is background, as in
+        limit: Use only the first references.
+        protocol: Compare masks at the input size of the model, as the paper does, or at the size of the image
+            (original).
+        merge: How to merge the polygons of an object. With reference, the overlap of two polygons is background, as in
             the authors' code.
-        truncation: How long expressions are cut. With reference they lose [SEP], as in the authors' code.
-        shuffle: Give every image the expression of another image.
-        distractors: Compare also with another object of the same image.
+        truncation: How to cut long expressions. With reference they lose [SEP], as in the authors' code.
+        shuffle: Use the expression of another image for each image.
+        distractors: Also compare with another object of the same image.
         output: JSON file of the results.
         gallery: Draw the best, the worst and random samples, and some of each family.
-        instances: Compare also the separate parts of the masks (column Pr@F).
+        instances: Also compare the connected parts of the masks (column Pr@F).
         min_area: Leave out smaller parts; implies --instances.
-        reliability: Draw how well the scores agree with the IoUs.
-        calibrate: Fit the score to these expressions, which must be validation data, and write it into the folder
-            --model.
+        reliability: Draw the reliability diagram of the scores.
+        calibrate: Fit the score to this data set, which must be validation data, and save it in the folder --model.
     """
 
     data: str
@@ -70,7 +69,7 @@ class Evaluate(DataCommand):
     calibrate: bool = False
 
     def check(self) -> None:
-        """See that numbers are in range and pictures PNGs, and that the score can be calibrated."""
+        """Check numbers and file names, and that the score can be calibrated."""
         super().check()
         check_least("--limit", self.limit, 1)
         check_min_area(self.min_area)
@@ -79,16 +78,16 @@ class Evaluate(DataCommand):
         if not self.calibrate:
             return
         if self.shuffle:
-            raise ValueError("`--calibrate` needs the right expressions; leave out --shuffle.")
+            raise ValueError("`--calibrate` needs the original expressions; leave out --shuffle.")
         if self.model is None or not (Path(self.model) / "processor_config.json").is_file():
             raise ValueError(
-                f"`--calibrate` writes into the checkpoint; `--model` must be a folder with a processor_config.json, "
-                f"got {self.model!r}."
+                "`--calibrate` changes the checkpoint: `--model` must be a folder with a processor_config.json, got "
+                f"{self.model!r}."
             )
 
 
 def evaluate(options: Evaluate) -> None:
-    """Print the row of the table and that of every family, and write them as JSON."""
+    """Print the metrics, in total and for every family, and write them as JSON."""
     with needs_extra("train"):
         from ..evaluation.run import describe_reading
         from ..evaluation.run import evaluate as evaluate_model
@@ -112,7 +111,7 @@ def evaluate(options: Evaluate) -> None:
 
 
 def _make_room(options: Evaluate) -> None:
-    """Check that every file can be written, before the evaluation starts."""
+    """Check that all files can be written, before the evaluation starts."""
     if options.gallery is not None or options.reliability is not None:
         need_matplotlib()
     for path in (options.output, options.gallery, options.reliability):
@@ -140,7 +139,7 @@ def _evaluation_options(options: Evaluate) -> "EvaluationOptions":
 def _load_data(options: Evaluate) -> Any:
     from ..data import load_data
 
-    with settings_of(options.data):
+    with taking_options(options.data, "--option"):
         dataset = load_data(
             options.data, options.split, root=options.root, merge=options.merge, **parse_settings(options.option)
         )
@@ -152,8 +151,6 @@ def _report(
 ) -> None:
     from ..evaluation.calibration import calibration_report
     from ..metrics import markdown_table
-    from ..publishing.facts import hash_weights
-    from ..weights.checkpoint import resolve_checkpoint
 
     total, families = metric.compute(), metric.compute_groups()
     print(markdown_table({f"{options.data} {options.split}": total}, "data"))
@@ -161,14 +158,8 @@ def _report(
         print(f"\n{markdown_table(families, 'family')}")
     scores = calibration_report(metric.samples, processor.score_calibration is not None)
     _print_errors(scores)
-    settings = ["data", "split", "protocol", "merge", "truncation", "shuffle", "limit", "dtype"]
-    settings += ["presence_threshold"] if "presence" in scores else []
-    settings += ["largest_part"] if options.largest_part else []
     report = {
-        "model": str(options.model or "built-in"),
-        **{setting: getattr(options, setting) for setting in settings},
-        "option": parse_settings(options.option),
-        "weights": hash_weights(resolve_checkpoint(options.model)),
+        **_describe_measurement(options, "presence" in scores),
         "image_size": list(processor.image_size),
         "hardware": hardware,
         "metrics": total,
@@ -178,6 +169,22 @@ def _report(
     path = Path(options.output)
     path.write_text(json.dumps(report, indent=2) + "\n")
     print(f"The figures are in {path}", file=sys.stderr)
+
+
+def _describe_measurement(options: Evaluate, has_head: bool) -> dict[str, Any]:
+    """Which weights were measured, and how."""
+    from ..publishing.facts import hash_weights
+    from ..weights.checkpoint import resolve_checkpoint
+
+    settings = ["data", "split", "protocol", "merge", "truncation", "shuffle", "limit", "dtype"]
+    settings += ["presence_threshold"] if has_head else []
+    settings += ["largest_part"] if options.largest_part else []
+    return {
+        "model": str(options.model or "built-in"),
+        **{setting: getattr(options, setting) for setting in settings},
+        "option": parse_settings(options.option),
+        "weights": hash_weights(resolve_checkpoint(options.model)),
+    }
 
 
 def _print_errors(scores: dict[str, Any]) -> None:
@@ -200,7 +207,7 @@ def _judge_scores(options: Evaluate, metric: "ReferringSegmentationMetric", proc
 
 
 def _calibrate(folder: str, metric: "ReferringSegmentationMetric") -> None:
-    """Fit the score to what was measured, and write it into the checkpoint."""
+    """Fit the score to the samples, and save it in the checkpoint."""
     import numpy as np
 
     from ..evaluation.calibration import calibration_error, fit_score, save_calibration
@@ -212,7 +219,7 @@ def _calibrate(folder: str, metric: "ReferringSegmentationMetric") -> None:
     save_calibration(folder, points)
     error = calibration_error(np.interp(estimates, *np.transpose(points)).tolist(), ious)
     print(
-        f"The score calibration is in {folder}; on {counted(len(answered), 'answer')} that it was fitted on the error "
-        f"is now {100 * (error or 0):.2f} %. Measure it on others.",
+        f"The score calibration is in {folder}; its error is now {100 * (error or 0):.2f} % on the "
+        f"{counted(len(answered), 'mask')} that it was fitted to. Measure it on other data.",
         file=sys.stderr,
     )

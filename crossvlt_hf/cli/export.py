@@ -1,4 +1,4 @@
-"""`crossvlt export`: a checkpoint as ONNX, or as a program of `torch.export`."""
+"""`crossvlt export`: write a checkpoint as ONNX, or as a program of `torch.export`."""
 
 import json
 import sys
@@ -18,9 +18,9 @@ class Export(Command):
     Args:
         output: A new folder, or that of an earlier export.
         model: Checkpoint: a folder, a Hub id, or built-in, which is the default.
-        format: Kind of file.
-        opset: Version of the ONNX operators. The default is the exporter's own.
-        overwrite: Write also into a folder of other files.
+        format: File format.
+        opset: ONNX operator set. The default is that of the exporter.
+        overwrite: Write into a folder with other files.
     """
 
     output: Annotated[str, arg(metavar="FOLDER")]
@@ -31,7 +31,7 @@ class Export(Command):
 
 
 def export(options: Export) -> None:
-    """Write the folder, and print a JSON line for each size and number of words at which it was checked."""
+    """Write the folder, and print a JSON line for each check."""
     if options.format == "onnx":
         with needs_extra("export"):
             for name in ("onnx", "onnxscript", "onnxruntime"):
@@ -51,4 +51,4 @@ def export(options: Export) -> None:
     for check in summary["checks"]:
         print(json.dumps(check))
     least = min(check["agreement"] for check in summary["checks"])
-    print(f"{options.output}/{summary['file']} gives the model's mask on {least:.4%} of the pixels", file=sys.stderr)
+    print(f"{options.output}/{summary['file']} agrees with the model on {least:.4%} of the pixels", file=sys.stderr)

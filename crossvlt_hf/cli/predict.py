@@ -1,15 +1,20 @@
-"""`crossvlt predict`: the masks of a whole data set, in shards."""
+"""`crossvlt predict`: segment a whole data set, into shards."""
 
 import json
 import sys
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from .common import DataCommand, check_known, check_least, check_probability, needs_extra, parse_settings, settings_of
+from ..checks import check_known, check_least, taking_options
+from .common import DataCommand, check_probability, needs_extra, parse_settings
+
+
+if TYPE_CHECKING:
+    from ..prediction import PredictionOptions
 
 
 FORMATS = ("jsonl", "parquet")
@@ -38,9 +43,9 @@ class Predict(DataCommand):
         image_column: Column of the images. By default image, file_name, ...
         text_column: Column of the expressions. By default expressions, text, ...
         format: Format of the shards: jsonl or parquet.
-        shard_size: Rows of a shard.
-        threshold: Least probability of the object in a pixel of the mask. By default the likelier class wins.
-        on_error: What to do at an unreadable row: stop names file and line; skip records it in the column `error`.
+        shard_size: Rows per shard.
+        threshold: Lowest probability of the object for a pixel of the mask. The default is 0.5.
+        on_error: At an unreadable row, stop and name file and line, or skip it and record the error in its line.
     """
 
     data: Positional[Annotated[str, arg(metavar="DATA")]]
@@ -56,7 +61,7 @@ class Predict(DataCommand):
     on_error: str = "stop"
 
     def check(self) -> None:
-        """See that settings are name=value, and numbers in range."""
+        """Check that settings are name=value and numbers in range."""
         super().check()
         check_known("file_format", self.format, FORMATS)
         check_known("on_error", self.on_error, ON_ERROR)
@@ -65,7 +70,7 @@ class Predict(DataCommand):
 
 
 def _identify(source: str | Path, model: Any) -> str:
-    """What tells a checkpoint from others of its name."""
+    """A hash of the files of a checkpoint folder, or the commit of one from the Hub."""
     folder = Path(source)
     if not folder.is_dir():
         return str(getattr(model.config, "_commit_hash", None))
@@ -78,19 +83,19 @@ def _identify(source: str | Path, model: Any) -> str:
 
 
 def _report(requests: Any, reading: str) -> None:
-    """Say what is not predicted, and what is not read."""
+    """Print which files are skipped, and which words are unknown."""
     from ..prediction import ImageRequests, some_names
 
     if isinstance(requests, ImageRequests) and (others := requests.passed_over):
         files = "1 file that is not an image" if len(others) == 1 else f"{len(others)} files that are not images"
-        print(f"Passed over {files}: {some_names(others)}", file=sys.stderr)
+        print(f"Skipped {files}: {some_names(others)}", file=sys.stderr)
     print(reading, file=sys.stderr)
 
 
 def _open_requests(options: Predict) -> Any:
     from ..prediction import open_requests
 
-    with settings_of(options.data):
+    with taking_options(options.data, "--option"):
         return open_requests(
             options.data,
             split=options.split,
@@ -102,14 +107,10 @@ def _open_requests(options: Predict) -> Any:
         )
 
 
-def predict(options: Predict) -> None:
-    """Write the shards; print the counts as a line of JSON."""
-    with needs_extra("train"):
-        from ..prediction import PredictionOptions, describe_reading
-        from ..prediction import predict as predict_rows
-        from ..weights.checkpoint import resolve_checkpoint
+def _prediction_options(options: Predict) -> "PredictionOptions":
+    from ..prediction import PredictionOptions
 
-    choices = PredictionOptions(
+    return PredictionOptions(
         batch_size=options.batch_size,
         shard_size=options.shard_size,
         file_format=options.format,
@@ -120,11 +121,13 @@ def predict(options: Predict) -> None:
         workers=options.workers,
         progress=True,
     )
-    requests = _open_requests(options)
-    state, model, processor = options.load()
-    if state.is_main_process:
-        _report(requests, describe_reading(processor, requests))
-    job = {
+
+
+def _describe_job(options: Predict, model: Any) -> dict[str, Any]:
+    """What the predictions depend on besides their options."""
+    from ..weights.checkpoint import resolve_checkpoint
+
+    return {
         "model": str(options.model or "built-in"),
         "checkpoint": _identify(resolve_checkpoint(options.model), model),
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -132,10 +135,23 @@ def predict(options: Predict) -> None:
         "split": options.split,
         "batch_size": options.batch_size,
     }
+
+
+def predict(options: Predict) -> None:
+    """Write the shards, and print the counts as a JSON line."""
+    with needs_extra("train"):
+        from ..prediction import describe_reading
+        from ..prediction import predict as predict_rows
+
+    choices, requests = _prediction_options(options), _open_requests(options)
+    state, model, processor = options.load()
+    if state.is_main_process:
+        _report(requests, describe_reading(processor, requests))
+    job = _describe_job(options, model)
     try:
         counts = predict_rows(model, processor, requests, options.output, choices, job)
     except (KeyboardInterrupt, SystemExit):
-        print(f"\nFinished shards are in {options.output}; the same command goes on.", file=sys.stderr)
+        print(f"\nFinished shards are in {options.output}; rerun the command to resume.", file=sys.stderr)
         raise
     if counts is not None:
         print(json.dumps({"output": options.output, "rows": len(requests), **counts}))

@@ -1,4 +1,4 @@
-"""`crossvlt publish`: a checkpoint to the Hub, or to a folder that is ready for it."""
+"""`crossvlt publish`: upload a checkpoint to the Hub, or write a folder that is ready for it."""
 
 import sys
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ class Publish(Command):
         repo_id: Name of the repository on the Hub: owner/name.
         folder: Write the repository to this folder instead of uploading it.
         results: Report of `crossvlt evaluate` for the card; may be repeated.
-        about: What the card says about the checkpoint, see crossvlt_hf.publishing.facts.About.
+        about: YAML file of statements for the card, see crossvlt_hf.publishing.facts.About.
         private: Make a new repository private.
-        revision: Branch, which is made if it does not exist.
+        revision: Branch; it is created if it does not exist.
         create_pr: Open a pull request instead of a commit.
         overwrite_card: Replace a card that was written by hand.
         token: Token of the Hub. By default HF_TOKEN, or that of `hf auth login`.
-        message: Message of the commit.
+        message: Commit message.
     """
 
     checkpoint: Positional[Annotated[str, arg(metavar="CHECKPOINT")]]
@@ -41,7 +41,7 @@ class Publish(Command):
 
 
 def publish(options: Publish) -> None:
-    """Upload, and print the address; or write the folder."""
+    """Upload and print the URL, or write the folder."""
     if options.folder is not None:
         _write(options, options.folder)
         return
@@ -69,6 +69,6 @@ def _write(options: Publish, folder: str) -> None:
     model, processor = load_checkpoint(options.checkpoint)
     evidence = read_evidence(options.checkpoint, options.about, options.results)
     print(write_repository(model, processor, folder, model_id=options.repo_id, evidence=evidence))
-    print("Its card is README.md; what only you can say goes into about.yaml.", file=sys.stderr)
+    print("Its card is README.md; add what only you know to about.yaml.", file=sys.stderr)
     if evidence.about.license is None:
         print("The card states no licence: set `license` in about.yaml.", file=sys.stderr)

@@ -1,12 +1,18 @@
-"""`crossvlt refer`: referring expressions from the labels that people have."""
+"""`crossvlt refer`: make referring expressions from labelled objects."""
 
 import sys
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from tyro.conf import Positional, arg
 
-from .common import Command, Settings, check_settings, needs_extra, parse_settings, settings_of
+from ..checks import taking_options
+from .common import Command, Settings, checked_settings, needs_extra, parse_settings
+
+
+if TYPE_CHECKING:
+    from ..data.objects import ReferOptions
+    from ..data.objects.references import Report
 
 
 Form = Literal["coco", "yolo", "labelme", "voc", "hub"]
@@ -23,20 +29,20 @@ class Refer(Command):
     Args:
         labels: COCO JSON; folder of YOLO, LabelMe or Pascal VOC; parquet file; or Hub id.
         output: A new folder.
-        images: Folder of the images. By default where the form of the labels has it.
+        images: Folder of the images. By default the usual one for this form.
         form: Form of the labels. By default it is detected.
         option: Setting of the reader of this form; may be repeated.
-        split: Split of the references, and of a data set that has several; train by default.
+        split: Split of the data set, and of the references. The default is train.
         families: Families of expressions. The default is all.
-        per_family: Expressions of each family and image.
-        per_image: Most expressions of an image. By default there is no limit.
-        least_area: Share of the image that an object must cover to be referred to.
+        per_family: Most expressions per family and image.
+        per_image: Most expressions per image. By default there is no limit.
+        least_area: Smallest target, as a share of the image.
         colours: Do not decode the images, and make no expressions with colours.
-        incomplete: Objects of the named classes may be unlabelled: only nouns, attributes and places are used, marked
-            as uncertain.
-        on_error: What to do at a broken row.
-        copy: Copy the images; by default they are linked.
-        sheet: Examples on the contact sheet.
+        incomplete: Objects of the named classes may be unlabelled. Makes only nouns, attributes and places, marked as
+            uncertain.
+        on_error: What to do at an unreadable row.
+        copy: Copy the images instead of linking to them.
+        sheet: Number of examples on the contact sheet.
         seed: Seed of the choice of objects and expressions.
     """
 
@@ -58,18 +64,14 @@ class Refer(Command):
     seed: int = 0
 
     def check(self) -> None:
-        """See that the settings are name=value."""
-        check_settings(self.option)
+        """Check that settings are name=value."""
+        checked_settings(self.option, "`--option` ")
 
 
-def refer(options: Refer) -> None:
-    """Write the folder, and say what became of the objects."""
-    with needs_extra("train"):
-        from ..data.objects import ReferOptions, load_objects, write_references
-        from ..data.objects.read import detect_form
+def _refer_options(options: Refer) -> "ReferOptions":
+    from ..data.objects import ReferOptions
 
-    form = options.form or detect_form(options.labels)
-    choices = ReferOptions(
+    return ReferOptions(
         families=list(options.families),
         per_family=options.per_family,
         per_image=options.per_image,
@@ -79,7 +81,16 @@ def refer(options: Refer) -> None:
         seed=options.seed,
         on_error=options.on_error,
     )
-    with settings_of(options.labels):
+
+
+def refer(options: Refer) -> None:
+    """Write the folder, and print counts of images, objects and expressions."""
+    with needs_extra("train"):
+        from ..data.objects import load_objects, write_references
+        from ..data.objects.read import detect_form
+
+    form, choices = options.form or detect_form(options.labels), _refer_options(options)
+    with taking_options(options.labels, "--option"):
         source = load_objects(
             options.labels,
             form=form,
@@ -90,12 +101,16 @@ def refer(options: Refer) -> None:
     report = write_references(
         source, options.output, choices, split=options.split or "train", copy=options.copy, sheet=options.sheet
     )
-    print(f"images: {_listed(report.images)}, could not be read {len(report.broken)}")
+    _print_report(report)
+    print(f"References, report.json and contact_sheet.png are in {options.output}", file=sys.stderr)
+
+
+def _print_report(report: "Report") -> None:
+    print(f"images: {_listed(report.images)}, unreadable {len(report.broken)}")
     print(f"objects: {_listed(report.objects)}")
     print(f"left out: {_listed(dict(report.left_out.most_common())) or 'none'}")
     print(f"expressions: {report.families.total()} ({_listed(dict(report.families.most_common()))})")
     print(f"words: {len(report.words)}")
-    print(f"References, report.json and contact_sheet.png are in {options.output}", file=sys.stderr)
 
 
 def _listed(counts: Any) -> str:

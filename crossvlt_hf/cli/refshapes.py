@@ -1,4 +1,4 @@
-"""`crossvlt refshapes`: scenes of RefShapes as a folder in the format of the user's own data."""
+"""`crossvlt refshapes`: write scenes of RefShapes as a folder that `load_folder` reads."""
 
 import sys
 from collections.abc import Sequence
@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from .common import Command, needs_extra, strict_number
+from ..checks import read_number
+from .common import Command, needs_extra
 
 
 Family = Literal[
@@ -24,13 +25,13 @@ class Refshapes(Command):
     Args:
         output: A new folder.
         scenes: Number of scenes.
-        expressions: Expressions of each scene, each for another object.
+        expressions: Expressions per scene, each with another target.
         split: Split of RefShapes.
-        side: Side of a picture, in pixels.
+        side: Side of the images, in pixels.
         seed: Seed of the scenes.
-        family: Family of all expressions. By default six take turns.
+        family: Family of all expressions. By default six families take turns.
         families: Families of the expressions, with their shares; the names are those of --family.
-        objects: Fewest and most objects of a scene.
+        objects: Fewest and most objects per scene.
         sheet: Draw a contact sheet of the first 36 scenes.
     """
 
@@ -46,12 +47,12 @@ class Refshapes(Command):
     sheet: Annotated[str | None, arg(metavar="PNG")] = None
 
     def check(self) -> None:
-        """See that families have shares that are numbers."""
+        """Check that the shares of families are numbers."""
         parse_families(self.families or ())
 
 
 def parse_families(settings: Sequence[str]) -> dict[str, float]:
-    """`name` or `name=share` settings.
+    """Parse `name` or `name=share` settings.
 
     Raises:
         ValueError: if a share is not a number, or a family is named twice.
@@ -60,16 +61,16 @@ def parse_families(settings: Sequence[str]) -> dict[str, float]:
     for setting in settings:
         name, equals, share = setting.partition("=")
         if name in shares:
-            raise ValueError(f"--families names {name!r} twice; give each family once.")
+            raise ValueError(f"`--families` has {name!r} twice; give each family once.")
         try:
-            shares[name] = strict_number(float, share) if equals else 1.0
+            shares[name] = read_number(float, share) if equals else 1.0
         except ValueError as error:
-            raise ValueError(f"--families has {setting!r}; give a name, or name=share with a number.") from error
+            raise ValueError(f"`--families` must be names or name=share with a number, got {setting!r}.") from error
     return shares
 
 
 def refshapes(options: Refshapes) -> None:
-    """Write the folder and, where asked for, the contact sheet."""
+    """Write the folder and, on request, the contact sheet."""
     with needs_extra("train"):
         from ..data import write_folder
         from ..data.refshapes.dataset import load_refshapes

@@ -1,4 +1,4 @@
-"""`crossvlt segment`: masks of what expressions refer to in an image."""
+"""`crossvlt segment`: segment what expressions refer to in an image."""
 
 import json
 import re
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from ..modeling_crossvlt import CrossVLTModel
     from ..processing_crossvlt import CrossVLTProcessor
+    from ..visualization import Explanation
 
 
 @dataclass(frozen=True)
@@ -38,20 +39,21 @@ class Segment(Command):
 
     Args:
         image: Path or URL.
-        expressions: Such as "the cup left of the spoon"; one mask is written for each.
-        model: Checkpoint: a folder or a Hub id. The default is the built-in one, which knows few things.
+        expressions: Such as "the cup left of the spoon"; a mask is written for each.
+        model: Checkpoint: a folder or a Hub id. The default is the built-in one, which knows few words.
         output: Folder for masks and overlay.
         device: cpu, cuda, cuda:1, mps, ...
         dtype: Floating-point type of the model; auto is that of the file.
-        threshold: Least probability of the object in a pixel of the mask. By default the likelier class wins.
-        presence_threshold: Least probability that the object is in the image; below it the mask is empty. auto: a
-            half for models with a presence head. none: the mask is never emptied.
-        largest_part: Keep only the largest connected part of each mask, and print how many there were.
-        instances: List the separate parts of each mask.
+        threshold: Lowest probability of the object for a pixel of the mask. The default is 0.5.
+        presence_threshold: Lowest probability that the image has a target; below it the mask is empty. auto: 0.5 for
+            models with a presence head. none: no mask is emptied.
+        largest_part: Keep only the largest connected part of each mask, and print how many parts there were.
+        instances: List the connected parts of each mask.
         min_area: Leave out smaller parts; implies --instances.
-        explain: Write beside each mask a figure of what the model read in every stage.
-        explain_word: Show where this word looked; implies --explain. By default the word that the object read most.
-        explain_pixel: Show which words this pixel read; implies --explain. By default those that the object read.
+        explain: Write a figure of alignment and attention in every stage beside each mask.
+        explain_word: Show the attention of this word; implies --explain. By default the word with most of the
+            object's attention.
+        explain_pixel: Show the attention of this pixel to the words; implies --explain. By default that of the object.
     """
 
     image: Positional[Annotated[str, arg(metavar="IMAGE")]]
@@ -71,11 +73,11 @@ class Segment(Command):
 
     @property
     def explains(self) -> bool:
-        """Whether figures are written."""
+        """Whether to write figures."""
         return self.explain or self.explain_word is not None or self.explain_pixel is not None
 
     def check(self) -> None:
-        """See that numbers are in range, and that the image is not overwritten."""
+        """Check that numbers are in range, and that the image is not overwritten."""
         check_probability("threshold", self.threshold)
         check_probability("presence_threshold", self.presence_threshold)
         check_min_area(self.min_area)
@@ -83,19 +85,19 @@ class Segment(Command):
         self.outputs()
 
     def pixel(self) -> tuple[int, int] | None:
-        """The (x, y) that `--explain-pixel` says."""
+        """The (x, y) of `--explain-pixel`."""
         if self.explain_pixel is None:
             return None
         if not re.fullmatch(r"\s*\d+\s*,\s*\d+\s*", self.explain_pixel, re.ASCII):
             raise ValueError(
-                f"--explain-pixel is {self.explain_pixel!r}; give X,Y in whole pixels from the top left, such as "
-                "120,80."
+                "`--explain-pixel` must be X,Y in pixels from the top left, such as 120,80, got "
+                f"{self.explain_pixel!r}."
             )
         x, y = map(int, self.explain_pixel.split(","))
         return x, y
 
     def outputs(self) -> tuple[list["_Output"], Path]:
-        """The files of every expression, and the overlay, none of which may be the image itself."""
+        """The files to write for every expression, and the overlay; none may be the image itself."""
         folder, stem = Path(self.output), _slug(Path(self.image).stem)
         names = [f"{stem}-{n}-{_slug(text)}" for n, text in enumerate(self.expressions, start=1)]
         outputs = [
@@ -110,14 +112,14 @@ class Segment(Command):
 
 
 class _Output(NamedTuple):
-    """Where the files of an expression go."""
+    """The files of an expression."""
 
     mask: Path
     explanation: Path | None
 
 
 def _slug(expression: str) -> str:
-    """What of an expression can stand in a file name: at most 40 bytes of it."""
+    """An expression as part of a file name: letters and digits, at most 40 bytes."""
     words = re.sub(r"\W+", "-", expression.lower()).strip("-")
     return words.encode()[:40].decode(errors="ignore") or "expression"
 
@@ -127,7 +129,7 @@ def _speaks_unicode() -> bool:
 
 
 def _check_explanation(options: Segment, image: "Image.Image") -> None:
-    """See that figures can be drawn, and that the pixel is in the image, before the model is loaded."""
+    """Check that figures can be drawn and that the pixel is in the image, before the model is loaded."""
     if not options.explains:
         return
     from ..visualization.explanation import check_pixel
@@ -148,7 +150,7 @@ def _check_word(options: Segment, processor: "CrossVLTProcessor") -> None:
 
 @contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
-    """Print warnings without the line of code that gave them."""
+    """Print warnings without the line of code that raised them."""
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always", UserWarning)
         yield
@@ -156,60 +158,62 @@ def _warnings_in_one_line() -> Iterator[None]:
         print(f"Warning: {warning.message}", file=sys.stderr)
 
 
+def _run(
+    options: Segment, model: "CrossVLTModel", processor: "CrossVLTProcessor", image: "Image.Image"
+) -> tuple[list[dict[str, Any]], list["Explanation"]]:
+    """Run the model once; return the results and, on request, their explanations."""
+    from ..pipeline_crossvlt import ReferringImageSegmentationPipeline
+
+    pipeline = ReferringImageSegmentationPipeline(model=model, processor=processor, device=model.device)
+    choices = {
+        "threshold": options.threshold,
+        "presence_threshold": options.presence_threshold,
+        "largest_part": options.largest_part,
+        "instances": options.instances or options.min_area is not None,
+        "min_area": options.min_area,
+    }
+    with _warnings_in_one_line():
+        if not options.explains:
+            return pipeline(image, text=list(options.expressions), **choices), []
+        from ..visualization import segment_and_explain
+
+        return segment_and_explain(pipeline, image, options.expressions, **choices)
+
+
 def segment(options: Segment) -> None:
     """Write a mask for each expression and one overlay; print a JSON line for each expression."""
-    from ..pipeline_crossvlt import ReferringImageSegmentationPipeline
     from ..processing_crossvlt import pair_expressions, to_rgb
     from ..visualization.overlay import overlay
 
     image = to_rgb(options.image)
-    pair_expressions(1, list(options.expressions))  # all of them, before the first is segmented
+    pair_expressions(1, list(options.expressions))  # check all of them first
     _check_explanation(options, image)
     outputs, picture = options.outputs()
     model, processor = load_or_built_in(options.model, device=options.device, dtype=options.dtype)
     _check_word(options, processor)
-    pipeline = ReferringImageSegmentationPipeline(model=model, processor=processor, device=model.device)
     picture.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    with _warnings_in_one_line():
-        results = pipeline(
-            image,
-            text=list(options.expressions),
-            threshold=options.threshold,
-            presence_threshold=options.presence_threshold,
-            largest_part=options.largest_part,
-            instances=options.instances or options.min_area is not None,
-            min_area=options.min_area,
-        )
+    results, explanations = _run(options, model, processor, image)
     seconds = (time.perf_counter() - start) / len(results)
-    for expression, result, output in zip(options.expressions, results, outputs, strict=True):
+    for number, (result, output) in enumerate(zip(results, outputs, strict=True)):
         result["mask"].save(output.mask)
         line = _describe(result, seconds, output.mask)
         if output.explanation is not None:
-            _explain(options, model, processor, image, expression, output.explanation)
+            _draw_explanation(options, explanations[number], output.explanation)
             line["explanation"] = str(output.explanation)
         print(json.dumps(line, ensure_ascii=not _speaks_unicode()), flush=True)
-    masks, scores = [result["mask"] for result in results], [result["score"] for result in results]
-    overlay(image, masks, list(options.expressions), scores).save(picture)
+    overlay(image, results).save(picture)
     print(f"The overlay is in {picture}", file=sys.stderr)
 
 
-def _explain(
-    options: Segment,
-    model: "CrossVLTModel",
-    processor: "CrossVLTProcessor",
-    image: "Image.Image",
-    expression: str,
-    path: Path,
-) -> None:
-    from ..visualization import explain, explanation_figure
+def _draw_explanation(options: Segment, explanation: "Explanation", path: Path) -> None:
+    from ..visualization import explanation_figure
 
-    explanation = explain(model, processor, image, expression, threshold=options.threshold)
     explanation_figure(explanation, word=options.explain_word, pixel=options.pixel()).save(path)
 
 
 def _describe(result: dict[str, Any], seconds: float, mask: Path) -> dict[str, Any]:
-    """What is printed of a result; `seconds` is the mean over the expressions."""
+    """The JSON line of a result; `seconds` is the mean over the expressions."""
     return {
         "expression": result["label"],
         "score": round(result["score"], 4),

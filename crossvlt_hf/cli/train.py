@@ -1,29 +1,24 @@
-"""`crossvlt train`: training in this process, or in several that Accelerate launches."""
+"""`crossvlt train`: train in this process, or in several processes launched by Accelerate."""
 
 import logging
 import os
 import signal
 import subprocess
+from argparse import Namespace
 from dataclasses import dataclass
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from .common import Command, needs_extra
-
-
-def _settings(texts: list[str]) -> tuple[str, ...]:
-    for text in texts:
-        if "=" not in text:
-            raise ValueError(f"must be name=value, got {text!r}.")
-    return tuple(texts)
+from ..checks import check_least
+from .common import Command, checked_settings, needs_extra
 
 
 SETTINGS = PrimitiveConstructorSpec(
     nargs="*",
     metavar="NAME=VALUE ...",
-    instance_from_str=_settings,
+    instance_from_str=checked_settings,
     is_instance=lambda value: isinstance(value, tuple),
     str_from_instance=list,
 )
@@ -31,7 +26,7 @@ SETTINGS = PrimitiveConstructorSpec(
 
 @dataclass(frozen=True)
 class Train(Command):
-    """Train on data sets or your own folder, as a YAML file says.
+    """Train on data sets or your own folder, configured by a YAML file.
 
     Examples:
         crossvlt train refcoco data.root=DATA model.image_size=448
@@ -39,11 +34,11 @@ class Train(Command):
         accelerate launch -m crossvlt_hf train my.yaml optimization.batch_size=24
 
     Args:
-        config: A YAML file, or the name of a configuration of the package.
-        settings: Settings that replace those of the file.
-        resume: Continue from the last checkpoint, if there is one.
-        processes: Number of processes, one for each GPU. By default only this process trains.
-        accelerate_config: File of `accelerate config`, for FSDP and the like.
+        config: YAML file, or name of a configuration of the package.
+        settings: Settings that override the file.
+        resume: Resume from the last checkpoint, if there is one.
+        processes: Number of processes, one per GPU. By default only this process trains.
+        accelerate_config: File written by `accelerate config`, for example for FSDP.
     """
 
     config: Positional[Annotated[str, arg(metavar="CONFIG")]]
@@ -53,13 +48,12 @@ class Train(Command):
     accelerate_config: Annotated[str | None, arg(metavar="YAML")] = None
 
     def check(self) -> None:
-        """See that there is a process to train in."""
-        if self.processes is not None and self.processes < 1:
-            raise ValueError(f"`--processes` must be 1 or more, got {self.processes}.")
+        """Check the number of processes."""
+        check_least("--processes", self.processes, 1)
 
 
 def train(options: Train) -> int | None:
-    """Train here, or in processes of their own, whose exit code is returned."""
+    """Train in this process, or in new processes and return their exit code."""
     with needs_extra("train"):
         from ..training import TrainingRun, load_config
         from ..training.build import check_config
@@ -68,29 +62,36 @@ def train(options: Train) -> int | None:
     if options.processes is None and options.accelerate_config is None:
         TrainingRun(config, resume=options.resume).run()
         return None
-    check_config(config, options.processes)  # once, not in each of them
+    check_config(config, options.processes)  # once, not in each process
     return _train_in_processes(options)
 
 
-def _train_in_processes(options: Train) -> int:
-    """Do what `accelerate launch` does, without its tracebacks below what the processes say; the exit code."""
+def _launch_arguments(options: Train) -> Namespace:
+    """The arguments of `accelerate launch`."""
     import torch
-    from accelerate.commands.launch import launch_command, launch_command_parser
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from accelerate.commands.launch import launch_command_parser
 
     launch = ["--config_file", options.accelerate_config] if options.accelerate_config else ["--multi_gpu"]
     if options.processes is not None:
         launch += ["--num_processes", str(options.processes)]
     if not torch.cuda.is_available():
-        os.environ["ACCELERATE_USE_CPU"] = "true"  # else each process would train a model of its own
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # otherwise each process would train its own model
     command = ["train", options.config, *options.settings, *(["--resume"] if options.resume else [])]
-    parsed = launch_command_parser().parse_args([*launch, "--module", "crossvlt_hf", *command])
-    # Ctrl-C reaches a single process, too, which finishes its step and saves; several get it from torch's launcher
+    return launch_command_parser().parse_args([*launch, "--module", "crossvlt_hf", *command])
+
+
+def _train_in_processes(options: Train) -> int:
+    """Run `accelerate launch` without its tracebacks, and return the exit code."""
+    from accelerate.commands.launch import launch_command
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    arguments = _launch_arguments(options)
+    # Ctrl-C also reaches the process, which finishes its step and saves; several get it from torch's launcher
     before = signal.signal(signal.SIGINT, lambda *_: None)
-    logging.disable(logging.ERROR)  # which process failed, at length
+    logging.disable(logging.ERROR)  # the launcher's long report on the failed process
     try:
-        launch_command(parsed)
+        launch_command(arguments)
     except subprocess.CalledProcessError as error:
         return error.returncode if error.returncode >= 0 else 128 - error.returncode
     except ChildFailedError as error:

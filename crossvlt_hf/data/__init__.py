@@ -1,6 +1,6 @@
 """Data sets for training and evaluation.
 
-Names are imported when they are asked for: RefShapes' scenes need numpy and Pillow only, all else the extra `train`.
+Names are imported on first use: scenes of RefShapes need only numpy and Pillow, everything else the extra `train`.
 """
 
 import lazy_loader

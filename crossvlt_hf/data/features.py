@@ -1,8 +1,8 @@
-"""The types of the columns `image` and `mask`, which `datasets` stores packed and decodes when a row is read.
+"""Feature types of the columns `image` and `mask`: stored packed, decoded when a row is read.
 
-As decoding belongs to the type of a column, it survives whatever `datasets` does with rows and columns: selecting,
-renaming, joining, mapping, saving. Everything that decoding needs is in the cell, so that rows of all readers have the
-same types. Importing this module (or any reader) makes the types known to `datasets.load_from_disk`.
+Because the feature type decodes, all operations of `datasets` keep working: selecting, renaming, joining, mapping,
+saving. A cell holds everything that is needed to decode it, so rows of all readers have the same types. Importing this
+module (or any reader) registers the types for `datasets.load_from_disk`.
 """
 
 import warnings
@@ -24,14 +24,14 @@ from .masks import decode_mask, pack_mask, unpack
 
 
 def register(feature: type) -> None:
-    """Make a type of column known to `datasets`, which saves it by its `_type`."""
+    """Register a feature type with `datasets`, which saves it by its `_type`."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that the function is experimental
+        warnings.simplefilter("ignore", UserWarning)  # the function is experimental
         register_feature(feature, feature._type)  # type: ignore[attr-defined]
 
 
 def open_picture(picture: dict[str, Any], name: str = "The file in a row") -> Image.Image:
-    """The image of a cell {"bytes", "path"}, loaded and otherwise as its file has it.
+    """Load the image of a cell {"bytes", "path"}, without converting it.
 
     Raises:
         OSError: if the file is missing or broken.
@@ -47,18 +47,18 @@ def open_picture(picture: dict[str, Any], name: str = "The file in a row") -> Im
 
 
 def _children(array: pa.StructArray, names: pa.StructType) -> list[pa.Array]:
-    """The fields of a struct array by the names of another type; nulls where it has no such field."""
+    """The fields of a struct array, ordered as in another type; nulls for missing fields."""
     found = dict(zip((entry.name for entry in array.type), array.flatten(), strict=True))
     return [found.get(entry.name, pa.nulls(len(array), entry.type)) for entry in names]
 
 
 @dataclass
 class Picture:
-    """A column of images that are read as (width, height) RGB `PIL.Image.Image`: see `to_rgb`.
+    """Feature type of images, which are read as RGB `PIL.Image.Image`: see `to_rgb`.
 
-    A cell holds `bytes` or `path`; `upright`, whether to turn the image as its EXIF data say (the annotations of COCO
-    belong to the pixels as they are stored); `height` and `width` of its mask, which it must agree with, where known;
-    and `where`, the file and row for messages.
+    A cell holds `bytes` or `path`; `upright`, whether to apply the EXIF orientation (COCO's annotations refer to the
+    stored pixels); `height` and `width` of its mask, if known, which the image must have; and `where`, file and row
+    for messages.
     """
 
     decode: bool = True
@@ -77,23 +77,23 @@ class Picture:
     _type: str = field(default="CrossVLTPicture", init=False, repr=False)
 
     def __call__(self) -> pa.DataType:
-        """The type of a cell as it is stored."""
+        """The Arrow type of a cell."""
         return self.pa_type
 
     def flatten(self) -> "Picture":
-        """Itself: a cell is one thing, also for `Dataset.flatten`."""
+        """Return itself: `Dataset.flatten` must not split a cell."""
         return self
 
     def encode_example(self, value: Any) -> dict[str, Any]:
-        """A cell from a cell, or from whatever `datasets.Image` takes: path, bytes, PIL image, array."""
+        """Make a cell of a cell, or of anything that `datasets.Image` takes: path, bytes, PIL image, array."""
         if isinstance(value, dict) and "where" in value:
             return value
-        # what `datasets` stores of a PIL image is upright only when it is read so
+        # `datasets` stores a PIL image with its EXIF orientation
         empty = dict.fromkeys(entry.name for entry in self.pa_type)
         return {**empty, "upright": True, **ImageFeature().encode_example(value)}
 
     def decode_example(self, value: Any, token_per_repo_id: dict[str, Any] | None = None) -> Image.Image:
-        """The image of a cell.
+        """Decode the image of a cell.
 
         Raises:
             OSError: if the file is missing or broken.
@@ -107,7 +107,7 @@ class Picture:
             picture = to_rgb(opened, upright=bool(value.get("upright")))
         except ValueError as error:  # arrays that are not images, as TIFF files may hold
             raise ValueError(f"{where}: {error}") from error
-        picture.info.clear()  # else whoever is given it might turn it
+        picture.info.clear()  # EXIF data, which a later reader could apply again
         expected = value.get("height"), value.get("width")
         if None not in expected and expected != (picture.height, picture.width):
             raise ValueError(
@@ -117,7 +117,7 @@ class Picture:
         return picture
 
     def cast_storage(self, storage: pa.Array) -> pa.Array:
-        """Cells from stored cells, or from the storage that `datasets.Image` takes."""
+        """Make cells of stored cells, or of the storage of `datasets.Image`."""
         own = pa.types.is_struct(storage.type) and storage.type.get_field_index("upright") >= 0
         storage = storage if own else ImageFeature().cast_storage(storage)
         parts = dict(zip((entry.name for entry in self.pa_type), _children(storage, self.pa_type), strict=True))
@@ -127,7 +127,7 @@ class Picture:
         return array_cast(storage, self.pa_type)
 
     def embed_storage(self, storage: pa.Array, local_files: bool = True, **_: Any) -> pa.Array:
-        """Cells with the bytes of the files that they name, for data sets that leave this machine."""
+        """Read the files into the cells, for data sets that leave this machine."""
         cells = storage.to_pylist()
         for cell in cells if local_files else ():
             if cell is not None and cell["bytes"] is None:
@@ -137,10 +137,10 @@ class Picture:
 
 @dataclass
 class Mask:
-    """A column of masks that are read as (height, width) uint8: 1 on what is meant, 0 off it, 255 ignored.
+    """Feature type of masks, which are read as (height, width) uint8: 1 on the target, 0 off it, 255 ignored.
 
-    A cell holds `packed` (see `masks.pack`), `merge` (see `masks.decode_segmentation`), and `where`, the file and row
-    for messages.
+    A cell holds `packed` (see `masks.pack`), `merge` (see `masks.decode_segmentation`), and `where`, file and row for
+    messages.
     """
 
     decode: bool = True
@@ -152,18 +152,18 @@ class Mask:
     _type: str = field(default="CrossVLTMask", init=False, repr=False)
 
     def __call__(self) -> pa.DataType:
-        """The type of a cell as it is stored."""
+        """The Arrow type of a cell."""
         return self.pa_type
 
     def flatten(self) -> "Mask":
-        """Itself: a cell is one thing, also for `Dataset.flatten`."""
+        """Return itself: `Dataset.flatten` must not split a cell."""
         return self
 
     def encode_example(self, value: Any) -> dict[str, Any]:
-        """A cell from a cell, a mask as rows have it (array or nested list), or a picture of one (PIL image).
+        """Make a cell of a cell, a mask as rows have it (array or nested list), or a PIL image.
 
         Raises:
-            ValueError: if it is not such a mask.
+            ValueError: if it is not a mask.
         """
         if isinstance(value, dict) and "packed" in value:
             return value
@@ -178,11 +178,11 @@ class Mask:
         return {"packed": pack_mask(values), "merge": "union", "where": ""}
 
     def decode_example(self, value: Any, token_per_repo_id: dict[str, Any] | None = None) -> np.ndarray:
-        """The mask of a cell.
+        """Decode the mask of a cell.
 
         Raises:
             OSError: if its file is missing or broken.
-            ValueError: if it is broken; begins with file and row.
+            ValueError: if it is broken; the message begins with file and row.
         """
         if not isinstance(value, dict):
             return value
@@ -192,7 +192,7 @@ class Mask:
             raise ValueError(f"{value['where']}: {error}" if value["where"] else str(error)) from error
 
     def cast_storage(self, storage: pa.Array) -> pa.Array:
-        """Cells from stored cells, or from masks as nested lists or files."""
+        """Make cells of stored cells, or of masks as nested lists or files."""
         if pa.types.is_struct(storage.type) and storage.type.get_field_index("packed") >= 0:
             return array_cast(storage, self.pa_type)
         cells = [None if cell is None else self.encode_example(cell) for cell in storage.to_pylist()]

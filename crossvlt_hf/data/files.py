@@ -1,8 +1,10 @@
-"""What the readers share: JSON files, names of splits, folders and files of images."""
+"""What the readers share: splits, JSON files, folders, and paths of image files."""
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,39 +19,39 @@ _ALIASES = {"validation": "val", "val": "validation"}
 
 
 def check_split(split: str | None, splits: Sequence[str], dataset: str) -> str:
-    """The split as the data call it; "val" and "validation" are the same.
+    """The name of a split in the data; "val" and "validation" are the same.
 
     Raises:
-        ValueError: if there is no such split, or None is given; says which there are.
+        ValueError: if there is no such split, or it is None; names the splits.
     """
-    if split is None:
-        raise ValueError(f"`split` must be one of the splits of {dataset}: {', '.join(splits)}.")
-    name = split if split in splits else _ALIASES.get(split, split)
+    name = split if split in splits else _ALIASES.get(str(split))
     if name not in splits:
-        raise ValueError(f"unknown split {split!r} of {dataset}; it has {', '.join(splits)}")
-    return name
+        raise ValueError(f"`split` must be one of the splits of {dataset}: {', '.join(splits)}; got {split!r}.")
+    return str(name)
 
 
 def read_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """What a JSON file holds.
+    """Read a JSON file.
 
     Raises:
         OSError: if there is no such file.
-        ValueError: if it is damaged.
+        ValueError: if it is not JSON.
     """
     try:
         return json.loads(path.read_bytes(), object_hook=object_hook)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"There is no file {path}; get the annotations, or give another `root`.") from error
+        raise FileNotFoundError(
+            f"There is no file {path}; download the annotations, or give another `root`."
+        ) from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not a whole JSON file: {error}") from error
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
 
 
 def field(row: Any, name: str, where: str) -> Any:
-    """An entry of a row that must have it.
+    """An entry of a row.
 
     Raises:
-        ValueError: if it has not; says which it has.
+        ValueError: if the row has no such entry; names those it has.
     """
     if not isinstance(row, dict) or name not in row:
         raise ValueError(f"{where} has no `{name}`{but_has(row)}.")
@@ -65,41 +67,41 @@ def but_has(row: Any) -> str:
 
 
 def entries(table: Any, name: str, where: str) -> list[Any]:
-    """The same for a list."""
+    """An entry of a row that must be a list; errors as in `field`."""
     found = field(table, name, where)
     if not isinstance(found, list):
-        raise ValueError(f"{where} has {str(found)[:40]!r} as `{name}`, not a list.")
+        raise ValueError(f"`{name}` in {where} must be a list, got {str(found)[:40]!r}.")
     return found
 
 
 def rows_of(table: Any, where: str) -> list[Any]:
-    """A table that is a list.
+    """Check that a table is a list.
 
     Raises:
-        ValueError: if it is not one.
+        ValueError: if it is not.
     """
     if not isinstance(table, list):
-        raise ValueError(f"{where} holds {str(table)[:40]!r}, not a list.")
+        raise ValueError(f"{where} must hold a list, got {str(table)[:40]!r}.")
     return table
 
 
 def image_size(image: Any, where: str) -> tuple[int, int]:
-    """(height, width) as the entry of an image says.
+    """(height, width) in the entry of an image.
 
     Raises:
-        ValueError: if it does not.
+        ValueError: if it has none, or it is larger than Pillow allows.
     """
     height, width = field(image, "height", where), field(image, "width", where)
     if not all(isinstance(side, int) and side > 0 for side in (height, width)):
-        raise ValueError(f"{where} has the height {height!r} and the width {width!r}; these are no pixels.")
-    most = Image.MAX_IMAGE_PIXELS and 2 * Image.MAX_IMAGE_PIXELS  # where Pillow refuses an image too
+        raise ValueError(f"{where} must have height and width in pixels, got {height!r} and {width!r}.")
+    most = Image.MAX_IMAGE_PIXELS and 2 * Image.MAX_IMAGE_PIXELS  # Pillow's own limit
     if most and height * width > most:
         raise ValueError(f"{where} is {height}x{width}, more than {most} pixels; raise PIL.Image.MAX_IMAGE_PIXELS.")
     return height, width
 
 
 def find_folder(root: Path, names: Sequence[str], given: str | Path | None) -> Path:
-    """The folder of images: the given one, or the first of the names below root that is there.
+    """The folder of images: the given one, or the first that exists of the names below root.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -109,45 +111,81 @@ def find_folder(root: Path, names: Sequence[str], given: str | Path | None) -> P
         if folder.is_dir():
             return folder
     raise FileNotFoundError(
-        f"There is no folder of images; tried {', '.join(map(str, tried))}. Give its path as `images`."
+        f"There is no folder of images; tried {', '.join(map(str, tried))}. Set `images` to its path."
     )
 
 
-def inside(folder: str | Path, name: Any, where: str, root: str | Path | None = None) -> str:
-    """The path of a file that a data set names.
+def require_folder(path: str | Path) -> Path:
+    """A folder that exists.
 
-    A data set may come from a stranger, so that its names must not lead to other files of the machine. What is a link
-    is followed: folders of images often are. An absolute path is fine if it stays in the folder.
+    Raises:
+        FileNotFoundError: if it does not.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder}.")
+    return folder
+
+
+def inside(folder: str | Path, name: Any, where: str, root: str | Path | None = None) -> str:
+    """The path of a file named in a data set, which must stay inside a folder.
+
+    A data set may come from anyone, so it must not read other files of this machine. Links are followed, since folders
+    of images are often links. An absolute path is allowed if it stays in the folder.
 
     Args:
-        folder: what the name is relative to, unless it is absolute.
-        name: as the data set has it.
-        where: who says so, for the message.
-        root: the folder that the path must stay in, if it is another.
+        folder: what a relative name is relative to.
+        name: the entry of the data set.
+        where: file and row, for the message.
+        root: the folder that the path must stay in; None means `folder`.
 
     Raises:
         ValueError: if the name is not a path, or leads out of the folder.
     """
     if not isinstance(name, str) or not name or "\0" in name:
-        raise ValueError(f"{where} has {str(name)[:60]!r} for a path; give the path of a file.")
+        raise ValueError(f"{where} must have the path of a file, got {str(name)[:60]!r}.")
     path = os.path.normpath(os.path.join(folder, name))
     root = os.path.normpath(folder if root is None else root)
     roots = [os.path.abspath(root), os.path.realpath(root)]
     if not any(os.path.abspath(path).startswith(os.path.join(start, "")) for start in roots):
-        raise ValueError(f"{where} has the path {name!r}, which leads out of {root}; put the file into that folder.")
+        raise ValueError(f"{where} has the path {name!r}, which leads out of {root}; move the file into that folder.")
     return path
 
 
-def require_files(needed: Iterable[tuple[str, str]], kind: str, advice: str) -> None:
-    """Check that files are there, with one look into each folder.
+@contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """Write a new folder atomically: it appears when it is complete, and not at all after an error.
 
     Args:
-        needed: path and what needs it.
-        kind: of file, for the message.
+        folder: must not exist, or be empty.
+
+    Yields:
+        An empty folder beside it, to write into.
+
+    Raises:
+        FileExistsError: if the folder is not empty.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is not an empty folder; give a new one.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        whole = Path(temporary) / "whole"
+        whole.mkdir()
+        yield whole
+        whole.replace(folder)
+
+
+def require_files(needed: Iterable[tuple[str, str]], kind: str, advice: str) -> None:
+    """Check that files exist, listing each folder once.
+
+    Args:
+        needed: pairs of a path and the row that needs it.
+        kind: kind of file, for the message.
         advice: what to do, for the message.
 
     Raises:
-        FileNotFoundError: names the first that is missing, what needs it, and how many are missing.
+        FileNotFoundError: names the first missing file, the row that needs it, and how many are missing.
     """
     listings: dict[str, set[str]] = {}
     missing: dict[str, str] = {}
@@ -166,5 +204,5 @@ def require_files(needed: Iterable[tuple[str, str]], kind: str, advice: str) -> 
         hint = f"Did you mean {similar}? {advice}" if similar else advice
         of_all, verb = counted(len(missing) + len(present), f"{kind} file"), "is" if len(missing) == 1 else "are"
         raise FileNotFoundError(
-            f"There is no {kind} file {path}, which {where} needs; {len(missing)} of {of_all} {verb} missing. {hint}"
+            f"There is no {kind} file {path}, needed by {where}; {len(missing)} of {of_all} {verb} missing. {hint}"
         )

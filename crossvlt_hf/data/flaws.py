@@ -1,4 +1,4 @@
-"""What readers do with flaws of data sets: refuse them, leave them out, or put them right, and say so."""
+"""How readers treat flaws of data sets: refuse, skip or repair them, and warn."""
 
 import re
 import warnings
@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ..checks import check_known
 from ..processing_crossvlt import says_nothing
 from .masks import check_polygons, is_number
 
@@ -21,16 +22,16 @@ HALF_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def clean_expressions(expressions: Iterable[Any], where: str) -> list[str]:
-    """Expressions without white space around them.
+    """Strip expressions.
 
     Raises:
-        ValueError: if there is none, or one is empty or no text.
+        ValueError: if there is none, or one is empty or not text.
     """
     texts = list(expressions)
     if not texts:
         raise ValueError(f"{where} has no expression; give at least one.")
     for text in texts:
-        # half of a surrogate pair is what a damaged escape in JSON leaves; no table can store it
+        # A damaged escape in JSON becomes half of a surrogate pair, which Arrow cannot store
         if not isinstance(text, str) or says_nothing(text) or HALF_SURROGATE.search(text):
             raise ValueError(f"{where} has the expression {text!r}; give text.")
     return [text.strip() for text in texts]
@@ -47,11 +48,11 @@ def _is_points(polygon: Any) -> bool:
 
 
 def to_polygons(segmentation: Any) -> Any:
-    """Polygons as COCO has them, a list of [x1, y1, x2, y2, ...], from the forms in which people write them.
+    """Convert polygons to COCO's format, a list of [x1, y1, x2, y2, ...].
 
     Args:
-        segmentation: a list of polygons, each [x1, y1, ...] or [[x1, y1], ...]; or one of these, not in a list.
-            Anything else (run lengths) is returned as it is.
+        segmentation: a list of polygons, each [x1, y1, ...] or [[x1, y1], ...]; or a single polygon. Anything else
+            (run lengths) is returned as it is.
     """
     if not isinstance(segmentation, list | tuple) or not segmentation:
         return segmentation
@@ -65,13 +66,14 @@ def to_polygons(segmentation: Any) -> Any:
 
 @dataclass
 class Flaws:
-    """What a reader does with flaws, and how many it met.
+    """How a reader treats flaws, and which it found.
 
     Args:
         dataset: its name, for messages.
-        empty_masks: with a reference that has a target but not one pixel of it: "error"; "no_target", make it one
-            without a target; "skip" it.
-        empty_sentences: with an expression without text: "error", or "skip" it (and a reference without any other).
+        empty_masks: for a reference with a target whose mask is empty: "error"; "no_target" to keep it without a
+            target; "skip".
+        empty_sentences: for an expression without text: "error", or "skip" (also a reference with no other).
+        met: places by the warnings about one and about several flaws.
 
     Raises:
         ValueError: if there is no such option.
@@ -83,24 +85,23 @@ class Flaws:
     met: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, options in (("empty_masks", EMPTY_MASKS), ("empty_sentences", EMPTY_SENTENCES)):
-            if getattr(self, name) not in options:
-                raise ValueError(f"`{name}` must be one of {', '.join(options)}, got {getattr(self, name)!r}.")
+        check_known("empty_masks", self.empty_masks, EMPTY_MASKS)
+        check_known("empty_sentences", self.empty_sentences, EMPTY_SENTENCES)
 
     def add(self, one: str, many: str, where: str) -> None:
-        """Note a flaw: what is said of one and of many, and the file and row."""
+        """Note a flaw: the warnings about one and about several, and file and row."""
         self.met.setdefault((one, many), []).append(where)
 
     def expressions(self, texts: Iterable[Any], where: str, *, optional: bool = False) -> list[str]:
-        """Expressions without white space around them, and without empty ones if these are to be skipped.
+        """Strip expressions, and drop empty ones if these are to be skipped.
 
         Args:
-            texts: as the data have them.
+            texts: from the data.
             where: file and row, for messages.
-            optional: whether there may be none from the start.
+            optional: whether there may be none.
 
         Raises:
-            ValueError: if there is none, or one is empty or no text, unless that is allowed.
+            ValueError: if there is none, or one is empty or not text, unless that is allowed.
         """
         given = list(texts)
         if self.empty_sentences == "error":
@@ -111,14 +112,14 @@ class Flaws:
         return clean_expressions(kept, where) if kept else []
 
     def polygons(self, segmentation: Any, where: str) -> Any:
-        """The segmentation; polygons are checked, and those of fewer than three points beside others left out.
+        """Check polygons, and drop those of fewer than three points if there are others.
 
         Returns:
-            Polygons in COCO's form, or what is no list of polygons as it was; [] if there is none, or all have fewer
-            than three points and so no area, and that is allowed.
+            Polygons in COCO's format, or the segmentation itself if it has none; [] if there are no polygons of three
+            points or more, and empty masks are allowed.
 
         Raises:
-            ValueError: if a polygon is broken; begins with `where`.
+            ValueError: if a polygon is broken; the message begins with `where`.
         """
         if segmentation == [] and self.empty_masks != "error":
             return []
@@ -133,7 +134,7 @@ class Flaws:
         return check_polygons(whole or polygons, where)
 
     def warn(self) -> None:
-        """Say what was met, with numbers and the first place."""
+        """Warn of each kind of flaw, with the number and the first place."""
         for (one, many), places in self.met.items():
             what = f"1 {one}, in" if len(places) == 1 else f"{len(places)} {many}, the first in"
             warnings.warn(f"{self.dataset}: {what} {places[0]}.", stacklevel=4)

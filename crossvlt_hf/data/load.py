@@ -1,4 +1,4 @@
-"""Loading a data set by its name, and keeping the images of one out of another."""
+"""Load a data set by name, and exclude the images of one data set from another."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -17,13 +17,13 @@ from .sources.refer import LAYOUTS, Text, check_text, is_refer_folder, load_refe
 
 NAMES = (*LAYOUTS, "phrasecut", *JXU124, REFCOCO_M, "refshapes")
 
-# These share COCO's images, and name them by COCO's ids
+# Data sets of COCO's images, with COCO's ids
 _COCO = {*(name for name in LAYOUTS if not name.startswith("refclef")), *JXU124, REFCOCO_M}
 
 
 def _folder(name: str, root: str | Path | None) -> Path:
     if root is None:
-        raise ValueError(f"{name!r} needs `root`, the folder that holds its files.")
+        raise ValueError(f"{name!r} needs `root`, the folder of its files.")
     return Path(root)
 
 
@@ -40,16 +40,15 @@ def load_data(
 
     Args:
         name: one of `NAMES`; or a folder, by its path or its name below `root`, with a metadata.jsonl (see
-            `load_folder`) or annotations in the form of REFER (see `load_refer_folder`).
-        split: "train", "val" (or "validation"), or another that the data set has; without it, an error says which.
-        root: the folder that holds the data set or its images; RefCOCO-M and RefShapes need none.
-        merge: "union" of the parts of an object; "reference": what two parts share is background, as in the authors'
-            evaluation. Where masks are single pictures it says nothing.
-        text: "raw" as people wrote it; "sent", in lower case without punctuation, of data in the form of REFER, which
-            have both.
-        options: for the reader: see `load_refer`, `load_refer_folder`, `load_phrasecut`, `load_jxu124`,
+            `load_folder`) or annotations in the format of REFER (see `load_refer_folder`).
+        split: "train", "val" (or "validation"), or another split of the data set; for None an error names them.
+        root: the folder of the data set or its images; RefCOCO-M and RefShapes need none.
+        merge: "union" of the parts of an object; with "reference" the overlap of two parts is background, as in the
+            authors' evaluation. Has no effect on masks that are image files.
+        text: "raw" as written; "sent", in lower case without punctuation, if the data have both.
+        options: of the reader: see `load_refer`, `load_refer_folder`, `load_phrasecut`, `load_jxu124`,
             `load_refcoco_m`, `load_folder`, `load_refshapes`. All but the last take `empty_masks` and
-            `empty_sentences`: what to do with targets without a pixel and sentences without text (see `Flaws`).
+            `empty_sentences`: what to do with empty masks and empty expressions (see `Flaws`).
 
     Returns:
         A row for each reference: see `record`. Images and masks are decoded when a row is read.
@@ -91,21 +90,21 @@ def _own_folder(name: str, root: str | Path | None) -> Path:
 
 
 def is_data_folder(folder: Path) -> bool:
-    """Whether `load_data` reads a folder: REFER's form, or one's own with a metadata.jsonl in each split."""
+    """Whether `load_data` reads a folder: in the format of REFER, or with a metadata.jsonl in each split."""
     return is_refer_folder(folder) or any(folder.glob(f"*/{METADATA}"))
 
 
 def _load_own(folder: Path, split: str | None, merge: Merge, options: dict[str, Any]) -> Dataset:
-    """One's own folder; without a split, which `load_folder` takes for all rows, an error says which there are."""
+    """Load a folder of the user's own data; without a split, an error names the splits."""
     if found := [each.name for each in sorted(folder.iterdir()) if is_refer_folder(each)]:
-        raise ValueError(f"{folder} is no data set, but holds {', '.join(found)}; give the path of one of these.")
+        raise ValueError(f"{folder} is not a data set, but has the data sets {', '.join(found)}; give one of these.")
     if split is None:
         check_split(None, splits_of(folder), str(folder))
     return load_folder(folder, split, merge=merge, **options)
 
 
 def _image_keys(dataset: Dataset) -> list[str]:
-    """What tells the images of all data sets apart, one for each row."""
+    """A key of the image of each row, the same for the same image in all data sets."""
     plain = dataset.with_format(None).select_columns(["dataset", "image_id"])
     return [
         image_id if image_id.startswith("coco ") else f"coco {image_id}" if name in _COCO else f"{name} {image_id}"
@@ -114,24 +113,24 @@ def _image_keys(dataset: Dataset) -> list[str]:
 
 
 def exclude_images(dataset: Dataset, *held_out: Dataset) -> Dataset:
-    """The rows whose image does not occur in what is held out.
+    """Remove the rows whose image occurs in other data sets.
 
-    All data sets on COCO's images are compared, whatever their names: RefCOCOg's train split by Google has images of
-    its val split, and any mix of train splits has images of the others' test splits.
+    Images of COCO are recognised across data sets: the Google split of RefCOCOg has images in both train and val, and
+    the train split of one data set has images of the test splits of others.
 
     Args:
-        dataset: the rows to choose from.
+        dataset: the rows to filter.
         held_out: data sets for evaluation.
 
     Returns:
-        The rows that are left, decoded as before.
+        The remaining rows.
 
     Raises:
-        ValueError: if none is left.
+        ValueError: if none remain.
     """
     keys = {key for other in held_out for key in _image_keys(other)}
     kept = [row for row, key in enumerate(_image_keys(dataset)) if key not in keys]
     if not kept:
         every = "The only row shows" if len(dataset) == 1 else f"All {len(dataset)} rows show"
-        raise ValueError(f"{every} images of what is held out; nothing is left.")
+        raise ValueError(f"{every} images of the held-out data sets; nothing remains.")
     return dataset.select(kept)

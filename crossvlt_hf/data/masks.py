@@ -1,4 +1,4 @@
-"""Masks as data sets store them: polygons and run lengths in COCO's form, decoded by pycocotools."""
+"""Masks in the formats of data sets: polygons and run lengths of COCO, decoded by pycocotools, and image files."""
 
 import json
 from collections.abc import Sequence
@@ -16,31 +16,31 @@ Merge = Literal["union", "reference"]
 MERGES: tuple[Merge, ...] = ("union", "reference")
 
 
-# The rasteriser works in 32 bits and trusts what it is given
+# pycocotools rasterises in 32 bits without checks
 FARTHEST = 100_000
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a number, which true and false are not."""
+    """Whether it is a number; bools are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_polygon(polygon: Any) -> list[float]:
-    """A polygon [x1, y1, x2, y2, ...] of at least three points near an image.
+    """Check a polygon [x1, y1, x2, y2, ...].
 
     Raises:
-        ValueError: if it is broken.
+        ValueError: if it has fewer than three points, or lies far outside any image.
     """
     flat = isinstance(polygon, list | tuple) and all(map(is_number, polygon))
     if not flat or len(polygon) < 6 or len(polygon) % 2:
-        raise ValueError(f"A polygon is {str(polygon)[:60]}; give x1, y1, x2, y2, ... of at least three points.")
+        raise ValueError(f"A polygon must be x1, y1, x2, y2, ... of at least three points, got {str(polygon)[:60]}.")
     if not all(abs(x) <= FARTHEST for x in polygon):  # NaN is not
         raise ValueError(f"The polygon {str(polygon)[:60]} lies far outside any image; give pixels.")
     return [float(x) for x in polygon]
 
 
 def check_polygons(segmentation: Any, where: str) -> Any:
-    """The segmentation, whose polygons are checked; run lengths are when they are decoded.
+    """Check the polygons of a segmentation; run lengths are checked when they are decoded.
 
     Raises:
         ValueError: if a polygon is broken; the message begins with `where`.
@@ -55,7 +55,7 @@ def check_polygons(segmentation: Any, where: str) -> Any:
 
 
 def _run_lengths(counts: str | bytes) -> list[int]:
-    """Undo COCO's compression: five bits a character, the low ones first; differences from the fourth run on."""
+    """Undo COCO's compression: five bits per character, low bits first; differences from the fourth run on."""
     runs: list[int] = []
     value = shift = 0
     for character in counts.encode() if isinstance(counts, str) else counts:
@@ -70,7 +70,7 @@ def _run_lengths(counts: str | bytes) -> list[int]:
 
 
 def _as_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
-    """Run lengths in the compressed form; `counts` may be a string, bytes, or a list of numbers (not compressed)."""
+    """Compress run lengths; `counts` may be a string or bytes (compressed already), or a list of numbers."""
     size, counts = rle.get("size"), rle.get("counts")
     size = list(size) if isinstance(size, list | tuple) else size
     readable = counts.isascii() if isinstance(counts, str) else isinstance(counts, bytes | list)
@@ -80,8 +80,8 @@ def _as_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
         )
     runs = counts if isinstance(counts, list) else _run_lengths(counts or "")
     if not all(isinstance(run, int) and run >= 0 for run in runs):
-        raise ValueError(f"Run lengths {str(counts)[:40]!r} are damaged: one is no number of pixels.")
-    if sum(runs) != height * width:  # what is not covered, pycocotools would leave to chance
+        raise ValueError(f"Run lengths must be numbers of pixels, got {str(counts)[:40]!r}.")
+    if sum(runs) != height * width:  # pycocotools would leave the other pixels undefined
         raise ValueError(f"Run lengths add up to {sum(runs)}, but the image has {height * width} pixels.")
     if isinstance(counts, list):
         return dict(coco_mask.frPyObjects({"size": size, "counts": counts}, height, width))
@@ -89,24 +89,25 @@ def _as_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
 
 
 def to_run_lengths(segmentation: Any, height: int, width: int) -> list[dict[str, Any]]:
-    """The parts of a segmentation in COCO's compressed form: see `decode_segmentation` for arguments and errors."""
+    """The parts of a segmentation as compressed run lengths; arguments and errors as in `decode_segmentation`."""
     parts = [segmentation] if isinstance(segmentation, dict) else segmentation
     if not isinstance(parts, list | tuple) or not parts:
-        raise ValueError(f"A segmentation is {str(segmentation)[:60]!r}; give polygons or run lengths.")
+        raise ValueError(f"A segmentation must be polygons or run lengths, got {str(segmentation)[:60]!r}.")
     if all(isinstance(part, dict) for part in parts):
         return [_as_rle(part, height, width) for part in parts]
     return list(coco_mask.frPyObjects([check_polygon(part) for part in parts], height, width))
 
 
 def decode_segmentation(segmentation: Any, height: int, width: int, merge: Merge = "union") -> np.ndarray:
-    """The mask of one annotation.
+    """Decode the mask of one annotation.
 
     Args:
         segmentation: a list of polygons [x1, y1, x2, y2, ...] in pixels, run lengths {"size", "counts"}, or a list of
             these.
         height: of the image, in pixels.
         width: of the image, in pixels.
-        merge: "union" of the parts, or "reference": what two parts share is background, as in the authors' evaluation.
+        merge: "union" of the parts; with "reference" the overlap of two parts is background, as in the authors'
+            evaluation.
 
     Returns:
         (height, width) uint8 of 0 and 1.
@@ -119,10 +120,10 @@ def decode_segmentation(segmentation: Any, height: int, width: int, merge: Merge
 
 
 def draw_outlines(outlines: Sequence[Sequence[Sequence[float]]], height: int, width: int) -> np.ndarray:
-    """The mask of polygons as Pillow draws them, as PhraseCut is evaluated: whole numbers, the border included.
+    """Draw polygons with Pillow as the evaluation of PhraseCut does: integer coordinates, borders included.
 
     Args:
-        outlines: of [x, y] points in pixels; those of one point are nothing.
+        outlines: lists of [x, y] points in pixels; those of a single point are ignored.
         height: of the image, in pixels.
         width: of the image, in pixels.
 
@@ -137,20 +138,29 @@ def draw_outlines(outlines: Sequence[Sequence[Sequence[float]]], height: int, wi
 
 
 def open_mask(path: str | Path) -> Image.Image:
-    """The picture in the file of a mask, loaded.
+    """Load the image file of a mask.
 
     Raises:
         OSError: if the file is missing or broken.
         ValueError: if it is larger than Pillow allows.
-        LossyMaskError: if it is a JPEG, whatever its name is.
+        LossyMaskError: if it is a JPEG, whatever its suffix.
     """
     with opening(str(path), "mask"), Image.open(path) as image:
         load_pixels(image)
+    return check_lossless(image, str(path))
+
+
+def check_lossless(mask: Image.Image, where: str) -> Image.Image:
+    """Check that an image file of a mask is not a JPEG.
+
+    Raises:
+        LossyMaskError: if it is; the message begins with `where`.
+    """
     try:
-        check_mask_format(image)
+        check_mask_format(mask)
     except LossyMaskError as error:
-        raise LossyMaskError(f"{path}: {error}") from error
-    return image
+        raise LossyMaskError(f"{where}: {error}") from error
+    return mask
 
 
 def read_mask(path: str | Path, ignore_index: IgnoreIndex = "auto") -> np.ndarray:
@@ -165,20 +175,20 @@ def read_mask(path: str | Path, ignore_index: IgnoreIndex = "auto") -> np.ndarra
 def decode_mask(
     mask: Any, height: int, width: int, merge: Merge = "union", ignore_index: IgnoreIndex = "auto"
 ) -> np.ndarray:
-    """A mask in any form in which a column of a data set holds one.
+    """Decode a mask in any format that a column of a data set may have.
 
     Args:
-        mask: a PIL image; a (height, width) array or nested list; polygons or run lengths; or None, for nothing.
+        mask: a PIL image; a (height, width) array or nested list; polygons or run lengths; or None for an empty mask.
         height: of the image, in pixels.
         width: of the image, in pixels.
-        merge: how parts join: see `decode_segmentation`.
-        ignore_index: the value of pixels to ignore in a picture or array: see `to_label_map`.
+        merge: how to merge parts: see `decode_segmentation`.
+        ignore_index: the value of pixels to ignore in an image or array: see `to_label_map`.
 
     Returns:
         (height, width) uint8 of 0, 1 and (ignored) 255.
 
     Raises:
-        ValueError: if it is of no such form.
+        ValueError: if it is none of these.
     """
     if mask is None:
         return np.zeros((height, width), dtype=np.uint8)
@@ -187,10 +197,10 @@ def decode_mask(
     if isinstance(mask, np.ndarray) and mask.ndim > 1 and mask.dtype != object:
         label_map = to_label_map(mask, ignore_index)
         if label_map.shape != (height, width):
-            raise ValueError(f"A mask has shape {mask.shape}, but the image is {height}x{width}.")
+            raise ValueError(f"A mask must have the shape of its image, {height}x{width}, got {mask.shape}.")
         return label_map
     rows: Any = mask if isinstance(mask, list | np.ndarray) else ()
-    # polygons are lists of numbers too, but as many and as long as the image they are not
+    # Polygons are lists of numbers too, but not as many and as long as the rows of the image
     if len(rows) == height and all(isinstance(row, list | np.ndarray) and len(row) == width for row in rows):
         return to_label_map(np.asarray(mask), ignore_index)
     one_polygon = len(rows) > 0 and not isinstance(rows[0], list | dict)
@@ -198,34 +208,34 @@ def decode_mask(
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
-    """COCO's compressed run lengths of a (height, width) mask, `counts` a string, so that JSON takes it."""
+    """Compressed run lengths of COCO for a (height, width) mask, with `counts` as a string for JSON."""
     rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
     return {"size": [int(x) for x in rle["size"]], "counts": rle["counts"].decode()}
 
 
 def pack(annotations: Sequence[Any], height: int, width: int) -> str:
-    """The segmentations of all annotations of a reference as the string that a record keeps."""
+    """Pack the segmentations of all annotations of a reference into the string of a record."""
     return json.dumps({"size": [height, width], "annotations": list(annotations)}, separators=(",", ":"))
 
 
 def pack_outlines(outlines: Sequence[Any], height: int, width: int) -> str:
-    """The same for polygons that `draw_outlines` draws."""
+    """Pack polygons to be drawn by `draw_outlines`."""
     return json.dumps({"size": [height, width], "outlines": list(outlines)}, separators=(",", ":"))
 
 
 def pack_file(path: str | Path, ignore_index: IgnoreIndex = "auto") -> str:
-    """The same for a mask in an image file, and which value of it is ignored: see `to_label_map`."""
+    """Pack the path of a mask's image file, and the value to ignore in it: see `to_label_map`."""
     return json.dumps({"file": str(path), "ignore_index": ignore_index})
 
 
 def pack_mask(mask: np.ndarray) -> str:
-    """The same for a (height, width) mask of 0, 1 and (ignored) 255."""
+    """Pack a (height, width) mask of 0, 1 and (ignored) 255."""
     ignored = {"ignored": encode_mask(mask == 255)} if (mask == 255).any() else {}
     return json.dumps({"size": mask.shape, "annotations": [encode_mask(mask == 1)], **ignored}, separators=(",", ":"))
 
 
 def is_drawn(segmentation: Any, height: int, width: int, merge: Merge) -> bool:
-    """Whether an annotation has a pixel; run lengths need not be decoded for that unless parts take pixels away."""
+    """Whether the mask of an annotation is not empty; decodes it only if overlaps of parts count."""
     parts = to_run_lengths(segmentation, height, width)
     if merge == "reference" and len(parts) > 1:
         return bool(decode_segmentation(segmentation, height, width, merge).any())
@@ -233,7 +243,7 @@ def is_drawn(segmentation: Any, height: int, width: int, merge: Merge) -> bool:
 
 
 def has_object(packed: str, merge: Merge = "union") -> tuple[tuple[int, int], bool]:
-    """The (height, width) of a packed mask, and whether it has a pixel of the object.
+    """The (height, width) of a packed mask, and whether it has an object.
 
     Raises:
         OSError: if its file is missing or broken.
@@ -249,9 +259,9 @@ def has_object(packed: str, merge: Merge = "union") -> tuple[tuple[int, int], bo
 
 
 def unpack(packed: str, merge: Merge = "union") -> np.ndarray:
-    """The mask that was packed: (height, width) uint8 of 0, 1 and (ignored) 255; all 0 without annotations.
+    """Unpack a mask: (height, width) uint8 of 0, 1 and (ignored) 255; all 0 without annotations.
 
-    Several annotations (several targets) are always united; `merge` concerns the parts of one.
+    The masks of several annotations are always united; `merge` is for the parts of one.
     """
     description = json.loads(packed)
     if "file" in description:

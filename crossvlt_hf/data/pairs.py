@@ -1,4 +1,4 @@
-"""From references to what a model reads: pairs of an image and one expression, their order, and batches of them."""
+"""From references to inputs of a model: pairs of an image and one expression, their order, and batches."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,38 +15,38 @@ from ..processing_crossvlt import IGNORED, CrossVLTProcessor
 
 
 class _SharedEpoch:
-    """A number in shared memory: set in one process, it is seen by the workers that got a copy of this object."""
+    """An epoch in shared memory: workers that hold a copy of this object see changes."""
 
     def __init__(self) -> None:
         self.value = torch.tensor(-1).share_memory_()
 
     def __setstate__(self, state: dict[str, Tensor]) -> None:
         self.__dict__.update(state)
-        self.value.share_memory_()  # what is copied or unpickled elsewhere than in a worker has memory of its own
+        self.value.share_memory_()  # a copy outside of a worker gets its own memory
 
     def get(self) -> int | None:
-        """The epoch; None if it was not set."""
+        """Return the epoch; None if it was not set."""
         return None if self.value < 0 else int(self.value)
 
     def set(self, epoch: int) -> None:
-        """Set it for all."""
+        """Set it for all processes."""
         self.value.fill_(epoch)
 
 
 def reference_name(row: dict[str, Any], index: int) -> str:
-    """Data set and id of a reference; its number where the data set keeps no ids."""
+    """Data set and id of a reference; its index if the data set has no ids."""
     return f"{row.get('dataset', '')} {row.get('ref_id', f'number {index}')}".strip()
 
 
 class TrainingPairs(TorchDataset):
-    """Every reference once in an epoch, with one of its expressions by chance.
+    """Every reference once per epoch, with one of its expressions chosen at random.
 
-    Once `set_epoch` was called (`Trainer` and Accelerate do), which one depends on seed, epoch and index alone, so not
-    on processes, workers or an interruption; the workers of a `DataLoader` follow, persistent ones too. Until then it
-    is drawn from PyTorch's random state whenever a reference is read.
+    After `set_epoch` (`Trainer` and Accelerate call it), the choice depends only on seed, epoch and index, not on
+    processes, workers or interruptions; workers of a `DataLoader` follow, persistent ones too. Before that, it is
+    drawn from PyTorch's random state whenever a reference is read.
 
     Args:
-        datasets: of records (see `crossvlt_hf.data.record`), one after the other.
+        datasets: of records (see `crossvlt_hf.data.record`), concatenated.
         seed: of the choice.
     """
 
@@ -60,14 +60,14 @@ class TrainingPairs(TorchDataset):
         return self._epoch.get()
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose again for this epoch, in the workers too."""
+        """Choose again for this epoch, also in workers."""
         self._epoch.set(epoch)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
     def name(self, index: int) -> str:
-        """Data set and id of a reference, read without decoding it."""
+        """Data set and id of a reference, without decoding it."""
         source = int(np.searchsorted(self.starts, index, side="right")) - 1
         dataset = self.datasets[source].with_format(None)
         named = dataset.select_columns([name for name in ("dataset", "ref_id") if name in dataset.column_names])
@@ -77,7 +77,7 @@ class TrainingPairs(TorchDataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Rows with `expression`, and with `epoch`: a random number where no epoch was set."""
+        """Rows with `expression` and `epoch`, which is a random number if no epoch was set."""
         return [self._pair(int(index)) for index in indices]
 
     def _pair(self, index: int) -> dict[str, Any]:
@@ -96,8 +96,8 @@ class EvaluationPairs(TorchDataset):
 
     Args:
         dataset: of records (see `crossvlt_hf.data.record`).
-        distractors: whether to give `distractor` too, the mask of another reference to the same image that stands
-            beside it in the data set, or None.
+        distractors: whether rows have `distractor`, the mask of the next or previous reference if it is to the same
+            image, else None.
     """
 
     def __init__(self, dataset: Dataset, distractors: bool = False) -> None:
@@ -112,11 +112,11 @@ class EvaluationPairs(TorchDataset):
         return len(self.reference)
 
     def texts(self) -> list[str]:
-        """The expression of every pair, read without the images."""
+        """The expression of every pair, without reading images."""
         return [text for texts in self.dataset.with_format(None)["expressions"][:] for text in texts]
 
     def images(self) -> list[str]:
-        """The image of every pair."""
+        """The image id of every pair."""
         images = self.dataset.with_format(None)["image_id"][:]
         return [images[reference] for reference in self.reference]
 
@@ -126,7 +126,7 @@ class EvaluationPairs(TorchDataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Rows with `expression`; a reference with several of them in `indices` is decoded once."""
+        """Rows with `expression`; a reference that occurs several times in `indices` is decoded once."""
         references = self.reference[list(indices)]
         wanted = np.unique(np.r_[references, self.neighbour[references]]).tolist()
         rows = {number: self.dataset[number] for number in wanted}
@@ -142,7 +142,7 @@ class EvaluationPairs(TorchDataset):
 
 
 def _neighbours(images: np.ndarray) -> np.ndarray:
-    """For each row the next one if it is of the same image, else the one before if that is, else itself."""
+    """For each row, the next row if it has the same image, else the previous one if it has, else the row itself."""
     own = np.arange(len(images))
     follows = np.r_[False, images[1:] == images[:-1]]
     precedes = np.r_[follows[1:], False]
@@ -150,13 +150,13 @@ def _neighbours(images: np.ndarray) -> np.ndarray:
 
 
 class ReferenceSampler(Sampler[int]):
-    """The references in an order shuffled by seed and epoch, `group` of one image following each other.
+    """Shuffle references by seed and epoch, keeping `group` references of the same image together.
 
-    Two expressions of one picture in a batch, of other targets, teach that the words decide.
+    Two expressions with different targets in one image teach the model to read the words.
 
     Args:
         datasets: those of `TrainingPairs`.
-        group: how many references of an image come together, if it has that many.
+        group: how many references of an image to keep together, if it has that many.
         seed: of the order.
     """
 
@@ -187,18 +187,18 @@ class ReferenceSampler(Sampler[int]):
 
 
 class ShardedBatchSampler(Sampler[list[int]]):
-    """One process's share of the batches of an epoch, from any of them on.
+    """The batches of one process in an epoch, from any batch on.
 
-    Batch number b of process p of n holds the indices from (b * n + p) * batch_size on, so that the n processes
-    together read at each step what a single one with n times the batch would. Indices that make no whole batch for
-    every process are left for another epoch.
+    Batch b of process p of n holds the indices from (b * n + p) * batch_size on, so n processes together read the same
+    indices at each step as one process with n times the batch size. Indices that do not fill a batch of every process
+    are left out of the epoch.
 
     Args:
         sampler: the order of all indices.
         batch_size: of one process.
-        process: number of this process.
-        processes: how many there are.
-        start: the first batch, for going on within an epoch.
+        process: index of this process.
+        processes: number of processes.
+        start: the first batch, to resume within an epoch.
     """
 
     def __init__(
@@ -228,13 +228,13 @@ class Collator:
     """Make a batch of pairs.
 
     Args:
-        processor: what turns images, expressions and masks into tensors.
-        masked_words: share of the words that are replaced by [MASK] (training only).
-        masked_patches: share of a grid of 8x8 cells of the image that are greyed (training only).
-        seed: of what is masked; with the pair's index and epoch it decides.
-        epoch: in place of that of the pair.
+        processor: of the model.
+        masked_words: share of the tokens to replace by [MASK] (training only).
+        masked_patches: share of the cells of an 8x8 grid over the image to make grey (training only).
+        seed: of the masking, which also depends on index and epoch of the pair.
+        epoch: replaces that of the pair.
 
-    The two are the masking augmentation of MaskRIS (Lee et al., 2024), as a lever.
+    Masking is the augmentation of MaskRIS (Lee et al., 2024).
     """
 
     processor: CrossVLTProcessor
@@ -249,14 +249,14 @@ class Collator:
             [pair["image"] for pair in pairs],
             [pair["expression"] for pair in pairs],
             segmentation_maps=[pair["mask"] for pair in pairs],
-            ignore_index=IGNORED,  # in rows 255 always means so, whatever the files had and the processor says
+            ignore_index=IGNORED,  # in records 255 is always ignored, whatever the setting of the processor
             return_tensors="pt",
         )
         batch.pop("original_sizes", None)
         if self.masked_words or self.masked_patches:
             for row, pair in enumerate(pairs):
                 epoch = pair.get("epoch", 0) if self.epoch is None else self.epoch
-                # The last number keeps it apart from the choice of the expression
+                # The last number makes it independent of the choice of the expression
                 self._mask(batch, row, np.random.default_rng([self.seed, epoch, pair["index"], 1]))
         return dict(batch)
 

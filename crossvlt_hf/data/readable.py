@@ -1,4 +1,4 @@
-"""Training pairs from data that may hold some that cannot be read: these are named, and stop a run or are replaced."""
+"""Training pairs from data with unreadable references, which are reported and either stop a run or are replaced."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,17 +12,17 @@ from .pairs import Collator, TrainingPairs, reference_name
 
 OnError = Literal["stop", "skip"]
 ON_ERROR: tuple[OnError, ...] = ("stop", "skip")
-# More unreadable references in a row than these are not chance
+# So many unreadable references in a row are not a coincidence
 MOST_IN_A_ROW = 100
 
 
 @dataclass(frozen=True)
 class BrokenSample:
-    """A reference that cannot be read.
+    """An unreadable reference.
 
     Args:
         name: data set and id of the reference.
-        reason: what is wrong with it.
+        reason: the error.
     """
 
     name: str
@@ -34,12 +34,12 @@ class BrokenSample:
 
 @dataclass
 class Batch:
-    """What a step reads.
+    """A batch of a training step.
 
     Args:
-        inputs: of the model's forward; empty if a pair could neither be read nor replaced.
+        inputs: arguments of the model's forward; empty if a pair could neither be read nor replaced.
         names: data set and id of each pair.
-        broken: the references that could not be read.
+        broken: the unreadable references.
     """
 
     inputs: dict[str, Tensor] = field(default_factory=dict)
@@ -48,15 +48,15 @@ class Batch:
 
 
 class ReadablePairs(TorchDataset):
-    """Training pairs, of which those that cannot be read raise nothing.
+    """Training pairs that return read errors instead of raising them.
 
-    An error would come out of a process of the loader with the whole of its traceback. A row says in `broken` what was
-    tried in vain; it has nothing else if nothing took its place.
+    An error raised in a worker of a `DataLoader` would arrive with its whole traceback. Rows have the unreadable
+    references in `broken`, and nothing else if none could replace them.
 
     Args:
         pairs: to read.
-        on_error: "stop" tries nothing else; "skip" takes the next pair that can be read, which depends on the data
-            alone, so that a run that was interrupted skips the same.
+        on_error: "stop" replaces nothing; "skip" takes the next readable pair, which depends on the data alone, so a
+            resumed run skips the same.
     """
 
     def __init__(self, pairs: TrainingPairs, on_error: OnError = "stop") -> None:
@@ -69,7 +69,7 @@ class ReadablePairs(TorchDataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Rows of the pairs."""
+        """Read rows."""
         try:
             return self.pairs.__getitems__(indices)
         except (OSError, ValueError):
@@ -94,13 +94,13 @@ class BatchCollator:
     """Make a `Batch` of rows of `ReadablePairs`.
 
     Args:
-        collate: makes tensors of those that could be read.
+        collate: makes tensors of the readable pairs.
     """
 
     collate: Collator
 
     def __call__(self, rows: list[dict[str, Any]]) -> Batch:
-        """The batch; without inputs if a row is missing."""
+        """Return the batch, without inputs if a row is missing."""
         broken = [sample for row in rows for sample in row.pop("broken", [])]
         if not all(rows):
             return Batch(broken=broken)

@@ -1,28 +1,29 @@
-"""The one record behind all data sets: an image, the expressions that mean the same object in it, and its mask.
+"""The record that all data sets share: an image, expressions that refer to the same target in it, and its mask.
 
-A data set here is a `datasets.Dataset` whose rows are references, with these columns. Image and mask are decoded only
-when a row is read; `select_columns` leaves out what need not be.
+A data set is a `datasets.Dataset` whose rows are references, with these columns. Image and mask are decoded when a
+row is read; leave out columns with `select_columns` to save that time.
 
 image            PIL image, RGB
 image_id         str, the same for all references to one image
 ref_id           str
-ann_ids          list of str, the annotated objects that are meant: one, several or none
+ann_ids          list of str, the annotated objects that are the target: one, several or none
 expressions      list of str
-mask             numpy array (height, width) of uint8: 1 on what is meant, 0 off it, 255 ignored; see `mask_to_image`
-has_target       bool, False where nothing is meant
-family           str, kind of expression; empty where the data do not say
+mask             numpy array (height, width) of uint8: 1 on the target, 0 off it, 255 ignored; see `mask_to_image`
+has_target       bool, False if the expressions refer to nothing in the image
+family           str, kind of expression; empty if unknown
 split            str
 dataset          str
 num_expressions  int, the length of `expressions`
 
-Words of this package:
+Terms used in this package:
 
 record   a row of a data set: image, expressions, mask, ids
+target   what an expression refers to: one object, several, or none
 pair     an image with one expression, and its mask
 request  a row of batch prediction
-result   what the model says of a pair
+result   what the model predicts for a pair
 sample   what an evaluation keeps of a pair: areas and scores
-fused    pixels that have read words (the paper's word)
+fused    pixels after attention to the words (the paper's term)
 where    file and line or row, for messages
 """
 
@@ -37,6 +38,7 @@ import numpy as np
 from datasets import Dataset, Features, List, Value
 from PIL import Image
 
+from ..checks import check_known
 from ..processing_crossvlt import LossyMaskError
 from .features import Mask, Picture
 from .flaws import HALF_SURROGATE, Flaws
@@ -60,27 +62,27 @@ FEATURES = Features(
 )
 
 
-# What is said of one and of many references
+# Warnings about one reference, and about several
 LEFT_OUT = (
-    "reference left out, as its mask has no pixel",
-    "references left out, as their masks have no pixel",
+    "reference left out, as its mask is empty",
+    "references left out, as their masks are empty",
 )
 WITHOUT_TARGET = (
-    "reference made one without a target, as its mask has no pixel",
-    "references made ones without a target, as their masks have no pixel",
+    "reference kept without a target, as its mask is empty",
+    "references kept without a target, as their masks are empty",
 )
 UNSAID = ("reference left out, as it has no sentence", "references left out, as they have no sentence")
 
 
 @dataclass(frozen=True)
 class Record:
-    """A reference as a reader gives it: see the module's table.
+    """A reference as a reader returns it; see the table of the module.
 
     Args:
         image: path of the image, or a cell of `Picture` with its bytes.
         mask: packed: see `masks.pack`.
         where: file and row, for messages.
-        expressions: without any, the reference is left out.
+        expressions: a reference with none is left out.
     """
 
     image: str | Path | dict[str, Any]
@@ -97,17 +99,12 @@ class Record:
 
 
 def check_merge(merge: str) -> None:
-    """Check the choice of how parts of an object join.
-
-    Raises:
-        ValueError: if there is no such choice.
-    """
-    if merge not in MERGES:
-        raise ValueError(f"`merge` must be one of {', '.join(MERGES)}, got {merge!r}.")
+    """Raise ValueError unless it is a way to merge the parts of an object."""
+    check_known("merge", merge, MERGES)
 
 
 def mask_to_image(mask: np.ndarray) -> Image.Image:
-    """A mask of a record as a picture that shows: white (255) on what is meant, black off it, grey (128) ignored.
+    """Convert the mask of a record to a visible image: white (255) on the target, black off it, grey (128) ignored.
 
     Args:
         mask: (height, width) of 0, 1 and 255, or bool.
@@ -121,12 +118,12 @@ def mask_to_image(mask: np.ndarray) -> Image.Image:
 
 
 def _check_names(record: Record) -> None:
-    """Whether a table can store all that is text; what is said is checked by `clean_expressions`."""
+    """Raise ValueError for names that Arrow cannot store; `clean_expressions` checks the expressions."""
     path = record.image.get("path") if isinstance(record.image, dict) else record.image
     names = (path, record.image_id, record.ref_id, record.split, record.dataset, record.family)
     for name in map(str, (*names, *record.ann_ids)):
         if HALF_SURROGATE.search(name):
-            raise ValueError(f"{record.where} has the name {name[:60]!r}: half of a surrogate pair is no text.")
+            raise ValueError(f"{record.where} has the name {name[:60]!r}, which is not valid Unicode.")
 
 
 Item = TypeVar("Item")
@@ -134,7 +131,7 @@ Result = TypeVar("Result")
 
 
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """The function of every item, in order, a few hundred at a time: files are decoded in threads."""
+    """Map a function over items in threads, in order, a few hundred at a time; for decoding files."""
     rest = iter(items)
     with ThreadPoolExecutor() as pool:
         while some := list(islice(rest, 256)):
@@ -142,7 +139,7 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Ite
 
 
 def _found(record: Record, merge: Merge) -> tuple[tuple[int, int] | None, bool] | None:
-    """Size of the mask and whether it has a pixel; None of one that cannot be decoded, as reading its row says why.
+    """Size of the mask, and whether it has a target; None if it cannot be decoded: reading its row raises the error.
 
     Raises:
         LossyMaskError: if its file is a JPEG.
@@ -156,15 +153,15 @@ def _found(record: Record, merge: Merge) -> tuple[tuple[int, int] | None, bool] 
 
 
 def _settle(record: Record, found: bool, flaws: Flaws) -> Record | None:
-    """The record, whose mask must have a pixel if and only if something is meant; None if it is to be skipped."""
+    """Check that the mask is empty if and only if there is no target; None if the record is to be skipped."""
     if found == record.has_target:
         return record
     if found:
-        raise ValueError(f"{record.where} says that nothing is meant, but its mask has pixels; leave one of them out.")
+        raise ValueError(f"{record.where} has no target, but its mask is not empty; correct one of them.")
     if flaws.empty_masks == "error":
         raise ValueError(
-            f"{record.where} has a target, but its mask has no pixel of it (beside the image, or without area); "
-            "repair or remove it, or give `empty_masks`: 'no_target' or 'skip'."
+            f"{record.where} has a target, but its mask is empty (outside the image, or without area); correct or "
+            "remove it, or set `empty_masks` to 'no_target' or 'skip'."
         )
     if flaws.empty_masks == "skip":
         flaws.add(*LEFT_OUT, record.where)
@@ -174,7 +171,7 @@ def _settle(record: Record, found: bool, flaws: Flaws) -> Record | None:
 
 
 def _row(record: Record, size: tuple[int, int] | None, merge: Merge, upright: bool) -> dict[str, Any]:
-    """A row as it is stored."""
+    """The row to store."""
     stored = record.image if isinstance(record.image, dict) else {"path": str(record.image)}
     height, width = size or (None, None)
     cell = {"bytes": None, "path": None, "upright": upright, "height": height, "width": width, "where": record.where}
@@ -195,12 +192,12 @@ def _row(record: Record, size: tuple[int, int] | None, merge: Merge, upright: bo
 
 @dataclass(frozen=True)
 class Checked:
-    """A record that was found fit.
+    """A record that passed the checks.
 
     Args:
-        number: its place among all.
-        record: itself.
-        size: (height, width) of its mask; None where the mask could not be decoded.
+        number: its index among all records.
+        record: the record.
+        size: (height, width) of its mask; None if the mask could not be decoded.
     """
 
     number: int
@@ -209,15 +206,15 @@ class Checked:
 
 
 def check_records(records: Iterable[Record], flaws: Flaws, merge: Merge = "union") -> list[Checked]:
-    """The records whose sentences and masks are fit, with a warning of what was left out.
+    """Check expressions and masks of records, and warn of those that are left out.
 
     Args:
         records: the references.
-        flaws: what to do with masks without a pixel; it has counted what the reader met.
-        merge: how the parts of an annotation join: see `decode_segmentation`.
+        flaws: what to do with empty masks; it has counted the flaws that the reader found.
+        merge: how to merge the parts of an annotation: see `decode_segmentation`.
 
     Raises:
-        ValueError: if there is no record left, or the mask of one contradicts its `has_target`; names it.
+        ValueError: if no record is left, or the mask of one contradicts its `has_target`; names the record.
     """
     check_merge(merge)
     records, fit = list(records), []
@@ -238,7 +235,7 @@ def check_records(records: Iterable[Record], flaws: Flaws, merge: Merge = "union
 
 
 def store(checked: Sequence[Checked], merge: Merge = "union", upright: bool = False) -> Dataset:
-    """A data set of checked records: see `build_dataset`."""
+    """Make a data set of checked records: see `build_dataset`."""
     rows = [_row(each.record, each.size, merge, upright) for each in checked]
     return Dataset.from_dict({name: [row[name] for row in rows] for name in FEATURES}, features=FEATURES)
 
@@ -246,16 +243,15 @@ def store(checked: Sequence[Checked], merge: Merge = "union", upright: bool = Fa
 def build_dataset(
     records: Iterable[Record], flaws: Flaws | None = None, *, merge: Merge = "union", upright: bool = False
 ) -> Dataset:
-    """A data set of records, whose images and masks are decoded when a row is read.
+    """Make a data set of records; images and masks are decoded when a row is read.
 
     Args:
         records: the references.
-        flaws: what to do with masks without a pixel; None makes them an error.
-        merge: how the parts of an annotation join: see `decode_segmentation`.
-        upright: whether to turn images as their EXIF data say. The annotations of COCO belong to the pixels as they
-            are stored.
+        flaws: what to do with empty masks; None makes them an error.
+        merge: how to merge the parts of an annotation: see `decode_segmentation`.
+        upright: whether to apply the EXIF orientation of images. COCO's annotations refer to the stored pixels.
 
     Raises:
-        ValueError: if there is no record, or the mask of one contradicts its `has_target`; names it.
+        ValueError: if there is no record, or the mask of one contradicts its `has_target`; names the record.
     """
     return store(check_records(records, flaws or Flaws("The data set"), merge), merge, upright)

@@ -7,13 +7,13 @@ it does not know of the object's pixels that the mask lacks, nor of other object
 
 import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..configuration_crossvlt import write_file
 from ..processing_crossvlt import check_calibration
 
 
@@ -155,9 +155,4 @@ def save_calibration(folder: str | Path, points: Sequence[Sequence[float]] | Non
     path = Path(folder) / "processor_config.json"
     values = json.loads(path.read_text(encoding="utf-8"))
     values["score_calibration"] = check_calibration(points)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_file(path, (json.dumps(values, indent=2, sort_keys=True) + "\n").encode())

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
+from ..checks import check_known, check_least
 from ..data.pairs import EvaluationPairs, reference_name
 from ..data.refshapes.dataset import Drawn
 from ..metrics import ReferringSegmentationMetric, Sample, mask_areas, match_instances
@@ -68,11 +69,10 @@ class EvaluationOptions:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        for name, known in (("protocol", ("paper", "original")), ("truncation", ("keep_sep", "reference"))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"`{name}` is {getattr(self, name)!r}; give one of {', '.join(known)}.")
-        if self.batch_size < 1 or self.workers < 0:
-            raise ValueError(f"`batch_size` is {self.batch_size}, `workers` {self.workers}; give 1 and 0 or more.")
+        check_known("protocol", self.protocol, get_args(Protocol))
+        check_known("truncation", self.truncation, get_args(Truncation))
+        check_least("batch_size", self.batch_size, 1)
+        check_least("workers", self.workers, 0)
         resolve_presence_threshold(self.presence_threshold, has_head=True)
         check_min_area(self.instances, self.min_area)
 
@@ -282,17 +282,13 @@ def _sample(
     mask, parts = prediction.mask(options.presence_threshold), None
     if options.largest_part:
         mask, parts = find_parts(mask)
-    intersection, union, predicted = _areas(mask, pair["mask"])
     comparable = pair["has_target"] and pair["distractor"] is not None and (pair["distractor"] == 1).any()
-    other = _areas(mask, pair["distractor"])[:2] if comparable else None
     presence = prediction.presence
     return Sample(
-        intersection,
-        union,
-        predicted,
+        *_areas(mask, pair["mask"]),
         pair["has_target"],
         pair["family"],
-        other,
+        _areas(mask, pair["distractor"])[:2] if comparable else None,
         score=processor.score(prediction.margin, mask, presence),
         estimate=estimate_iou(prediction.margin, mask) * (1.0 if presence is None else presence),
         presence=presence,

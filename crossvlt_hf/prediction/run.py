@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from torch.utils.data import Dataset as TorchDataset
 
+from ..checks import check_known, check_least
 from ..data.masks import encode_mask
 from ..data.readable import ON_ERROR
 from ..modeling_crossvlt import CrossVLTModel, evaluating
@@ -59,12 +60,9 @@ class PredictionOptions:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"`batch_size` is {self.batch_size}; give 1 or more.")
-        if self.workers < 0:
-            raise ValueError(f"`workers` is {self.workers}; give 0 or more.")
-        if self.on_error not in ON_ERROR:
-            raise ValueError(f"`on_error` is {self.on_error!r}; give one of {', '.join(ON_ERROR)}.")
+        check_least("batch_size", self.batch_size, 1)
+        check_least("workers", self.workers, 0)
+        check_known("on_error", self.on_error, ON_ERROR)
         check_threshold(self.threshold)
         resolve_presence_threshold(self.presence_threshold, has_head=True)
 
@@ -152,28 +150,30 @@ def _predict_batch(
         output = model(**moved, return_dict=True)
     kept = {name: output[name].cpu() for name in ("logits", "presence_logits") if name in output}
     least = resolve_presence_threshold(options.presence_threshold, model.config.presence_head)
-    results = iter(
-        processor.post_process_masks(
-            kept, sizes, options.threshold, presence_threshold=least, largest_part=options.largest_part
-        )
+    results = processor.post_process_masks(
+        kept, sizes, options.threshold, presence_threshold=least, largest_part=options.largest_part
     )
-    for piece in batch:
-        for number in range(piece.start, piece.start + piece.count):
-            result = next(results)
-            yield {
-                "row": piece.row.index,
-                "name": piece.row.name,
-                "number": number,
-                "expression": piece.row.expressions[number],
-                "text_read": piece.row.read[number].text_read,
-                "unknown_words": list(piece.row.read[number].unknown_words),
-                "score": result["score"],
-                **({"presence": result["presence"]} if "presence" in result else {}),
-                "box": result["box"],
-                **({"parts": result["parts"]} if options.largest_part else {}),
-                "mask": encode_mask(result["mask"].numpy()),
-                "error": None,
-            }
+    numbered = ((piece.row, number) for piece in batch for number in range(piece.start, piece.start + piece.count))
+    for (row, number), result in zip(numbered, results, strict=True):
+        yield _line(row, number, result, options.largest_part)
+
+
+def _line(row: _Row, number: int, result: dict[str, Any], largest_part: bool) -> dict[str, Any]:
+    """The line of an expression, of a row's the one of that number."""
+    return {
+        "row": row.index,
+        "name": row.name,
+        "number": number,
+        "expression": row.expressions[number],
+        "text_read": row.read[number].text_read,
+        "unknown_words": list(row.read[number].unknown_words),
+        "score": result["score"],
+        **({"presence": result["presence"]} if "presence" in result else {}),
+        "box": result["box"],
+        **({"parts": result["parts"]} if largest_part else {}),
+        "mask": encode_mask(result["mask"].numpy()),
+        "error": None,
+    }
 
 
 def _broken(row: _Row, has_head: bool, largest_part: bool) -> dict[str, Any]:
@@ -242,28 +242,36 @@ def predict(
     shards = Shards(folder, len(requests), options.shard_size, options.file_format)
     with state.main_process_first():
         if state.is_main_process:
-            least = resolve_presence_threshold(options.presence_threshold, model.config.presence_head)
-            gate = {"presence_threshold": least} if model.config.presence_head else {}
-            kept = {"threshold": options.threshold, "largest_part": options.largest_part}
-            shards.open({"data": requests.digest, **kept, **gate, **(job or {})})
+            shards.open({"data": requests.digest, **_describe_job(model, options), **(job or {})})
     missing = shards.missing()
     state.wait_for_everyone()  # else one could write a shard that another no longer finds missing
     own = missing[state.process_index :: state.num_processes]
     indices = [index for shard in own for index in shards.row_numbers(shard)]
-    rows: Any = DataLoader(
-        Subset(_PreparedRows(requests, processor), indices),
-        batch_size=None,
-        num_workers=options.workers,
-        collate_fn=_as_it_is,
-        worker_init_fn=ignore_signals,
-    )
-    total = len(indices) + (shards.count - len(missing)) * shards.size // state.num_processes
-    with tqdm(
-        rows, total=total, initial=total - len(indices), desc="predicting", unit=" rows", disable=not options.progress
-    ) as bar:
+    rows = _load_rows(requests, processor, indices, options.workers)
+    done, hidden = (shards.count - len(missing)) * shards.size // state.num_processes, not options.progress
+    with tqdm(rows, "predicting", done + len(indices), initial=done, unit=" rows", disable=hidden) as bar:
         for shard, members in groupby(bar, key=lambda row: row.index // shards.size):
             shards.write(shard, _predict_shard(model, processor, members, options))
     return shards.finish()
+
+
+def _describe_job(model: CrossVLTModel, options: PredictionOptions) -> dict[str, Any]:
+    """The options that change what is predicted; the presence threshold only where the model has such a head."""
+    has_head = model.config.presence_head
+    least = resolve_presence_threshold(options.presence_threshold, has_head)
+    gate = {"presence_threshold": least} if has_head else {}
+    return {"threshold": options.threshold, "largest_part": options.largest_part, **gate}
+
+
+def _load_rows(requests: Requests, processor: CrossVLTProcessor, indices: list[int], workers: int) -> Any:
+    """Rows of those numbers, read and prepared in processes of their own."""
+    return DataLoader(
+        Subset(_PreparedRows(requests, processor), indices),
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=ignore_signals,
+    )
 
 
 def _predict_shard(

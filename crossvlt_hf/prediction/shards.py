@@ -9,6 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..checks import check_known, check_least, check_output_folder
+from ..configuration_crossvlt import write_file
+
 
 FORMATS = ("jsonl", "parquet")
 # Hidden, so that pandas, pyarrow, datasets and DuckDB read the folder as the table that its shards are
@@ -43,23 +46,6 @@ def row_schema(has_head: bool, largest_part: bool = False) -> pa.Schema:
     return schema
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file beside its place, have it on the disk, and move it there.
-
-    Raises:
-        OSError: if that fails; what was there is as it was.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)  # there only if something failed
-
-
 def _as_parquet(rows: Sequence[dict[str, Any]]) -> bytes:
     schema = row_schema(*(any(name in row for row in rows) for name in ("presence", "parts")))
     sink = pa.BufferOutputStream()
@@ -86,10 +72,8 @@ class Shards:
     """
 
     def __init__(self, folder: str | Path, rows: int, size: int, file_format: str) -> None:
-        if size < 1:
-            raise ValueError(f"`shard_size` is {size}; give 1 or more.")
-        if file_format not in FORMATS:
-            raise ValueError(f"`file_format` is {file_format!r}; give one of {', '.join(FORMATS)}.")
+        check_least("shard_size", size, 1)
+        check_known("file_format", file_format, FORMATS)
         self.folder, self.rows, self.size, self.file_format = Path(folder), rows, size, file_format
         self.count = -(-rows // size)
 
@@ -104,19 +88,18 @@ class Shards:
             ValueError: if it holds another job, or something else.
         """
         description = {"made_by": MARK, "rows": self.rows, "shard_size": self.size, "format": self.file_format, **job}
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"{self.folder} is a file; give a folder.")
-        self.folder.mkdir(parents=True, exist_ok=True)
         manifest, former = self.folder / MANIFEST, self.folder / FORMER_MANIFEST
-        if manifest.is_file():
-            self._check(manifest, description)
-        elif former.is_file():
-            self._check(former, description)
-            former.replace(manifest)
-        elif any(not entry.match(PARTIAL) for entry in self.folder.iterdir()):
-            raise ValueError(f"{self.folder} is not empty, and no prediction; give a new folder.")
+        found = next((path for path in (manifest, former) if path.is_file()), None)
+        check_output_folder(self.folder, "prediction", lambda: found is not None, lambda path: path.match(PARTIAL))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if found is None:
+            self._write_manifest(description)
         else:
-            write_atomically(manifest, json.dumps(description, indent=2).encode() + b"\n")
+            self._check(found, description)
+            found.replace(manifest)
+
+    def _write_manifest(self, description: dict[str, Any]) -> None:
+        write_file(self.folder / MANIFEST, json.dumps(description, indent=2).encode() + b"\n", sync=True)
 
     def _check(self, manifest: Path, description: dict[str, Any]) -> None:
         try:
@@ -152,7 +135,7 @@ class Shards:
         """
         data = _as_parquet(rows) if self.file_format == "parquet" else _as_jsonl(rows)
         try:
-            write_atomically(self.path(shard), data)
+            write_file(self.path(shard), data, sync=True)
         except OSError as error:
             raise OSError(
                 f"{self.path(shard)} could not be written ({error}). The shards before it are whole; make room, and "
@@ -191,7 +174,5 @@ class Shards:
             # Shards of version 0.1 do not say what was read
             counts["cut"] += row.get("text_read", row["expression"]) != row["expression"]
             counts["unknown"] += bool(row.get("unknown_words"))
-        manifest = self.folder / MANIFEST
-        description = json.loads(manifest.read_bytes()) | {"finished": counts}
-        write_atomically(manifest, json.dumps(description, indent=2).encode() + b"\n")
+        self._write_manifest(json.loads((self.folder / MANIFEST).read_bytes()) | {"finished": counts})
         return counts

@@ -84,9 +84,7 @@ def render_card(
         ValueError: if `model_id` is not such a name, or two reports are of the same thing.
     """
     validate_repo_id(model_id)
-    about = evidence.about
-    if config.presence_head:
-        about = replace(about, limits=about.limits.replace(ALWAYS_ONE, MAY_BE_NONE))
+    about = _about(evidence, config)
     return ModelCard.from_template(
         _card_data(evidence, model_id),
         template_path=str(template_path()),
@@ -108,6 +106,13 @@ def render_card(
         parameters=count_parameters(config),
         flops=count_flops(config, image_size, max_length),
     )
+
+
+def _about(evidence: Evidence, config: CrossVLTConfig) -> About:
+    """What is said of the model, where its limits are those of its architecture."""
+    if not config.presence_head:
+        return evidence.about
+    return replace(evidence.about, limits=evidence.about.limits.replace(ALWAYS_ONE, MAY_BE_NONE))
 
 
 def render_checkpoint_card(

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from ..checks import check_known, check_output_folder
 from ..configuration_crossvlt import CrossVLTConfig
 from ..modeling_crossvlt import CrossVLTModel, evaluating
 from ..processing_crossvlt import PRESENCE_THRESHOLD, CrossVLTProcessor
@@ -196,7 +197,11 @@ def to_onnx(
         return torch.onnx.export(program, (), **options)
 
 
-def _save_onnx(model: CrossVLTModel, path: Path, opset: int | None, tell: Tell) -> None:
+def _save_network(model: CrossVLTModel, path: Path, opset: int | None, tell: Tell) -> None:
+    """Write the network to a file of one of the names in `FILES`."""
+    if path.name == FILES["torch-export"]:
+        torch.export.save(_trace(model, tell), path)
+        return
     onnx_program = to_onnx(lambda: _trace(model, tell), list(output_shapes(model.config)), opset, tell)
     pixels, words, _ = onnx_program.model.graph.inputs
     axes = {pixels.shape[0]: "batch", pixels.shape[2]: "height", pixels.shape[3]: "width", words.shape[1]: "words"}
@@ -267,26 +272,32 @@ def check_export(
         ValueError: if a mask agrees in less than 99.99 % of the pixels, or logits differ by 1 % of their spread.
     """
     rows = []
-    for batch, height, width, words in _check_cases(processor, _longest(model, processor)):
-        inputs = example_inputs(model, batch, height, width, words)
-        with torch.no_grad():
-            moved = {name: value.to(model.device) for name, value in inputs.items()}
-            expected = model(**moved, return_dict=True).logits.cpu()
-            actual = exported(inputs)
+    for case, output, actual in _runs(exported, model, processor):
+        expected = output.logits.cpu()
         row = {
-            **{"batch": batch, "height": height, "width": width, "words": words},
+            **dict(zip(("batch", "height", "width", "words"), case, strict=True)),
             "agreement": (actual.argmax(1) == expected.argmax(1)).double().mean().item(),
             "largest_difference": (actual - expected).abs().max().item(),
             "spread": expected.std().item(),
         }
-        if not (
-            row["agreement"] >= LEAST_AGREEMENT and row["largest_difference"] <= LARGEST_DIFFERENCE * row["spread"]
-        ):
+        bound = LARGEST_DIFFERENCE * row["spread"]
+        if not (row["agreement"] >= LEAST_AGREEMENT and row["largest_difference"] <= bound):
             raise ValueError(
                 f"What was exported does not give the model's masks, so it is not kept: {json.dumps(row)}"
             )
         rows.append(row)
     return rows
+
+
+def _runs(
+    exported: Callable[[dict[str, Tensor]], Any], model: CrossVLTModel, processor: CrossVLTProcessor
+) -> Iterator[tuple[tuple[int, int, int, int], Any, Any]]:
+    """Each case of `_check_cases`, the model's output and that of the exported network."""
+    for case in _check_cases(processor, _longest(model, processor)):
+        inputs = example_inputs(model, *case)
+        with torch.no_grad():
+            output = model(**{name: value.to(model.device) for name, value in inputs.items()}, return_dict=True)
+            yield case, output, exported(inputs)
 
 
 def check_presence(
@@ -297,17 +308,23 @@ def check_presence(
     Raises:
         ValueError: if it is above 0.01.
     """
-    differences = []
-    for case in _check_cases(processor, _longest(model, processor)):
-        inputs = example_inputs(model, *case)
-        with torch.no_grad():
-            moved = {name: value.to(model.device) for name, value in inputs.items()}
-            expected = model(**moved, return_dict=True).presence_logits.cpu()
-            _, actual = exported(inputs)
-        differences.append((actual.sigmoid() - expected.sigmoid()).abs().max().item())
+    differences = [
+        (actual.sigmoid() - output.presence_logits.cpu().sigmoid()).abs().max().item()
+        for _, output, (_, actual) in _runs(exported, model, processor)
+    ]
     if not max(differences) <= LARGEST_DIFFERENCE:
         raise ValueError(f"What was exported does not give the model's presence (off by {max(differences)}).")
     return max(differences)
+
+
+def _compare(folder: Path, model: CrossVLTModel, processor: CrossVLTProcessor) -> dict[str, Any]:
+    """What `export.json` says of the check of what a folder holds."""
+    with evaluating(model):  # an export may come in the middle of training
+        exported = load_outputs(folder)
+        checks = check_export(lambda inputs: exported(inputs)[0], model, processor)
+        if not model.config.presence_head:
+            return {"checks": checks}
+        return {"checks": checks, "presence_difference": check_presence(exported, model, processor)}
 
 
 def _longest(model: CrossVLTModel, processor: CrossVLTProcessor) -> int:
@@ -339,16 +356,20 @@ def _summary(model: CrossVLTModel, processor: CrossVLTProcessor, file: str) -> d
 
 
 def _check_folder(folder: Path, overwrite: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; give a folder.")
-    if overwrite or not folder.is_dir() or all(entry.name == PARTIAL for entry in folder.iterdir()):
-        return
+    check_output_folder(
+        folder,
+        "export",
+        lambda: overwrite or _is_export(folder),
+        ignored=lambda path: path.name == PARTIAL,
+        advice="give a new folder, or --overwrite",
+    )
+
+
+def _is_export(folder: Path) -> bool:
     try:
-        ours = json.loads((folder / SUMMARY).read_text(encoding="utf-8")).get("made_by") == MARK
+        return json.loads((folder / SUMMARY).read_text(encoding="utf-8")).get("made_by") == MARK
     except (OSError, ValueError, AttributeError):
-        ours = False
-    if not ours:
-        raise ValueError(f"{folder} is not empty, and no export; give a new one, or --overwrite.")
+        return False
 
 
 @contextmanager
@@ -365,7 +386,10 @@ def _workplace(folder: Path) -> Iterator[Path]:
             folder.rmdir()
 
 
-def _check_opset(file_format: str, opset: int | None) -> None:
+def _check_request(model: CrossVLTModel, file_format: str, opset: int | None) -> None:
+    check_known("file_format", file_format, FILES)
+    if model.dtype != torch.float32:
+        raise ValueError(f"The model is in {model.dtype}; give one in float32.")
     if opset is None:
         return
     if file_format != "onnx":
@@ -421,27 +445,15 @@ def export_model(
             exported does not give the model's masks. Nothing is left behind then.
         ModuleNotFoundError: if the extra `export` is not installed, which ONNX needs.
     """
-    if file_format not in FILES:
-        raise ValueError(f"`file_format` is {file_format!r}; give {' or '.join(map(repr, FILES))}.")
-    if model.dtype != torch.float32:
-        raise ValueError(f"The model is in {model.dtype}; give one in float32.")
-    _check_opset(file_format, opset)
+    _check_request(model, file_format, opset)
     folder = Path(folder)
     _check_folder(folder, overwrite)
     with _workplace(folder) as beside:
         file = FILES[file_format]
         with _quietly():
-            if file_format == "onnx":
-                _save_onnx(model, beside / file, opset, tell)
-            else:
-                torch.export.save(_trace(model, tell), beside / file)
+            _save_network(model, beside / file, opset, tell)
         tell(f"Comparing {file} with the model")
-        summary = _summary(model, processor, file)
-        with evaluating(model):  # an export may come in the middle of training
-            exported = load_outputs(beside)
-            summary["checks"] = check_export(lambda inputs: exported(inputs)[0], model, processor)
-            if model.config.presence_head:
-                summary["presence_difference"] = check_presence(exported, model, processor)
+        summary = {**_summary(model, processor, file), **_compare(beside, model, processor)}
         processor.image_processor.save_pretrained(beside)
         processor.tokenizer.save_pretrained(beside)
         (beside / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

@@ -14,6 +14,7 @@ from huggingface_hub import CommitInfo, HfApi, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import httpx, validate_repo_id
 
+from ..checks import check_output_folder
 from ..configuration_crossvlt import CrossVLTConfig
 from ..modeling_crossvlt import CrossVLTModel
 from ..processing_crossvlt import CrossVLTProcessor
@@ -73,17 +74,15 @@ def write_repository(
     return folder
 
 
-def _check_folder(folder: Path) -> None:
-    if folder.is_file():
-        raise ValueError(f"{folder} is a file; give a folder.")
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return
+def _is_checkpoint(folder: Path) -> bool:
     try:
-        model_type = CrossVLTConfig.get_config_dict(folder)[0].get("model_type")
+        return CrossVLTConfig.get_config_dict(folder)[0].get("model_type") == CrossVLTConfig.model_type
     except OSError:
-        model_type = None
-    if model_type != CrossVLTConfig.model_type:
-        raise ValueError(f"{folder} is not empty, and no folder of a CrossVLT; give a new one.")
+        return False
+
+
+def _check_folder(folder: Path) -> None:
+    check_output_folder(folder, "folder of a CrossVLT", lambda: _is_checkpoint(folder))
     card = folder / CARD
     if card.is_file() and MARK not in card.read_text(encoding="utf-8", errors="replace"):
         raise ValueError(f"{card} was not rendered here; put its words into about.yaml and remove it.")

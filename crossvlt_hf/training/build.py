@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from accelerate.utils import LoggerType
 from datasets import Dataset
 from transformers import BertTokenizer, PreTrainedTokenizerBase
 
+from ..checks import check_known, did_you_mean, taking_options
 from ..configuration_crossvlt import CrossVLTConfig
 from ..data import NAMES, exclude_images, load_data
 from ..data.pairs import EvaluationPairs
@@ -67,11 +67,7 @@ def _check_trackers(trackers: Sequence[str]) -> None:
     for name in trackers:
         if name == "all" and installed:
             continue
-        if name != "all" and name not in LOGGER_TYPE_TO_CLASS:
-            near = get_close_matches(name.lower(), LOGGER_TYPE_TO_CLASS, 1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            known = ", ".join(["all", *LOGGER_TYPE_TO_CLASS])
-            raise ValueError(f"`output.trackers` must be names out of {known}, got {name!r}.{hint}")
+        check_known("output.trackers", name, ["all", *LOGGER_TYPE_TO_CLASS])
         if name not in installed and name in LoggerType.list():  # else it is one that a program has registered
             raise ValueError(
                 f"`output.trackers` must be trackers that are installed ({', '.join(installed) or 'none is'}), got "
@@ -104,9 +100,8 @@ def _check_data(source: dict[str, Any], setting: str) -> None:
     name = source["name"]
     if name in NAMES or Path(name).is_dir():
         return
-    near = get_close_matches(name, NAMES, 1, cutoff=0.8)
-    hint = f"did you mean {near[0]}?" if near else f"there is no such folder, and data sets are {', '.join(NAMES)}."
-    raise ValueError(f"`{setting}.name` must be a folder or a data set, got {name!r}; {hint}")
+    hint = did_you_mean(name, NAMES, cutoff=0.8) or f" There is no such folder, and data sets are {', '.join(NAMES)}."
+    raise ValueError(f"`{setting}.name` must be a folder or a data set, got {name!r}.{hint}")
 
 
 def refshapes_tokenizer() -> BertTokenizer:
@@ -148,15 +143,19 @@ def build_model(options: ModelOptions, datasets: Sequence[Dataset] = ()) -> tupl
         )
     if options.add_words:
         add_words(model, processor, [text for dataset in datasets for text in EvaluationPairs(dataset).texts()])
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not name.startswith(tuple(options.freeze)))
-    if unused := [
-        start for start in options.freeze if not any(n.startswith(start) for n, _ in model.named_parameters())
-    ]:
-        raise ValueError(f"`model.freeze` names {unused[0]!r}, but no parameter's name begins so.")
+    _freeze(model, options.freeze)
     if options.gradient_checkpointing:
         model.activation_checkpointing_enable()
     return model.train(), processor
+
+
+def _freeze(model: CrossVLTModel, starts: Sequence[str]) -> None:
+    """Leave untrained the parameters whose names begin with one of `starts`."""
+    names = [name for name, _ in model.named_parameters()]
+    if unused := [start for start in starts if not any(name.startswith(start) for name in names)]:
+        raise ValueError(f"`model.freeze` names {unused[0]!r}, but no parameter's name begins so.")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith(tuple(starts)))
 
 
 def _resized(processor: CrossVLTProcessor, options: ModelOptions) -> CrossVLTProcessor:
@@ -185,12 +184,8 @@ def load_datasets(entries: Sequence[dict[str, Any]], root: str | None = None) ->
     """
     datasets = []
     for entry in entries:
-        try:
+        with taking_options(f"The data set {entry}"):
             datasets.append(load_data(**({"root": root} | entry)))
-        except TypeError as error:
-            if "argument" not in str(error):
-                raise
-            raise ValueError(f"The data set {entry} has a setting that it does not take: {error}") from error
     return datasets
 
 

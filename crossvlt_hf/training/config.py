@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict, validated_field
 
+from ..configuration_crossvlt import write_file
 from .settings import TEXT_OPTIONS, override, read_settings, read_yaml, write_yaml
 
 
@@ -216,9 +217,7 @@ class TrainingConfig:
 
     def save(self, path: Path) -> None:
         """Write the whole configuration, defaults included, as YAML; a file that is there is replaced at once."""
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(write_yaml(asdict(self)), encoding="utf-8")
-        partial.replace(path)
+        write_file(path, write_yaml(asdict(self)).encode())
 
 
 # What may be another when a run goes on: it changes where, how fast and whether, not what is computed

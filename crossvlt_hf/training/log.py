@@ -11,6 +11,7 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from ..configuration_crossvlt import write_file
 from ..processing_crossvlt import counted
 
 
@@ -48,9 +49,7 @@ def rewind(path: Path, step: int) -> None:
     """Leave out what was logged after a step, to which the run goes back."""
     if path.is_file():
         kept = [json.dumps(entry) + "\n" for entry in read_log(path) if entry["step"] <= step]
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text("".join(kept))
-        partial.replace(path)
+        write_file(path, "".join(kept).encode())
 
 
 def append(path: Path, entry: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import SchedulerType, get_scheduler
 
+from ..checks import check_known
 from ..data.readable import Batch
 from ..modeling_crossvlt import CLASS_WEIGHTS, IGNORE_INDEX, CrossVLTModel, CrossVLTOutput, total_loss
 from .config import OptimizationOptions
@@ -55,10 +55,7 @@ def build_schedule(optimizer: torch.optim.Optimizer, options: OptimizationOption
         ValueError: if there is no such schedule, or it does not take such options.
     """
     known = [str(kind.value) for kind in SchedulerType if kind != SchedulerType.REDUCE_ON_PLATEAU]  # which has metrics
-    if options.schedule not in known:
-        near = get_close_matches(options.schedule, known, 1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise ValueError(f"`optimization.schedule` must be one of {', '.join(known)}, got {options.schedule!r}.{hint}")
+    check_known("optimization.schedule", options.schedule, known)
     try:
         return get_scheduler(
             options.schedule,

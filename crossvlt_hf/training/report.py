@@ -139,26 +139,34 @@ def describe_run(folder: str | Path, hardware: str, shared_images: dict[str, int
     """
     folder = Path(folder)
     config, entries = load_config(folder / "config.yaml"), read_log(folder / "log.jsonl")
-    batch = config.optimization.batch_size
-    logged = [entry for entry in entries if "samples_per_second" in entry]
-    spans = zip([0, *(entry["step"] for entry in logged)], logged, strict=False)
     facts = {
-        "steps": logged[-1]["step"] if logged else 0,
-        "samples": batch * logged[-1]["step"] if logged else 0,
-        "hours": sum(batch * (entry["step"] - before) / entry["samples_per_second"] for before, entry in spans) / 3600,
+        **_sum_up(entries, config.optimization.batch_size),
         "seed": config.seed,
         "data": [" ".join(_name(dataset)) for dataset in config.data.train],
         "optimization": asdict(config.optimization),
-        "validation_samples": max((entry.get("validation/samples", 0) for entry in entries), default=0),
-        "curve": {
-            str(entry["step"]): entry["validation/mean_iou"] for entry in entries if "validation/mean_iou" in entry
-        },
         "hardware": hardware,
         "started_from": _origins(config),
         "base_model": [name for name in _sources(config) if is_hub_id(name)],
         "shared_images": shared_images or {},
     }
     return {**facts, "summary": _summarise(config, facts)}
+
+
+def _sum_up(entries: Sequence[dict[str, Any]], batch: int) -> dict[str, Any]:
+    """What a log says of a run whose steps take `batch` pairs each."""
+    logged = [entry for entry in entries if "samples_per_second" in entry]
+    spans = zip([0, *(entry["step"] for entry in logged)], logged, strict=False)
+    steps = logged[-1]["step"] if logged else 0
+    seconds = sum(batch * (entry["step"] - before) / entry["samples_per_second"] for before, entry in spans)
+    return {
+        "steps": steps,
+        "samples": batch * steps,
+        "hours": seconds / 3600,
+        "validation_samples": max((entry.get("validation/samples", 0) for entry in entries), default=0),
+        "curve": {
+            str(entry["step"]): entry["validation/mean_iou"] for entry in entries if "validation/mean_iou" in entry
+        },
+    }
 
 
 def describe_model(config: TrainingConfig) -> About:

@@ -1,14 +1,17 @@
 """Settings from YAML files and the command line: typed by dataclasses, and text stays text."""
 
 import math
-import re
 import types
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import Field, fields, is_dataclass
 from difflib import get_close_matches
+from functools import partial
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
+
+from ..checks import read_number
 
 
 T = TypeVar("T")
@@ -17,9 +20,6 @@ T = TypeVar("T")
 TEXT_OPTIONS = ("name", "split", "root", "images", "path", "family", "merge", "text", "split_by")
 NULL = ("", "~", "null", "Null", "NULL")
 TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")  # in a field that is a bool
-INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
-NOT_FINITE = re.compile(r"[-+]?(inf|nan)", re.IGNORECASE)
-NUMBER = re.compile(r"[-+]?(0|[1-9][0-9]*)?(\.[0-9]*)?([eE][-+]?[0-9]+)?")
 
 
 class Plain(str):
@@ -97,33 +97,19 @@ def _guess_scalar(text: str) -> Any:
         return None
     if text.lower() in ("true", "false") and text in (text.lower(), text.title(), text.upper()):
         return text.lower() == "true"
-    if INTEGER.fullmatch(text):
-        return int(text)
-    if _is_number(text):
-        return float(text) if math.isfinite(float(text)) else text
+    for kind in (int, float):
+        with suppress(ValueError):
+            number = read_number(kind, text)
+            return number if math.isfinite(number) else text
     return text
 
 
-def _is_number(text: str) -> bool:
-    """Whether text is a number in decimal digits; Python's `float` also takes 1_000 and digits of other scripts."""
-    return bool(NUMBER.fullmatch(text) and re.search(r"\d", re.split("[eE]", text)[0]))
-
-
-def _integer(value: Any) -> int:
-    # neither 010, which is 8 to some and 10 to others, nor Python's 1_000
-    if isinstance(value, str) and INTEGER.fullmatch(value):
-        return int(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    raise ValueError
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+def _number(kind: type[int] | type[float], value: Any) -> Any:
+    if isinstance(value, str):
+        return read_number(kind, value)
+    if isinstance(value, bool) or not isinstance(value, int | kind):
         raise ValueError
-    if isinstance(value, str) and not (_is_number(value) or NOT_FINITE.fullmatch(value)):
-        raise ValueError
-    return float(value)
+    return kind(value)
 
 
 def _truth(value: Any) -> bool:
@@ -141,8 +127,8 @@ def _text(value: Any) -> str:
 
 
 SCALARS: dict[Any, tuple[Callable[[Any], Any], str, str]] = {
-    int: (_integer, "an integer", "integers"),
-    float: (_number, "a number", "numbers"),
+    int: (partial(_number, int), "an integer", "integers"),
+    float: (partial(_number, float), "a number", "numbers"),
     bool: (_truth, "true or false", "true or false"),
     str: (_text, "text", "text"),
 }

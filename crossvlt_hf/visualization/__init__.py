@@ -4,7 +4,7 @@
 """
 
 from ..system import old_names
-from .explanation import Explanation, explain
+from .explanation import Explanation, explain, segment_and_explain
 from .explanation_figure import explanation_figure
 from .overlay import CELL, MIN_WIDTH, PALETTE, Mask, arrange, overlay, to_mask_image
 
@@ -19,6 +19,7 @@ __all__ = [
     "explain",
     "explanation_figure",
     "overlay",
+    "segment_and_explain",
     "to_mask_image",
 ]
 

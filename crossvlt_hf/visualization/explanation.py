@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,36 +22,22 @@ from ..modeling_crossvlt import CrossVLTModel, CrossVLTOutput, evaluating
 from ..processing_crossvlt import CrossVLTProcessor, ImageLike, to_rgb
 
 
+if TYPE_CHECKING:
+    from ..pipeline_crossvlt import ReferringImageSegmentationPipeline
+
+
 Map = NDArray[np.float32]
 Pixel = tuple[int, int]
 Region = NDArray[np.bool_] | Pixel
 
 SPECIAL = ("[CLS]", "[SEP]")
 # They say how the others belong together, and are read by habit
-FUNCTION_WORDS = frozenset(
-    [
-        *(
-            "a",
-            "an",
-            "and",
-            "are",
-            "as",
-            "at",
-            "be",
-            "by",
-            "for",
-            "from",
-            "has",
-            "her",
-            "his",
-            "in",
-            "is",
-            "it",
-            "its",
-        ),
-        *("of", "on", "one", "or", "that", "the", "their", "this", "to", "which", "who", "whose", "with"),
-    ]
-)
+FUNCTION_WORDS = frozenset((
+    "a", "an", "and", "are", "as", "at", "be", "by", "for", "from", "has", "her", "his", "in", "is", "it", "its",
+    "of", "on", "one", "or", "that", "the", "their", "this", "to", "which", "who", "whose", "with",
+))  # fmt: skip
+# Outputs of the model that an explanation is made of
+RECORDED = {"output_fusion_attentions": True, "output_cross_attentions": True, "output_alignment_maps": True}
 # Explanations of one process take turns: each switches its model's attention, and back
 _TURNS = threading.Lock()
 
@@ -66,10 +52,10 @@ class Explanation:
     Args:
         image: the photo, upright, of mode "RGB".
         expression: what was looked for.
-        tokens: the T words that the model read, [CLS] and [SEP] among them; a piece inside a word begins with "##".
         mask: (height, width) of the image: what was found.
-        score: mean probability of the object over the mask; 0.0 if that is empty.
+        score: of the mask, see `CrossVLTProcessor.post_process_masks`; 0.0 if that is empty.
         box: [x_min, y_min, x_max, y_max] of the mask, the maxima exclusive; None if it is empty.
+        tokens: the T words that the model read, [CLS] and [SEP] among them; a piece inside a word begins with "##".
         alignment_maps: stage to (H_i, W_i), cosine of every pixel with the sentence, in [-1, 1] (no temperature).
         words_read: stage to (H_i, W_i, T), how much of its attention each pixel gives to each word; the last axis sums
             to 1. Of the fusion at the stage's own resolution, whose result the decoder sees. What the merged pixels
@@ -82,10 +68,10 @@ class Explanation:
 
     image: Image.Image
     expression: str
-    tokens: list[str]
     mask: NDArray[np.bool_]
     score: float
     box: list[int] | None
+    tokens: list[str]
     alignment_maps: dict[int, Map]
     words_read: dict[int, Map]
     pixels_read: dict[int, Map]
@@ -260,18 +246,40 @@ def _read_tokens(processor: CrossVLTProcessor, ids: Tensor, read: Tensor) -> lis
 
 
 @contextmanager
-def _recording(model: CrossVLTModel) -> Iterator[None]:
-    """Evaluate with eager attention, the only one that gives its weights; afterwards all is as it was."""
+def _recording(model: CrossVLTModel, processor: CrossVLTProcessor) -> Iterator[list[dict[str, Any]]]:
+    """Record what the model reads in this thread's forward passes, in eval mode and with eager attention.
+
+    Only eager attention gives its weights. Afterwards the model is as it was.
+
+    Yields:
+        A list to which each forward pass adds, for every pair in order, the fields of an `Explanation` that it gives.
+    """
+    found: list[dict[str, Any]] = []
+    thread = threading.get_ident()
+
+    def request(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, kwargs | RECORDED if threading.get_ident() == thread else kwargs
+
+    def keep(_: Any, __: Any, inputs: dict[str, Any], outputs: CrossVLTOutput) -> None:
+        if threading.get_ident() == thread:
+            found.extend(_read_pairs(model, processor, inputs, outputs))
+
     with _TURNS:
         config = model.config
         parts = {name: getattr(config, name)._attn_implementation for name in config.sub_configs}
         before = {"": config._attn_implementation, **parts}
+        hooks = [
+            model.register_forward_pre_hook(request, with_kwargs=True),
+            model.register_forward_hook(keep, with_kwargs=True),
+        ]
         try:
             model.set_attn_implementation("eager")
             with evaluating(model):
-                yield
+                yield found
         finally:
             model.set_attn_implementation(before)
+            for hook in hooks:
+                hook.remove()
 
 
 @torch.no_grad()
@@ -305,69 +313,88 @@ def explain(
     photo = to_rgb(image)
     inputs = processor(photo, [expression], return_tensors="pt")
     target_sizes = inputs.pop("original_sizes")
-    with _recording(model):
-        recorded = {"output_attentions": True, "output_alignment_maps": True, "return_dict": True}
-        outputs = model(**inputs.to(model.device), **recorded)
+    with _recording(model, processor) as read:
+        outputs = model(**inputs.to(model.device), return_dict=True)
     (found,) = processor.post_process_masks(outputs, target_sizes, threshold)
-    read = inputs["attention_mask"][0].bool().cpu()
-    height, width = inputs["pixel_values"].shape[-2:]
-    return Explanation(
-        image=photo,
-        expression=expression,
-        tokens=_read_tokens(processor, inputs["input_ids"][0].cpu(), read),
-        mask=found["mask"].cpu().numpy(),
-        score=found["score"],
-        box=found["box"],
-        alignment_maps=_cosines(model, outputs),
-        words_read=_words_read(model, outputs, read, (height, width)),
-        pixels_read=_pixels_read(model, outputs, read, (height, width)),
-        input_size=(height, width),
-        patch_size=model.config.vision_config.patch_size,
-    )
+    return Explanation(photo, expression, found["mask"].cpu().numpy(), found["score"], found["box"], **read[0])
+
+
+def segment_and_explain(
+    pipeline: "ReferringImageSegmentationPipeline", image: ImageLike, expressions: Sequence[str], **options: Any
+) -> tuple[list[dict[str, Any]], list[Explanation]]:
+    """Segment what expressions refer to, and keep what the model read for it, in one run: see `explain`.
+
+    Args:
+        pipeline: of the model, which is put into eval mode with eager attention, and back.
+        image: a path, URL, PIL image, array or tensor.
+        expressions: what to look for in it.
+        options: of the pipeline.
+
+    Returns:
+        The results of the pipeline, and an explanation of each.
+
+    Raises:
+        OSError: if the image cannot be read.
+        ValueError: if image, expressions or options are not what the pipeline takes.
+    """
+    photo = to_rgb(image)
+    with _recording(pipeline.model, pipeline.processor) as read:
+        results = pipeline(photo, text=list(expressions), **options)
+    explanations = []
+    for result, fields in zip(results, read, strict=True):
+        mask, box = np.asarray(result["mask"]) > 0, result["box"]
+        found = mask, result["score"], None if box is None else list(box.values())
+        explanations.append(Explanation(photo, result["label"], *found, **fields))
+    return results, explanations
+
+
+def _read_pairs(
+    model: CrossVLTModel, processor: CrossVLTProcessor, inputs: dict[str, Any], outputs: CrossVLTOutput
+) -> Iterator[dict[str, Any]]:
+    """The fields of an `Explanation` that a forward pass gives, for each of its pairs."""
+    size, patch_size = tuple(inputs["pixel_values"].shape[-2:]), model.config.vision_config.patch_size
+    cosines = _cosines(model, outputs)
+    # Between the fusions at full resolution stand those of the merged pixels, where there are any
+    fusions = (outputs.fusion_attentions or ())[:: 2 if model.config.pixels_read_words else 1]
+    for pair, (ids, mask) in enumerate(zip(inputs["input_ids"].cpu(), inputs["attention_mask"].cpu(), strict=True)):
+        words = mask.bool()
+        words_read, pixels_read = {}, {}
+        for stage, weights in enumerate(fusions, start=1):
+            shares = _mean_of_heads(weights[pair])[:, words]  # (N, T)
+            words_read[stage] = _normalised(shares).unflatten(0, _grid(size, patch_size, stage)).numpy()
+        for stage, weights in enumerate(outputs.cross_attentions or (), start=2):
+            shares = _mean_of_heads(weights[pair])[words]  # (T, N)
+            pixels_read[stage] = _normalised(shares).unflatten(1, _grid(size, patch_size, stage)).numpy()
+        yield {
+            "tokens": _read_tokens(processor, ids, words),
+            "alignment_maps": {stage: cosine[pair] for stage, cosine in cosines.items()},
+            "words_read": words_read,
+            "pixels_read": pixels_read,
+            "input_size": size,
+            "patch_size": patch_size,
+        }
 
 
 def _cosines(model: CrossVLTModel, outputs: CrossVLTOutput) -> dict[int, Map]:
-    """The alignment maps before they were divided by their temperature."""
+    """The alignment maps before they were divided by their temperature, (B, H_i, W_i) of each stage."""
     maps = {}
     for stage, scaled in zip(model.config.aligned_stages, outputs.alignment_maps or (), strict=True):
         alignment: Any = model.stages[stage].alignment
         cosine = scaled * alignment.bounded_temperature().detach().to(scaled)
-        maps[stage + 1] = cosine[0, 0].float().clamp(-1, 1).cpu().numpy()
+        maps[stage + 1] = cosine[:, 0].float().clamp(-1, 1).cpu().numpy()
     return maps
 
 
-def _words_read(
-    model: CrossVLTModel, outputs: CrossVLTOutput, read: Tensor, input_size: tuple[int, int]
-) -> dict[int, Map]:
-    """Of the fusions at full resolution, between which stand those of the merged pixels, where there are any."""
-    weights = (outputs.fusion_attentions or ())[:: 2 if model.config.pixels_read_words else 1]
-    maps = {}
-    for stage, weight in enumerate(weights, start=1):
-        mean = _mean_of_heads(weight)[:, read]  # (N, T)
-        maps[stage] = _normalised(mean, -1).unflatten(0, _grid(model, input_size, stage)).numpy()
-    return maps
-
-
-def _pixels_read(
-    model: CrossVLTModel, outputs: CrossVLTOutput, read: Tensor, input_size: tuple[int, int]
-) -> dict[int, Map]:
-    maps = {}
-    for stage, weight in enumerate(outputs.cross_attentions or (), start=2):
-        mean = _mean_of_heads(weight)[read]  # (T, N)
-        maps[stage] = _normalised(mean, -1).unflatten(1, _grid(model, input_size, stage)).numpy()
-    return maps
-
-
-def _grid(model: CrossVLTModel, input_size: tuple[int, int], stage: int) -> tuple[int, int]:
-    cell = model.config.vision_config.patch_size * 2 ** (stage - 1)
+def _grid(input_size: Sequence[int], patch_size: int, stage: int) -> tuple[int, int]:
+    cell = patch_size * 2 ** (stage - 1)
     return -(-input_size[0] // cell), -(-input_size[1] // cell)
 
 
 def _mean_of_heads(weights: Tensor) -> Tensor:
-    """(1, heads, L, S) -> (L, S) float32."""
-    return weights[0].float().mean(0).cpu()
+    """(heads, L, S) -> (L, S) float32."""
+    return weights.float().mean(0).cpu()
 
 
-def _normalised(weights: Tensor, dim: int) -> Tensor:
-    """With a sum of 1, which half precision misses by a little."""
-    return weights / weights.sum(dim, keepdim=True)
+def _normalised(weights: Tensor) -> Tensor:
+    """With a sum of 1 over the last axis, which half precision misses by a little."""
+    return weights / weights.sum(-1, keepdim=True)

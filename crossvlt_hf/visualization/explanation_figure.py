@@ -272,16 +272,9 @@ def _draw_words(
     axes.barh(places, read, height=0.72, color=colours)
     axes.axvline(1 / len(tokens), color=GREY, linewidth=0.8, linestyle=(0, (4, 3)))
     most = max(float(shares.max()) for shares in subject.words_read.values())
+    label: dict[str, Any] = {"va": "center", "fontsize": size - 1.5, "color": GREY, "bbox": PAPER}
     for place, share in enumerate(read):
-        axes.text(
-            share + 0.02 * most,
-            place,
-            f"{100 * share:.0f} %",
-            va="center",
-            fontsize=size - 1.5,
-            color=GREY,
-            bbox=PAPER,
-        )
+        axes.text(share + 0.02 * most, place, f"{100 * share:.0f} %", **label)
     clean(axes)
     axes.set_yticks(places, [wrap(token, 14, 1) for token in tokens], fontsize=size, color=INK, **LITERAL)
     spare = max(7 - len(tokens), 0) / 2  # a few words have no huge bars

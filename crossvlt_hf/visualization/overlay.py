@@ -5,13 +5,14 @@ contour's coloured line, `size` the font size of the legend; both grow with the 
 """
 
 import math
+import textwrap
 import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, ImageStat
+from PIL import Image, ImageDraw, ImageFont, ImageOps, ImageStat
 from torch import Tensor
 
 from ..processing_crossvlt import to_rgb
@@ -40,7 +41,8 @@ CELL: Colour = (238, 240, 243)  # around pictures of several shapes in a grid
 MIN_WIDTH = 320  # narrower pictures have no room for a legend
 MAX_UPSCALED_HEIGHT = 2048
 MAX_LINES = 3  # of one expression in the legend
-TILE = 256
+TILE, STRIP = 240, 46  # of an example: side of the picture, height of the words
+BLOCK = 256  # side of the parts in which contours are drawn
 GAP = 8  # between pictures that are arranged
 
 
@@ -89,19 +91,31 @@ def overlay(
     picture = photo.resize((photo.width * factor, photo.height * factor), Image.Resampling.NEAREST)
     regions = [to_mask_image(mask).resize(picture.size, Image.Resampling.NEAREST) for mask in masks]
     colours = _choose_colours(picture, regions)
+    _draw_regions(picture, regions, colours, opacity)
+    rows = [] if labels is None else _legend_rows(regions, colours, labels, scores)
+    return _stack(picture, _draw_legend(rows, picture.size) if rows else None)
 
+
+def _draw_regions(
+    picture: Image.Image, regions: Sequence[Image.Image], colours: Sequence[Colour], opacity: float
+) -> None:
+    """Tint regions ("L", 0 or 255, of the picture's size) in their colours, and draw their contours."""
     for region, colour in zip(regions, colours, strict=True):
         picture.paste(colour, mask=region.point([round(value * opacity) for value in range(256)]))
     for region, colour in zip(regions, colours, strict=True):
         draw_contour(picture, region, colour)
 
-    if labels is None:
-        return picture
+
+def _legend_rows(
+    regions: Sequence[Image.Image],
+    colours: Sequence[Colour],
+    labels: Sequence[str],
+    scores: Sequence[float] | None,
+) -> list["_Row"]:
     found = [region.getbbox() is not None for region in regions]
     given: Sequence[float | None] = [None] * len(found) if scores is None else scores
     notes = [_note(score, shown) for score, shown in zip(given, found, strict=True)]
-    rows = [_Row(*row) for row in zip(colours, found, map(_plain, labels), notes, strict=True)]
-    return _stack(picture, _draw_legend(rows, picture.size) if rows else None)
+    return [_Row(*row) for row in zip(colours, found, map(_plain, labels), notes, strict=True)]
 
 
 def _listed(
@@ -119,6 +133,17 @@ def _listed(
     if labels is None and scores is not None:
         labels = [""] * len(masks)
     return masks, labels, scores  # type: ignore[return-value]
+
+
+def draw_example(picture: Image.Image, mask: Mask, expression: str, family: str) -> Image.Image:
+    """A picture of at most 240 pixels a side with a mask outlined in it, the expression and its family below."""
+    picture = ImageOps.contain(picture, (TILE, TILE))
+    draw_contour(picture, to_mask_image(mask).resize(picture.size, Image.Resampling.NEAREST), PALETTE[1])
+    tile = Image.new("RGB", (TILE, TILE + STRIP), "white")
+    tile.paste(picture, ((TILE - picture.width) // 2, TILE - picture.height))
+    lines = "\n".join([*textwrap.wrap(expression, 40)[:2], f"({family})"])
+    ImageDraw.Draw(tile).multiline_text((2, TILE + 2), lines, fill="black", font_size=12, spacing=1)
+    return tile
 
 
 def arrange(tiles: Sequence[Image.Image], columns: int) -> Image.Image:
@@ -250,9 +275,9 @@ def _rim_distances(
     height, width = region.shape
     margin = reach + 3 * softness
     padded = np.pad(region, margin)
-    for top in range(0, height, TILE):
-        for left in range(0, width, TILE):
-            bottom, right = min(top + TILE, height), min(left + TILE, width)
+    for top in range(0, height, BLOCK):
+        for left in range(0, width, BLOCK):
+            bottom, right = min(top + BLOCK, height), min(left + BLOCK, width)
             tile = padded[top : bottom + 2 * margin, left : right + 2 * margin]
             if tile.any() and not tile.all():
                 distance = _soften(_soften(_signed_distance(tile, reach), softness), 2 * softness)

@@ -116,25 +116,29 @@ def load_strictly(model: nn.Module, state_dict: dict[str, Tensor], source: str) 
     Raises:
         ValueError: lists the keys that do not fit.
     """
-    own = model.state_dict()
-    shared = own.keys() & state_dict.keys()
-    shapes = [
-        f"{key} has shape {list(state_dict[key].shape)} instead of {list(own[key].shape)}"
-        for key in shared
-        if own[key].shape != state_dict[key].shape
-    ]
-    dtypes = [
-        f"{key} has dtype {state_dict[key].dtype}"
-        for key in shared
-        if own[key].is_floating_point() != state_dict[key].is_floating_point()
-    ]
-    problems = {
-        "missing keys": own.keys() - state_dict.keys(),
-        "unknown keys": state_dict.keys() - own.keys(),
-        "wrong shapes": shapes,
-        "wrong dtypes": dtypes,
-    }
+    problems = _find_problems(model.state_dict(), state_dict)
     if any(problems.values()):
         lists = "; ".join(f"{name}: {_listing(keys)}" for name, keys in problems.items() if keys)
         raise ValueError(f"{source} does not fit the model ({lists}).")
     model.load_state_dict(state_dict, assign=True)
+
+
+def _find_problems(own: dict[str, Tensor], given: dict[str, Tensor]) -> dict[str, Iterable[str]]:
+    """The keys that do not fit, by the kind of misfit."""
+    shared = own.keys() & given.keys()
+    shapes = [
+        f"{key} has shape {list(given[key].shape)} instead of {list(own[key].shape)}"
+        for key in shared
+        if own[key].shape != given[key].shape
+    ]
+    dtypes = [
+        f"{key} has dtype {given[key].dtype}"
+        for key in shared
+        if own[key].is_floating_point() != given[key].is_floating_point()
+    ]
+    return {
+        "missing keys": own.keys() - given.keys(),
+        "unknown keys": given.keys() - own.keys(),
+        "wrong shapes": shapes,
+        "wrong dtypes": dtypes,
+    }

@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
@@ -26,6 +27,7 @@ from huggingface_hub.utils import logging as hub_logging
 from parity.fill import fill_state_dict
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch.nn.modules.module import register_module_forward_hook
 from transformers import BertTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -339,6 +341,34 @@ def test_explain(capsys, checkpoint, photo_file, photo):
 
 
 @pytest.mark.usefixtures("_matplotlib")
+@contextmanager
+def counted_passes() -> Iterator[list[int]]:
+    """How many pairs go through a whole model in each forward pass."""
+    passes = []
+
+    def count(module, arguments, output) -> None:
+        if isinstance(module, CrossVLTModel):
+            passes.append(len(output.logits))
+
+    hook = register_module_forward_hook(count)
+    try:
+        yield passes
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("explain", [[], ["--explain"]])
+def test_all_expressions_and_explanations_take_one_forward_pass(capsys, checkpoint, photo_file, explain):
+    if explain:
+        pytest.importorskip("matplotlib", reason="explanations are drawn by matplotlib")
+    for number, passes in ((1, [1]), (3, [3]), (9, [8, 1])):  # 8 expressions of an image at a time
+        expressions = ["the cup", "the spoon", "the red cup"] * (number // 3) or ["the cup"]
+        with counted_passes() as counted:
+            code, output, _ = run(capsys, "segment", photo_file, *expressions, "--model", checkpoint, *explain)
+        assert (code, output.count("\n")) == (0, number)
+        assert counted == passes
+
+
 def test_explain_a_word_and_a_pixel(capsys, checkpoint, photo_file):
     """Each asks for the figure by itself, and changes it."""
     options = [["--explain"], ["--explain-word", "the"], ["--explain-pixel", "79,59"]]
@@ -357,9 +387,9 @@ def test_explain_a_word_and_a_pixel(capsys, checkpoint, photo_file):
         ("--explain-word", "", "'' is not among"),
         ("--explain-pixel", "80,0", "The pixel is (80, 0), but the image has 80x60 (width x height)"),
         ("--explain-pixel", "0,60", "(0, 60)"),
-        ("--explain-pixel", "-1,0", "--explain-pixel is '-1,0'; give X,Y"),
+        ("--explain-pixel", "-1,0", "`--explain-pixel` must be X,Y in pixels"),
         ("--explain-pixel", "1.5,0", "such as 120,80"),
-        ("--explain-pixel", "7", "give X,Y"),
+        ("--explain-pixel", "7", "got '7'"),
     ],
 )
 def test_explain_refuses_in_one_line(capsys, checkpoint, photo_file, option, value, message):
@@ -397,7 +427,7 @@ def test_gallery(capsys, checkpoint):
     assert "The gallery is in deep/sheet.png" in errors
     assert output.startswith("| data | samples |")
     assert min(Image.open("deep/sheet.png").size) > 500
-    assert "give a file that ends in .png" in refusal(capsys, *command, "sheet.gif")
+    assert "must be a file name that ends in .png" in refusal(capsys, *command, "sheet.gif")
 
 
 # ---- wrong input
@@ -840,12 +870,12 @@ def test_the_choices_are_those_of_the_package():
         (["evaluate", "--limt", "3", "--data", "x", "--split", "y"], "--limit N"),
         (
             ["segment", "a", "b", "--dtype", "float"],
-            "`--dtype` must be auto, float32, bfloat16 or float16, got 'float'.",
+            "`--dtype` must be one of auto, float32, bfloat16, float16, got 'float'.",
         ),
         (["refer", "a", "--output", "b", "--families", "noun", "nown"], "got 'nown'. Did you mean noun?"),
-        (["benchmark", "--batch", "1", "two"], "`--batch` must be a whole number, got 'two'."),
+        (["benchmark", "--batch", "1", "two"], "`--batch` must be an integer, got 'two'."),
         (["benchmark", "--batch"], "`--batch` must have one or more values, got none."),
-        (["refshapes", "x", "--objects", "2", "few"], "`--objects` must be a whole number, got 'few'."),
+        (["refshapes", "x", "--objects", "2", "few"], "`--objects` must be an integer, got 'few'."),
         (
             ["segment", "a", "b", "--threshold", "some\nthing" + 300 * "x"],
             r"must be a number, got 'some\nthing" + 300 * "x",

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 from datasets import concatenate_datasets, load_from_disk
+from PIL import Image
 
 import crossvlt_hf.data.refshapes.examples as refshapes_examples
 from crossvlt_hf.data.refshapes import (
@@ -32,6 +33,7 @@ from crossvlt_hf.data.refshapes.expressions import (
     vocabulary,
 )
 from crossvlt_hf.data.refshapes.scenes import COLOURS, MIN_VISIBLE, SHAPES, Thing, rasterise, shade
+from crossvlt_hf.visualization.overlay import GAP, draw_example
 
 
 SIDE = 48
@@ -261,20 +263,20 @@ def test_families_stay_with_their_rows(tmp_path):
 @pytest.mark.parametrize(
     ("families", "message"),
     [
-        ({}, "`families` is {}; give a list"),
-        ([], r"`families` is \[\]"),
-        ("plural", "`families` is 'plural'"),
-        (7, "`families` is 7"),
-        (["plural", "riddle"], "no family 'riddle'; give one of attribute"),
-        ([["plural"]], "no family"),
-        (["plural", "two_hop", "plural"], "`families` names one twice"),
-        ({"plural": 0}, "share of the family 'plural' is 0; give a number above 0"),
-        ({"plural": -1}, "is -1"),
-        ({"plural": True}, "is True"),
-        ({"plural": "2"}, "is '2'"),
-        ({"plural": float("nan")}, "is nan"),
-        ({"plural": float("inf")}, "is inf"),
-        ({"plural": 1, "two_hop": 0.333333}, "too fine; give whole numbers"),
+        ({}, "`families` must be a list of names, .* got {}"),
+        ([], r"`families` must be a list .* got \[\]"),
+        ("plural", "`families` must be a list .* got 'plural'"),
+        (7, "`families` must be a list .* got 7"),
+        (["plural", "riddle"], "`family` must be one of attribute, .*got 'riddle'"),
+        ([["plural"]], "`family` must be one of"),
+        (["plural", "two_hop", "plural"], "`families` must have each name once"),
+        ({"plural": 0}, "share of the family 'plural' must be a number above 0, got 0"),
+        ({"plural": -1}, "got -1"),
+        ({"plural": True}, "got True"),
+        ({"plural": "2"}, "got '2'"),
+        ({"plural": float("nan")}, "got nan"),
+        ({"plural": float("inf")}, "got inf"),
+        ({"plural": 1, "two_hop": 0.333333}, "too many digits; use integers"),
     ],
 )
 def test_families_that_cannot_be(families, message):
@@ -283,19 +285,21 @@ def test_families_that_cannot_be(families, message):
 
 
 def test_family_or_families():
-    with pytest.raises(ValueError, match="`family` is 'plural' and `families`"):
+    with pytest.raises(ValueError, match="Set only one of `family` and `families`, got 'plural'"):
         load_refshapes("train", family="plural", families=["plural"])
 
 
 @pytest.mark.parametrize("family", ["attribute", "absolute", "ordinal", "superlative", "negation"])
 def test_a_split_that_a_family_cannot_have(family):
-    with pytest.raises(ValueError, match=f"'{family}' has no relations for the split 'unseen_relations'"):
+    with pytest.raises(ValueError, match=f"'unseen_relations' needs a family with relations, .*, got '{family}'"):
         make_example("unseen_relations", 0, family=family)
 
 
 def test_scenes_too_small_for_their_expressions(monkeypatch):
     monkeypatch.setattr(refshapes_examples, "TRIES", 30)
-    with pytest.raises(ValueError, match="3 to 3 objects do not give expressions of the families plural, plural"):
+    with pytest.raises(
+        ValueError, match="3 to 3 objects in split 'train' have no expressions of the families plural, plural"
+    ):
         make_scene("train", 0, families=["plural", "plural"], count=(3, 3))
 
 
@@ -367,14 +371,14 @@ def test_phrase():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("training", 0), "no split 'training'; give one of train"),
-        (("train", -1), "The index is -1"),
+        (("training", 0), "`split` must be one of train, .*got 'training'. Did you mean train?"),
+        (("train", -1), "`index` must be at least 0 .*, got -1"),
     ],
 )
 def test_wrong_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         make_example(*arguments)
-    with pytest.raises(ValueError, match="no family 'riddle'"):
+    with pytest.raises(ValueError, match=r"`family` must be one of .*got 'riddle'"):
         make_example("train", 0, family="riddle")
 
 
@@ -406,7 +410,7 @@ def test_patterns_are_seen_on_every_colour():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"families": []}, "`families` is empty"), ({"families": ["relation"], "count": (3, 9)}, "`count` is")],
+    [({"families": []}, "`families` is empty"), ({"families": ["relation"], "count": (3, 9)}, "`count` must be")],
 )
 def test_scenes_that_cannot_be(options, message):
     with pytest.raises(ValueError, match=message):
@@ -415,4 +419,5 @@ def test_scenes_that_cannot_be(options, message):
 
 def test_contact_sheet():
     sheet = contact_sheet(examples("test", 5), columns=3)
-    assert sheet.size == (3 * (SIDE + 8), 2 * (SIDE + 38 + 8))
+    tile = draw_example(Image.new("RGB", (9, 9)), np.ones((9, 9), dtype=bool), "the star", "attribute")
+    assert sheet.size == (3 * (tile.width + GAP) + GAP, 2 * (tile.height + GAP) + GAP)

@@ -184,10 +184,10 @@ def test_truncation_is_the_processors(processor, photo):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"protocol": "papers"}, r"`protocol` is 'papers'; give one of paper, original"),
-        ({"truncation": None}, r"`truncation` is None; give one of keep_sep, reference"),
-        ({"batch_size": 0}, r"`batch_size` is 0, `workers` 0; give 1 and 0 or more"),
-        ({"workers": -1}, r"`batch_size` is 8, `workers` -1"),
+        ({"protocol": "papers"}, r"`protocol` must be one of paper, original, got 'papers'. Did you mean paper?"),
+        ({"truncation": None}, r"`truncation` must be one of keep_sep, reference, got None"),
+        ({"batch_size": 0}, r"`batch_size` must be an integer of at least 1, got 0"),
+        ({"workers": -1}, r"`workers` must be an integer of at least 0, got -1"),
     ],
 )
 def test_broken_options(options, message):

@@ -250,7 +250,7 @@ def test_a_folder_of_images_and_other_files(checkpoint, tmp_path, capsys):
     assert run(folder, "--expression", "the cup", "--output", tmp_path / "out", checkpoint=checkpoint) == 0
     said = capsys.readouterr().err
     shown = ", ".join(others[:5])
-    assert f"Passed over {len(others)} files that are not images: {shown} and {len(others) - 5} more" in said
+    assert f"Skipped {len(others)} files that are not images: {shown} and {len(others) - 5} more" in said
     names = [line["name"] for line in lines_of(tmp_path / "out")]
     expected = ["a.PNG", "b.tga", "c.qoi", "d.webp", "deeper.jpg/e.jpeg", "f.mpo", "g.ico", "scan", "photo.jpg.orig"]
     assert names == sorted(expected)
@@ -370,16 +370,16 @@ WRONG = {
     "SAVED": "must have a column expressions, expression, text, texts, sentences, sentence or caption, got the "
     "columns image; add one.",
     "SAVED --text-column words": "`--text-column` must be one of the columns image, got 'words'",
-    "DATA --shard-size 0": "`shard_size` is 0",
-    "DATA --batch-size 0": "`batch_size` is 0",
-    "DATA --workers -1": "`workers` is -1",
-    "DATA --format csv": "`file_format` is 'csv'; give one of jsonl, parquet",
-    "DATA --on-error ignore": "`on_error` is 'ignore'; give one of stop, skip",
+    "DATA --shard-size 0": "`shard_size` must be an integer of at least 1",
+    "DATA --batch-size 0": "`batch_size` must be an integer of at least 1",
+    "DATA --workers -1": "`workers` must be an integer of at least 0",
+    "DATA --format csv": "`file_format` must be one of jsonl, parquet, got 'csv'",
+    "DATA --on-error ignore": "`on_error` must be one of stop, skip, got 'ignore'",
     "DATA --threshold 2": "threshold",
     "DATA --output DATA": "is a file; give a folder",
     "DATA --output FOLDER": "is not empty, and no prediction",
     "EMPTY": "has no rows to segment",
-    "refshapes --option colour=red": "has no such --option",
+    "refshapes --option colour=red": "refshapes has no such --option",
 }
 
 

@@ -437,10 +437,42 @@ def test_large_photo(model, processor, photo):
     from crossvlt_hf.publishing.page import answers
 
     large = photo.resize((2600, 900))
-    found = answers.Segmenter(model, processor).find(large, ["the cup", "the spoon"])
+    found, _ = answers.Segmenter(model, processor).find(large, ["the cup", "the spoon"])
     assert [entry.mask.size for entry in found] == [large.size] * 2
     assert answers.draw(large, found).width == answers.SHOWN_SIDE
     assert [row[0] for row in answers.tabulate(found)] == ["the cup", "the spoon"]
+
+
+def test_masks_and_explanations_take_one_forward_pass(model, processor, photo, tmp_path):
+    """Those that are asked for later take another one."""
+    from crossvlt_hf.publishing.page import answers, layout
+
+    pytest.importorskip("matplotlib", reason="explanations are drawn by matplotlib")
+    photo.save(tmp_path / "photo.png")
+    passes = []
+    hook = model.register_forward_hook(lambda module, arguments, output: passes.append(len(output.logits)))
+    try:
+        segmenter = answers.Segmenter(model, processor)
+        page = layout.build_page(model, processor)
+        answer, explain = (
+            next(each.fn for each in page.fns.values() if getattr(each.fn, "__name__", "") == name)
+            for name in ("answer", "explain")
+        )
+        for explained in (False, True):
+            passes.clear()
+            found, explanations = segmenter.find(photo, ["the cup", "the spoon"], explained)
+            assert (passes, len(found), len(explanations)) == ([2], 2, 2 * explained)
+            passes.clear()
+            *_, last = answer(str(tmp_path / "photo.png"), "the cup\nthe spoon", explained)
+            assert passes == [2]
+            figures = last[-2]
+            assert figures["visible"] is explained
+            assert [text for _, text in figures["value"] or []] == ["the cup", "the spoon"] * explained
+        passes.clear()
+        *_, last = explain(True, (str(tmp_path / "photo.png"), ["the cup"]))
+        assert (passes, len(last[-1]["value"])) == ([1], 1)
+    finally:
+        hook.remove()
 
 
 def test_nothing_found():

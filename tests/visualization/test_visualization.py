@@ -127,7 +127,7 @@ def test_single_pixel_is_seen(cell):
 def test_contour_does_not_depend_on_the_tiles(monkeypatch):
     mask = np.random.default_rng(1).random((300, 400)) > 0.999
     whole = overlay(noise(400, 300), [mask], ["specks"])
-    monkeypatch.setattr(sys.modules["crossvlt_hf.visualization.overlay"], "TILE", 37)
+    monkeypatch.setattr(sys.modules["crossvlt_hf.visualization.overlay"], "BLOCK", 37)
     assert (pixels(overlay(noise(400, 300), [mask], ["specks"])) == pixels(whole)).all()
 
 

@@ -10,7 +10,7 @@ from conftest import tiny_config, tiny_tokenizer
 from PIL import Image
 
 from crossvlt_hf import CrossVLTModel, CrossVLTProcessor, ReferringImageSegmentationPipeline
-from crossvlt_hf.visualization import Explanation, explain
+from crossvlt_hf.visualization import Explanation, explain, segment_and_explain
 from crossvlt_hf.visualization.explanation import positions_of, tokens_of
 
 
@@ -105,6 +105,52 @@ def test_every_configuration(photo, direction, aligned):
     if aligned != "none":
         assert max(np.abs(cosine).max() for cosine in explanation.alignment_maps.values()) > 0.05
     assert isinstance(explanation.salient_word(), str)
+
+
+@pytest.mark.parametrize("number", [1, 3, 9])
+def test_several_expressions_are_explained_as_each_alone(photo, number):
+    """Of different lengths, and more than go through the model together."""
+    model, processor = random_model(), processor_of(32, 48)
+    pipeline = ReferringImageSegmentationPipeline(model=model, processor=processor)
+    texts = ["the cup", SAID, "spoon"] * (number // 3) or [SAID]
+    passes = []
+    hook = model.register_forward_hook(lambda module, arguments, output: passes.append(len(output.logits)))
+    results, explanations = segment_and_explain(pipeline, photo, texts, threshold=0.48, instances=True)
+    hook.remove()
+    assert passes == {1: [1], 3: [3], 9: [8, 1]}[number]
+    assert all("instances" in result for result in results)
+    assert implementations(model) == ["sdpa"] * 3
+    for text, result, found in zip(texts, results, explanations, strict=True):
+        alone = explain(model, processor, photo, text, threshold=0.48)
+        assert (found.expression, found.tokens, found.input_size) == (text, alone.tokens, alone.input_size)
+        assert np.array_equal(found.mask, np.asarray(result["mask"]) > 0)
+        assert (found.mask != alone.mask).mean() <= 0.002
+        assert found.score == pytest.approx(alone.score, abs=1e-3)
+        assert found.box == (result["box"] and list(result["box"].values()))
+        for name in ("alignment_maps", "words_read", "pixels_read"):
+            maps, others = getattr(found, name), getattr(alone, name)
+            assert maps.keys() == others.keys()
+            assert all(np.allclose(maps[stage], others[stage], atol=1e-4) for stage in maps)
+
+
+def test_only_this_thread_is_recorded(photo):
+    """Another one that runs the same model meanwhile neither records nor is given more than it asked for."""
+    model, processor = random_model(), processor_of(32, 48)
+    pipeline = ReferringImageSegmentationPipeline(model=model, processor=processor)
+    inputs, others = processor(photo, [SAID], return_tensors="pt"), []
+    inputs.pop("original_sizes")
+
+    def run(*_) -> None:
+        thread = threading.Thread(target=lambda: others.append(model(**inputs)))
+        thread.start()
+        thread.join()
+
+    busy = []
+    hook = model.vision_model.patch_embeddings.register_forward_hook(lambda *_: busy or (busy.append(1), run())[0])
+    _, (explanation,) = segment_and_explain(pipeline, photo, [SAID])
+    hook.remove()
+    assert explanation.tokens == ["[CLS]", *SAID.split(), "[SEP]"]
+    assert [output.fusion_attentions for output in others] == [None]
 
 
 @pytest.mark.parametrize("size", [(80, 60), (41, 97), (1, 1), (1, 400)], ids=str)

@@ -1,10 +1,10 @@
-"""From labelled objects to referring expressions: readers of labels, the engine, and composed pictures.
+"""Referring expressions for labelled objects: readers of labels, the engine, and composed images.
 
-`load_objects` reads labels in the forms that people have (COCO, YOLO, LabelMe, Pascal VOC, any data set of `datasets`)
-as an `ObjectSource` of pictures with objects. `describe` measures them, `make_expressions` says what is true of them,
-`write_references` and `expressions_dataset` do so for a whole source. `Composer` pastes cut-outs into new scenes.
+`load_objects` reads COCO, YOLO, LabelMe, Pascal VOC or a data set of `datasets` as an `ObjectSource`: images with
+labelled objects. `describe` measures the objects, `make_expressions` makes expressions for them; `write_references`
+and `expressions_dataset` do both for all images of a source. `Composer` pastes cut-outs into new scenes.
 
-Names are imported when they are asked for: the engine and the composer need numpy and Pillow only, all else the extra
+Names are imported on first use: the engine and the composer need only numpy and Pillow, everything else the extra
 `train`.
 """
 

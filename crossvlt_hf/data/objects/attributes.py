@@ -1,8 +1,8 @@
-"""What can be measured of labelled objects: colour, size and place.
+"""Measure labelled objects: colour, size and position.
 
-Colours are the eleven basic ones of English (Berlin and Kay, 1969). A pixel belongs to each of them in part, by its
-distance in CIELAB to examples of each (compare the fuzzy sets of Benavente et al., 2008); an object has the mean of
-its pixels. A colour is true of an object where most of it agrees, false where hardly any does, and open in between.
+Colours are the eleven basic colour terms of English (Berlin and Kay, 1969). A pixel has a membership in each, from
+its distance in CIELAB to examples (compare the fuzzy sets of Benavente et al., 2008); an object has the mean of its
+pixels. A colour fits an object if most of its pixels agree, does not fit if hardly any do, and is open in between.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..phrases import Answer
 from .words import clean, lookup
 
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "grey", "white")
-# sRGB; "beige" is never said: it takes what is between white, brown, pink and yellow
+# sRGB. "beige" is not used in expressions: it covers what lies between white, brown, pink and yellow
 _EXAMPLES: dict[str, list[tuple[int, int, int]]] = {
     "red": [(200, 20, 30), (150, 10, 22), (225, 45, 45), (110, 10, 20), (190, 40, 55)],
     "orange": [(240, 130, 20), (255, 160, 10), (225, 100, 30), (250, 150, 60)],
@@ -48,14 +49,14 @@ _EXAMPLES: dict[str, list[tuple[int, int, int]]] = {
     "white": [(252, 252, 252), (236, 236, 234), (242, 240, 246), (228, 230, 234)],
     "beige": [(212, 182, 150), (226, 208, 182), (190, 152, 122), (175, 160, 140), (235, 225, 205)],
 }
-_WIDTH = 7.0  # of the border between two colours, in units of CIELAB
+_WIDTH = 7.0  # of the transition between two colours, in CIELAB units
 
-# Least share of an object's pixels by which a colour is true of it, and that by which it is not false
+# Shares of an object's pixels above which a colour fits, and below which it does not
 AGREED, OPEN = 0.62, 0.12
 
-MOST_PIXELS = 800  # of an object, at even distances, that its colour is taken from
+MOST_PIXELS = 800  # of an object, evenly spaced, to measure its colour
 
-# Share of the picture below which an object is hardly visible
+# Smaller objects, as a share of the image, are hardly visible
 HARDLY_VISIBLE = 0.004
 HIDDEN, CROWD, DOUBLE = "hardly visible", "crowd", "labelled twice"
 
@@ -72,7 +73,7 @@ def _to_lab(rgb: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @cache
 def _memberships() -> NDArray[np.float32]:
-    """(32768, 12) float32: how far each colour of 5 bits a channel belongs to each name; rows add up to 1."""
+    """(32768, 12) float32: the membership of each colour of 5 bits per channel in each name; rows sum to 1."""
     levels = np.arange(32) * 8 + 4.0
     lab = _to_lab(np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3))
     nearest = []
@@ -85,13 +86,13 @@ def _memberships() -> NDArray[np.float32]:
 
 
 def colour_codes(image: NDArray[np.uint8]) -> NDArray[np.uint16]:
-    """(height, width) uint16: the colours of an RGB image in 5 bits a channel."""
+    """(height, width) uint16: the colours of an RGB image in 5 bits per channel."""
     fives = (image >> 3).astype(np.uint16)
     return np.asarray(fives[..., 0] << 10 | fives[..., 1] << 5 | fives[..., 2])
 
 
 def measure_colours(codes: NDArray[np.uint16]) -> dict[str, float]:
-    """The share of each basic colour among pixels given by their codes; those below 1 % are left out."""
+    """The share of each basic colour among pixels given by their codes; shares below 1 % are left out."""
     if not codes.size:
         return {}
     sample = codes.ravel()[:: max(1, codes.size // MOST_PIXELS)]
@@ -101,18 +102,18 @@ def measure_colours(codes: NDArray[np.uint16]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class DescribedObject:
-    """A labelled object as the expressions see it. Lengths are shares of the picture's width and height.
+    """Measurements of a labelled object, for expressions. Lengths are relative to width and height of the image.
 
     Args:
         label: its class, in words.
         box: left, top, right and bottom edge.
         centre: (x, y), mean of its pixels.
-        area: share of the picture.
-        colours: share of each basic colour among its pixels; None where it was not measured.
-        cut: whether it touches the picture's border, so that its size is not known.
-        unclear: why a person may overlook it or not count it: "hardly visible", "crowd", "labelled twice"; empty where
-            it is clear. What is unclear is never meant, and nothing is said that would fit it.
-        adjectives: other words that are true of it ("striped").
+        area: share of the image.
+        colours: share of each basic colour among its pixels; None if not measured.
+        cut: whether it touches the border of the image, so that its true size is unknown.
+        unclear: why people may overlook it or not count it: "hardly visible", "crowd", "labelled twice"; empty if it
+            is clear. An unclear object is never a target, and no expression fits it.
+        adjectives: other adjectives that fit ("striped").
     """
 
     label: str
@@ -126,11 +127,11 @@ class DescribedObject:
 
     @property
     def clear(self) -> bool:
-        """Whether it can be meant."""
+        """Whether it can be a target."""
         return not self.unclear
 
-    def is_coloured(self, colour: str) -> bool | None:
-        """Whether a colour is true of it; None where people might differ."""
+    def is_coloured(self, colour: str) -> Answer:
+        """Whether a colour fits; None if people might disagree."""
         if self.colours is None:
             return None
         share = self.colours.get(colour, 0.0)
@@ -140,7 +141,7 @@ class DescribedObject:
 
     @property
     def colour(self) -> str | None:
-        """The colour that is said of it, if most of its pixels agree."""
+        """The colour for expressions, if most of its pixels agree."""
         if not self.colours:
             return None
         name = max(self.colours, key=lambda colour: (self.colours or {})[colour])
@@ -162,23 +163,23 @@ def describe(
     """Measure labelled objects.
 
     Args:
-        image: (height, width, 3) uint8 or a picture; None to measure no colours.
+        image: (height, width, 3) uint8 or an image; None to measure no colours.
         masks: one (height, width) array for each object, not zero on it.
         classes: the class of each object.
-        crowds: which labels stand for several objects or for parts of several.
-        hardly_visible: share of the picture below which an object is not clear.
-        doubles: whether one object may be labelled twice: see `drop_doubles`.
+        crowds: which labels are for several objects, or for parts of several.
+        hardly_visible: smaller objects, as a share of the image, are unclear.
+        doubles: whether an object may be labelled twice: see `drop_doubles`.
 
     Returns:
-        One description for each object; those without pixels are not clear.
+        A description of each object; objects without pixels are unclear.
 
     Raises:
-        ValueError: if numbers or sizes do not agree.
+        ValueError: if numbers or sizes do not match.
     """
     flags = [False] * len(masks) if crowds is None else list(crowds)
     if not len(masks) == len(classes) == len(flags):
         raise ValueError(
-            f"`masks`, `classes`, `crowds` must be of one length, got {len(masks)}, {len(classes)}, {len(flags)}."
+            f"`masks`, `classes`, `crowds` must have the same length, got {len(masks)}, {len(classes)}, {len(flags)}."
         )
     codes = None if image is None else colour_codes(np.asarray(image))
     found = [
@@ -192,24 +193,18 @@ def _describe(
     codes: NDArray[np.uint16] | None, mask: NDArray[np.bool_], label: str, unclear: str, hardly_visible: float
 ) -> DescribedObject:
     if codes is not None and codes.shape != mask.shape:
-        raise ValueError(f"A mask must have the image's size {codes.shape}, got {mask.shape}.")
-    height, width = mask.shape
+        raise ValueError(f"A mask must have the size of the image, {codes.shape}, got {mask.shape}.")
     rows, columns = mask.sum(axis=1), mask.sum(axis=0)
     pixels = int(rows.sum())
     if not pixels:
         return DescribedObject(clean(label), (0.0, 0.0, 0.0, 0.0), (0.0, 0.0), 0.0, unclear=HIDDEN)
-    ys, xs = np.flatnonzero(rows), np.flatnonzero(columns)
-    left, right, top, bottom = int(xs[0]), int(xs[-1]) + 1, int(ys[0]), int(ys[-1]) + 1
-    centre = (
-        float((np.arange(width) + 0.5) @ columns / pixels / width),
-        float((np.arange(height) + 0.5) @ rows / pixels / height),
-    )
-    area = pixels / (height * width)
+    (left, right, x), (top, bottom, y) = _extent(columns, pixels), _extent(rows, pixels)
+    (height, width), area = mask.shape, pixels / mask.size
     window = np.s_[top:bottom, left:right]
     return DescribedObject(
         clean(label),
         (left / width, top / height, right / width, bottom / height),
-        centre,
+        (x, y),
         area,
         None if codes is None else measure_colours(codes[window][mask[window]]),
         cut=left == 0 or top == 0 or right == width or bottom == height,
@@ -217,8 +212,15 @@ def _describe(
     )
 
 
+def _extent(counts: NDArray[np.int_], pixels: int) -> tuple[int, int, float]:
+    """Start and end in pixels, and relative mean position, along an axis with these counts of pixels."""
+    found = np.flatnonzero(counts)
+    middle = float((np.arange(len(counts)) + 0.5) @ counts / pixels / len(counts))
+    return int(found[0]), int(found[-1]) + 1, middle
+
+
 def _overlap(one: DescribedObject, other: DescribedObject) -> float:
-    """Intersection of two boxes over the smaller of them."""
+    """Area of the intersection of two boxes over that of the smaller box."""
     width = min(one.box[2], other.box[2]) - max(one.box[0], other.box[0])
     height = min(one.box[3], other.box[3]) - max(one.box[1], other.box[1])
     smaller = min((o.box[2] - o.box[0]) * (o.box[3] - o.box[1]) for o in (one, other))
@@ -226,7 +228,7 @@ def _overlap(one: DescribedObject, other: DescribedObject) -> float:
 
 
 def drop_doubles(objects: list[DescribedObject], at_least: float = 0.85) -> list[DescribedObject]:
-    """Objects of one class of which one box lies in the other are not clear: labelled twice, or one is a part."""
+    """Mark objects of the same class as unclear if one box lies in the other: labelled twice, or a part."""
     doubled = {
         index
         for i, one in enumerate(objects)

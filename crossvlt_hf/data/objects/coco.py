@@ -1,6 +1,6 @@
 """Instance annotations of COCO: one JSON file with images, annotations and categories."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from .object_record import ObjectRecord, ObjectScene, ObjectSource
 
 
 class CocoObjects(ObjectSource):
-    """COCO's instances (also LVIS, Objects365, ... in that form); images without objects are left out.
+    """Instances of COCO (also LVIS, Objects365, ... in that format); images without objects are left out.
 
     Args:
         path: of the JSON file.
@@ -19,7 +19,7 @@ class CocoObjects(ObjectSource):
 
     Raises:
         OSError: if the file is missing.
-        ValueError: if it is not such a file.
+        ValueError: if it is not a file of instances.
     """
 
     def __init__(self, path: str | Path, images: str | Path, name: str | None = None) -> None:
@@ -27,24 +27,28 @@ class CocoObjects(ObjectSource):
         table = read_json(self.path)
         self.name = name or self.path.stem
         self.classes = {
-            _id(row, "id", f"{self.path}, category {number}"): str(
-                field(row, "name", f"{self.path}, category {number}")
-            )
-            for number, row in enumerate(entries(table, "categories", str(self.path)))
+            _id(row, "id", where): str(field(row, "name", where))
+            for where, row in self._rows(table, "categories", "category")
         }
         self.labels = tuple(self.classes.values())
-        of_image: dict[Any, list[dict[str, Any]]] = {}
-        for number, row in enumerate(entries(table, "annotations", str(self.path))):
-            of_image.setdefault(_id(row, "image_id", f"{self.path}, annotation {number}"), []).append(row)
-        self.rows = []
-        for number, image in enumerate(entries(table, "images", str(self.path))):
-            found = of_image.pop(_id(image, "id", f"{self.path}, image {number}"), None)
-            if found:
-                self.rows.append((image, found))
-        if of_image:
-            raise ValueError(f"{self.path} has annotations of the image {next(iter(of_image))!r}, but no such image.")
+        self.rows = self._annotated_images(table)
         if not self.rows:
             raise ValueError(f"{self.path} has no annotated images.")
+
+    def _rows(self, table: Any, name: str, kind: str) -> Iterator[tuple[str, Any]]:
+        """The rows of a list in the file, with their names for messages."""
+        for number, row in enumerate(entries(table, name, str(self.path))):
+            yield f"{self.path}, {kind} {number}", row
+
+    def _annotated_images(self, table: Any) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+        """Images with their annotations; those without any are left out."""
+        of_image: dict[Any, list[dict[str, Any]]] = {}
+        for where, row in self._rows(table, "annotations", "annotation"):
+            of_image.setdefault(_id(row, "image_id", where), []).append(row)
+        pairs = [(row, of_image.pop(_id(row, "id", where), [])) for where, row in self._rows(table, "images", "image")]
+        if of_image:
+            raise ValueError(f"{self.path} has annotations for the image {next(iter(of_image))!r}, but not the image.")
+        return [(image, annotations) for image, annotations in pairs if annotations]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -66,7 +70,7 @@ class CocoObjects(ObjectSource):
         where = f"{self.path}, annotation {row.get('id', '?')}"
         category = _id(row, "category_id", where)
         if category not in self.classes:
-            raise ValueError(f"{where} has the category {category!r}, which the file does not name.")
+            raise ValueError(f"{where} has the category {category!r}, which is not in `categories`.")
         return ObjectRecord(
             self.classes[category],
             check_segmentation(field(row, "segmentation", where), size, where),
@@ -83,7 +87,7 @@ def _id(row: Any, name: str, where: str) -> int | str:
 
 
 def check_segmentation(segmentation: Any, size: tuple[int, int], where: str) -> Any:
-    """Polygons or run lengths, checked.
+    """Check polygons or run lengths.
 
     Raises:
         ValueError: if they are broken; the message begins with `where`.

@@ -1,4 +1,4 @@
-"""Composed pictures as a `datasets.Dataset` whose scenes are drawn when they are read."""
+"""Composed images as a `datasets.Dataset`, whose scenes are drawn when a row is read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,13 +13,13 @@ from .composition import Background, ComposedScene, Composer, CutOut
 from .engine import FAMILIES, Expression, make_expressions
 
 
-MOST_ATTEMPTS = 100  # scenes drawn for one index, until one has what is asked for
-PATIENCE = 3  # of these, after which any family will do
+MOST_ATTEMPTS = 100  # scenes drawn for an index until one has the requested expressions
+PATIENCE = 3  # attempts after which other families are accepted
 
 
 @dataclass
 class CompositionDecoder:
-    """Draw the scenes of stored rows, those of one scene once: see `load_compositions`."""
+    """Decode stored rows by drawing their scenes, each once: see `load_compositions`."""
 
     composer: Composer
     split: str
@@ -28,10 +28,10 @@ class CompositionDecoder:
     _drawn: tuple[int, ComposedScene, list[Expression]] | None = field(default=None, repr=False, compare=False)
 
     def scene(self, index: int) -> tuple[ComposedScene, list[Expression]]:
-        """A scene with its expressions; the last one drawn is kept.
+        """Draw a scene with its expressions; the last scene is cached.
 
         Raises:
-            ValueError: if none of many scenes has expressions with that number of targets.
+            ValueError: if no scene has enough expressions with different targets.
         """
         if self._drawn is None or self._drawn[0] != index:
             self._drawn = index, *self._draw(index)
@@ -52,7 +52,7 @@ class CompositionDecoder:
     def _choose(
         self, objects: list[DescribedObject], rng: np.random.Generator, wanted: list[str], any_family: bool
     ) -> list[Expression]:
-        """An expression of each family, no two of which mean the same object."""
+        """Choose an expression of each family, all with different targets."""
         spare = [str(self.families[place]) for place in rng.permutation(len(self.families))] if any_family else []
         families = list(dict.fromkeys([*wanted, *spare]))
         found = make_expressions(objects, rng, families, labels=self.composer.labels, per_family=4)
@@ -65,7 +65,7 @@ class CompositionDecoder:
         return chosen
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
-        """Rows as `record` describes them; a selection of columns without the scene's number stays as it is."""
+        """Return rows as described in `record`; columns without the numbers of scenes are returned unchanged."""
         if not {"scene", "number"} <= batch.keys():
             return batch
         drawn = [self.scene(int(scene)) for scene in batch["scene"]]
@@ -95,17 +95,17 @@ def load_compositions(
     families: Sequence[str] = FAMILIES,
     **options: Any,
 ) -> Dataset:
-    """Composed scenes as records (see `crossvlt_hf.data.record`), `expressions` rows for each.
+    """Composed scenes as a data set of records (see `crossvlt_hf.data.record`), `expressions` rows per scene.
 
     Args:
-        cutouts: what is pasted: see `load_cutouts`, `cutouts_of`.
-        backgrounds: what it is pasted on: see `load_backgrounds`, `backgrounds_of`.
-        scenes: how many.
-        expressions: rows for each scene, no two of which mean the same object; at most 3.
-        size: side of a picture, in pixels.
-        seed: another seed gives other scenes.
-        split: what the rows' `split` shall be; it has no say in what is drawn.
-        families: taken in turn; where a family says nothing of several scenes, another takes its place.
+        cutouts: objects to paste: see `load_cutouts`, `cutouts_of`.
+        backgrounds: images to paste them on: see `load_backgrounds`, `backgrounds_of`.
+        scenes: number of scenes.
+        expressions: rows per scene, all with different targets; at most 3.
+        size: side of the images, in pixels.
+        seed: of the scenes.
+        split: value of `split` in the rows; it does not affect the scenes.
+        families: used in turn; a family that fits none of several scenes is replaced by another.
         options: of `Composer`.
 
     Raises:

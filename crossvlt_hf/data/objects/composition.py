@@ -1,7 +1,7 @@
-"""Composed pictures: cut-outs pasted on backgrounds (Dwibedi et al., 2017; Ghiasi et al., 2021).
+"""Composed images: cut-outs pasted on backgrounds (Dwibedi et al., 2017; Ghiasi et al., 2021).
 
-Every scene holds two or more of one class, so that the noun alone does not decide. Pasted edges are feathered by
-different widths, as a seam is otherwise the easiest thing to learn.
+Every scene has at least two objects of one class, so that the noun alone is not enough. Pasted edges are feathered by
+different widths, since a model would otherwise learn to find the seams.
 """
 
 import math
@@ -15,8 +15,8 @@ from PIL import Image, ImageFilter
 from .words import lookup, word_fits
 
 
-MOST_PIXELS = 192  # longest side of a cut-out as it is kept
-VISIBLE = 0.75  # least share of an object that others leave uncovered
+MOST_PIXELS = 192  # longest side of a cut-out
+VISIBLE = 0.75  # smallest share of an object that stays visible
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class CutOut:
     """An object without its surroundings.
 
     Args:
-        pixels: (height, width, 4) uint8, RGB and alpha, of no more than 192 pixels a side.
+        pixels: (height, width, 4) uint8, RGB and alpha, at most 192 pixels a side.
         label: its class.
     """
 
@@ -34,11 +34,11 @@ class CutOut:
 
 @dataclass(frozen=True)
 class Background:
-    """A picture to paste on.
+    """An image to paste cut-outs on.
 
     Args:
         pixels: (height, width, 3) uint8.
-        labels: classes that can be seen on it; none of them is pasted there.
+        labels: classes of objects in it; these are not pasted on it.
     """
 
     pixels: NDArray[np.uint8]
@@ -47,13 +47,13 @@ class Background:
 
 @dataclass(frozen=True)
 class ComposedScene:
-    """A composed picture.
+    """A composed image.
 
     Args:
         image: (size, size, 3) uint8.
         masks: (objects, size, size) bool: the visible part of each.
-        classes: of the objects.
-        cutouts: number of each object's cut-out.
+        classes: class of each object.
+        cutouts: index of each object's cut-out.
     """
 
     image: NDArray[np.uint8]
@@ -63,7 +63,7 @@ class ComposedScene:
 
 
 def cut_out(image: NDArray[np.uint8], mask: NDArray, label: str, most: int = MOST_PIXELS) -> CutOut | None:
-    """An object of a picture as a cut-out; None where it has no pixels.
+    """Cut an object out of an image; None if it has no pixels.
 
     Args:
         image: (height, width, 3) uint8.
@@ -85,7 +85,7 @@ def cut_out(image: NDArray[np.uint8], mask: NDArray, label: str, most: int = MOS
 
 
 def _plain_background(rng: np.random.Generator, size: int) -> Image.Image:
-    """A soft gradient between two colours."""
+    """A gradient between two colours."""
     ends = rng.uniform(60, 245, (2, 1, 1, 1)) + rng.uniform(-25, 25, (2, 1, 1, 3))
     ramp = np.linspace(0, 1, size, dtype=np.float32)
     ramp = (ramp[:, None] if rng.random() < 0.5 else ramp[None, :])[..., None]
@@ -94,16 +94,16 @@ def _plain_background(rng: np.random.Generator, size: int) -> Image.Image:
 
 
 class Composer:
-    """Draws scenes of cut-outs, the same for the same seed and index on every machine.
+    """Draw scenes of cut-outs, the same for the same seed and index on every machine.
 
     Args:
-        cutouts: what is pasted.
-        backgrounds: what it is pasted on; without any, soft gradients.
-        size: of a scene, in pixels.
-        seed: another seed gives other scenes.
+        cutouts: objects to paste.
+        backgrounds: images to paste them on; gradients if there are none.
+        size: side of a scene, in pixels.
+        seed: of the scenes.
         count: the fewest and the most objects.
-        plain: share of the scenes on a soft gradient.
-        scale: side of an object as shares of the scene's, least and most.
+        plain: share of the scenes on a gradient.
+        scale: the smallest and the largest side of an object, relative to the scene.
 
     Raises:
         ValueError: if there are no cut-outs, or a number is out of range.
@@ -122,8 +122,8 @@ class Composer:
     ) -> None:
         if not cutouts or size < 32 or not 2 <= count[0] <= count[1] <= 12 or not 0 < scale[0] <= scale[1] <= 1:
             raise ValueError(
-                f"Needs cut-outs, a `size` of 32 or more, a `count` from 2 to 12, a `scale` within (0, 1]; got "
-                f"{len(cutouts)} cut-outs, {size}, {count}, {scale}."
+                "There must be cut-outs, a `size` of at least 32, a `count` from 2 to 12 and a `scale` within (0, 1], "
+                f"got {len(cutouts)} cut-outs, {size}, {count}, {scale}."
             )
         self.cutouts, self.backgrounds = list(cutouts), list(backgrounds)
         self.size, self.seed, self.count, self.plain, self.scale = size, seed, count, plain, scale
@@ -139,7 +139,7 @@ class Composer:
 
         Args:
             index: 0 or above.
-            attempt: other numbers give other scenes of the same index.
+            attempt: number of the attempt; each draws another scene.
         """
         rng = np.random.default_rng([self.seed, index, attempt])
         while True:
@@ -164,7 +164,7 @@ class Composer:
         return picture, background.labels
 
     def _choose(self, rng: np.random.Generator, seen: Collection[str]) -> list[int]:
-        """Numbers of cut-outs: two or more of one class, then others of one or two further classes."""
+        """Choose cut-outs: at least two of one class, and others of one or two more classes."""
         labels = [self.labels[place] for place in np.searchsorted(self.shares, rng.random(8), side="right")]
         free = [label for label in dict.fromkeys(labels) if all(word_fits(label, s) is False for s in seen)]
         if not free:
@@ -192,7 +192,7 @@ class Composer:
         )
 
     def _prepare(self, rng: np.random.Generator, pixels: NDArray[np.uint8], base: float) -> Image.Image:
-        """A cut-out scaled, turned, lit and feathered."""
+        """Scale, rotate, light and feather a cut-out."""
         picture = Image.fromarray(pixels)
         side = self.size * min(self.scale[1] * 1.1, base * math.exp(rng.normal(0, 0.3)))
         ratio = max(8.0, side) / math.sqrt(picture.width * picture.height)
@@ -212,7 +212,7 @@ class Composer:
 
 
 def _feather(alpha: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Alpha drawn in by a pixel, where it is large enough, and blurred, by a radius of chance."""
+    """Erode large masks by a pixel, and blur the edge by a random radius."""
     if min(alpha.size) > 24 and rng.random() < 0.7:
         framed = Image.new("L", (alpha.width + 2, alpha.height + 2))
         framed.paste(alpha, (1, 1))
@@ -222,7 +222,7 @@ def _feather(alpha: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def _place(rng: np.random.Generator, shape: tuple[int, ...], size: int) -> tuple[int, int]:
-    """Top and left of an object; one in six may stand out of the picture, by up to a fifth."""
+    """Random top and left of an object; one in six may extend beyond the image, by up to a fifth."""
     height, width = shape[:2]
     out = 0.2 if rng.random() < 1 / 6 else 0.0
     top = rng.integers(-int(out * height), max(1, size - height + int(out * height) + 1))
@@ -231,7 +231,7 @@ def _place(rng: np.random.Generator, shape: tuple[int, ...], size: int) -> tuple
 
 
 class _Piece:
-    """What is pasted, and which of its pixels hide what is behind."""
+    """An object to paste, and which of its pixels are opaque."""
 
     def __init__(self, picture: Image.Image) -> None:
         self.picture = picture
@@ -240,15 +240,15 @@ class _Piece:
 
 
 class _Canvas:
-    """A picture on which objects are pasted, and what is left visible of each."""
+    """An image with pasted objects, and the visible part of each."""
 
     def __init__(self, background: Image.Image) -> None:
         self.picture = background
         self.masks: list[NDArray[np.bool_]] = []
-        self.spare: list[float] = []  # pixels of each that may still be covered
+        self.spare: list[float] = []  # pixels of each object that may still be covered
 
     def paste(self, piece: _Piece, top: int, left: int) -> bool:
-        """Paste an object, unless that covers too much of another."""
+        """Paste an object, unless it would cover too much of another."""
         size = self.picture.width
         rows = slice(max(0, top), min(size, top + piece.solid.shape[0]))
         columns = slice(max(0, left), min(size, left + piece.solid.shape[1]))

@@ -1,4 +1,4 @@
-"""A folder of RGBA cut-outs: <folder>/<class>/<name>.png, transparent around the object."""
+"""Cut-outs and backgrounds, from folders or from labelled images."""
 
 from pathlib import Path
 
@@ -6,78 +6,73 @@ import numpy as np
 from PIL import Image
 
 from ...processing_crossvlt import load_pixels, opening, to_rgb
+from ..files import require_folder
 from .composition import MOST_PIXELS, Background, CutOut, cut_out
-from .object_record import IMAGE_SUFFIXES, ObjectSource
+from .object_record import ObjectSource, find_images
 
 
 def load_cutouts(folder: str | Path, most: int = MOST_PIXELS) -> list[CutOut]:
-    """Cut-outs whose class is the name of their folder.
+    """Load cut-outs, <folder>/<class>/<name>.png or .webp, transparent around the object.
 
     Args:
         folder: with a folder for each class.
-        most: longest side in pixels as they are kept.
+        most: longest side in pixels; larger cut-outs are scaled down.
 
     Raises:
-        OSError: if the folder or a picture cannot be read.
-        ValueError: if a picture has no transparency, or nothing is seen of it.
+        OSError: if the folder or an image cannot be read.
+        ValueError: if there are none, or an image has no transparency or is completely transparent.
     """
-    root = Path(folder)
-    if not root.is_dir():
-        raise FileNotFoundError(f"There is no folder {root}.")
-    found = []
-    for path in sorted(root.glob("*/*")):
-        if path.suffix.lower() in (".png", ".webp"):
-            with opening(str(path), "image"), Image.open(path) as image:
-                load_pixels(image)
-            if "A" not in image.getbands() and "transparency" not in image.info:
-                raise ValueError(f"{path} must have transparency around the object, its mode is {image.mode}.")
-            values = np.asarray(image.convert("RGBA"))
-            piece = cut_out(values[..., :3], values[..., 3] >= 128, path.parent.name, most)
-            if piece is None:
-                raise ValueError(f"{path} is transparent everywhere.")
-            found.append(piece)
-    if not found:
-        raise ValueError(f"{root} must hold cut-outs as <class>/<name>.png, it has none.")
-    return found
+    paths = [path for path in sorted(require_folder(folder).glob("*/*")) if path.suffix.lower() in (".png", ".webp")]
+    if not paths:
+        raise ValueError(f"{folder} must contain cut-outs as <class>/<name>.png; it has none.")
+    return [_load_cutout(path, most) for path in paths]
+
+
+def _load_cutout(path: Path, most: int) -> CutOut:
+    with opening(str(path), "image"), Image.open(path) as image:
+        load_pixels(image)
+    if "A" not in image.getbands() and "transparency" not in image.info:
+        raise ValueError(f"{path} must be transparent around the object; its mode is {image.mode}.")
+    values = np.asarray(image.convert("RGBA"))
+    piece = cut_out(values[..., :3], values[..., 3] >= 128, path.parent.name, most)
+    if piece is None:
+        raise ValueError(f"{path} is completely transparent.")
+    return piece
 
 
 def load_backgrounds(folder: str | Path, most: int = 384) -> list[Background]:
-    """All pictures below a folder, reduced to at most `most` pixels a side.
+    """Load all images below a folder, scaled down to at most `most` pixels a side.
 
     Raises:
-        OSError: if the folder or a picture cannot be read.
-        ValueError: if there is no picture.
+        OSError: if the folder or an image cannot be read.
+        ValueError: if there is no image.
     """
-    root = Path(folder)
-    if not root.is_dir():
-        raise FileNotFoundError(f"There is no folder {root}.")
     found = []
-    for path in sorted(root.rglob("*")):
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            with opening(str(path), "image"), Image.open(path) as image:
-                image.draft("RGB", (most, most))
-                load_pixels(image)
-            picture = to_rgb(image, upright=False)
-            picture.thumbnail((most, most))
-            found.append(Background(np.asarray(picture)))
+    for path in find_images(require_folder(folder)).values():
+        with opening(str(path), "image"), Image.open(path) as image:
+            image.draft("RGB", (most, most))
+            load_pixels(image)
+        picture = to_rgb(image, upright=False)
+        picture.thumbnail((most, most))
+        found.append(Background(np.asarray(picture)))
     if not found:
-        raise ValueError(f"{root} must hold pictures, it has none.")
+        raise ValueError(f"{folder} must contain images; it has none.")
     return found
 
 
 def cutouts_of(
     source: ObjectSource, *, least_area: float = 0.03, most: int = MOST_PIXELS, limit: int | None = None
 ) -> list[CutOut]:
-    """The labelled objects of pictures as cut-outs, but for crowds and those that the picture's border cuts.
+    """Cut the labelled objects out of images, except crowds and objects at the border of the image.
 
     Args:
-        source: of labels.
-        least_area: share of the picture that an object has at least.
-        most: longest side in pixels as they are kept.
-        limit: how many at most.
+        source: labelled images.
+        least_area: smallest object, as a share of the image.
+        most: longest side in pixels; larger cut-outs are scaled down.
+        limit: the most cut-outs; None for all.
 
     Raises:
-        OSError: if a picture cannot be read.
+        OSError: if an image cannot be read.
         ValueError: if labels are broken.
     """
     found: list[CutOut] = []
@@ -95,15 +90,15 @@ def cutouts_of(
 
 
 def backgrounds_of(source: ObjectSource, *, most: int = 384, limit: int | None = None) -> list[Background]:
-    """Labelled pictures as backgrounds, each with the classes that are seen on it.
+    """Use labelled images as backgrounds, each with the classes of its objects.
 
     Args:
-        source: of labels.
+        source: labelled images.
         most: longest side in pixels.
-        limit: how many at most.
+        limit: the most backgrounds; None for all.
 
     Raises:
-        OSError: if a picture cannot be read.
+        OSError: if an image cannot be read.
         ValueError: if labels are broken.
     """
     scenes = (source[index] for index in range(len(source) if limit is None else min(limit, len(source))))

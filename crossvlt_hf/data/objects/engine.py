@@ -1,9 +1,8 @@
-"""Expressions that refer to labelled objects, each verified against all of them.
+"""Expressions that refer to labelled objects, each verified against all objects of the image.
 
-An expression is words and a small program on the objects. A program answers for every object True, False or None: None
-where people might differ (a cup that is red and orange, a chair hardly left of the middle, a shoe that may be a
-sneaker), and where an object is not `clear`. An expression is used only if no answer is None and the objects with True
-are as many as its family says.
+An expression is a text with a small program. For every object the program returns True, False, or None if people might
+disagree (a cup that is red and orange, a chair just left of the middle, a shoe that may be a sneaker) or the object is
+unclear. An expression is used only if there is no None, and the number of Trues fits its family.
 """
 
 from collections import Counter
@@ -14,6 +13,23 @@ from itertools import pairwise, product
 
 import numpy as np
 
+from ...checks import check_known
+from ..phrases import (
+    ACROSS,
+    CORNERS,
+    EDGES,
+    MARGIN,
+    OPPOSITES,
+    ORDINALS,
+    SIDES,
+    UP_AND_DOWN,
+    Answer,
+    Phrase,
+    axis_of,
+    both,
+    every,
+    opposite,
+)
 from .attributes import COLOURS, DescribedObject
 from .words import lookup, pluralise, usable_kinds, word_fits
 
@@ -29,29 +45,27 @@ FAMILIES = (
     "plural",
     "no_target",
 )
-# What may be said where not all objects of the named classes are labelled: it can still mean an unlabelled one too
+# Families for incomplete labels; their expressions may also fit unlabelled objects
 UNCERTAIN_FAMILIES = ("noun", "attribute", "absolute")
 
-# Two positions nearer than this share of the picture, and two areas of a smaller ratio, are not distinguished in words
-MARGIN, AREA_RATIO, CLEAR_AREA_RATIO = 0.06, 1.6, 2.5
-MOST_ABSENT = 8  # classes that a picture lacks, of which it is then said
-BIG = 0.04  # share of the picture of what is called big at least
-ORDINALS = ("first", "second", "third", "fourth", "fifth")
+# Ratios of areas below which expressions do not compare sizes
+AREA_RATIO, CLEAR_AREA_RATIO = 1.6, 2.5
+MOST_ABSENT = 8  # classes without an object in the image to use for expressions without a target
+BIG = 0.04  # smallest object to be called big, as a share of the image
 NUMBERS = ("two", "three", "four", "five", "six")
 
-Answer = bool | None
 Answers = tuple[Answer, ...]
 
 
 @dataclass(frozen=True)
 class Expression:
-    """What is said, and what it means.
+    """An expression and its targets.
 
     Args:
         text: in lower case.
         family: one of `FAMILIES`.
-        targets: indices of the objects that are meant; empty for "no_target".
-        certain: false where unlabelled objects may fit as well.
+        targets: indices of the objects that it refers to; empty for "no_target".
+        certain: false if unlabelled objects may also fit.
     """
 
     text: str
@@ -61,26 +75,14 @@ class Expression:
 
 
 @dataclass(frozen=True)
-class Phrase:
-    """A noun with adjectives: `striped red circle`."""
-
-    word: str
-    colour: str | None = None
-    adjective: str | None = None
-
-    def __str__(self) -> str:
-        return " ".join(word for word in (self.adjective, self.colour, self.word) if word)
-
-
-@dataclass(frozen=True)
 class Query:
-    """Words, and the program that they stand for.
+    """A text and its program.
 
     Args:
-        text: what is said.
-        answer: for every object whether it is meant.
-        useful: whether the noun alone would not do.
-        group: what kind of statement; each group has an equal chance, however many queries it has.
+        text: the expression.
+        answer: returns for every object whether it is a target.
+        useful: whether the noun alone would be ambiguous.
+        group: groups of a family are sampled with equal probability, whatever their number of queries.
     """
 
     text: str
@@ -89,22 +91,9 @@ class Query:
     group: str = ""
 
 
-def both(one: Answer, other: Answer) -> Answer:
-    """Three-valued "and"."""
-    if one is False or other is False:
-        return False
-    return None if one is None or other is None else True
-
-
-def opposite(answer: Answer) -> Answer:
-    """Three-valued "not"."""
-    return None if answer is None else not answer
-
-
 def _before(one: DescribedObject, other: DescribedObject, side: str) -> Answer:
-    """Whether one is further on a side than the other: by its middle, and by both of its edges."""
-    axis, sign = (0, 1) if side in ("left", "right") else (1, 1)
-    sign = sign if side in ("left", "top") else -1
+    """Whether one object is further to a side than another: by its centre and by both of its edges."""
+    axis, sign = axis_of(side)
     gaps = [
         sign * (other.centre[axis] - one.centre[axis]),
         sign * (other.box[axis] - one.box[axis]),
@@ -116,7 +105,7 @@ def _before(one: DescribedObject, other: DescribedObject, side: str) -> Answer:
 
 
 def _larger(one: DescribedObject, other: DescribedObject, ratio: float = AREA_RATIO) -> Answer:
-    """Whether one covers more of the picture; nobody knows where it cuts off the smaller one."""
+    """Whether one object covers more of the image; None if the smaller one is cut off by the border."""
     if one.area >= ratio * other.area:
         return None if other.cut else True
     if other.area >= ratio * one.area:
@@ -133,7 +122,6 @@ def _further(key: str) -> Callable[[DescribedObject, DescribedObject], Answer]:
     return lambda one, other: _larger(other, one, ratio)
 
 
-SIDES = ("left", "right", "top", "bottom")
 SUPERLATIVES = {
     "leftmost": "left",
     "rightmost": "right",
@@ -146,38 +134,23 @@ SUPERLATIVES = {
 }
 # Of exactly two
 COMPARATIVES = {"left": "left", "right": "right", "larger": "largest", "bigger": "largest", "smaller": "smallest"}
-RELATIONS = {
-    "left of": "left",
-    "right of": "right",
-    "to the left of": "left",
-    "to the right of": "right",
-    "above": "top",
-    "below": "bottom",
-}
+RELATIONS = {**ACROSS, "to the left of": "left", "to the right of": "right", **UP_AND_DOWN}
 REGIONS: dict[str, tuple[str, ...]] = {
-    "on the left": ("left",),
-    "on the right": ("right",),
-    "at the top": ("top",),
-    "at the bottom": ("bottom",),
+    **EDGES,
     "on the left side": ("left",),
     "on the right side": ("right",),
     "in the middle": ("middle",),
-    "in the top left corner": ("top", "left"),
-    "in the top right corner": ("top", "right"),
-    "in the bottom left corner": ("bottom", "left"),
-    "in the bottom right corner": ("bottom", "right"),
+    **CORNERS,
 }
-OPPOSITES = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
 
 
 def _at_side(thing: DescribedObject, side: str, limit: float) -> Answer:
-    """Whether a thing lies at a side of the picture: its middle near it, and little of it beyond the middle line."""
+    """Whether an object is at a side of the image: its centre near the side, little of it beyond the middle."""
     if side == "middle":
         return _in_middle(thing)
-    axis = 0 if side in ("left", "right") else 1
-    flip = side in ("right", "bottom")
-    centre = 1 - thing.centre[axis] if flip else thing.centre[axis]
-    far = 1 - thing.box[axis] if flip else thing.box[axis + 2]
+    axis, sign = axis_of(side)
+    centre = thing.centre[axis] if sign == 1 else 1 - thing.centre[axis]
+    far = thing.box[axis + 2] if sign == 1 else 1 - thing.box[axis]
     if centre <= limit and far <= 0.58:
         return True
     return False if centre >= 0.5 else None
@@ -191,18 +164,14 @@ def _in_middle(thing: DescribedObject) -> Answer:
 
 
 def in_region(thing: DescribedObject, sides: Sequence[str]) -> Answer:
-    """Whether a thing lies at all of the sides."""
+    """Whether an object is at all of the sides."""
     limit = 0.35 if len(sides) == 1 else 0.33
-    answer: Answer = True
-    for side in sides:
-        answer = both(answer, _at_side(thing, side, limit))
-    return answer
+    return every(_at_side(thing, side, limit) for side in sides)
 
 
 def related(thing: DescribedObject, anchor: DescribedObject, side: str) -> Answer:
-    """Whether a thing stands at a side of another: apart from it, and more to that side than across."""
-    axis = 0 if side in ("left", "right") else 1
-    sign = 1 if side in ("left", "top") else -1
+    """Whether an object is on a side of another: separate, and further along that axis than across it."""
+    axis, sign = axis_of(side)
     along = sign * (anchor.centre[axis] - thing.centre[axis])
     across = abs(anchor.centre[1 - axis] - thing.centre[1 - axis])
     gap = anchor.box[axis] - thing.box[axis + 2] if sign == 1 else thing.box[axis] - anchor.box[axis + 2]
@@ -212,15 +181,15 @@ def related(thing: DescribedObject, anchor: DescribedObject, side: str) -> Answe
 
 
 class World:
-    """The objects of a picture and what can be said of them.
+    """The objects of an image, and the phrases for them.
 
     Args:
-        objects: all that are labelled.
+        objects: all labelled objects.
         rng: chooses among synonyms.
-        labels: all classes of the data set, also those that this picture has not; they say which wider words and
-            which absent things can be named. None for the classes of the picture.
-        closed: whether there is nothing else in the picture at all, so that "the object" can be said.
-        least_area: share of the picture that the objects which are meant have at least.
+        labels: all classes of the data set, from which hypernyms and absent classes are chosen; None for the classes
+            in the image.
+        closed: whether the image shows nothing else, so that expressions may use "the object".
+        least_area: smallest target, as a share of the image.
     """
 
     def __init__(
@@ -233,23 +202,28 @@ class World:
     ) -> None:
         self.objects, self.least_area = tuple(objects), least_area
         self.labels = sorted({lookup(label).name for label in labels or [thing.label for thing in objects]})
-        kinds = usable_kinds(self.labels)
         present = {lookup(thing.label).name for thing in self.objects}
         absent = [label for label in self.labels if label not in present]
         self.absent = [absent[place] for place in rng.permutation(len(absent))[:MOST_ABSENT]]
-        self.nouns: dict[str, list[str]] = {}
-        for thing in self.objects:
-            noun = lookup(thing.label)
-            if noun.name not in self.nouns:
-                usual = not noun.also or rng.random() < 0.6
-                name = noun.name if usual else noun.also[int(rng.integers(len(noun.also)))]
-                self.nouns[noun.name] = [name, *(kind for kind in noun.kinds if kind in kinds), *["object"] * closed]
+        self.nouns = self._choose_nouns(rng, closed)
         # Pictures of many objects ask the same thousands of times
         self._fits: dict[Phrase, Answers] = {}
         self._counts: dict[Phrase, tuple[int, int | None]] = {}
         self._related: dict[tuple[int, str], Answers] = {}
         self._crowded: list[Phrase] | None = None
         self.phrases = self._all_phrases()
+
+    def _choose_nouns(self, rng: np.random.Generator, closed: bool) -> dict[str, list[str]]:
+        """The words for each class in the image: its name or a synonym, then hypernyms."""
+        nouns: dict[str, list[str]] = {}
+        kinds = usable_kinds(self.labels)
+        for thing in self.objects:
+            noun = lookup(thing.label)
+            if noun.name not in nouns:
+                usual = not noun.also or rng.random() < 0.6
+                name = noun.name if usual else noun.also[int(rng.integers(len(noun.also)))]
+                nouns[noun.name] = [name, *(kind for kind in noun.kinds if kind in kinds), *["object"] * closed]
+        return nouns
 
     def _all_phrases(self) -> list[Phrase]:
         found: dict[Phrase, None] = {}
@@ -261,7 +235,7 @@ class World:
         return list(found)
 
     def fits(self, phrase: Phrase) -> Answers:
-        """Whether a phrase fits, for every object."""
+        """Whether a phrase fits each object."""
         answers = self._fits.get(phrase)
         if answers is None:
             answers = self._fits[phrase] = tuple(self._fit(phrase, thing) for thing in self.objects)
@@ -277,11 +251,11 @@ class World:
         return None if answer and not thing.clear else answer
 
     def count(self, phrase: Phrase) -> int:
-        """How many objects it may fit."""
+        """How many objects a phrase fits or may fit."""
         return self._tally(phrase)[0]
 
     def sure(self, phrase: Phrase) -> int | None:
-        """How many objects it fits; None if that is open."""
+        """How many objects a phrase fits; None if that is open."""
         return self._tally(phrase)[1]
 
     def _tally(self, phrase: Phrase) -> tuple[int, int | None]:
@@ -294,29 +268,29 @@ class World:
 
     @property
     def crowded(self) -> list[Phrase]:
-        """Phrases that may fit several objects, among which an expression then decides."""
+        """Phrases that may fit several objects, so that an expression needs more words."""
         if self._crowded is None:
             self._crowded = [p for p in self.phrases if p.adjective is None and self.count(p) >= 2]
         return self._crowded
 
     @property
     def definite(self) -> list[Phrase]:
-        """Phrases that fit one object only."""
+        """Phrases that fit exactly one object."""
         return [p for p in self.phrases if p.word != "object" and self.sure(p) == 1]
 
     def where(self, phrase: Phrase, test: Callable[[DescribedObject], Answer]) -> Answers:
-        """The objects that a phrase and a test fit."""
+        """Whether both a phrase and a test fit each object."""
         return tuple(
             answer is not False and both(answer, test(thing))
             for answer, thing in zip(self.fits(phrase), self.objects, strict=True)
         )
 
     def at(self, phrase: Phrase, sides: Sequence[str]) -> Answers:
-        """The objects of a phrase at all of some sides of the picture."""
+        """Whether a phrase fits and the object is at all of the sides of the image, for each object."""
         return self.where(phrase, partial(in_region, sides=sides))
 
     def first(self, phrase: Phrase, further: Callable[[DescribedObject, DescribedObject], Answer]) -> Answers:
-        """The one object that is further than all others that a phrase may fit."""
+        """The object that precedes all others that a phrase may fit."""
         answers = self.fits(phrase)
         rivals = [index for index, answer in enumerate(answers) if answer is not False]
         for index in rivals:
@@ -325,17 +299,17 @@ class World:
         return tuple(None if number in rivals else False for number in range(len(answers)))
 
     def ranked(self, phrase: Phrase, side: str, rank: int) -> Answers:
-        """The object of a rank from a side, of those that a phrase fits; nothing beyond the last."""
+        """The object of a rank from a side, among those that a phrase fits; none beyond the last rank."""
         answers = self.fits(phrase)
         found = [index for index, answer in enumerate(answers) if answer]
-        axis, sign = (0 if side in ("left", "right") else 1), (1 if side in ("left", "top") else -1)
+        axis, sign = axis_of(side)
         found.sort(key=lambda index: sign * self.objects[index].centre[axis])
         if None in answers or not all(_before(self.objects[a], self.objects[b], side) for a, b in pairwise(found)):
             return tuple(answer and None for answer in answers)
         return tuple(rank < len(found) and number == found[rank] for number in range(len(answers)))
 
     def beside(self, phrase: Phrase, side: str, anchor: Phrase) -> Answers:
-        """The objects of a phrase at a side of the one that another phrase names."""
+        """The objects of a phrase on a side of the one object of another phrase."""
         if self.sure(anchor) != 1:
             return (None,) * len(self.objects)
         return tuple(map(both, self.fits(phrase), self._related_to(self.fits(anchor).index(True), side)))
@@ -358,14 +332,14 @@ def plural_of(phrase: Phrase, label: str | None = None) -> str:
 
 
 def article(word: str) -> str:
-    """`a` or `an` before a word that can be counted, nothing before another."""
+    """Add `a` or `an` to a countable noun."""
     if lookup(word).form != "count":
         return word
     return f"{'an' if word[0] in 'aeio' or word.startswith('umb') else 'a'} {word}"
 
 
 def _counted(phrase: Phrase) -> Phrase | None:
-    """The phrase where things are counted or compared: pieces of what is a mass; None if it has none."""
+    """A countable phrase: pieces of a mass noun; None if it has none."""
     noun = lookup(phrase.word)
     if noun.form == "mass":
         return None if noun.piece is None else Phrase(noun.piece, phrase.colour, phrase.adjective)
@@ -466,7 +440,7 @@ def _is_called(word: str, thing: DescribedObject) -> Answer:
 
 
 def _negated(world: World, phrase: Phrase) -> Iterator[tuple[Callable[[DescribedObject], Answer], str]]:
-    """What can be denied of some of the things that a phrase fits."""
+    """Properties that some of the objects of a phrase lack, with their words."""
     if phrase.colour is None:
         for colour in sorted({p.colour for p in world.phrases if p.colour}):
             yield partial(_is_coloured, colour), colour
@@ -499,7 +473,7 @@ def plural_queries(world: World) -> Iterator[Query]:
 
 
 def no_target_queries(world: World) -> Iterator[Query]:
-    """Nothing fits, but something fits all but one word of it."""
+    """Expressions that fit nothing, one word away from an expression that fits an object."""
     yield from _absent_colours(world)
     yield from _absent_places(world)
     yield from _absent_relations(world)
@@ -557,7 +531,7 @@ QUERIES: dict[str, Callable[[World], Iterator[Query]]] = {
 
 
 def verified_targets(world: World, query: Query, family: str) -> tuple[int, ...] | None:
-    """The objects that a query means; None where it cannot be used."""
+    """The targets of a query; None if it cannot be used."""
     answers = query.answer()
     if None in answers:
         return None
@@ -568,7 +542,7 @@ def verified_targets(world: World, query: Query, family: str) -> tuple[int, ...]
 
 
 def _in_random_order(queries: Sequence[Query], rng: np.random.Generator) -> Iterator[Query]:
-    """Each group with an equal chance to come first, queries whose noun alone would do with a tenth of it."""
+    """Sample queries without replacement: groups have equal weight, queries with redundant words a tenth of it."""
     sizes = Counter(query.group for query in queries)
     weights = [(1.0 if query.useful else 0.1) / sizes[query.group] for query in queries]
     keys = rng.exponential(size=len(queries)) / weights
@@ -587,28 +561,28 @@ def make_expressions(
     least_area: float = 0.0,
     tries: int = 60,
 ) -> list[Expression]:
-    """Expressions of each family that are true of the objects and of these alone.
+    """Make expressions of each family that fit their targets and no other object.
 
     Args:
-        objects: all that are labelled in a picture.
-        rng: chooses among what can be said.
-        families: of `FAMILIES`, in the order in which they come.
+        objects: all labelled objects of an image.
+        rng: chooses among the expressions.
+        families: of `FAMILIES`, in the order of the result.
         exhaustive: whether all objects of the named classes are labelled. If not, only `UNCERTAIN_FAMILIES` are made,
             and marked.
-        labels: all classes of the data set; None for those of the picture.
-        closed: whether there is nothing in the picture but the objects.
-        per_family: how many at most, each of other targets where the family has some.
-        least_area: share of the picture of an object that is meant, at least.
-        tries: how many programs of a family are run at most.
+        labels: all classes of the data set; None for those in the image.
+        closed: whether the image shows nothing but the objects.
+        per_family: the most expressions of a family, with different targets.
+        least_area: smallest target, as a share of the image.
+        tries: the most queries of a family to verify.
 
     Returns:
-        What could be said; a family may be missing.
+        The expressions; a family may be missing.
 
     Raises:
         ValueError: if there is no such family.
     """
-    if unknown := [family for family in families if family not in QUERIES]:
-        raise ValueError(f"`families` must be of {', '.join(FAMILIES)}, got {unknown[0]!r}.")
+    for family in families:
+        check_known("families", family, FAMILIES)
     world = World(objects, rng, labels, closed, least_area)
     found: list[Expression] = []
     for family in families:

@@ -1,4 +1,4 @@
-"""LabelMe: a JSON file for each image, with shapes that have a label and points."""
+"""Labels of LabelMe: a JSON file per image, with shapes that have a label and points."""
 
 import base64
 import binascii
@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ...processing_crossvlt import LossyMaskError, check_mask_format, load_pixels, opening
-from ..files import entries, field, image_size, inside, read_json
-from ..masks import check_polygons, encode_mask
+from ...processing_crossvlt import load_pixels, opening
+from ..files import entries, field, image_size, inside, read_json, require_folder
+from ..masks import check_lossless, check_polygons, decode_segmentation, encode_mask
 from .object_record import ObjectRecord, ObjectScene, ObjectSource, header_size
 
 
 class LabelMeObjects(ObjectSource):
-    """Files of LabelMe; shapes of one `group_id` and label are parts of one object; points and lines are refused.
+    """Labels of LabelMe. Shapes with the same `group_id` and label are one object; points and lines are errors.
 
     Args:
-        folder: with the JSON files.
-        images: folder to which `imagePath` is relative; None for that of each JSON file.
+        folder: of the JSON files.
+        images: folder of the images; None if `imagePath` is relative to the JSON file.
         name: of the data set.
 
     Raises:
@@ -30,9 +30,7 @@ class LabelMeObjects(ObjectSource):
     """
 
     def __init__(self, folder: str | Path, images: str | Path | None = None, name: str | None = None) -> None:
-        self.folder, self.images = Path(folder), None if images is None else Path(images)
-        if not self.folder.is_dir():
-            raise FileNotFoundError(f"There is no folder {self.folder}.")
+        self.folder, self.images = require_folder(folder), None if images is None else Path(images)
         self.files = sorted(self.folder.rglob("*.json"))
         if not self.files:
             raise ValueError(f"{self.folder} has no JSON files.")
@@ -57,7 +55,7 @@ class LabelMeObjects(ObjectSource):
         return ObjectScene(image, path.relative_to(self.folder).with_suffix("").as_posix(), size, objects, where)
 
     def _image(self, table: Any, path: Path) -> tuple[Any, tuple[int, int]]:
-        """The picture, as a path or a function, and its size."""
+        """The image, as a path or a function that loads it, and its size."""
         where = str(path)
         if isinstance(data := field(table, "imageData", where) if "imageData" in table else None, str):
             picture = _decode(data, where)
@@ -80,7 +78,7 @@ class LabelMeObjects(ObjectSource):
 
 
 def _labels(path: Path) -> list[str]:
-    """The labels of a file; a broken one is reported when it is read."""
+    """The labels in a file; a broken file raises when its image is read."""
     try:
         shapes = read_json(path)["shapes"]
         return [shape["label"] for shape in shapes if isinstance(shape["label"], str)]
@@ -99,7 +97,7 @@ def _decode(data: str, where: str) -> Image.Image:
     try:
         content = base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ValueError(f"{where} has damaged `imageData`: {error}") from error
+        raise ValueError(f"{where} has broken base64 in `imageData`: {error}") from error
     with opening(f"{where} (imageData)", "image"):
         picture = Image.open(io.BytesIO(content))
         load_pixels(picture)
@@ -110,14 +108,8 @@ def _join(shapes: list[tuple[int, dict[str, Any]]], size: tuple[int, int], where
     parts = [_shape(shape, size, f"{where}, shape {number}") for number, shape in shapes]
     if all(isinstance(part, list) for part in parts):
         return check_polygons(parts, where)
-    masks = [part if not isinstance(part, list) else _draw(part, size) for part in parts]
+    masks = [part if not isinstance(part, list) else decode_segmentation([part], *size) for part in parts]
     return encode_mask(np.any(masks, axis=0))
-
-
-def _draw(polygon: list[float], size: tuple[int, int]) -> np.ndarray:
-    from ..masks import decode_segmentation
-
-    return decode_segmentation([polygon], *size)
 
 
 def _points(shape: dict[str, Any], least: int, where: str) -> list[list[float]]:
@@ -132,7 +124,7 @@ def _points(shape: dict[str, Any], least: int, where: str) -> list[list[float]]:
 
 
 def _shape(shape: dict[str, Any], size: tuple[int, int], where: str) -> list[float] | np.ndarray:
-    """A shape as a polygon, or as a mask of the image's size."""
+    """A shape as a polygon, or as a mask of the size of the image."""
     kind = shape.get("shape_type") or "polygon"
     if kind == "polygon":
         return [x for point in _points(shape, 3, where) for x in point]
@@ -145,7 +137,7 @@ def _shape(shape: dict[str, Any], size: tuple[int, int], where: str) -> list[flo
         return np.stack([x + radius * np.cos(turns), y + radius * np.sin(turns)], axis=1).ravel().tolist()
     if kind == "mask":
         return _embedded_mask(shape, size, where)
-    raise ValueError(f"{where} is a {kind}; shapes must be polygons, rectangles, circles or masks.")
+    raise ValueError(f"{where} must be a polygon, rectangle, circle or mask, got a {kind}.")
 
 
 def _embedded_mask(shape: dict[str, Any], size: tuple[int, int], where: str) -> np.ndarray:
@@ -153,14 +145,9 @@ def _embedded_mask(shape: dict[str, Any], size: tuple[int, int], where: str) -> 
     data = field(shape, "mask", where)
     if not isinstance(data, str):
         raise ValueError(f"{where} must have a PNG in base64 as `mask`, got {str(data)[:40]!r}.")
-    picture = _decode(data, where)
-    try:
-        check_mask_format(picture)
-    except LossyMaskError as error:
-        raise LossyMaskError(f"{where}: {error}") from error
-    part = np.asarray(picture.convert("L")) > 0
+    part = np.asarray(check_lossless(_decode(data, where), where).convert("L")) > 0
     if top < 0 or left < 0 or top + part.shape[0] > size[0] or left + part.shape[1] > size[1]:
-        raise ValueError(f"{where} has a mask that reaches beyond the image.")
+        raise ValueError(f"{where} has a mask that extends beyond the image.")
     mask = np.zeros(size, dtype=bool)
     mask[top : top + part.shape[0], left : left + part.shape[1]] = part
     return mask

@@ -1,4 +1,4 @@
-"""The one record behind all forms of labels: a picture, and the objects labelled in it with class, mask and id."""
+"""The record that all readers of labels share: an image with labelled objects, each with class, mask and id."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,7 @@ from ..masks import decode_segmentation, encode_mask
 from .attributes import DescribedObject, describe
 
 
-SMALL = 160  # longest side in pixels at which objects are measured
+SMALL = 160  # longest side in pixels of the images in which objects are measured
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class ObjectRecord:
     """A labelled object.
 
     Args:
-        label: its class, as the data say it.
-        segmentation: polygons or run lengths as in COCO, in pixels of the picture.
-        ann_id: of the annotation.
-        crowd: whether the label stands for several objects, or for parts of several.
+        label: its class in the data set.
+        segmentation: polygons or run lengths as in COCO, in pixels.
+        ann_id: id of the annotation.
+        crowd: whether the label is for several objects, or for parts of several.
     """
 
     label: str
@@ -39,16 +39,16 @@ class ObjectRecord:
 
 @dataclass(frozen=True)
 class ObjectScene:
-    """A picture and its labelled objects. Nothing is decoded before it is asked for.
+    """An image and its labelled objects, decoded on demand.
 
     Args:
-        image: path of the picture, or a function that gives it.
-        image_id: of the picture.
-        size: (height, width) in pixels, of the picture in which the labels are.
-        objects: all that are labelled.
-        where: file and row that say so, for messages.
-        upright: whether the labels are those of the picture turned as its EXIF data say, or of the stored pixels.
-        exhaustive: false where objects of the named classes may be unlabelled.
+        image: path of the image, or a function that loads it.
+        image_id: id of the image.
+        size: (height, width) of the labels, in pixels.
+        objects: the labelled objects.
+        where: file and row, for messages.
+        upright: whether the labels are for the image with its EXIF orientation applied, or for the stored pixels.
+        exhaustive: false if objects of the named classes may be unlabelled.
     """
 
     image: str | Callable[[], Image.Image]
@@ -60,10 +60,10 @@ class ObjectScene:
     exhaustive: bool = True
 
     def open(self, longest: int | None = None) -> Image.Image:
-        """The picture, of mode "RGB".
+        """Load the image, of mode "RGB".
 
         Args:
-            longest: side in pixels to which it may be reduced; JPEG files are then decoded at a smaller size.
+            longest: longest side in pixels, to which larger images are scaled down; None keeps the size.
 
         Raises:
             OSError: if it cannot be read.
@@ -86,7 +86,7 @@ class ObjectScene:
         return picture
 
     def check_size(self) -> None:
-        """See that the picture's file is there and has the size of the labels; only its header is read.
+        """Check that the image file exists and has the size of the labels; reads only its header.
 
         Raises:
             OSError: if it cannot be read.
@@ -105,14 +105,14 @@ class ObjectScene:
             )
 
     def mask(self, indices: Sequence[int]) -> NDArray[np.uint8]:
-        """(height, width) uint8 of 0 and 1: the objects of these indices together."""
+        """The union of some objects: (height, width) uint8 of 0 and 1."""
         mask = np.zeros(self.size, dtype=np.uint8)
         for index in indices:
             mask |= decode_segmentation(self.objects[index].segmentation, *self.size)
         return mask
 
     def segmentation(self, indices: Sequence[int]) -> Any:
-        """The same as polygons, or, where one has run lengths, as run lengths of all."""
+        """The union of some objects as polygons, or as run lengths if one of them has run lengths."""
         parts = [self.objects[index].segmentation for index in indices]
         if len(parts) == 1:
             return parts[0]
@@ -121,16 +121,16 @@ class ObjectScene:
         return encode_mask(self.mask(indices))
 
     def describe(self, *, colours: bool = True, longest: int = SMALL, **options: Any) -> list[DescribedObject]:
-        """Measure the objects on a reduced picture: see `attributes.describe`.
+        """Measure the objects in a scaled-down image: see `attributes.describe`.
 
         Args:
-            colours: whether to look at the picture; else only the labels are.
-            longest: side of the reduced picture in pixels.
+            colours: whether to measure colours, for which the image is decoded.
+            longest: longest side of the scaled-down image, in pixels.
             options: of `describe`.
 
         Raises:
-            OSError: if the picture cannot be read.
-            ValueError: if a segmentation is broken, or the picture has another size.
+            OSError: if the image cannot be read.
+            ValueError: if a segmentation is broken, or the image has another size.
         """
         picture = self.open(longest) if colours else None
         scale = min(1.0, longest / max(self.size))
@@ -143,22 +143,22 @@ class ObjectScene:
 
 
 def stored_size(image: Image.Image, upright: bool) -> tuple[int, int]:
-    """(height, width) of an opened image, turned as its EXIF data say or not."""
+    """(height, width) of an opened image, with or without its EXIF orientation."""
     return (image.width, image.height) if upright and orientation(image) >= 5 else (image.height, image.width)
 
 
 def orientation(image: Image.Image) -> int:
-    """How the EXIF data of an opened image turn it, from 1 (not at all) to 8."""
+    """The EXIF orientation of an opened image, from 1 (upright) to 8."""
     turn = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
     return turn if isinstance(turn, int) and 1 <= turn <= 8 else 1
 
 
 def small_mask(segmentation: Any, size: tuple[int, int], small: tuple[int, int]) -> NDArray[np.uint8]:
-    """The mask of a segmentation at another size: (height, width) uint8 of 0 and 1.
+    """Decode a segmentation at another size: (height, width) uint8 of 0 and 1.
 
     Args:
         segmentation: polygons or run lengths, checked.
-        size: (height, width) of the picture.
+        size: (height, width) of the image.
         small: (height, width) of the mask.
     """
     if size != small and isinstance(segmentation, list) and not isinstance(segmentation[0], dict):
@@ -170,9 +170,9 @@ def small_mask(segmentation: Any, size: tuple[int, int], small: tuple[int, int])
 
 
 class ObjectSource(ABC, Sequence[ObjectScene]):
-    """Labels of a data set in one of the forms that people have, read picture by picture.
+    """Labels of a data set, read image by image.
 
-    A picture whose labels are broken raises `ValueError` or `OSError` when it is read, and names file and row.
+    Reading an image with broken labels raises `ValueError` or `OSError`, which names file and row.
 
     Attributes:
         name: of the data set.
@@ -196,14 +196,14 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def find_images(folder: Path) -> dict[str, Path]:
-    """The pictures below a folder by their path without suffix, in order of their names."""
+    """The image files below a folder, by relative path without suffix, sorted."""
     found = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES)
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in found}
 
 
 @cache
 def header_size(path: str) -> tuple[int, int]:
-    """(height, width) of an image file turned as its EXIF data say.
+    """(height, width) of an image file with its EXIF orientation; reads only its header.
 
     Raises:
         OSError: if it cannot be read.
@@ -213,5 +213,5 @@ def header_size(path: str) -> tuple[int, int]:
 
 
 def segmentation_of_map(labels: NDArray, value: int) -> dict[str, Any]:
-    """Run lengths of the pixels of a map that have a value."""
+    """Run lengths of the pixels of a map with a certain value."""
     return encode_mask(labels == value)

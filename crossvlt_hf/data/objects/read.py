@@ -1,8 +1,9 @@
-"""Labels by their form, told from what a path holds."""
+"""Load labels in any supported form, which is detected from the path."""
 
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ...checks import check_known
 from .object_record import ObjectSource
 
 
@@ -11,16 +12,17 @@ FORMS: tuple[Form, ...] = get_args(Form)
 
 
 def detect_form(path: str | Path) -> Form:
-    """The form of labels at a path; anything that is not a path is a data set of the Hub.
+    """Detect the form of the labels at a path; what is not a path is a data set of the Hub.
 
     Raises:
-        ValueError: if a folder holds labels of no known form.
+        OSError: if there is no such file or folder.
+        ValueError: if the form is not supported.
     """
     place = Path(path)
     if place.is_file():
         forms: dict[str, Form] = {".json": "coco", ".parquet": "hub"}
         if place.suffix.lower() not in forms:
-            raise ValueError(f"{place} must be a COCO file (.json) or a table (.parquet); else give the form.")
+            raise ValueError(f"{place} must be a COCO file (.json) or a table (.parquet); otherwise set the form.")
         return forms[place.suffix.lower()]
     if not place.is_dir():
         if place.is_absolute() or place.suffix in (".json", ".parquet"):
@@ -34,7 +36,7 @@ def detect_form(path: str | Path) -> Form:
         return "yolo"
     if any(place.rglob("*.json")):
         return "labelme"
-    raise ValueError(f"{place} holds no labels of a known form; give one of {', '.join(FORMS)}.")
+    raise ValueError(f"{place} has no labels of a supported form ({', '.join(FORMS)}).")
 
 
 def load_objects(
@@ -45,23 +47,21 @@ def load_objects(
     split: str | None = None,
     **options: Any,
 ) -> ObjectSource:
-    """Labels that people have, as a source of labelled pictures.
+    """Load labels as a source of labelled images.
 
     Args:
-        path: a COCO file, a folder of YOLO's labels, of LabelMe's files, or of Pascal VOC, a parquet file, or the id
-            of a data set on the Hub.
-        form: one of `FORMS`; None to tell from the path.
-        images: folder of the images, where it is not in the usual place.
-        split: of the data set (Hub, and VOC's list of images).
+        path: a COCO file; a folder of YOLO, LabelMe or Pascal VOC; a parquet file; or a Hub id.
+        form: one of `FORMS`; None to detect it from the path.
+        images: folder of the images, if it is not in the usual place.
+        split: of a data set on the Hub, or list of images of Pascal VOC.
         options: of the reader: see `CocoObjects`, `YoloObjects`, `LabelMeObjects`, `VocObjects`, `HubObjects`.
 
     Raises:
         OSError: if a file or folder is missing.
-        ValueError: if the labels are broken or of no known form.
+        ValueError: if the labels are broken, or their form is not supported.
     """
     form = form or detect_form(path)
-    if form not in FORMS:
-        raise ValueError(f"`form` must be one of {', '.join(FORMS)}, got {form!r}.")
+    check_known("form", form, FORMS)
     if form == "hub":
         return _from_hub(path, split, images, options)
     if form == "voc":
@@ -69,7 +69,7 @@ def load_objects(
 
         return VocObjects(path, images, split, **options)
     if split is not None:
-        raise ValueError(f"`split` must be left out for {form}: its labels are those of one split.")
+        raise ValueError(f"`split` must be left out for {form}: its labels have no splits.")
     if form == "coco":
         from .coco import CocoObjects
 
@@ -89,7 +89,7 @@ def _from_hub(path: str | Path, split: str | None, images: Any, options: dict[st
     from .rows import HubObjects
 
     if images is not None:
-        raise ValueError("`images` must be left out: a data set of rows holds its images.")
+        raise ValueError("`images` must be left out: rows of a data set contain their images.")
     place = Path(path)
     options.setdefault("name", place.stem if place.exists() else str(path))
     if place.is_file():

@@ -1,10 +1,9 @@
-"""From labelled pictures to references: expressions for a whole source, as records or as a folder, with a report."""
+"""References for labelled images: expressions for a source, as a data set or a folder, with a report."""
 
 import json
 import os
 import re
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,9 @@ import numpy as np
 from datasets import Dataset
 from PIL import Image
 
+from ...checks import check_known
 from ...processing_crossvlt import opening
+from ..files import new_folder
 from ..masks import pack
 from ..record import Record, build_dataset
 from ..sources.folder import METADATA
@@ -28,7 +29,7 @@ from .words import in_table, lookup
 
 
 OnError = Literal["stop", "skip"]
-SMALLEST_MEANT = 0.008  # share of the picture of an object that an expression means, at least
+SMALLEST_TARGET = 0.008  # as a share of the image
 
 
 @dataclass(frozen=True)
@@ -37,27 +38,27 @@ class ReferOptions:
 
     Args:
         families: of `FAMILIES`.
-        per_family: expressions of each family and picture, at most.
-        per_image: expressions of a picture, at most; None for all.
-        least_area: share of the picture of an object that is meant, at least.
-        colours: whether to look at the pictures for colours.
-        exhaustive: false if objects of the named classes are unlabelled in the data set.
-        seed: of all chance.
-        on_error: "stop" at a picture that cannot be read, or "skip" and count it.
+        per_family: the most expressions per family and image.
+        per_image: the most expressions per image; None for all.
+        least_area: smallest target, as a share of the image.
+        colours: whether to decode the images and use colours.
+        exhaustive: false if objects of the named classes may be unlabelled.
+        seed: of the choice of expressions.
+        on_error: "stop" at an unreadable image, or "skip" and count it.
     """
 
     families: Sequence[str] = FAMILIES
     per_family: int = 1
     per_image: int | None = None
-    least_area: float = SMALLEST_MEANT
+    least_area: float = SMALLEST_TARGET
     colours: bool = True
     exhaustive: bool = True
     seed: int = 0
     on_error: OnError = "stop"
 
     def __post_init__(self) -> None:
-        if unknown := [family for family in self.families if family not in FAMILIES]:
-            raise ValueError(f"`families` must be of {', '.join(FAMILIES)}, got {unknown[0]!r}.")
+        for family in self.families:
+            check_known("families", family, FAMILIES)
         if self.per_family < 1 or (self.per_image is not None and self.per_image < 1) or not 0 <= self.least_area < 1:
             raise ValueError(
                 f"`per_family` and `per_image` must be 1 or more and `least_area` within [0, 1), got "
@@ -67,16 +68,16 @@ class ReferOptions:
 
 @dataclass
 class Report:
-    """What became of a source.
+    """Counts of images, objects and expressions.
 
     Args:
-        images: read, and with expressions.
-        objects: labelled, and those that some expression means.
-        left_out: objects by the reason why none means them.
-        broken: pictures that could not be read, with the reason.
-        families: expressions of each.
-        words: how often each was used.
-        classes: objects of each class, and how they are called.
+        images: images read, and images with expressions.
+        objects: labelled objects, and objects that are targets.
+        left_out: objects that are no target, by reason.
+        broken: errors of unreadable images.
+        families: expressions per family.
+        words: uses of each word.
+        classes: objects of each class.
     """
 
     images: Counter[str] = field(default_factory=Counter)
@@ -88,23 +89,23 @@ class Report:
     classes: Counter[str] = field(default_factory=Counter)
 
     def add(self, objects: Sequence[DescribedObject], expressions: Sequence[Expression], least_area: float) -> None:
-        """Count a picture."""
-        meant = {index for expression in expressions for index in expression.targets}
+        """Count an image."""
+        targets = {index for expression in expressions for index in expression.targets}
         self.images["read"] += 1
         self.images["with expressions"] += bool(expressions)
         self.objects["labelled"] += len(objects)
-        self.objects["meant"] += len(meant)
+        self.objects["targets"] += len(targets)
         self.classes.update(thing.label for thing in objects)
-        for index in set(range(len(objects))) - meant:
-            small = "too small to be meant" if objects[index].area < least_area else "no expression chosen or certain"
+        for index in set(range(len(objects))) - targets:
+            small = "too small" if objects[index].area < least_area else "no expression"
             self.left_out[objects[index].unclear or small] += 1
         self.families.update(expression.family for expression in expressions)
         self.words.update(word for expression in expressions for word in expression.text.split())
 
     def as_dict(self) -> dict[str, Any]:
-        """What JSON takes."""
+        """Convert to a dict for JSON."""
         return {
-            "images": {**self.images, "could not be read": len(self.broken)},
+            "images": {**self.images, "unreadable": len(self.broken)},
             "objects": dict(self.objects),
             "objects left out": dict(self.left_out.most_common()),
             "expressions": {
@@ -123,20 +124,19 @@ class Report:
 def refer(
     source: ObjectSource, options: ReferOptions | None = None, report: Report | None = None
 ) -> Iterator[tuple[int, ObjectScene, list[Expression]]]:
-    """Make expressions for the pictures of a source.
+    """Make expressions for the images of a source.
 
     Args:
-        source: of labels.
-        options: how.
-        report: counts what became of them.
+        source: labelled images.
+        options: see `ReferOptions`.
+        report: to count in.
 
     Yields:
-        Number of the picture in the source, the picture, and its expressions; those of a picture depend on it and the
-        seed alone.
+        Index of the image, the scene, and its expressions, which depend only on the image and the seed.
 
     Raises:
-        OSError: if a picture cannot be read, and `on_error` is "stop".
-        ValueError: if its labels are broken, likewise.
+        OSError: if an image cannot be read, and `on_error` is "stop".
+        ValueError: if its labels are broken, and `on_error` is "stop".
     """
     options, report = options or ReferOptions(), report if report is not None else Report()
     for index in range(len(source)):
@@ -178,19 +178,19 @@ def _expressions(
 def expressions_dataset(
     source: ObjectSource, options: ReferOptions | None = None, *, split: str = "train", report: Report | None = None
 ) -> Dataset:
-    """Expressions for a source as a data set of records (see `crossvlt_hf.data.record`).
+    """Make expressions for a source, as a data set of records (see `crossvlt_hf.data.record`).
 
-    Files of images are left where they are; the bytes of images in rows of a data set are copied.
+    Image files are not copied; images in rows of a data set are.
 
     Args:
-        source: of labels, whose pictures are files or rows of a data set.
-        options: how expressions are made.
-        split: what the rows' `split` shall be.
-        report: counts what became of the objects.
+        source: labelled images: files, or rows of a data set.
+        options: see `ReferOptions`.
+        split: value of `split` in the rows.
+        report: to count in.
 
     Raises:
-        OSError: if a picture cannot be read.
-        ValueError: if labels are broken, or nothing can be said.
+        OSError: if an image cannot be read.
+        ValueError: if labels are broken, or there are no expressions.
     """
     upright = True
     records = []
@@ -199,7 +199,7 @@ def expressions_dataset(
         if isinstance(source, HubObjects):
             image = source.dataset[index][source.image_column]
         elif not isinstance(image, str):
-            raise ValueError(f"{scene.where} has its image inside; write it as a folder with `write_references`.")
+            raise ValueError(f"{scene.where} has an embedded image; use `write_references` to write a folder.")
         upright = scene.upright
         for number, expression in enumerate(expressions):
             records.append(
@@ -221,13 +221,13 @@ def expressions_dataset(
 
 
 class ReferenceWriter:
-    """Writes references as a folder in the format of one's own data (see `crossvlt_hf.data.sources.folder`).
+    """Write references as a folder that `load_folder` reads (see `crossvlt_hf.data.sources.folder`).
 
     Args:
-        folder: that exists and is empty.
+        folder: exists and is empty.
         split: of all rows.
         dataset: name of the data set, for the rows.
-        copy: whether images are copied; else they are linked to, where the file system can.
+        copy: whether to copy images; otherwise they are linked, if the file system supports it.
     """
 
     def __init__(self, folder: Path, *, split: str, dataset: str, copy: bool) -> None:
@@ -235,9 +235,10 @@ class ReferenceWriter:
         (folder / "images").mkdir()
 
     def lines(self, index: int, scene: ObjectScene, expressions: Iterable[Expression]) -> Iterator[dict[str, Any]]:
-        """The lines of a picture, which is written first."""
-        image = self._image(index, scene)
+        """The lines of metadata for an image, which is written first."""
+        image = None
         for number, expression in enumerate(expressions):
+            image = image or self._image(index, scene)
             target = (
                 {"segmentation": scene.segmentation(expression.targets)} if expression.targets else {"no_target": True}
             )
@@ -265,7 +266,7 @@ class ReferenceWriter:
 
     @staticmethod
     def _turned(scene: ObjectScene) -> bool:
-        """Whether a reader that turns images by their EXIF data would show other pixels than the labels mean."""
+        """Whether the labels are for stored pixels that readers would rotate by their EXIF orientation."""
         if scene.upright:
             return False
         with opening(str(scene.image), "image"), Image.open(str(scene.image)) as image:
@@ -289,54 +290,45 @@ def write_references(
     copy: bool = False,
     sheet: int = 36,
 ) -> Report:
-    """Write expressions for a source as a folder that `load_folder` reads; it appears when it is whole.
+    """Write expressions for a source as a folder that `load_folder` reads; it appears when it is complete.
 
     Args:
-        source: of labels.
-        folder: a new or empty folder. It gets metadata.jsonl, images, report.json, and contact_sheet.png.
-        options: how expressions are made.
+        source: labelled images.
+        folder: a new or empty folder, for metadata.jsonl, images, report.json and contact_sheet.png.
+        options: see `ReferOptions`.
         split: of all rows.
-        copy: whether images are copied; else they are linked to.
-        sheet: how many random examples the contact sheet shows; 0 for none.
+        copy: whether to copy images; otherwise they are linked.
+        sheet: number of random examples on the contact sheet; 0 for no sheet.
 
     Returns:
-        What became of the objects.
+        Counts of images, objects and expressions.
 
     Raises:
         FileExistsError: if the folder is not empty.
-        OSError: if a picture cannot be read.
-        ValueError: if labels are broken, or nothing can be said.
+        OSError: if an image cannot be read.
+        ValueError: if labels are broken, or there are no expressions.
     """
-    from .sheet import Sample, contact_sheet
+    from .sheet import Reservoir, contact_sheet
 
-    folder, report, options = Path(folder).absolute(), Report(), options or ReferOptions()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} must be a new or empty folder.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-        whole = Path(temporary) / "whole"
-        whole.mkdir()
+    report, options = Report(), options or ReferOptions()
+    shown: Reservoir[tuple[ObjectScene, Expression]] = Reservoir(sheet, options.seed)
+    with new_folder(folder) as whole:
         writer = ReferenceWriter(whole, split=split, dataset=source.name, copy=copy)
-        shown: Sample[tuple[ObjectScene, Expression]] = Sample(sheet, options.seed)
         with (whole / METADATA).open("w", encoding="utf-8") as file:
             for index, scene, expressions in refer(source, options, report):
-                if expressions:
-                    for line in writer.lines(index, scene, expressions):
-                        file.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n")
-                    for expression in expressions:
-                        shown.add((scene, expression))
-        if not report.families or (not report.objects["meant"] and set(options.families) != {"no_target"}):
+                for line in writer.lines(index, scene, expressions):
+                    file.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n")
+                for expression in expressions:
+                    shown.add((scene, expression))
+        if not report.families or (not report.objects["targets"] and set(options.families) != {"no_target"}):
             raise ValueError(_nothing(source, report))
         (whole / "report.json").write_text(json.dumps(report.as_dict(), indent=2, ensure_ascii=False) + "\n", "utf-8")
         if shown.kept:
-            contact_sheet([(scene, expression) for scene, expression in shown.kept]).save(whole / "contact_sheet.png")
-        whole.replace(folder)
+            contact_sheet(shown.kept).save(whole / "contact_sheet.png")
     return report
 
 
 def _nothing(source: ObjectSource, report: Report) -> str:
     reasons = "; ".join(f"{reason}: {count}" for reason, count in report.left_out.most_common()) or "no objects"
-    broken = (
-        f", {len(report.broken)} pictures could not be read, the first: {report.broken[0]}" if report.broken else ""
-    )
-    return f"Nothing can be said of {source.name} ({re.sub('[.]$', '', reasons + broken)})."
+    broken = f", {len(report.broken)} images are unreadable, the first: {report.broken[0]}" if report.broken else ""
+    return f"There are no expressions for {source.name} ({re.sub('[.]$', '', reasons + broken)})."

@@ -1,4 +1,4 @@
-"""Labels in any data set of `datasets`: lists of objects, a mask and a label a row, or maps of classes."""
+"""Labels in a data set of `datasets`: lists of objects, a mask and a class per row, or maps of classes."""
 
 import io
 from collections.abc import Sequence
@@ -10,8 +10,9 @@ from datasets import Image as ImageFeature
 from numpy.typing import NDArray
 from PIL import Image
 
-from ...processing_crossvlt import LossyMaskError, check_mask_format, load_pixels, to_rgb
-from ..masks import encode_mask
+from ...checks import check_known
+from ...processing_crossvlt import load_pixels, to_rgb
+from ..masks import check_lossless, encode_mask
 from .coco import check_segmentation
 from .object_record import ObjectRecord, ObjectScene, ObjectSource, segmentation_of_map
 
@@ -23,28 +24,28 @@ _OBJECTS, _MASKS = ("objects", "annotations"), ("mask", "trimap", "segmentation_
 _MAPS = ("annotation", "semantic_map", "label_map", "instances", "label")
 _CLASS_KEYS = ("class", "category", "label", "name", "category_id", "class_id")
 _MASK_KEYS = ("mask", "segmentation", "rle", "polygon")
-SPECK = 0.002  # share of the picture below which a part of a semantic map does not count as an object
+SPECK = 0.002  # smaller parts of a semantic map, as a share of the image, are no objects
 
 
 class HubObjects(ObjectSource):
-    """Rows of a data set as pictures with labelled objects.
+    """Rows of a data set as images with labelled objects.
 
     Args:
         dataset: the rows.
-        kind: how the labels are stored; None to tell from the columns.
-            "objects": a list of objects with a class and a mask (a picture, PNG bytes, polygons or run lengths), or
-            the same as lists in columns of one struct;
-            "mask": one object a row: a mask (or trimap of 1 object, 2 ground, 3 border) and a label, as in
+        kind: how the labels are stored; None to detect it from the columns.
+            "objects": a list of objects with a class and a mask (an image, PNG bytes, polygons or run lengths), or
+            a struct of such lists;
+            "mask": one object per row: a mask (or a trimap, 1 object, 2 background, 3 border) and a class, as in
             Oxford-IIIT Pet;
-            "instances": a picture whose red channel numbers classes and whose green one instances, as in ADE20K;
-            "semantic": a picture of class numbers; what hangs together is an object.
-        image: column of pictures.
-        labels: column of the labels: the list, the mask, or the map; None for the first that has a usual name.
-        class_column: with "mask", column of classes.
-        names: the classes by number, from 0; None to take them from a `ClassLabel`.
-        background: with maps, the numbers that are not classes.
-        image_id: column of ids; None for numbers of rows.
-        exhaustive: column of bool, false where objects of the named classes are unlabelled.
+            "instances": an image with classes in the red channel and instances in the green channel, as in ADE20K;
+            "semantic": an image of class numbers; each connected part is an object.
+        image: column of images.
+        labels: column of the list, mask or map; None for the first column with a usual name.
+        class_column: for "mask", column of classes.
+        names: class names by number, from 0; None to take them from a `ClassLabel`.
+        background: for maps, the numbers that are not classes.
+        image_id: column of ids; None for row numbers.
+        exhaustive: column of bool, false if objects of the named classes may be unlabelled.
         name: of the data set.
 
     Raises:
@@ -74,7 +75,7 @@ class HubObjects(ObjectSource):
         if missing := [column for column in needed if column not in plain.column_names]:
             raise ValueError(f"The data set has no column {missing[0]!r}; it has {', '.join(plain.column_names)}.")
         if self.kind == "mask" and self.class_column is None:
-            raise ValueError("The data set needs a column of classes; give it as `class_column`.")
+            raise ValueError("The data set must have a column of classes; set `class_column`.")
         self.dataset = _undecoded(plain.select_columns(list(dict.fromkeys(needed))), image)
         self.names = list(names) if names is not None else _names(plain, self.class_column or self.column)
         self.labels = tuple(dict.fromkeys(self._all_classes()))
@@ -87,7 +88,7 @@ class HubObjects(ObjectSource):
             return sorted({str(value) for value in self.dataset[str(self.class_column)]})
         if self.kind == "objects":
             return sorted({label for things in self.dataset[self.column] for label in _labels(things)})
-        raise ValueError("The numbers of a map need names of classes; give them as `names`.")
+        raise ValueError("Class numbers need class names; set `names`.")
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -95,7 +96,7 @@ class HubObjects(ObjectSource):
     def __getitem__(self, index: int) -> ObjectScene:
         row, where = self.dataset[int(index)], f"{self.name}, row {index}"
         picture = open_picture(row[self.image_column], where)
-        size = _size(picture)
+        size = (picture.height, picture.width)
         try:
             objects = tuple(self._objects(row, size, where))
         except (TypeError, OSError, SyntaxError, ValueError) as error:
@@ -158,9 +159,9 @@ def _first(dataset: Dataset, names: Sequence[str]) -> str | None:
 
 
 def _find_labels(dataset: Dataset, kind: Kind | None, column: str | None) -> tuple[Kind, str]:
-    """How and in which column the labels are stored."""
-    if kind is not None and kind not in KINDS:
-        raise ValueError(f"`kind` must be one of {', '.join(KINDS)}, got {kind!r}.")
+    """The kind of the labels, and their column."""
+    if kind is not None:
+        check_known("kind", kind, KINDS)
     usual = {"objects": _OBJECTS, "mask": _MASKS, "instances": _MAPS, "semantic": _MAPS}
     order: tuple[Kind, ...] = ("objects", "mask", "semantic") if kind is None else (kind,)
     for candidate in order:
@@ -168,7 +169,7 @@ def _find_labels(dataset: Dataset, kind: Kind | None, column: str | None) -> tup
         if found is not None and (kind is not None or candidate == _kind_of(dataset, found)):
             return candidate, found
     raise ValueError(
-        f"Give `kind` and `labels`: no column of {', '.join(dataset.column_names)} has a usual name for labels."
+        f"Set `kind` and `labels`: none of the columns {', '.join(dataset.column_names)} has a usual name for labels."
     )
 
 
@@ -181,7 +182,7 @@ def _kind_of(dataset: Dataset, column: str) -> Kind:
 
 
 def _undecoded(dataset: Dataset, image: str) -> Dataset:
-    """The same with files of pictures in place of decoded ones; bytes in the column of images are such files."""
+    """Leave images undecoded; bytes in the column of images are image files."""
     for name, feature in dataset.features.items():
         bytes_of_image = name == image and feature in (Value("binary"), Value("large_binary"))
         if isinstance(feature, ImageFeature) or bytes_of_image:
@@ -190,7 +191,7 @@ def _undecoded(dataset: Dataset, image: str) -> Dataset:
 
 
 def _names(dataset: Dataset, column: str) -> list[str] | None:
-    """The classes that the data set's features name, in a column or inside it."""
+    """The class names in the features of a column."""
     pending: list[Any] = [dataset.features.get(column)]
     while pending:
         feature = pending.pop()
@@ -206,7 +207,7 @@ def _names(dataset: Dataset, column: str) -> list[str] | None:
 
 
 def open_picture(value: Any, where: str) -> Image.Image:
-    """A picture of a row, upright and of mode "RGB"; a file, its bytes, or a decoded one.
+    """Load an image of a row, upright and of mode "RGB", from a file, its bytes, or a PIL image.
 
     Raises:
         ValueError: if it cannot be read.
@@ -229,31 +230,18 @@ def _opened(value: Any) -> Image.Image:
     return picture
 
 
-def _opened_mask(value: Any, where: str) -> Image.Image:
-    picture = _opened(value)
-    try:
-        check_mask_format(picture)
-    except LossyMaskError as error:
-        raise LossyMaskError(f"{where}: {error}") from error
-    return picture
-
-
-def _size(picture: Image.Image) -> tuple[int, int]:
-    return picture.height, picture.width
-
-
 def _array(value: Any, size: tuple[int, int], where: str) -> NDArray:
-    """(height, width, channels) of a stored map or mask."""
-    table = np.asarray(value if isinstance(value, list | np.ndarray) else _opened_mask(value, where))
+    """Load a map or mask as (height, width, channels)."""
+    table = np.asarray(value if isinstance(value, list | np.ndarray) else check_lossless(_opened(value), where))
     table = table[..., None] if table.ndim == 2 else table
     if table.ndim != 3 or table.shape[:2] != size:
-        raise ValueError(f"{where}: the labels have shape {table.shape}, the image {size}.")
+        raise ValueError(f"{where}: the labels must have the size of the image, {size}, got {table.shape}.")
     return table.astype(np.uint8) if table.dtype == bool else table
 
 
 def _things(value: Any, where: str) -> list[tuple[Any, Any, bool]]:
-    """Class, mask and whether it is a crowd, of each object of a row."""
-    if isinstance(value, dict):  # lists in the columns of one struct
+    """Class, mask and crowd flag of each object in a row."""
+    if isinstance(value, dict):  # a struct of lists
         lists = {key: entry for key, entry in value.items() if isinstance(entry, list)}
         value = [dict(zip(lists, entry, strict=True)) for entry in zip(*lists.values(), strict=True)]
     if not isinstance(value, list):
@@ -269,7 +257,7 @@ def _things(value: Any, where: str) -> list[tuple[Any, Any, bool]]:
 
 
 def _labels(value: Any) -> list[str]:
-    """The classes of a row's objects; a broken row is reported when it is read."""
+    """The classes of the objects in a row; a broken row raises when it is read."""
     try:
         return [str(label) for label, *_ in _things(value, "")]
     except (ValueError, AttributeError):
@@ -277,10 +265,10 @@ def _labels(value: Any) -> list[str]:
 
 
 def to_segmentation(mask: Any, size: tuple[int, int], where: str) -> Any:
-    """A stored mask as polygons or run lengths of COCO.
+    """Convert a mask to polygons or run lengths of COCO.
 
     Raises:
-        ValueError: if it is of no known form, or of another size.
+        ValueError: if its format is not supported, or it has another size.
     """
     if isinstance(mask, dict) and {"x", "y"} <= mask.keys():
         return check_segmentation(

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...processing_crossvlt import check_mask_format, opening
+from ..files import require_folder
 from .object_record import ObjectRecord, ObjectScene, ObjectSource, find_images, segmentation_of_map
 
 
@@ -20,18 +21,18 @@ BORDER = 255
 
 
 class VocObjects(ObjectSource):
-    """Palette PNGs of Pascal VOC.
+    """Pascal VOC: palette PNGs of classes and instances.
 
     Args:
         folder: with `SegmentationClass`, `SegmentationObject` and `JPEGImages` (VOCdevkit/VOC2012).
-        images: folder of the images, if it is elsewhere.
-        split: file name in ImageSets/Segmentation without suffix; None for all pictures.
-        classes: names of the classes from 1 on.
+        images: folder of the images; None means `JPEGImages`.
+        split: name of a list in ImageSets/Segmentation; None for all images.
+        classes: names of the classes, from class 1.
         name: of the data set.
 
     Raises:
         OSError: if a folder is missing.
-        ValueError: if it holds no pictures.
+        ValueError: if there are no PNG files.
     """
 
     def __init__(
@@ -45,8 +46,7 @@ class VocObjects(ObjectSource):
         self.folder = Path(folder)
         self.images = Path(images) if images is not None else self.folder / "JPEGImages"
         for path in (self.folder / "SegmentationClass", self.folder / "SegmentationObject", self.images):
-            if not path.is_dir():
-                raise FileNotFoundError(f"There is no folder {path}.")
+            require_folder(path)
         self.labels, self.name = tuple(classes), name or self.folder.resolve().name
         self.pictures = find_images(self.images)
         self.stems = self._stems(split)
@@ -89,7 +89,7 @@ class VocObjects(ObjectSource):
 
 
 def _read_map(path: Path) -> NDArray[np.uint8]:
-    """(height, width) uint8 of the numbers in a palette or grey PNG."""
+    """Read the (height, width) uint8 values of a palette or grey PNG."""
     with opening(str(path), "mask"), Image.open(path) as image:
         if image.mode not in ("P", "L"):
             raise ValueError(f"its mode must be P or L, got {image.mode}")

@@ -1,7 +1,7 @@
-"""What objects are called: nouns with synonyms and wider words, plurals, and which words fit which classes.
+"""Nouns for classes of objects: synonyms, hypernyms and plurals, and which words fit which classes.
 
-The table is `nouns.yaml`. Whether a word fits a class has three answers, as not all that is true is labelled: a
-person may or may not be "the man", a shoe may be a sneaker.
+The table is `nouns.yaml`. Whether a word fits a class may be open (None), as a label does not say everything: a person
+may be a man, a shoe may be a sneaker.
 """
 
 import re
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
+
+from ..phrases import Answer
 
 
 Form = Literal["count", "plural", "mass"]
@@ -38,18 +40,18 @@ _SAME = frozenset(word for word, plural in _IRREGULAR.items() if not plural)
 
 @dataclass(frozen=True)
 class Noun:
-    """How a class is spoken of.
+    """The words for a class.
 
     Args:
-        name: the usual word.
-        plural: of it.
-        also: other words for the same.
-        kinds: wider words that fit, and those that fit these.
+        name: the usual noun.
+        plural: of the name.
+        also: synonyms.
+        kinds: hypernyms, direct and indirect.
         perhaps: words that may fit.
-        form: "count", or "plural" ("shoes", one label for a pair), or "mass" ("rice").
-        piece: what is counted of a mass: "piece of tofu".
-        colours: the colours that are said of it; None for all.
-        sizes: whether it is called big or small by how much of the picture it covers.
+        form: "count", "plural" ("shoes", one label for a pair), or "mass" ("rice").
+        piece: countable noun for a mass: "piece of tofu".
+        colours: colours that expressions may use; None for all.
+        sizes: whether expressions may call it big or small by its share of the image.
     """
 
     name: str
@@ -64,7 +66,7 @@ class Noun:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The words that mean just this."""
+        """The name and its synonyms."""
         return (self.name, *self.also)
 
 
@@ -85,10 +87,10 @@ def _plural_of(word: str) -> str:
 
 @lru_cache(maxsize=65536)
 def clean(label: str) -> str:
-    """A class name as words: `DiningTable_2`, `dining-table` and `dining table` are "dining table".
+    """Convert a class name to words: `DiningTable_2`, `dining-table` and `dining table` become "dining table".
 
-    Hyphens stay in what the table of nouns spells with one ("t-shirt"). Of several names with commas between them, as
-    ADE20K has them, the first is taken.
+    Hyphens stay in nouns that the table spells with a hyphen ("t-shirt"). Of names separated by commas, as in ADE20K,
+    the first is used.
     """
     text = re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", " ", label.split(",")[0])
     text = " ".join(re.sub(r"[_/]", " ", text).lower().split())
@@ -109,7 +111,7 @@ def _table() -> dict[str, dict]:
 
 @cache
 def _index() -> dict[str, str]:
-    """The entry of every word that is the name of one, or stands in its `also` or `labels`."""
+    """The name of the entry for every word: its name, or a word in its `also` or `labels`."""
     found = {
         word: name for name, entry in _table().items() for word in (*entry.get("also", ()), *entry.get("labels", ()))
     }
@@ -117,7 +119,7 @@ def _index() -> dict[str, str]:
 
 
 def in_table(label: str) -> bool:
-    """Whether the table of nouns knows a class."""
+    """Whether a class is in the table of nouns."""
     return clean(label) in _index()
 
 
@@ -129,16 +131,21 @@ def _closure(kinds: Collection[str]) -> Iterator[str]:
 
 @lru_cache(maxsize=65536)
 def lookup(label: str) -> Noun:
-    """The noun of a class: from the table, or made of the class's own name."""
+    """The noun for a class: from the table, or derived from the name of the class."""
     word = clean(label)
-    if word not in _index():
-        ends_in_s = re.search(r"[^suia]s$", word) is not None
-        # "sports car": neither "car" nor "sports" is said of it, as a "hot dog" is no dog
-        parts = frozenset(word.split(" ")) - {word, "of", "the", "and"}
-        return Noun(
-            word, word if ends_in_s else pluralise(word), perhaps=parts, form="plural" if ends_in_s else "count"
-        )
-    name = _index()[word]
+    return _listed(_index()[word]) if word in _index() else _unlisted(word)
+
+
+def _unlisted(word: str) -> Noun:
+    """The noun for a class that is not in the table."""
+    ends_in_s = re.search(r"[^suia]s$", word) is not None
+    # A "sports car" may be called a car or not: a "hot dog" is no dog
+    parts = frozenset(word.split(" ")) - {word, "of", "the", "and"}
+    return Noun(word, word if ends_in_s else pluralise(word), perhaps=parts, form="plural" if ends_in_s else "count")
+
+
+def _listed(name: str) -> Noun:
+    """The noun of an entry in the table."""
     entry = _table()[name]
     form, colours = entry.get("form", "count"), entry.get("colours")
     kinds = tuple(dict.fromkeys(_closure(entry.get("kinds", ()))))
@@ -159,15 +166,15 @@ def lookup(label: str) -> Noun:
 
 
 @lru_cache(maxsize=262144)
-def word_fits(word: str, label: str) -> bool | None:
-    """Whether a word can be said of an object of a class.
+def word_fits(word: str, label: str) -> Answer:
+    """Whether a word fits an object of a class.
 
     Args:
-        word: a noun in the singular (or the plural that the class itself is).
+        word: a singular noun, or the plural of a class of form "plural".
         label: the class.
 
     Returns:
-        True, False, or None where it may be so: "sneaker" of a shoe, "man" of a person.
+        True, False, or None if it may fit: "sneaker" for a shoe, "man" for a person.
     """
     noun = lookup(label)
     if word == "object" or word in noun.names or word in noun.kinds:
@@ -181,9 +188,9 @@ def word_fits(word: str, label: str) -> bool | None:
 
 
 def usable_kinds(labels: Collection[str], at_least: int = 3) -> frozenset[str]:
-    """Wider words that can be used where enough of the labelled classes fall under them.
+    """Hypernyms of enough labelled classes to be used in expressions.
 
-    A data set that labels dogs and nothing else leaves other animals unlabelled: "the animal" might be one of them.
+    In a data set that labels only dogs, other animals are unlabelled, so "the animal" would be ambiguous.
     """
     nouns = {lookup(label).name: lookup(label).kinds for label in labels}
     counts: dict[str, int] = {}

@@ -1,13 +1,14 @@
-"""Labels of YOLO's segmentation: a text file for each image, a line `class x1 y1 x2 y2 ...` for each object.
+"""Segmentation labels of YOLO: a text file per image, a line `class x1 y1 x2 y2 ...` per object.
 
-Coordinates are shares of the image's width and height. Classes are named in data.yaml (`names`, a list or a mapping
-from numbers) or in classes.txt, one a line.
+Coordinates are relative to width and height of the image. Class names are in data.yaml (`names`, a list or a mapping
+from numbers) or in classes.txt, one per line.
 """
 
 from pathlib import Path
 
 import yaml
 
+from ..files import require_folder
 from .object_record import ObjectRecord, ObjectScene, ObjectSource, find_images, header_size
 
 
@@ -15,16 +16,16 @@ _NAMES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names")
 
 
 class YoloObjects(ObjectSource):
-    """YOLO's labels; images without a label file, or with an empty one, are left out.
+    """Labels of YOLO; images without a label file, or with an empty one, are left out.
 
     Args:
-        labels: folder of the label files (or one above it with a folder `labels`).
+        labels: folder of the label files, or its parent.
         images: folder of the images; None for the folder `images` beside `labels`.
-        names: file that names the classes; None to look in `labels` and the folders above it.
+        names: file of class names; None to search `labels` and the folders above it.
         name: of the data set.
 
     Raises:
-        OSError: if a folder or the file of names is missing.
+        OSError: if a folder or the file of class names is missing.
         ValueError: if there are no labels.
     """
 
@@ -35,25 +36,27 @@ class YoloObjects(ObjectSource):
         names: str | Path | None = None,
         name: str | None = None,
     ) -> None:
-        folder = Path(labels)
-        folder = folder / "labels" if (folder / "labels").is_dir() else folder
-        if not folder.is_dir():
-            raise FileNotFoundError(f"There is no folder {folder}.")
-        pictures = _images_of(folder) if images is None else Path(images)
-        if not pictures.is_dir():
-            raise FileNotFoundError(f"There is no folder of images {pictures}; give it as `images`.")
+        folder = Path(labels) / "labels"
+        folder = folder if folder.is_dir() else require_folder(labels)
+        self.pictures = _images_of(folder) if images is None else Path(images)
+        if not self.pictures.is_dir():
+            raise FileNotFoundError(f"There is no folder of images {self.pictures}; set `images`.")
         self.names_file = Path(names) if names is not None else _find_names(folder)
         self.classes = read_names(self.names_file)
         self.labels, self.name = tuple(self.classes.values()), name or folder.resolve().parent.name
-        found = find_images(pictures)
-        reserved = {self.names_file.resolve()}
-        files = [p for p in sorted(folder.rglob("*.txt")) if p.resolve() not in reserved and p.name not in _NAMES]
-        self.files = [
-            (p, found.get(p.relative_to(folder).with_suffix("").as_posix())) for p in files if p.stat().st_size
-        ]
-        self.pictures = pictures
+        self.files = self._find_files(folder)
         if not self.files:
             raise ValueError(f"{folder} has no label files with objects.")
+
+    def _find_files(self, folder: Path) -> list[tuple[Path, Path | None]]:
+        """The label files that are not empty, each with its image."""
+        images = find_images(self.pictures)
+        files = (path for path in sorted(folder.rglob("*.txt")) if path.name not in _NAMES and path.stat().st_size)
+        return [
+            (path, images.get(path.relative_to(folder).with_suffix("").as_posix()))
+            for path in files
+            if path.resolve() != self.names_file.resolve()
+        ]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -79,15 +82,15 @@ class YoloObjects(ObjectSource):
 
     def _object(self, words: list[str], size: tuple[int, int], where: str, number: int) -> ObjectRecord:
         if len(words) == 5:
-            raise ValueError(f"{where} has a box, no polygon; labels must be those of segmentation.")
+            raise ValueError(f"{where} must be a polygon, got a box; use segmentation labels.")
         if len(words) < 7 or len(words) % 2 == 0:
-            raise ValueError(f"{where} must be a class and x, y of at least three points, got {len(words)} numbers.")
+            raise ValueError(f"{where} must have a class and x, y of at least three points, got {len(words)} numbers.")
         try:
             label, values = int(words[0]), [float(word) for word in words[1:]]
         except ValueError as error:
             raise ValueError(f"{where} must have numbers only: {error}") from error
         if label not in self.classes:
-            raise ValueError(f"{where} has the class {label}, which {self.names_file} does not name.")
+            raise ValueError(f"{where} has the class {label}, which has no name in {self.names_file}.")
         if not all(-0.01 <= value <= 1.01 for value in values):
             raise ValueError(f"{where} must have coordinates from 0 to 1, got {min(values)} to {max(values)}.")
         polygon = [min(1.0, max(0.0, value)) * size[1 - place % 2] for place, value in enumerate(values)]
@@ -95,7 +98,7 @@ class YoloObjects(ObjectSource):
 
 
 def _images_of(labels: Path) -> Path:
-    """The folder of images that belongs to one of labels: .../labels/train has .../images/train."""
+    """The folder of images for a folder of labels: .../images/train for .../labels/train."""
     parts = list(labels.resolve().parts)
     for place in range(len(parts) - 1, -1, -1):
         if parts[place] == "labels":
@@ -110,16 +113,16 @@ def _find_names(folder: Path) -> Path:
         if path.is_file():
             return path
     raise FileNotFoundError(
-        f"There is no data.yaml or classes.txt in {folder} or above it; give the names of classes."
+        f"There is no data.yaml or classes.txt in {folder} or above it; set `names` to the file of class names."
     )
 
 
 def read_names(path: Path) -> dict[int, str]:
-    """The classes by number.
+    """Read the class names, by number.
 
     Raises:
         OSError: if there is no such file.
-        ValueError: if it names no classes.
+        ValueError: if it has no class names.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -133,5 +136,5 @@ def read_names(path: Path) -> dict[int, str]:
     if isinstance(names, list):
         names = dict(enumerate(names))
     if not isinstance(names, dict) or not names or not all(isinstance(n, int) for n in names):
-        raise ValueError(f"{path} must name the classes: `names` as a list, or a mapping from numbers.")
+        raise ValueError(f"{path} must have class names: `names` as a list, or a mapping from numbers.")
     return {number: str(name) for number, name in names.items()}

@@ -1,11 +1,11 @@
-"""RefShapes: scenes of drawn shapes and expressions that refer to exactly one of them, made without any file.
+"""RefShapes: drawn scenes of shapes, and expressions that refer to exactly one of them; needs no files.
 
-A scene is drawn by numpy and Pillow from a seed and an index alone. An expression is a small program (`Phrase`,
-`Query`) that is run on the scene: it is kept only if what it selects is exactly the flagged number of objects, and if
-no object lies so near a border (just left of, just larger than) that a person would hesitate. Plurals mean two to four
-objects; an expression without a target differs in one word from one that means an object of the same scene.
+A scene is drawn with numpy and Pillow from a seed and an index. An expression is a small program (`Phrase`, `Query`)
+that selects objects of the scene: it is used only if it selects the right number of them, and no object is so close to
+a decision boundary (just left of, just larger than) that people would hesitate. Plurals have two to four targets; an
+expression without a target differs in one word from one that refers to an object of the scene.
 
-Lengths are shares of the picture's side; (x, y) has its origin at the top left.
+Lengths are relative to the side of the image; (x, y) has its origin at the top left.
 """
 
 from typing import Any

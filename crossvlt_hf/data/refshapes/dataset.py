@@ -1,4 +1,4 @@
-"""RefShapes as a `datasets.Dataset` whose scenes are drawn when they are read."""
+"""RefShapes as a `datasets.Dataset`, whose scenes are drawn when a row is read."""
 
 import json
 from collections.abc import Callable
@@ -25,17 +25,17 @@ KINDS = (*FAMILIES, *EXTRAS)
 def read_scene(
     split: Split, scene: int, side: int, seed: int, expressions: int, families: str | None, fewest: int, most: int
 ) -> list[Example]:
-    """The examples of a scene; the last ones drawn are kept, as a row has several columns and a scene several rows.
+    """Draw the examples of a scene; cached, since a row has several drawn columns and a scene several rows.
 
     Args:
-        split: see `load_refshapes`, and there also the arguments that are not described here.
-        scene: its index.
-        side: of the picture, in pixels.
+        split: see `load_refshapes`, also for other arguments.
+        scene: index of the scene.
+        side: side of the image, in pixels.
         seed: of the data set.
-        expressions: of each scene.
-        families: what `settle_families` gives.
-        fewest: objects of a scene.
-        most: objects of a scene.
+        expressions: per scene.
+        families: see `settle_families`.
+        fewest: the fewest objects of a scene.
+        most: the most objects of a scene.
     """
     order = None if families is None else [KINDS[int(number)] for number in families]
     said = families_at(split, scene, expressions, order)
@@ -43,15 +43,15 @@ def read_scene(
 
 
 def settle_families(family: str | None, families: Families | None) -> str | None:
-    """The families of `load_refshapes` in turn, as a digit each, their place in `KINDS`; None for the usual ones.
+    """The order of families of `load_refshapes`, a digit (index in `KINDS`) each; None for the default.
 
-    It stands in every cell of a column, which may be millions, so it is short.
+    It is short since every cell of a column holds it.
 
     Raises:
-        ValueError: if both are given, or one cannot be.
+        ValueError: if both are given, or there is no such family.
     """
     if family is not None and families is not None:
-        raise ValueError(f"`family` is {family!r} and `families` {families!r}; give one of the two.")
+        raise ValueError(f"Set only one of `family` and `families`, got {family!r} and {families!r}.")
     if family is not None:
         families = [family]
     return None if families is None else "".join(str(KINDS.index(each)) for each in in_turn(families))
@@ -69,10 +69,10 @@ _PARTS: dict[str, tuple[str, Callable[[Example], Any]]] = {
 
 @dataclass(repr=False)
 class Drawn:
-    """A column of RefShapes, read as `record` describes it.
+    """Feature type of a column of RefShapes; values are as described in `record`.
 
-    A cell says which scene is to be drawn; one made of a row, or of an image or mask that `Dataset.map` has changed,
-    holds that itself.
+    A cell names the scene to draw. A cell that was made of a value, for example changed by `Dataset.map`, holds the
+    value itself.
 
     Args:
         part: the name of the column.
@@ -99,31 +99,31 @@ class Drawn:
 
     @property
     def dtype(self) -> str:
-        """What a row holds."""
+        """The type of a value."""
         return _PARTS[self.part][0]
 
     def __call__(self) -> pa.DataType:
-        """The type of a cell as it is stored."""
+        """The Arrow type of a cell."""
         return self.pa_type
 
     def flatten(self) -> "Drawn":
-        """Itself: a cell is one thing, also for `Dataset.flatten`."""
+        """Return itself: `Dataset.flatten` must not split a cell."""
         return self
 
     def __repr__(self) -> str:
-        """What `datasets` prints where it refuses to join such a column with that of another reader."""
+        """What `datasets` prints when it cannot concatenate the column with that of another reader."""
         return (
-            f"Drawn(part={self.part!r}, decode={self.decode}), a column of RefShapes, which is drawn when it is "
-            "read and joins with RefShapes alone; `dataset.map(dict, features=crossvlt_hf.data.FEATURES)` draws it, "
-            "so that it joins with any,"
+            f"Drawn(part={self.part!r}, decode={self.decode}), a column of RefShapes, which is drawn when a row is "
+            "read and can only be concatenated with RefShapes; "
+            "`dataset.map(dict, features=crossvlt_hf.data.FEATURES)` draws it, so that it joins with any data set,"
         )
 
     def encode_example(self, value: Any) -> dict[str, Any]:
-        """A cell from a cell, or from what a row has of this column."""
+        """Make a cell of a cell, or of a value."""
         if isinstance(value, dict) and "scene" in value:
             return value
         if self.part == "image":
-            # the bytes of whatever Picture takes
+            # The bytes of anything that Picture takes
             cell = Picture().encode_example(value)
             changed = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
         elif self.part == "mask":
@@ -133,7 +133,7 @@ class Drawn:
         return {**dict.fromkeys(entry.name for entry in self.pa_type), "changed": changed}
 
     def decode_example(self, value: Any, token_per_repo_id: dict[str, Any] | None = None) -> Any:
-        """The part of the scene of a cell."""
+        """Decode a cell: draw its scene and return the part."""
         if not (isinstance(value, dict) and "scene" in value):
             return value
         cell = dict(value)
@@ -145,10 +145,10 @@ class Drawn:
         return unpack(changed.decode()) if self.part == "mask" else json.loads(changed)
 
     def cast_storage(self, storage: pa.Array) -> pa.Array:
-        """Cells from cells, or from what a function of `Dataset.map` gave for an image or mask.
+        """Make cells of cells, or of images or masks that a function of `Dataset.map` returned.
 
         Raises:
-            TypeError: if it is of another column; the column then has the type of what the function gave.
+            TypeError: for other columns, which then get the type of what the function returned.
         """
         if not (pa.types.is_struct(storage.type) and storage.type.get_field_index("scene") >= 0):
             if self.part == "image":
@@ -165,7 +165,7 @@ class Drawn:
 
 register(Drawn)
 
-# Those of all records
+# The columns of all records
 _ORDER = (
     "image",
     "image_id",
@@ -192,50 +192,59 @@ def load_refshapes(
     families: Families | None = None,
     count: tuple[int, int] = (3, 6),
 ) -> Dataset:
-    """Scenes of RefShapes as records (see `crossvlt_hf.data.record`), `expressions` rows for each.
+    """Scenes of RefShapes as a data set of records (see `crossvlt_hf.data.record`), `expressions` rows per scene.
 
     Args:
         split: see `make_scene`.
-        scenes: how many.
-        expressions: rows for each scene, each with one expression, no two of the same target.
-        side: of a picture, in pixels.
-        seed: another seed gives other scenes.
-        family: one of `FAMILIES` or `EXTRAS` for all; None takes the six families in turn.
-        families: instead, several of them in equal shares, or each with its share, such as
+        scenes: number of scenes.
+        expressions: rows per scene, all with different targets; at most 3.
+        side: side of the images, in pixels.
+        seed: of the scenes.
+        family: one of `FAMILIES` or `EXTRAS` for all rows; None uses the six families in turn.
+        families: instead, several of them in equal shares, or a dict of shares, such as
             `{"attribute": 2, "plural": 1, "no_target": 1}`.
         count: the fewest and the most objects of a scene.
 
+    Returns:
+        A data set whose columns have their own feature types, since expressions are drawn with their scene: `datasets`
+        concatenates it with RefShapes only. Draw it with `dataset.map(dict, features=FEATURES)`, or `write_folder` and
+        `load_folder`, to concatenate it with others.
+
     Raises:
         ValueError: if there is no such split or family, or a number is out of range.
-
-    Its columns have types of their own, as what is said is drawn with the scene: `datasets` joins such data sets with
-    each other, and refuses to join them with others. Once drawn, by `dataset.map(dict, features=FEATURES)` or by
-    `write_folder` and `load_folder`, they join with any.
     """
-    if scenes < 1 or not 1 <= expressions <= 3 or (family is not None and expressions > 1):
-        raise ValueError(
-            f"`scenes` is {scenes}, `expressions` {expressions}, `family` {family!r}; give at least one scene, one to "
-            "three expressions, and one for a family of its own."
-        )
+    _check_counts(scenes, expressions, family)
     said, (fewest, most) = settle_families(family, families), count
     read_scene(split, 0, side, seed, expressions, said, fewest, most)  # checks the rest
     index, number = np.divmod(np.arange(scenes * expressions), expressions)
     same = {"split": split, "side": side, "seed": seed, "expressions": expressions, "families": said}
-    same |= {"fewest": fewest, "most": most}
-    parts = {
-        name: pa.repeat(pa.scalar(value, Drawn.pa_type.field(name).type), len(index)) for name, value in same.items()
-    }
-    parts |= {"scene": pa.array(index), "number": pa.array(number, pa.int8())}
-    parts["changed"] = pa.nulls(len(index), pa.large_binary())
-    names = [each.name for each in Drawn.pa_type]
-    cells = pa.StructArray.from_arrays([parts[name] for name in names], names)  # shared by all drawn columns
+    cells = _make_cells(index, number, same | {"fewest": fewest, "most": most})  # shared by all drawn columns
     columns = {
         "image_id": pa.array([f"{split}-{seed}-{i}" for i in index]),
         "ref_id": pa.array([f"{split}-{seed}-{i}-{n}" for i, n in zip(index, number, strict=True)]),
-        "split": parts["split"],
+        "split": cells.field("split"),
         "dataset": pa.repeat("refshapes", len(index)),
         "num_expressions": pa.array(np.ones(len(index), dtype=np.int32)),
     }
     features = Features({name: Drawn(name) if name in _PARTS else Value(str(columns[name].type)) for name in _ORDER})
     table = pa.table({name: columns.get(name, cells) for name in _ORDER}, schema=features.arrow_schema)
     return Dataset(table, info=DatasetInfo(features=features))
+
+
+def _check_counts(scenes: int, expressions: int, family: str | None) -> None:
+    if scenes < 1 or not 1 <= expressions <= 3 or (family is not None and expressions > 1):
+        raise ValueError(
+            "`scenes` must be at least 1, and `expressions` 1 to 3, or 1 if `family` is set, got "
+            f"{scenes}, {expressions}, {family!r}."
+        )
+
+
+def _make_cells(scene: np.ndarray, number: np.ndarray, same: dict[str, Any]) -> pa.StructArray:
+    """A cell of `Drawn` for each row, of its scene, the number of its expression, and fields that all share."""
+    parts = {
+        name: pa.repeat(pa.scalar(value, Drawn.pa_type.field(name).type), len(scene)) for name, value in same.items()
+    }
+    parts |= {"scene": pa.array(scene), "number": pa.array(number, pa.int8())}
+    parts["changed"] = pa.nulls(len(scene), pa.large_binary())
+    names = [each.name for each in Drawn.pa_type]
+    return pa.StructArray.from_arrays([parts[name] for name in names], names)

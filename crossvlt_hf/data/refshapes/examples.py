@@ -1,7 +1,6 @@
-"""Examples of RefShapes: a scene and expressions that are verified against it."""
+"""Examples of RefShapes: scenes with verified expressions."""
 
 import math
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -9,8 +8,9 @@ from itertools import product
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
+from ...checks import check_known
 from .expressions import QUERIES, Query, paraphrase, sample_queries
 from .scenes import COLOURS, SHAPES, Scene, Thing, draw, is_visible, sample_things
 
@@ -18,10 +18,10 @@ from .scenes import COLOURS, SHAPES, Scene, Thing, draw, is_visible, sample_thin
 FAMILIES = ("attribute", "absolute", "relation", "ordinal", "superlative", "negation")
 EXTRAS = ("plural", "no_target", "two_hop")
 SEVERAL = (2, 4)  # the fewest and the most targets of a plural
-RELATIONAL = ("relation", "two_hop", "plural", "no_target")  # families whose expressions may hold a relation
-TRIES = 5000  # scenes that are drawn until one gives what is asked for
+RELATIONAL = ("relation", "two_hop", "plural", "no_target")  # families that may have a relation
+TRIES = 5000  # scenes drawn until one has the requested expressions
 
-# What the training split never shows together, and `unseen_pairs` and `unseen_relations` always do
+# Combinations that the training split never has, and `unseen_pairs` and `unseen_relations` always have
 UNSEEN_PAIRS = {("red", "star"), ("blue", "triangle"), ("yellow", "square"), ("green", "cross")}
 UNSEEN_RELATIONS = {("above", "star"), ("left of", "diamond"), ("below", "circle")}
 
@@ -43,10 +43,10 @@ class Example:
 
     Args:
         scene: the scene.
-        expression: what is said.
-        targets: indices of the objects that it refers to; one, but for the extras.
+        expression: the text.
+        targets: indices of the objects that it refers to: one, except for families of `EXTRAS`.
         family: one of `FAMILIES` or `EXTRAS`.
-        counterpart: of the family "no_target" the expression, one word different, that refers to one object.
+        counterpart: for "no_target", the expression for an object from which it differs in one word.
     """
 
     scene: Scene
@@ -62,15 +62,15 @@ class Example:
 
 
 def _fits(query: Query, targets: set[int] | None, things: tuple[Thing, ...], split: Split) -> bool:
-    """Whether what a query selects is as many things as its family says, and the query belongs into a split."""
+    """Whether a query has the number of targets of its family, and belongs to a split."""
     fewest, most = {"plural": SEVERAL, "no_target": (0, 0)}.get(query.family, (1, 1))
     if targets is None or not fewest <= len(targets) <= most:
         return False
     meant = {(things[index].colour, things[index].shape) for index in targets}
-    named = {(phrase.colour, phrase.shape) for phrase in query.phrases}
+    named = {(phrase.colour, phrase.word) for phrase in query.phrases}
     if split == "unseen_pairs":
         return meant <= UNSEEN_PAIRS if meant else bool(named & UNSEEN_PAIRS)
-    if named & UNSEEN_PAIRS:  # what is only ever said where it is not would be learnt as never there
+    if named & UNSEEN_PAIRS:  # a model would learn that pairs which are only ever denied do not exist
         return False
     if split in ("paraphrases", "longer"):
         return split == "longer" or paraphrase(query.words) != query.words
@@ -80,7 +80,7 @@ def _fits(query: Query, targets: set[int] | None, things: tuple[Thing, ...], spl
 def _choose(
     rng: np.random.Generator, things: tuple[Thing, ...], families: Sequence[str], split: Split
 ) -> list[tuple[Query, set[int]]] | None:
-    """A query of each family, each of other targets; None if the things do not give that."""
+    """A query of each family, all with different targets; None if the objects do not allow it."""
     chosen: list[tuple[Query, set[int]]] = []
     for family in families:
         taken = set().union(*(targets for _, targets in chosen))
@@ -104,26 +104,26 @@ def make_scene(
     seed: int = 0,
     count: tuple[int, int] = (3, 6),
 ) -> list[Example]:
-    """A scene of a split with an expression of each family, no two of which mean the same object.
+    """Draw a scene of a split with an expression of each family, all with different targets.
 
-    To learn from two expressions of one picture is to learn that the words decide.
+    Several expressions for one image teach a model to read the words.
 
     Args:
-        split: one of `SPLITS`. "train" never shows `UNSEEN_PAIRS` nor says `UNSEEN_RELATIONS`; "unseen_pairs" refers
-            to nothing else, "unseen_relations" says nothing else; "longer" has two relations, "paraphrases" has other
-            words.
+        split: one of `SPLITS`. "train" has neither `UNSEEN_PAIRS` nor `UNSEEN_RELATIONS`; all targets of
+            "unseen_pairs" and all relations of "unseen_relations" are of these; "longer" has two relations per
+            expression, "paraphrases" other words.
         index: 0 or above; every split is endless.
         families: of `FAMILIES` or `EXTRAS`, one for each expression.
-        side: of the picture, in pixels.
-        seed: another seed gives other scenes.
+        side: side of the image, in pixels.
+        seed: of the scenes.
         count: the fewest and the most objects, up to 8.
 
     Returns:
-        An example for each family, all of the same scene: the same on every machine and in every process.
+        An example for each family, all of the same scene; the same on every machine and in every process.
 
     Raises:
-        ValueError: if there is no such split or family, a number is out of range, or the objects are too few for the
-            expressions.
+        ValueError: if there is no such split or family, a number is out of range, or there are too few objects for
+            the expressions.
     """
     _check(split, index, families, side, count)
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
@@ -138,8 +138,8 @@ def make_scene(
         if is_visible(scene):
             return [_example(scene, query, targets, split) for query, targets in chosen]
     raise ValueError(
-        f"Scenes of {count[0]} to {count[1]} objects do not give expressions of the families {', '.join(families)} in "
-        f"split {split!r}; give more objects or fewer expressions."
+        f"Scenes of {count[0]} to {count[1]} objects in split {split!r} have no expressions of the families "
+        f"{', '.join(families)}; use more objects or fewer expressions."
     )
 
 
@@ -150,69 +150,67 @@ def _example(scene: Scene, query: Query, targets: set[int], split: Split) -> Exa
 
 
 def _check(split: str, index: int, families: Sequence[str], side: int, count: tuple[int, int]) -> None:
-    if split not in SPLITS:
-        raise ValueError(f"RefShapes has no split {split!r}; give one of {', '.join(SPLITS)}.")
+    check_known("split", split, SPLITS)
     if not families:
         raise ValueError("`families` is empty; give at least one.")
     for family in families:
-        if family not in QUERIES:
-            raise ValueError(f"RefShapes has no family {family!r}; give one of {', '.join(QUERIES)}.")
+        check_known("family", family, QUERIES)
         if split == "unseen_relations" and family not in RELATIONAL:
             raise ValueError(
-                f"The family {family!r} has no relations for the split {split!r}; give one of {', '.join(RELATIONAL)}."
+                f"The split {split!r} needs a family with relations, {', '.join(RELATIONAL)}, got {family!r}."
             )
     if index < 0 or side < 32:
-        raise ValueError(f"The index is {index} and the side {side}; give 0 or above, and 32 pixels or more.")
+        raise ValueError(f"`index` must be at least 0 and `side` at least 32, got {index} and {side}.")
     if not 3 <= count[0] <= count[1] <= 8:
-        raise ValueError(f"`count` is {count}; give the fewest and the most objects, from 3 to 8.")
+        raise ValueError(f"`count` must be the fewest and the most objects, from 3 to 8, got {count}.")
 
 
 Families = Sequence[str] | Mapping[str, float]
 
 
 def in_turn(families: Families) -> list[str]:
-    """Families in the order in which expressions take them, over and over, each spread as evenly as its share allows.
+    """One cycle of the order in which expressions use families, each spread as evenly as possible.
 
     Args:
-        families: names, for equal shares, or each with its share: positive numbers, in proportion to their sum.
+        families: names, for equal shares, or a dict of shares: positive numbers relative to their sum.
 
     Raises:
-        ValueError: if a family is not known, or the shares are not positive numbers of few digits.
+        ValueError: if there is no such family, or the shares are not positive numbers of few digits.
     """
     if isinstance(families, str) or not isinstance(families, Sequence | Mapping) or not families:
-        raise ValueError(f"`families` is {families!r}; give a list of names, or a dict of names and shares.")
-    if unknown := [family for family in families if not isinstance(family, str) or family not in QUERIES]:
-        raise ValueError(f"RefShapes has no family {unknown[0]!r}; give one of {', '.join(QUERIES)}.")
+        raise ValueError(f"`families` must be a list of names, or a dict of names and shares, got {families!r}.")
+    for family in families:
+        check_known("family", family, QUERIES)
     shares: Mapping[str, Any] = families if isinstance(families, Mapping) else dict.fromkeys(families, 1)
     if len(shares) < len(families):
-        raise ValueError(f"`families` names one twice: {families!r}; give a dict of names and shares.")
+        raise ValueError(f"`families` must have each name once, got {families!r}; use a dict for shares.")
     counts = _whole_numbers(shares)
     total, order, credit = sum(counts.values()), [], dict.fromkeys(counts, 0)
     for _ in range(total):
         credit = {family: credit[family] + count for family, count in counts.items()}
-        order.append(max(credit, key=credit.__getitem__))  # the first of equals
+        order.append(max(credit, key=credit.__getitem__))  # the first of ties
         credit[order[-1]] -= total
     return order
 
 
 def _whole_numbers(shares: Mapping[str, Any], most: int = 1000) -> dict[str, int]:
-    """Shares as the smallest whole numbers of the same proportions."""
+    """Shares as the smallest integers of the same ratios."""
     for family, share in shares.items():
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < math.inf:
-            raise ValueError(f"The share of the family {family!r} is {share!r}; give a number above 0.")
+            raise ValueError(f"The share of the family {family!r} must be a number above 0, got {share!r}.")
     exact = {family: Fraction(str(share)) for family, share in shares.items()}
     parts = math.lcm(*(share.denominator for share in exact.values()))
     counts = {family: int(share * parts) for family, share in exact.items()}
     divisor = math.gcd(*counts.values())
     if sum(counts.values()) > most * divisor:
-        raise ValueError(f"The shares {dict(shares)} are too fine; give whole numbers such as 1, 2 and 3.")
+        raise ValueError(f"The shares {dict(shares)} have too many digits; use integers such as 1, 2 and 3.")
     return {family: count // divisor for family, count in counts.items()}
 
 
 def families_at(split: Split, index: int, expressions: int = 1, families: Iterable[str] | None = None) -> list[str]:
-    """The families of a scene's expressions, those given in turn.
+    """The families of the expressions of a scene, in turn.
 
-    None takes all six of `FAMILIES`, but in the splits that test one of them that one.
+    None means all six of `FAMILIES`, or the one family that the split tests.
     """
     single = {"unseen_relations": ("relation",), "longer": ("two_hop",)}
     order = tuple(single.get(split, FAMILIES) if families is None else families)
@@ -228,22 +226,14 @@ def make_example(
     family: str | None = None,
     count: tuple[int, int] = (3, 6),
 ) -> Example:
-    """A scene with one expression, of the family given or of the six in turn: see `make_scene`."""
+    """Draw a scene with one expression, of a family or of the six in turn: see `make_scene`."""
     families = families_at(split, index) if family is None else [family]
     return make_scene(split, index, families=families, side=side, seed=seed, count=count)[0]
 
 
 def contact_sheet(examples: list[Example], columns: int = 6) -> Image.Image:
-    """A picture of examples: each scene with its target outlined in white, its expression below."""
-    side, strip = examples[0].scene.image.shape[0], 38
-    rows = -(-len(examples) // columns)
-    sheet = Image.new("RGB", (columns * (side + 8), rows * (side + strip + 8)), "white")
-    pen = ImageDraw.Draw(sheet)
-    for number, example in enumerate(examples):
-        x, y = (number % columns) * (side + 8) + 4, (number // columns) * (side + strip + 8) + 4
-        mask = np.pad(example.mask, 1)
-        edge = (mask[1:-1, 1:-1]) & ~(mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:])
-        sheet.paste(Image.fromarray(np.where(edge[..., None], 255, example.scene.image).astype(np.uint8)), (x, y))
-        lines = textwrap.wrap(example.expression, max(12, side // 5))[:3]
-        pen.multiline_text((x, y + side), "\n".join(lines), fill="black", font_size=10, spacing=1)
-    return sheet
+    """Draw examples in a grid: each scene with its targets outlined, and the expression below."""
+    from ...visualization.overlay import arrange, draw_example
+
+    tiles = [draw_example(Image.fromarray(e.scene.image), e.mask, e.expression, e.family) for e in examples]
+    return arrange(tiles, columns)

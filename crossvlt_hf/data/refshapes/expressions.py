@@ -1,4 +1,4 @@
-"""Expressions of RefShapes: words, and the program on the scene that they stand for."""
+"""Expressions of RefShapes: texts, each with a program that selects objects of a scene."""
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -9,61 +9,54 @@ from typing import Any
 
 import numpy as np
 
+from ..phrases import ACROSS, CORNERS, EDGES, MARGIN, ORDINALS, SIDES, UP_AND_DOWN, Answer, axis_of, every
+from ..phrases import Phrase as AnyPhrase
 from .scenes import COLOURS, SHAPES, TEXTURES, Thing
 
 
-# Two positions or sizes nearer than these are not distinguished in words
-MARGIN, SIZE_RATIO = 0.06, 1.18
+SIZE_RATIO = 1.18  # two sizes of a smaller ratio are not distinguished in words
 
 
-@dataclass(frozen=True)
-class Phrase:
-    """A noun with adjectives: `the large striped red circle`. None says nothing, the shape "object" any."""
-
-    shape: str = "object"
-    colour: str | None = None
-    texture: str | None = None
+class Phrase(AnyPhrase):
+    """A shape with its colour and texture, or "object" for any shape."""
 
     def select(self, things: tuple[Thing, ...]) -> set[int]:
-        """Indices of the things that it fits."""
+        """Indices of the objects that it fits."""
         return {
             index
             for index, thing in enumerate(things)
-            if self.shape in ("object", thing.shape)
+            if self.word in ("object", thing.shape)
             and self.colour in (None, thing.colour)
-            and self.texture in (None, thing.texture)
+            and self.adjective in (None, thing.texture)
         }
-
-    def __str__(self) -> str:
-        return " ".join(word for word in (self.texture, self.colour, self.shape) if word)
 
     @property
     def plural(self) -> str:
-        """`large striped red circles`."""
-        return str(replace(self, shape="crosses" if self.shape == "cross" else f"{self.shape}s"))
+        """`striped red circles`."""
+        return str(replace(self, word="crosses" if self.word == "cross" else f"{self.word}s"))
 
     def variants(self) -> Iterator["Phrase"]:
-        """The same with another word in the place of one."""
+        """Phrases with one word replaced."""
         if self.colour is not None:
             yield from (replace(self, colour=colour) for colour in COLOURS if colour != self.colour)
-        if self.shape != "object":
-            yield from (replace(self, shape=shape) for shape in SHAPES if shape != self.shape)
-        if self.texture is not None:
-            yield from (replace(self, texture=texture) for texture in TEXTURES[1:] if texture != self.texture)
+        if self.word != "object":
+            yield from (replace(self, word=shape) for shape in SHAPES if shape != self.word)
+        if self.adjective is not None:
+            yield from (replace(self, adjective=texture) for texture in TEXTURES[1:] if texture != self.adjective)
 
 
 @dataclass(frozen=True)
 class Query:
-    """What an expression says, as words and as what it selects; None where a person would hesitate.
+    """A text, and the program that selects its targets.
 
     Args:
         family: the kind of expression.
         words: the expression.
-        select: the indices of the things that it means, of the things of a scene.
+        select: returns the indices of the targets among the objects of a scene; None if people would hesitate.
         phrases: the phrases in it.
-        relations: the relations in it, each with the shape that stands in it.
-        variants: gives the same with another word in the place of one; they need not mean anything in the scene.
-        counterpart: the words of a variant that does mean something, of an expression that means nothing.
+        relations: the relations in it, each with the shape of its subject.
+        variants: returns the same query with one word replaced; variants may fit nothing in the scene.
+        counterpart: for a query without a target, the words of the query for an object that it is a variant of.
     """
 
     family: str
@@ -79,7 +72,7 @@ Source = Callable[[tuple[Thing, ...]], Sequence[Query]]
 
 
 class Combinations(Sequence[Query]):
-    """A query for every combination of some choices, in the order of `itertools.product`, each made when needed."""
+    """A lazy sequence of queries, one for every combination of choices, in the order of `itertools.product`."""
 
     def __init__(self, make: Callable[..., Query], *choices: Collection[Any]) -> None:
         self.make = make
@@ -96,23 +89,15 @@ class Combinations(Sequence[Query]):
         return self.make(*(choice[index] for choice, index in zip(self.choices, place, strict=True)))
 
 
-DIRECTIONS: dict[str, Callable[[Thing], float]] = {
-    "left": lambda thing: thing.x,
-    "right": lambda thing: -thing.x,
-    "top": lambda thing: thing.y,
-    "bottom": lambda thing: -thing.y,
-}
-RELATIONS = {"left of": "left", "right of": "right", "above": "top", "below": "bottom"}
-REGIONS = {
-    "on the left": {"left"},
-    "on the right": {"right"},
-    "at the top": {"top"},
-    "at the bottom": {"bottom"},
-    "in the top left corner": {"top", "left"},
-    "in the top right corner": {"top", "right"},
-    "in the bottom left corner": {"bottom", "left"},
-    "in the bottom right corner": {"bottom", "right"},
-}
+def _position(side: str, thing: Thing) -> float:
+    """The distance of an object from a side, up to a constant."""
+    axis, sign = axis_of(side)
+    return sign * (thing.x, thing.y)[axis]
+
+
+DIRECTIONS: dict[str, Callable[[Thing], float]] = {side: partial(_position, side) for side in SIDES}
+RELATIONS = ACROSS | UP_AND_DOWN
+REGIONS = EDGES | CORNERS
 SUPERLATIVES: dict[str, Callable[[Thing], float]] = {
     "leftmost": DIRECTIONS["left"],
     "rightmost": DIRECTIONS["right"],
@@ -121,39 +106,38 @@ SUPERLATIVES: dict[str, Callable[[Thing], float]] = {
     "largest": lambda thing: -math.log(thing.radius),
     "smallest": lambda thing: math.log(thing.radius),
 }
-ORDINALS = ("second", "third")
-HARD = 0.7  # share of the expressions without a target of which every word fits something in the scene
-DETERMINERS = ("all", "the", "both")  # of several things; the last of two only
+RANKS = ORDINALS[1:3]
+HARD = 0.7  # share of the expressions without a target in which every word fits some object
+DETERMINERS = ("all", "the", "both")  # of several objects; the last for two only
 
 
 def _ranked(
     indices: set[int], things: tuple[Thing, ...], key: Callable[[Thing], float], gap: float
 ) -> list[int] | None:
-    """Indices by rising key; None if two neighbours are too close to distinguish."""
+    """Indices sorted by a key; None if two neighbours are too close to distinguish."""
     ranked = sorted(indices, key=lambda index: key(things[index]))
     values = [key(things[index]) for index in ranked]
     return ranked if all(b - a >= gap for a, b in pairwise(values)) else None
 
 
-def _sided(thing: Thing, reference: float, direction: str) -> bool | None:
-    """Whether a thing lies on a side of a line; None within the margin."""
+def _sided(thing: Thing, reference: float, direction: str) -> Answer:
+    """Whether an object is on a side of a line; None within the margin."""
     offset = DIRECTIONS[direction](thing) - reference
     return None if abs(offset) < MARGIN else offset < 0
 
 
-def _where(indices: set[int], test: Callable[[int], bool | None]) -> set[int] | None:
+def _where(indices: set[int], test: Callable[[int], Answer]) -> set[int] | None:
     answers = {index: test(index) for index in indices}
     return None if None in answers.values() else {index for index, answer in answers.items() if answer}
 
 
-def _in_region(thing: Thing, sides: set[str]) -> bool | None:
+def _in_region(thing: Thing, sides: Collection[str]) -> Answer:
     middle = {"left": 0.42, "top": 0.42, "right": -0.58, "bottom": -0.58}
-    answers = [_sided(thing, middle[side], side) for side in sides]
-    return False if False in answers else None if None in answers else True
+    return every(_sided(thing, middle[side], side) for side in sides)
 
 
 def _related(things: tuple[Thing, ...], noun: Phrase, relation: str, anchor: set[int] | None) -> set[int] | None:
-    """The things of a noun that stand in a relation to the one anchor; where there is no anchor, no thing does."""
+    """The objects of a noun that are in a relation to the only anchor; none if there is no anchor."""
     if anchor is None or len(anchor) > 1:
         return None
     if not anchor:
@@ -165,7 +149,7 @@ def _related(things: tuple[Thing, ...], noun: Phrase, relation: str, anchor: set
 
 
 def phrases(things: tuple[Thing, ...]) -> list[Phrase]:
-    """Every phrase whose words fit something in the scene, `object` alone included."""
+    """All phrases that fit an object of the scene, including `object` alone."""
     found = {
         Phrase(shape, colour, pattern)
         for thing in things
@@ -177,16 +161,16 @@ def phrases(things: tuple[Thing, ...]) -> list[Phrase]:
 
 
 def _crowded(things: tuple[Thing, ...], at_least: int = 2) -> list[Phrase]:
-    """Short phrases that fit several things, among which an expression then decides."""
-    return [p for p in phrases(things) if p.texture is None and len(p.select(things)) >= at_least]
+    """Short phrases that fit several objects, so that an expression needs more words."""
+    return [p for p in phrases(things) if p.adjective is None and len(p.select(things)) >= at_least]
 
 
 def _definite(things: tuple[Thing, ...]) -> list[Phrase]:
-    """Phrases of a colour or texture and a shape that fit one thing."""
-    return [p for p in phrases(things) if p.shape != "object" and len(p.select(things)) == 1]
+    """Phrases with a shape that fit exactly one object."""
+    return [p for p in phrases(things) if p.word != "object" and len(p.select(things)) == 1]
 
 
-def _select_region(noun: Phrase, sides: set[str], things: tuple[Thing, ...]) -> set[int] | None:
+def _select_region(noun: Phrase, sides: Collection[str], things: tuple[Thing, ...]) -> set[int] | None:
     return _where(noun.select(things), lambda index: _in_region(things[index], sides))
 
 
@@ -238,17 +222,17 @@ def _attribute(phrase: Phrase) -> Query:
 
 
 def _is_needed(phrase: Phrase, things: tuple[Thing, ...]) -> bool:
-    """Whether with a word less it would fit several things."""
+    """Whether the phrase would fit several objects without any one of its words."""
     shorter = [
-        Phrase("object", phrase.colour, phrase.texture),
-        Phrase(phrase.shape, None, phrase.texture),
-        Phrase(phrase.shape, phrase.colour, None),
+        replace(phrase, word="object"),
+        replace(phrase, colour=None),
+        replace(phrase, adjective=None),
     ]
     return all(s == phrase or len(s.select(things)) > 1 for s in shorter)
 
 
 def attribute_queries(things: tuple[Thing, ...]) -> Sequence[Query]:
-    """`the striped red circle`: no word more than needed to single it out."""
+    """`the striped red circle`: with no more words than needed."""
     return [_attribute(phrase) for phrase in phrases(things) if _is_needed(phrase, things)]
 
 
@@ -277,7 +261,7 @@ def _relation(noun: Phrase, relation: str, anchor: Phrase) -> Query:
         f"the {noun} {relation} the {anchor}",
         partial(_select_related, noun, relation, anchor),
         (noun, anchor),
-        ((relation, noun.shape),),
+        ((relation, noun.word),),
         variants,
     )
 
@@ -290,15 +274,15 @@ def relation_queries(things: tuple[Thing, ...]) -> Sequence[Query]:
 def _ordinal(noun: Phrase, ordinal: str, side: str) -> Query:
     def variants() -> Iterator[Query]:
         yield from (_ordinal(other, ordinal, side) for other in noun.variants())
-        yield from (_ordinal(noun, other, side) for other in ORDINALS if other != ordinal)
+        yield from (_ordinal(noun, other, side) for other in RANKS if other != ordinal)
 
-    select = partial(_select_rank, noun, DIRECTIONS[side], MARGIN, 1 + ORDINALS.index(ordinal))
+    select = partial(_select_rank, noun, DIRECTIONS[side], MARGIN, ORDINALS.index(ordinal))
     return Query("ordinal", f"the {ordinal} {noun} from the {side}", select, (noun,), variants=variants)
 
 
 def ordinal_queries(things: tuple[Thing, ...]) -> Sequence[Query]:
     """`the second circle from the left`."""
-    return Combinations(_ordinal, _crowded(things, 3), ORDINALS, DIRECTIONS)
+    return Combinations(_ordinal, _crowded(things, 3), RANKS, DIRECTIONS)
 
 
 def _superlative(noun: Phrase, word: str) -> Query:
@@ -322,7 +306,7 @@ def _negation(noun: Phrase, other: Phrase) -> Query:
         yield from (_negation(variant, other) for variant in noun.variants())
         yield from (_negation(noun, variant) for variant in other.variants())
 
-    words = f"the {noun} that is not {other.colour or f'a {other.shape}'}"
+    words = f"the {noun} that is not {other.colour or f'a {other.word}'}"
     return Query("negation", words, partial(_select_except, noun, other), (noun,), variants=variants)
 
 
@@ -331,7 +315,7 @@ def negation_queries(things: tuple[Thing, ...]) -> Sequence[Query]:
     queries = []
     for noun in _crowded(things):
         colours = {thing.colour for thing in things} if noun.colour is None else set()
-        shapes = {thing.shape for thing in things} if noun.shape == "object" else set()
+        shapes = {thing.shape for thing in things} if noun.word == "object" else set()
         queries += [_negation(noun, Phrase(colour=colour)) for colour in sorted(colours)]
         queries += [_negation(noun, Phrase(shape)) for shape in sorted(shapes)]
     return queries
@@ -340,7 +324,7 @@ def negation_queries(things: tuple[Thing, ...]) -> Sequence[Query]:
 def _two_hop(noun: Phrase, first: str, middle: Phrase, second: str, anchor: Phrase) -> Query:
     select = partial(_select_two_hop, noun, first, middle, second, anchor)
     words = f"the {noun} {first} the {middle} {second} the {anchor}"
-    return Query("two_hop", words, select, (noun, middle, anchor), ((first, noun.shape), (second, middle.shape)))
+    return Query("two_hop", words, select, (noun, middle, anchor), ((first, noun.word), (second, middle.word)))
 
 
 def two_hop_queries(things: tuple[Thing, ...]) -> Sequence[Query]:
@@ -350,7 +334,7 @@ def two_hop_queries(things: tuple[Thing, ...]) -> Sequence[Query]:
 
 
 def _plural(determiner: str, words: str, query: Query) -> Query:
-    """What a query selects, said of several."""
+    """The plural of a query."""
     select = partial(_select_several, query.select, determiner)
     return Query("plural", f"{determiner} {words}", select, query.phrases, query.relations)
 
@@ -383,7 +367,7 @@ def plural_relation_queries(things: tuple[Thing, ...]) -> Sequence[Query]:
 
 
 def denials(query: Query, things: tuple[Thing, ...]) -> Iterator[Query]:
-    """Expressions that mean nothing in the scene, each one word away from a query that means one thing there."""
+    """Expressions without a target, each one word away from a query that refers to one object."""
     if len(query.select(things) or ()) == 1:
         for variant in query.variants():
             if variant.select(things) == set():
@@ -420,19 +404,19 @@ QUERIES: dict[str, Source] = {
 
 
 def _is_shown(word: str, things: tuple[Thing, ...]) -> bool:
-    """Whether a word fits something in the scene, if it is one that can fit a thing."""
+    """Whether a word fits an object of the scene; true for words that describe no object."""
     shown = {word for thing in things for word in (thing.colour, thing.shape, thing.texture)}
     return word in shown or word not in {*COLOURS, *SHAPES, *TEXTURES}
 
 
 def _is_hard(denial: Query, things: tuple[Thing, ...]) -> bool:
-    """Whether the word that makes the difference fits something else in the scene."""
+    """Whether the replaced word fits another object of the scene."""
     said = (denial.counterpart or "").split()
     return all(_is_shown(word, things) for word in denial.words.split() if word not in said)
 
 
 def sample_queries(rng: np.random.Generator, family: str, things: tuple[Thing, ...]) -> Iterator[Query]:
-    """The queries of a family in random order; of families with several kinds one kind after the other."""
+    """The queries of a family in random order; families of several kinds use one kind after another."""
     kinds = {"plural": PLURAL, "no_target": tuple(SINGULAR.values())}.get(family, (QUERIES[family],))
     hard = family == "no_target" and rng.random() < HARD
     for kind in rng.permutation(len(kinds)) if len(kinds) > 1 else (0,):
@@ -463,15 +447,15 @@ PARAPHRASES = {
 
 
 def paraphrase(words: str) -> str:
-    """Other words for the same, none of which the training split uses."""
+    """Replace words by synonyms that the training split never uses."""
     for usual, other in PARAPHRASES.items():
         words = f" {words} ".replace(f" {usual} ", f" {other} ").strip()
     return words
 
 
 def vocabulary() -> list[str]:
-    """Every word that the expressions of any split use, sorted."""
-    tables = [SHAPES, COLOURS, TEXTURES, RELATIONS, REGIONS, SUPERLATIVES, ORDINALS, DIRECTIONS, PARAPHRASES.values()]
+    """All words that expressions of any split use, sorted."""
+    tables = [SHAPES, COLOURS, TEXTURES, RELATIONS, REGIONS, SUPERLATIVES, RANKS, DIRECTIONS, PARAPHRASES.values()]
     phrases_ = [str(entry) for table in tables for entry in table]
     plurals = ["crosses", *(f"{shape}s" for shape in (*SHAPES, "object") if shape != "cross")]
     return sorted(

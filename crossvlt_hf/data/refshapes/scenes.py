@@ -1,4 +1,4 @@
-"""Scenes of RefShapes: objects, where they lie, and how they are drawn."""
+"""Scenes of RefShapes: objects, their positions, and how they are drawn."""
 
 import math
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ TEXTURES = ("plain", "striped", "dotted")
 
 MIN_VISIBLE = 0.6
 
-# Radius of an object among up to five; among more they are smaller, so that they find room
+# Radius of an object in scenes of up to five; in larger scenes they are smaller
 RADIUS, ROOMY = (0.12, 0.21), 5
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One drawn object: its kind, its centre and radius as shares of the side, its turn in radians."""
+    """A drawn object: its kind, centre and radius relative to the side of the image, and rotation in radians."""
 
     shape: str
     colour: str
@@ -41,11 +41,11 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and what is on it.
+    """An image and its objects.
 
     Args:
         image: (side, side, 3) uint8.
-        things: the objects, the later drawn over the earlier.
+        things: the objects; later ones are drawn over earlier ones.
         masks: (objects, side, side) bool: the visible part of each.
     """
 
@@ -55,7 +55,7 @@ class Scene:
 
 
 def outline(thing: Thing, side: int) -> list[tuple[float, float]]:
-    """Corners in pixels of the polygon that a thing is."""
+    """Corners of the polygon of an object, in pixels."""
     turns = {
         "circle": [(i / 48, 1.0) for i in range(48)],
         "square": [(i / 4 + 1 / 8, 1.0) for i in range(4)],
@@ -75,14 +75,14 @@ def outline(thing: Thing, side: int) -> list[tuple[float, float]]:
 
 
 def rasterise(thing: Thing, side: int) -> np.ndarray:
-    """(side, side) bool: every pixel of a thing, as if nothing lay over it."""
+    """(side, side) bool: all pixels of an object, hidden ones included."""
     canvas = Image.new("1", (side, side))
     ImageDraw.Draw(canvas).polygon(outline(thing, side), fill=1)
     return np.array(canvas, dtype=bool)
 
 
 def pattern(thing: Thing, side: int) -> np.ndarray:
-    """(side, side) bool: the stripes or dots of a thing; the pattern scales with the picture."""
+    """(side, side) bool: the stripes or dots of an object; the pattern scales with the image."""
     rows, columns = np.mgrid[:side, :side] / side
     if thing.texture == "striped":
         return np.asarray(np.sin((rows + columns) * 2 * math.pi * 16) > 0)
@@ -92,14 +92,14 @@ def pattern(thing: Thing, side: int) -> np.ndarray:
 
 
 def shade(thing: Thing, side: int) -> np.ndarray:
-    """(side, side, 3) float32: the colour of a thing, its pattern darker, or lighter on what is dark itself."""
+    """(side, side, 3) float32: the colour of an object, with a darker pattern, or a lighter one on dark colours."""
     colour = np.asarray(COLOURS[thing.colour], dtype=np.float32)
     other = colour * 0.55 if colour.max() > 100 else colour + 80
     return np.where(pattern(thing, side)[..., None], other, colour)
 
 
 def background(rng: np.random.Generator, side: int) -> np.ndarray:
-    """(side, side, 3) float32: a soft gradient between two pale greys, with blotches."""
+    """(side, side, 3) float32: a gradient between two pale greys, with blotches."""
     ends = rng.uniform(120, 200, (2, 1, 1, 3)) + rng.uniform(-12, 12, (2, 1, 1, 1))
     ramp = np.linspace(0, 1, side, dtype=np.float32)
     ramp = (ramp[:, None] if rng.random() < 0.5 else ramp[None, :])[..., None]
@@ -112,7 +112,7 @@ def background(rng: np.random.Generator, side: int) -> np.ndarray:
 
 
 def draw(things: tuple[Thing, ...], rng: np.random.Generator, side: int) -> Scene:
-    """Draw things over each other; what is covered leaves the mask."""
+    """Draw objects over each other; hidden pixels are removed from the masks."""
     picture = background(rng, side)
     masks = np.zeros((len(things), side, side), dtype=bool)
     for index, thing in enumerate(things):
@@ -125,7 +125,7 @@ def draw(things: tuple[Thing, ...], rng: np.random.Generator, side: int) -> Scen
 
 
 def _place(rng: np.random.Generator, things: list[Thing], radius: float) -> tuple[float, float] | None:
-    """A centre at which a thing touches the others at most a little, or None after some tries."""
+    """A random centre with little overlap with other objects; None after some tries."""
     for _ in range(40):
         x, y = rng.uniform(radius, 1 - radius, 2)
         if all(math.hypot(x - t.x, y - t.y) > 0.85 * (radius + t.radius) for t in things):
@@ -134,9 +134,9 @@ def _place(rng: np.random.Generator, things: list[Thing], radius: float) -> tupl
 
 
 def sample_things(rng: np.random.Generator, count: int, kinds: list[tuple[str, str]]) -> tuple[Thing, ...]:
-    """Place `count` things of the allowed (colour, shape) kinds; fewer if there is not enough room.
+    """Place `count` objects of the allowed (colour, shape) kinds; fewer if there is not enough room.
 
-    A scene draws on few shapes and colours, so that most things share one with another: the noun alone does not do.
+    A scene has few shapes and colours, so most objects share them with others and the noun alone is ambiguous.
     """
     shapes = rng.choice(SHAPES, size=2 if count < 5 else 3, replace=False)
     colours = rng.choice(list(COLOURS), size=3, replace=False)
@@ -154,7 +154,7 @@ def sample_things(rng: np.random.Generator, count: int, kinds: list[tuple[str, s
 
 
 def is_visible(scene: Scene) -> bool:
-    """Whether enough is seen of every object."""
+    """Whether enough of every object is visible."""
     side = scene.masks.shape[-1]
     whole = [rasterise(thing, side).sum() for thing in scene.things]
     return all(mask.sum() >= MIN_VISIBLE * area for mask, area in zip(scene.masks, whole, strict=True))

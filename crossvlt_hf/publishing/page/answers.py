@@ -3,14 +3,14 @@
 import time
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from ...modeling_crossvlt import CrossVLTModel
 from ...pipeline_crossvlt import ReferringImageSegmentationPipeline
 from ...processing_crossvlt import CrossVLTProcessor, NothingReadError
-from ...visualization import explain, explanation_figure, overlay
+from ...visualization import Explanation, overlay, segment_and_explain
 from .inputs import InputError
 
 
@@ -19,7 +19,7 @@ SHOWN_SIDE = 1280  # of the overlay; the masks keep the size of the image
 
 
 class Found(NamedTuple):
-    """What the model makes of one expression."""
+    """What the model makes of one expression; the seconds are the mean over those of its run."""
 
     expression: str
     score: float
@@ -37,30 +37,40 @@ class Segmenter:
         self.model, self.processor = model, processor
         self._pipeline = ReferringImageSegmentationPipeline(model=model, processor=processor, device=model.device)
 
-    def find(self, image: Image.Image, expressions: Sequence[str]) -> list[Found]:
-        """Segment what each expression means.
+    def find(
+        self, image: Image.Image, expressions: Sequence[str], explained: bool = False
+    ) -> tuple[list[Found], list[Explanation]]:
+        """Segment what the expressions mean, all in one run of the model.
+
+        Args:
+            image: of mode "RGB".
+            expressions: at least one.
+            explained: whether to keep what the model read.
+
+        Returns:
+            What was found for each, and, where asked for, how the model came to it.
 
         Raises:
-            InputError: if the tokenizer reads nothing of one.
+            InputError: if the model reads nothing of an expression.
         """
-        found = []
-        for expression in expressions:
-            start = time.perf_counter()
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", UserWarning)  # what is not read stands in the table
-                    (result,) = self._pipeline(image, text=expression)
-            except NothingReadError as error:
-                raise InputError("There is an expression of which the model reads nothing: use its words.") from error
-            seconds = time.perf_counter() - start
-            there = result.get("presence")
-            masks = result["score"], result["box"], result["mask"]
-            found.append(Found(expression, *masks, seconds, there, tuple(result["unknown_words"])))
-        return found
+        start = time.perf_counter()
+        explanations: list[Explanation] = []
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # what is not read stands in the table
+                if explained:
+                    results, explanations = segment_and_explain(self._pipeline, image, expressions)
+                else:
+                    results = self._pipeline(image, text=list(expressions))
+        except NothingReadError as error:
+            raise InputError("The model reads nothing of one of the expressions: use its words.") from error
+        seconds = (time.perf_counter() - start) / len(results)
+        return [_found(result, seconds) for result in results], explanations
 
-    def explain(self, image: Image.Image, expressions: Sequence[str]) -> list[Image.Image]:
-        """A figure for each expression that shows how the model came to its mask."""
-        return [explanation_figure(explain(self.model, self.processor, image, text)) for text in expressions]
+
+def _found(result: dict[str, Any], seconds: float) -> Found:
+    masks = result["score"], result["box"], result["mask"]
+    return Found(result["label"], *masks, seconds, result.get("presence"), tuple(result["unknown_words"]))
 
 
 def draw(image: Image.Image, found: Sequence[Found]) -> Image.Image:

@@ -17,6 +17,7 @@ from gradio.components import Component
 
 from ...modeling_crossvlt import CrossVLTModel
 from ...processing_crossvlt import CrossVLTProcessor
+from ...visualization import Explanation, explanation_figure
 from .about import INTRODUCTION, Example, score_note
 from .answers import COLUMNS, Found, Segmenter, draw, tabulate
 from .inputs import (
@@ -63,6 +64,12 @@ def _status(sentence: str, *, refused: bool = False) -> str:
 
 def _uploaded(payload: Any) -> str | None:
     return None if payload is None else payload.path
+
+
+def _figures(explanations: Sequence[Explanation]) -> Any:
+    """What the gallery then shows: a figure for each expression, with the expression as its caption."""
+    drawn = [(explanation_figure(explanation), explanation.expression) for explanation in explanations]
+    return gr.update(value=drawn, visible=True)
 
 
 def _image_field() -> gr.Image:
@@ -126,15 +133,18 @@ class _Page:
         )
         self.button = gr.Button("Segment", variant="primary", elem_id="segment")
         if examples:
-            gr.Examples(
-                [list(example) for example in examples],
-                [self.image, self.text],
-                label="Examples, with expressions",
-                visible_columns=[0],
-                cache_examples=False,
-                api_visibility="private",
-                elem_id="examples",
-            )
+            self._place_examples(examples)
+
+    def _place_examples(self, examples: Sequence[Example]) -> None:
+        gr.Examples(
+            [list(example) for example in examples],
+            [self.image, self.text],
+            label="Examples, with expressions",
+            visible_columns=[0],
+            cache_examples=False,
+            api_visibility="private",
+            elem_id="examples",
+        )
 
     def _place_results(self) -> None:
         self.status = gr.HTML(_status("What is found appears here."), elem_id="status", label="Status", padding=False)
@@ -164,52 +174,55 @@ class _Page:
         shown: list[Component | gr.Column] = [self.status, self.results, self.picture, self.table, self.files]
         outputs = [*shown, self.figures, self.asked]
         one_at_a_time: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}  # the cores are few
-        answered = gr.on(
+        gr.on(
             [self.button.click, self.text.submit],
             self.answer,
-            [self.image, self.text],
+            [self.image, self.text, self.explained],
             outputs,
             api_name="segment",
             scroll_to_output=True,
             **one_at_a_time,
         )
-        for follow in (answered.then, self.explained.input):
-            follow(
-                self.explain,
-                [self.explained, self.asked],
-                [self.status, self.figures],
-                api_visibility="private",
-                **one_at_a_time,
-            )
+        self.explained.input(
+            self.explain,
+            [self.explained, self.asked],
+            [self.status, self.figures],
+            api_visibility="private",
+            **one_at_a_time,
+        )
         self.image.upload(self.check_upload, [self.image], [self.image, self.status], api_visibility="private")
 
-    def answer(self, path: str | None, text: str | None) -> list[Any]:
-        """Segment; errors appear in the status line, and old results are removed."""
+    def answer(self, path: str | None, text: str | None, explained: bool) -> Iterator[list[Any]]:
+        """Segment, then draw the explanations; errors appear in the status line, and old results are removed."""
         start = time.perf_counter()
         hidden = gr.update(value=None, visible=False)
         try:
             image, expressions = read_image(path), read_expressions(text)
-            found = self.segmenter.find(image, expressions)
+            found, explanations = self.segmenter.find(image, expressions, explained)
         except InputError as error:
-            return [_status(str(error), refused=True), gr.update(visible=False), None, None, None, hidden, None]
+            yield [_status(str(error), refused=True), gr.update(visible=False), None, None, None, hidden, None]
+            return
         results = [draw(image, found), tabulate(found), self._save_masks(found)]
         count = "One expression" if len(found) == 1 else f"{len(found)} expressions"
         said = _status(f"{count} in {time.perf_counter() - start:.1f} seconds.")
-        return [said, gr.update(visible=True), *results, hidden, (path, expressions)]
+        shown = [said, gr.update(visible=True), *results]
+        yield [*shown, gr.update(value=None, visible=explained), (path, expressions)]
+        if explained:
+            yield [gr.skip()] * len(shown) + [_figures(explanations), gr.skip()]
 
     def explain(self, explained: bool, asked: Request | None) -> Iterator[list[Any]]:
-        """Show or hide the explanations of what is shown already."""
+        """Show or hide the explanations of what is shown already, for which the model runs again."""
         if not explained or asked is None:
             yield [gr.skip(), gr.update(value=None, visible=False)]
             return
         yield [gr.skip(), gr.update(value=None, visible=True)]  # where progress is seen
         path, expressions = asked
         try:
-            figures = self.segmenter.explain(read_image(path), expressions)
+            _, explanations = self.segmenter.find(read_image(path), expressions, explained=True)
         except InputError as error:
             yield [_status(str(error), refused=True), gr.update(value=None, visible=False)]
             return
-        yield [gr.skip(), gr.update(value=list(zip(figures, expressions, strict=True)), visible=True)]
+        yield [gr.skip(), _figures(explanations)]
 
     def check_upload(self, path: str | None) -> list[Any]:
         """Report at once a file that is not an image, and remove it; convert one that browsers do not show."""

@@ -101,9 +101,9 @@ def test_what_is_not_clear():
 
 
 def test_sizes_must_agree():
-    with pytest.raises(ValueError, match="one length"):
+    with pytest.raises(ValueError, match="the same length"):
         describe(None, [np.ones((4, 4))], [])
-    with pytest.raises(ValueError, match="image's size"):
+    with pytest.raises(ValueError, match="size of the image"):
         describe(np.zeros((4, 5, 3), dtype=np.uint8), [np.ones((4, 4))], ["cup"])
 
 

@@ -194,7 +194,7 @@ def test_the_same_from_the_same_seed():
 
 
 def test_unknown_families_are_refused():
-    with pytest.raises(ValueError, match="`families` must be of"):
+    with pytest.raises(ValueError, match="`families` must be one of"):
         make_expressions([thing()], np.random.default_rng(0), ["colour"])
 
 

@@ -53,7 +53,7 @@ def test_writes_a_folder_that_is_read_again(tmp_path, capsys):
     options = ["--images", tmp_path / "images", "--output", folder, "--per-family", 6]
     assert refer(labels, *options) == 0
     printed = capsys.readouterr()
-    assert "images: read 2, with expressions 2, could not be read 0" in printed.out
+    assert "images: read 2, with expressions 2, unreadable 0" in printed.out
     assert str(folder) in printed.err
     rows = load_data(str(folder), "train")
     texts = check_rows([rows[index] for index in range(len(rows))])
@@ -158,7 +158,7 @@ def test_a_broken_row_stops_in_one_line_or_is_skipped_and_counted(tmp_path, caps
     assert "annotation 10" in error
     assert not (tmp_path / "out").exists()
     assert refer(labels, *options, "--on-error", "skip") == 0
-    assert "could not be read 1" in capsys.readouterr().out
+    assert "unreadable 1" in capsys.readouterr().out
     (broken,) = json.loads((tmp_path / "out" / "report.json").read_text())["broken"]
     assert "annotation 10" in broken
 
@@ -168,7 +168,7 @@ def test_a_broken_row_stops_in_one_line_or_is_skipped_and_counted(tmp_path, caps
     [
         (["--least-area", "2"], "least_area"),
         (["--per-family", "0"], "per_family"),
-        (["--least-area", "0.9"], "Nothing can be said"),
+        (["--least-area", "0.9"], "There are no expressions"),
         (["--form", "voc"], "SegmentationClass"),
         (["--option", "colour=1"], "--option"),
         (["--form", "hub"], "`images` must be left out"),

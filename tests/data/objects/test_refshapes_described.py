@@ -2,13 +2,27 @@
 
 import numpy as np
 
-from crossvlt_hf.data.objects import make_expressions
+from crossvlt_hf.data.objects import DescribedObject, make_expressions
 from crossvlt_hf.data.refshapes import make_example
-from crossvlt_hf.data.refshapes.description import describe_scene
 from crossvlt_hf.data.refshapes.expressions import QUERIES
 
 
 FAMILIES = {"attribute", "absolute", "relation", "ordinal", "superlative", "negation", "plural", "no_target"}
+
+
+def describe_scene(scene):
+    """The objects of a scene of RefShapes as the engine for labelled objects sees them."""
+    return [
+        DescribedObject(
+            label=thing.shape,
+            box=(thing.x - thing.radius, thing.y - thing.radius, thing.x + thing.radius, thing.y + thing.radius),
+            centre=(thing.x, thing.y),
+            area=float(mask.mean()),
+            colours={thing.colour: 1.0},
+            adjectives=() if thing.texture == "plain" else (thing.texture,),
+        )
+        for thing, mask in zip(scene.things, scene.masks, strict=True)
+    ]
 
 
 def test_two_engines_agree():

@@ -1,0 +1,76 @@
+"""The checks that packages share: one behaviour wherever options are read."""
+
+import pytest
+
+from crossvlt_hf.checks import check_known, check_least, did_you_mean, read_number
+from crossvlt_hf.cli import read_options
+from crossvlt_hf.training.settings import convert, read_yaml
+
+
+INTEGERS = {"0": 0, "7": 7, "+7": 7, "-3": -3, "120": 120}
+NO_INTEGERS = ["010", "1_0", "0x10", "1e1", "1.0", "+-1", "\u0661", "\uff11", "ten", "", "true", "1 0", " 1", "1 "]
+FLOATS = {"0": 0.0, "1.5": 1.5, ".5": 0.5, "5.": 5.0, "3e-5": 3e-5, "1E3": 1000.0, "-0.25": -0.25, "inf": float("inf")}
+NO_FLOATS = ["010.5", "1_0.5", "1e1_0", "0x10", "\u0661", "ten", "", "true", ".", "e5", "1e", "infinity"]
+
+
+@pytest.mark.parametrize(("kind", "numbers"), [(int, INTEGERS), (float, FLOATS)])
+def test_numbers_are_read(kind, numbers):
+    for text, number in numbers.items():
+        found = read_number(kind, text)
+        assert (found, type(found)) == (number, kind)
+    for text in NO_INTEGERS if kind is int else NO_FLOATS:
+        with pytest.raises(ValueError):  # noqa: PT011 the caller says what is wrong
+            read_number(kind, text)
+
+
+def from_the_command_line(kind: type, text: str) -> float:
+    """What an option reads."""
+    arguments = ["refshapes", "x", f"--seed={text}"] if kind is int else ["segment", "a", "b", f"--threshold={text}"]
+    options = read_options(arguments)[1]
+    return options.seed if kind is int else options.threshold
+
+
+def from_yaml(kind: type, text: str) -> float:
+    """What a setting of a training configuration reads."""
+    return convert(read_yaml(text, "YAML"), kind, "setting")
+
+
+@pytest.mark.parametrize(("kind", "numbers"), [(int, INTEGERS), (float, FLOATS)])
+def test_the_command_line_and_yaml_read_the_same_numbers(kind, numbers):
+    for text, number in numbers.items():
+        assert from_the_command_line(kind, text) == from_yaml(kind, text) == number
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"), [*((int, text) for text in NO_INTEGERS), *((float, text) for text in NO_FLOATS)]
+)
+def test_the_command_line_and_yaml_refuse_the_same(capsys, kind, text):
+    with pytest.raises(SystemExit):
+        from_the_command_line(kind, text)
+    assert f"must be {'an integer' if kind is int else 'a number'}, got {text!r}." in capsys.readouterr().err
+    if text == text.strip():  # which YAML would take away
+        with pytest.raises(ValueError, match=f"must be {'an integer' if kind is int else 'a number'}, got "):
+            from_yaml(kind, text)
+
+
+def test_the_nearest_known_name_is_suggested():
+    assert did_you_mean("valdation", ["train", "validation"]) == " Did you mean validation?"
+    assert did_you_mean("WandB", ["wandb"]) == " Did you mean wandb?"
+    assert did_you_mean("testa", ["testA"]) == " Did you mean testA?"
+    for other in ("riddle", "", None, 3, ["train"]):
+        assert did_you_mean(other, ["train", "validation"]) == ""
+
+
+@pytest.mark.parametrize("value", ["trian", None, 3, ["train"], {}])
+def test_unknown_values_are_named(value):
+    check_known("split", "train", ("train", "val"))
+    with pytest.raises(ValueError, match=r"`split` must be one of train, val, got "):
+        check_known("split", value, {"train": 1, "val": 2})
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "2", True])
+def test_numbers_that_are_too_small_are_named(value):
+    for good in (1, 2, None):
+        check_least("scenes", good, 1)
+    with pytest.raises(ValueError, match="`scenes` must be an integer of at least 1, got "):
+        check_least("scenes", value, 1)
