@@ -1,4 +1,4 @@
-"""`crossvlt train` under its old name."""
+"""The old name of `crossvlt train`."""
 
 import sys
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from ..cli import main as crossvlt
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train, with the arguments of `crossvlt train`."""
+    """Run `crossvlt train` with the same arguments."""
     return crossvlt(["train", *(sys.argv[1:] if argv is None else argv)])
 
 

@@ -1,4 +1,4 @@
-"""The batches of a run, in an order that interruptions do not change."""
+"""The batches of a run, in an order that does not depend on interruptions."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -11,18 +11,18 @@ from torch.utils.data import DataLoader
 
 from ..data.pairs import Collator, ReferenceSampler, ShardedBatchSampler, TrainingPairs
 from ..data.readable import Batch, BatchCollator, ReadablePairs
-from ..processing_crossvlt import CrossVLTProcessor, counted
+from ..processing_crossvlt import CrossVLTProcessor
 from ..system import ignore_signals
 from .config import TrainingConfig
 from .log import say
 
 
 class StepBatches:
-    """What the steps of a run train on, for this process.
+    """The batches of a run, for this process.
 
     Args:
         config: of the run.
-        datasets: of records, without the images held out.
+        datasets: of records, without excluded images.
         accelerator: of the run.
 
     Raises:
@@ -38,15 +38,14 @@ class StepBatches:
         self.steps_per_epoch = len(self.pairs) // options.batch_size
         if not self.steps_per_epoch:
             raise ValueError(
-                f"The data have {counted(len(self.pairs), 'reference')} to train on, less than "
-                "`optimization.batch_size`."
+                f"There must be at least `optimization.batch_size` references to train on, got {len(self.pairs)}."
             )
 
     def steps(self, first: int, end: int, processor: CrossVLTProcessor) -> Iterator[list[Batch]]:
-        """The batches of the steps from `first` up to `end`, on the device: one for each accumulation.
+        """Yield the batches of each step from `first` up to `end`, on the device: one per accumulation.
 
         Raises:
-            ValueError: if a reference cannot be read, unless such are to be skipped.
+            ValueError: if a reference is unreadable, unless `data.on_error` is "skip".
         """
         accumulation = self.config.optimization.accumulation
         while first < end:
@@ -58,7 +57,7 @@ class StepBatches:
             first = last
 
     def _loader(self, epoch: int, start: int, processor: CrossVLTProcessor) -> DataLoader:
-        """The batches of an epoch from one on."""
+        """Load the batches of an epoch, starting at one of them."""
         data, shared = self.config.data, self.accelerator
         self.pairs.set_epoch(epoch)
         self.sampler.set_epoch(epoch)
@@ -70,11 +69,11 @@ class StepBatches:
             collate_fn=BatchCollator(collator),
             num_workers=data.workers,
             worker_init_fn=ignore_signals,
-            generator=torch.Generator(),  # else the start of a loader would draw from that of dropout
+            generator=torch.Generator(),  # a loader would otherwise draw from the generator of dropout
         )
 
     def _place(self, batch: Batch) -> Batch:
-        """On the device. What could not be read is printed, or is an error if nothing took its place."""
+        """Move a batch to the device; print unreadable references, or raise if they could not be replaced."""
         for sample in batch.broken:
             if not batch.inputs:
                 raise ValueError(f"{sample}. Repair it, remove it, or set data.on_error=skip.")

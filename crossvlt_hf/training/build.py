@@ -1,4 +1,4 @@
-"""Model, processor and data of a training run, as its configuration says."""
+"""Build model, processor and data of a training run from its configuration."""
 
 import os
 from collections.abc import Sequence
@@ -27,15 +27,15 @@ from .optimization import build_schedule
 
 
 def check_config(config: TrainingConfig, processes: int | None = None) -> None:
-    """Find what is wrong with a configuration on this machine before weights and data are loaded, which takes time.
+    """Check a configuration on this machine, before weights and data are loaded.
 
     Args:
         config: of the run.
-        processes: that train; None takes those that were launched.
+        processes: number of processes; None for those that were launched.
 
     Raises:
         OSError: if there is no such checkpoint.
-        ValueError: if a setting does not fit; it is named.
+        ValueError: if a setting is wrong; names it.
     """
     _check_trackers(config.output.trackers)
     _check_schedule(config.optimization)
@@ -52,25 +52,25 @@ def check_config(config: TrainingConfig, processes: int | None = None) -> None:
 
 
 def check_processes(accelerator: Accelerator) -> None:
-    """Whether Accelerate knows of all the processes that were launched."""
+    """Raise ValueError unless Accelerate uses all processes that were launched."""
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise ValueError(
-            f"{launched} processes were launched, but Accelerate joins {accelerator.num_processes}; on the CPU set "
+            f"{launched} processes were launched, but Accelerate uses {accelerator.num_processes}; on the CPU set "
             "ACCELERATE_USE_CPU=true and use examples/accelerate/cpu.yaml. FSDP needs GPUs."
         )
 
 
 def _check_trackers(trackers: Sequence[str]) -> None:
-    """Accelerate leaves out trackers that are not installed, without a word."""
+    """Raise ValueError for unknown and missing trackers, which Accelerate would ignore."""
     installed = [str(name) for name in get_available_trackers()]
     for name in trackers:
         if name == "all" and installed:
             continue
         check_known("output.trackers", name, ["all", *LOGGER_TYPE_TO_CLASS])
-        if name not in installed and name in LoggerType.list():  # else it is one that a program has registered
+        if name not in installed and name in LoggerType.list():  # others were registered by a program
             raise ValueError(
-                f"`output.trackers` must be trackers that are installed ({', '.join(installed) or 'none is'}), got "
+                f"`output.trackers` must be installed trackers ({', '.join(installed) or 'there are none'}), got "
                 f"{name!r}; install {'one' if name == 'all' else name}, or leave it out."
             )
 
@@ -83,7 +83,7 @@ def _check_schedule(options: OptimizationOptions) -> None:
         schedule.step()
     except TypeError as error:
         raise ValueError(
-            f"`optimization.schedule` must follow from the step alone, got {options.schedule!r}."
+            f"`optimization.schedule` must depend on the step alone, got {options.schedule!r}."
         ) from error
 
 
@@ -91,9 +91,9 @@ def _check_model(options: ModelOptions) -> None:
     if options.checkpoint is not None:
         check_source(options.checkpoint)
     elif (options.vision_encoder is None) != (options.text_encoder is None):
-        raise ValueError("Give both `model.vision_encoder` and `model.text_encoder`, or neither.")
+        raise ValueError("Set both `model.vision_encoder` and `model.text_encoder`, or neither.")
     elif options.vision_encoder is None:
-        CrossVLTConfig(**options.config)  # which is strict
+        CrossVLTConfig(**options.config)  # raises for wrong fields
 
 
 def _check_data(source: dict[str, Any], setting: str) -> None:
@@ -105,13 +105,13 @@ def _check_data(source: dict[str, Any], setting: str) -> None:
 
 
 def refshapes_tokenizer() -> BertTokenizer:
-    """BERT's tokenizer with the words of RefShapes alone."""
+    """A BERT tokenizer with only the words of RefShapes."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *vocabulary()]
     return BertTokenizer(vocab={word: number for number, word in enumerate(words)})
 
 
 def build_tokenizer(options: ModelOptions) -> PreTrainedTokenizerBase:
-    """The tokenizer that the options name."""
+    """Load the tokenizer of the options."""
     if options.tokenizer == "refshapes":
         return refshapes_tokenizer()
     name = options.tokenizer or options.text_encoder
@@ -119,19 +119,19 @@ def build_tokenizer(options: ModelOptions) -> PreTrainedTokenizerBase:
 
 
 def build_model(options: ModelOptions, datasets: Sequence[Dataset] = ()) -> tuple[CrossVLTModel, CrossVLTProcessor]:
-    """Model and processor, from a checkpoint of ours, from pretrained encoders, or from noise.
+    """Build model and processor from a CrossVLT checkpoint, from pretrained encoders, or with random weights.
 
     Args:
-        options: what they are made of.
-        datasets: to train on, for the words that are added.
+        options: see `ModelOptions`.
+        datasets: the training data, for `add_words`.
 
     Raises:
         OSError: if a checkpoint is missing or broken.
-        ValueError: if the options do not fit each other.
+        ValueError: if options contradict each other.
     """
     if options.checkpoint is not None:
         model, processor = load_checkpoint(options.checkpoint, dtype="float32")
-        processor.score_calibration = None  # was of the weights before
+        processor.score_calibration = None  # of the weights before training
         if options.image_size is not None or options.max_length is not None:
             processor = _resized(processor, options)
     else:
@@ -139,7 +139,7 @@ def build_model(options: ModelOptions, datasets: Sequence[Dataset] = ()) -> tupl
     limit = model.config.text_config.max_position_embeddings
     if options.max_length is not None and options.max_length > limit:
         raise ValueError(
-            f"`model.max_length` must be at most {limit}, the model's positions, got {options.max_length}."
+            f"`model.max_length` must be at most {limit}, the number of positions, got {options.max_length}."
         )
     if options.add_words:
         add_words(model, processor, [text for dataset in datasets for text in EvaluationPairs(dataset).texts()])
@@ -150,16 +150,16 @@ def build_model(options: ModelOptions, datasets: Sequence[Dataset] = ()) -> tupl
 
 
 def _freeze(model: CrossVLTModel, starts: Sequence[str]) -> None:
-    """Leave untrained the parameters whose names begin with one of `starts`."""
+    """Freeze the parameters whose names start with one of `starts`."""
     names = [name for name, _ in model.named_parameters()]
     if unused := [start for start in starts if not any(name.startswith(start) for name in names)]:
-        raise ValueError(f"`model.freeze` names {unused[0]!r}, but no parameter's name begins so.")
+        raise ValueError(f"`model.freeze` must be starts of parameter names, got {unused[0]!r}.")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(tuple(starts)))
 
 
 def _resized(processor: CrossVLTProcessor, options: ModelOptions) -> CrossVLTProcessor:
-    """A checkpoint's processor with the sizes that the options name."""
+    """The processor of a checkpoint with other sizes."""
     return CrossVLTProcessor.from_tokenizer(
         processor.tokenizer, options.image_size or processor.image_size, options.max_length or processor.max_length
     )
@@ -177,10 +177,14 @@ def _new_model(options: ModelOptions) -> tuple[CrossVLTModel, CrossVLTProcessor]
 
 
 def load_datasets(entries: Sequence[dict[str, Any]], root: str | None = None) -> list[Dataset]:
-    """The data sets that some dicts of arguments of `load_data` describe, in `root` where they name no other.
+    """Load data sets.
+
+    Args:
+        entries: arguments of `load_data` for each.
+        root: of entries without a `root`.
 
     Raises:
-        ValueError: if one has no name or split, or takes no such argument.
+        ValueError: if a data set has no such option.
     """
     datasets = []
     for entry in entries:
@@ -190,6 +194,6 @@ def load_datasets(entries: Sequence[dict[str, Any]], root: str | None = None) ->
 
 
 def load_training_data(options: DataOptions) -> list[Dataset]:
-    """The data sets to train on, without the images of those held out."""
+    """Load the training data, without images of the data sets to exclude."""
     held_out, datasets = (load_datasets(entries, options.root) for entries in (options.exclude, options.train))
     return [exclude_images(dataset, *held_out) if held_out else dataset for dataset in datasets]

@@ -1,4 +1,4 @@
-"""Checkpoints that are there whole or not at all."""
+"""Checkpoints of a run, written atomically."""
 
 import json
 import os
@@ -27,20 +27,20 @@ def _step(folder: Path) -> int:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints in a folder that were finished, the oldest first."""
+    """The finished checkpoints in a folder, oldest first."""
     found = [entry for entry in folder.glob(f"{PREFIX}*") if entry.name.removeprefix(PREFIX).isdecimal()]
     return sorted(found, key=_step)
 
 
 def seal(folder: Path) -> None:
-    """Note in a folder which files it has and how long they are."""
+    """Record the names and sizes of the files in a folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
     (folder / SIZES).write_text(json.dumps(sizes))
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a sealed folder has what it had; one that was never sealed counts as whole."""
+    """Whether a folder still has the recorded files; true if none were recorded."""
     if not (folder / SIZES).is_file():
         return True
     try:
@@ -51,7 +51,7 @@ def is_whole(folder: Path) -> bool:
 
 
 def _flush(folder: Path) -> None:
-    """Have the system write a folder to the disk, so that a failure of power finds it whole."""
+    """Sync a folder to disk, so that it survives a power failure."""
     for path in (*folder.rglob("*"), folder):
         if path.is_file() or os.name == "posix":
             handle = os.open(path, os.O_RDONLY)
@@ -62,9 +62,9 @@ def _flush(folder: Path) -> None:
 
 
 def write_whole(target: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder beside the target, then put it in its place.
+    """Let `write` fill a folder beside the target, then replace the target by it.
 
-    An interruption leaves the old target or, from within the exchange, what `recover` makes the old target of.
+    After an interruption, the old target is in place, or `recover` restores it.
     """
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -74,7 +74,7 @@ def write_whole(target: Path, write: Callable[[Path], None]) -> None:
 
 
 def put_in_place(partial: Path, target: Path) -> None:
-    """Move a finished folder to where it belongs, over an old one."""
+    """Replace the target by a finished folder."""
     _flush(partial)
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
@@ -85,43 +85,43 @@ def put_in_place(partial: Path, target: Path) -> None:
 
 
 def recover(target: Path) -> None:
-    """Put back what an interruption in the midst of `put_in_place` left beside the target."""
+    """Restore the old target if `put_in_place` was interrupted."""
     old = target.with_name(f".{target.name}.old")
     if old.exists() and not target.exists():
         old.rename(target)
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Delete all but the last checkpoints."""
+    """Delete all but the newest checkpoints."""
     for checkpoint in list_checkpoints(folder)[:-keep]:
         old = checkpoint.with_name(f".{checkpoint.name}.old")
-        checkpoint.rename(old)  # else an interruption would leave half of it
+        checkpoint.rename(old)  # an interruption must not leave a half-deleted checkpoint
         shutil.rmtree(old)
 
 
 def sweep(folder: Path) -> None:
-    """Delete what interruptions left in a folder of checkpoints."""
+    """Delete what interruptions left behind in a folder of checkpoints."""
     for entry in folder.glob(f".{PREFIX}*"):
         shutil.rmtree(entry, ignore_errors=True)
 
 
 class Progress:
-    """Where a run is; kept in its checkpoints."""
+    """The state of a run; saved in its checkpoints."""
 
     def __init__(self) -> None:
         self.step = 0
-        self.skipped = 0  # references that could not be read, over all processes
-        self.sums: dict[str, Tensor] = {}  # of the losses of the steps since the last line of the log
-        self.summed = 0  # how many these are
+        self.skipped = 0  # unreadable references, over all processes
+        self.sums: dict[str, Tensor] = {}  # of the losses since the last log entry
+        self.summed = 0  # number of steps in the sums
 
     def add(self, losses: dict[str, Tensor]) -> None:
-        """Take a step's losses into the means."""
+        """Add the losses of a step."""
         before = {name: value.to(losses[name].device) for name, value in self.sums.items()}
         self.sums = {name: before.get(name, 0.0) + value for name, value in losses.items()}
         self.summed += 1
 
     def take_means(self) -> dict[str, Tensor]:
-        """The means of the losses since the last call."""
+        """Return the means of the losses since the last call."""
         means = {name: value / self.summed for name, value in self.sums.items()}
         self.sums, self.summed = {}, 0
         return means
@@ -136,12 +136,12 @@ class Progress:
 
 
 class Checkpoints:
-    """The checkpoints in the folder of a run, and its weights: the processes write them together.
+    """Checkpoints and weights in the folder of a run; all processes call its methods.
 
     Args:
-        accelerator: of the run; what is registered with it goes into the checkpoints.
+        accelerator: of the run; checkpoints contain what is registered with it.
         folder: of the run.
-        keep: how many checkpoints to keep.
+        keep: number of checkpoints to keep.
     """
 
     def __init__(self, accelerator: Accelerator, folder: Path, keep: int) -> None:
@@ -149,45 +149,45 @@ class Checkpoints:
         self.folder = folder / "checkpoints"
 
     def find_whole(self) -> list[Path]:
-        """Those to go on from; the last ones may have been damaged since they were written."""
+        """The complete checkpoints; warn of damaged ones."""
         found = list_checkpoints(self.folder)
         whole = [checkpoint for checkpoint in found if is_whole(checkpoint)]
         for checkpoint in found:
             if checkpoint not in whole and self.accelerator.is_main_process:
-                say(f"{checkpoint} is damaged and left aside.")
+                say(f"{checkpoint} is damaged and ignored.")
         if found and not whole:
             raise ValueError(
-                f"All checkpoints in {self.run_folder} are damaged; give another output.folder to start anew."
+                f"All checkpoints in {self.run_folder} are damaged; use another output.folder to start a new run."
             )
         return whole
 
     def load(self, checkpoint: Path) -> None:
-        """Weights, optimizer, schedule, averages, and the random state of every process."""
+        """Load weights, optimizer, schedule, averages, and the random state of every process."""
         written = len(list(checkpoint.glob("random_states_*.pkl")))
         if written != self.accelerator.num_processes:
             raise ValueError(
-                f"{checkpoint} was written by {written} processes, and there are {self.accelerator.num_processes}; go "
-                "on with as many, or start anew from its weights."
+                f"{checkpoint} was written by {written} processes, and there are {self.accelerator.num_processes}; "
+                "resume with the same number, or start a new run from its weights."
             )
         self.accelerator.load_state(str(checkpoint))
 
     def clean_up(self) -> None:
-        """Undo what an interruption left behind."""
+        """Remove what an interruption left behind."""
         for name in ("best", "last"):
             recover(self.run_folder / name)
         sweep(self.folder)
 
     def save(self, network: nn.Module, progress: Progress) -> None:
-        """Write all that is needed to go on, and drop the oldest checkpoints.
+        """Write a checkpoint, and delete the oldest ones.
 
         Raises:
             FloatingPointError: if weights are not finite.
-            OSError: if it cannot be written; what was there stays.
+            OSError: if it cannot be written; other checkpoints stay intact.
         """
         check_weights(network, progress.step)
         target = self.folder / f"{PREFIX}{progress.step}"
         partial = self.folder / f".{target.name}.partial"
-        if self.accelerator.num_processes > 1:  # only the first one's are kept
+        if self.accelerator.num_processes > 1:  # only those of the main process are saved
             progress.sums = {name: self.accelerator.reduce(value, "mean") for name, value in progress.sums.items()}
         if self.accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)  # of an interruption
@@ -204,7 +204,7 @@ class Checkpoints:
     def save_weights(
         self, name: str, model: CrossVLTModel, processor: CrossVLTProcessor, state: dict[str, Any] | None
     ) -> None:
-        """Write weights and processor for `from_pretrained`; `state` if the model's own are in parts."""
+        """Write weights and processor for `from_pretrained`; `state` if the weights of the model are sharded."""
         if self.accelerator.is_main_process:
             target = self.run_folder / name
 
@@ -218,11 +218,11 @@ class Checkpoints:
 
 
 def check_weights(network: nn.Module, step: int) -> None:
-    """A gradient may overflow where the loss does not; the checkpoint before is then the last good one."""
+    """Raise FloatingPointError if weights are not finite: a gradient may overflow although the loss does not."""
     own = (p.to_local() if isinstance(p, DTensor) else p for p in network.parameters())
     if not all(bool(parameter.isfinite().all()) for parameter in own):
         raise FloatingPointError(
-            f"Weights are not finite after step {step}, which are not kept; go on from the checkpoint before with "
+            f"Weights are not finite after step {step} and were not saved; resume from the previous checkpoint with "
             "another `optimization.learning_rate` or `optimization.max_grad_norm`."
         )
 
@@ -235,6 +235,6 @@ def told_if_not_written(partial: Path, target: Path) -> Iterator[None]:
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise OSError(
-            f"{target} could not be written ({type(error).__name__}: {error}). What was there is as it was; make "
-            "room, and go on with --resume."
+            f"{target} could not be written ({type(error).__name__}: {error}). Earlier files are intact; free disk "
+            "space, and continue with --resume."
         ) from error

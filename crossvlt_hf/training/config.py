@@ -1,4 +1,4 @@
-"""What a training run is made of, read from YAML; the defaults are the authors' recipe (`docs/reproduce.md`)."""
+"""Configuration of a training run, read from YAML; the defaults are the authors' (`docs/reproduce.md`)."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ Validator = Callable[[Any], None]
 
 
 def _at_least(low: int) -> Validator:
-    """A whole or broken number, or None."""
+    """Validate a number of at least `low`, or None."""
 
     def validate(value: Any) -> None:
         if value is not None and not low <= value < math.inf:
@@ -51,21 +51,21 @@ SOURCES = {"text": TEXT_OPTIONS}  # metadata of fields that hold arguments of `l
 @strict
 @dataclass
 class ModelOptions:
-    """Where the weights start.
+    """The model to train.
 
     Args:
-        checkpoint: a CrossVLT checkpoint to go on from (folder, Hub id, or "built-in"), in place of encoders, config
-            and tokenizer.
-        add_words: give the tokenizer the words of the training data that it does not know, with new embeddings.
-        vision_encoder: pretrained Swin (folder, file or Hub id); None starts from noise.
-        text_encoder: pretrained BERT (folder or Hub id); None starts from noise.
+        checkpoint: CrossVLT checkpoint to start from (folder, Hub id, or "built-in"), instead of encoders, config and
+            tokenizer.
+        add_words: add the unknown words of the training data to the tokenizer, with new embeddings.
+        vision_encoder: pretrained Swin (folder, file or Hub id); None for random weights.
+        text_encoder: pretrained BERT (folder or Hub id); None for random weights.
         config: fields of `CrossVLTConfig` to override.
-        tokenizer: folder or Hub id; None takes that of the text encoder, or bert-base-uncased's, which is built in;
-            "refshapes" the words of RefShapes alone.
-        image_size: side in pixels to which images are squashed; None takes the checkpoint's.
-        max_length: the most tokens of an expression, [CLS] and [SEP] included; None takes the checkpoint's, or 21.
-        freeze: beginnings of the names of parameters that are not trained, such as "text_model.embeddings".
-        gradient_checkpointing: compute activations twice instead of keeping them.
+        tokenizer: folder or Hub id; None for that of the text encoder, or the built-in one of bert-base-uncased;
+            "refshapes" for only the words of RefShapes.
+        image_size: side in pixels to which images are resized; None for that of the checkpoint, or 480.
+        max_length: the most tokens of an expression, with [CLS] and [SEP]; None for that of the checkpoint, or 21.
+        freeze: starts of the names of parameters not to train, such as "text_model.embeddings".
+        gradient_checkpointing: recompute activations in the backward pass to save memory.
     """
 
     checkpoint: str | None = None
@@ -83,18 +83,18 @@ class ModelOptions:
 @strict
 @dataclass
 class DataOptions:
-    """What is learnt from. A data set is a dict of the arguments of `load_data`: name, split, root, ...
+    """The data. A data set is a dict of the arguments of `load_data`: name, split, root, ...
 
     Args:
-        root: of the data sets that name none.
-        train: data sets, all of whose references an epoch takes.
-        validation: data sets, on which together the best checkpoint is chosen.
-        exclude: data sets whose images are left out of training (test splits of a mix).
-        group: how many references of one image come together in a batch, if it has that many.
+        root: of data sets without a `root`.
+        train: training data; an epoch uses all references.
+        validation: validation data, all of it used to choose the best weights.
+        exclude: data sets whose images are excluded from training, such as test splits.
+        group: how many references of an image to keep together in a batch, if it has that many.
         masked_words: see `Collator`.
         masked_patches: see `Collator`.
-        workers: processes that prepare data, for each process of training.
-        on_error: "stop" at a reference that cannot be read; "skip" it, count it, and take the next.
+        workers: processes that load data, per training process.
+        on_error: "stop" at an unreadable reference, or "skip" it, count it, and use the next one.
     """
 
     root: str | None = None
@@ -111,25 +111,25 @@ class DataOptions:
 @strict
 @dataclass
 class OptimizationOptions:
-    """How it is learnt.
+    """The optimization.
 
     Args:
-        epochs: over all references.
-        max_steps: of the optimizer, in place of epochs.
-        batch_size: pairs for each step of the optimizer, over all processes and accumulated batches together.
-        accumulation: batches of each process for each step.
+        epochs: number of epochs.
+        max_steps: number of optimizer steps, instead of epochs.
+        batch_size: pairs per optimizer step, over all processes and accumulated batches.
+        accumulation: batches per process and step.
         learning_rate: the peak.
-        text_learning_rate: that of the language stages; None is the same.
+        text_learning_rate: that of the language stages; None for the same.
         betas: of AdamW.
-        weight_decay: of all but norms, relative position biases and temperatures.
+        weight_decay: of all weights but norms, relative position biases and temperatures.
         schedule: a name of `transformers.get_scheduler`.
-        schedule_options: its further arguments; None is power 0.9 down to 0 for "polynomial", nothing for others.
-        warmup_steps: in which the learning rate rises from 0.
-        max_grad_norm: the gradient is clipped to; None clips nothing.
-        ema_decay: of the averaged weights that are evaluated and saved; None averages nothing.
-        mixed_precision: "no", "bf16" or "fp16"; None leaves it to `accelerate launch`.
-        sync_batch_norm: BatchNorm over all processes, where they have GPUs.
-        freeze_batch_norm: BatchNorm with its running statistics, which then do not change.
+        schedule_options: its other arguments; None for power 0.9 down to 0 for "polynomial", and nothing for others.
+        warmup_steps: steps in which the learning rate rises from 0.
+        max_grad_norm: norm to clip the gradient to; None for no clipping.
+        ema_decay: decay of averaged weights, which are evaluated and saved instead; None for no averaging.
+        mixed_precision: "no", "bf16" or "fp16"; None for the setting of `accelerate launch`.
+        sync_batch_norm: synchronise BatchNorm over processes with GPUs.
+        freeze_batch_norm: use the running statistics of BatchNorm and do not update them.
     """
 
     epochs: int = validated_field(_at_least(1), default=40)
@@ -157,19 +157,19 @@ class OptimizationOptions:
 @strict
 @dataclass
 class OutputOptions:
-    """What is written, and when.
+    """The output.
 
     Args:
-        folder: of everything.
-        log_steps: steps between lines of the log, which hold means over them; None is 50, or a twentieth of a run of
-            less than 1,000 steps.
-        evaluation_steps: steps between evaluations; None is once an epoch.
-        checkpoint_steps: steps between checkpoints, beside those before every evaluation; None writes only these.
-        evaluation_batch_size: pairs at a time, in each process.
-        keep: how many checkpoints stay.
-        pictures: how many predictions are drawn at each evaluation.
+        folder: of the run.
+        log_steps: steps between log entries, which are means over these steps; None for 50, or a twentieth of a run of
+            fewer than 1,000 steps.
+        evaluation_steps: steps between evaluations; None for once per epoch.
+        checkpoint_steps: steps between checkpoints, in addition to one before every evaluation.
+        evaluation_batch_size: pairs per forward pass and process.
+        keep: number of checkpoints to keep.
+        pictures: number of predictions to draw at each evaluation.
         trackers: of Accelerate: tensorboard, wandb, ...
-        push_to_hub: a Hub id to which the best weights go at the end.
+        push_to_hub: Hub id to upload the best weights to at the end.
     """
 
     folder: str = "runs/crossvlt"
@@ -216,11 +216,11 @@ class TrainingConfig:
                 raise ValueError(f"`model.{name}` has no effect with `model.checkpoint`; set only one of them.")
 
     def save(self, path: Path) -> None:
-        """Write the whole configuration, defaults included, as YAML; a file that is there is replaced at once."""
+        """Write the configuration, with defaults, as YAML, atomically."""
         write_file(path, write_yaml(asdict(self)).encode())
 
 
-# What may be another when a run goes on: it changes where, how fast and whether, not what is computed
+# Settings that may change when a run is resumed, since they do not change the result
 MAY_CHANGE = (
     "data.root",
     "data.workers",
@@ -229,15 +229,15 @@ MAY_CHANGE = (
     "optimization.accumulation",
 )
 LENGTH = ("optimization.epochs", "optimization.max_steps")
-# The learning rate of a step does not depend on how many there will be
+# Schedules that do not depend on the number of steps
 ENDLESS_SCHEDULES = ("constant", "constant_with_warmup", "inverse_sqrt")
 
 
 def check_same_run(config: TrainingConfig, before: TrainingConfig) -> None:
-    """Check that a run goes on with the settings it began with; it may become longer where that changes no step.
+    """Check that a run is resumed with its settings; it may become longer if that changes no learning rate.
 
     Raises:
-        ValueError: if one differs that would make it another run.
+        ValueError: if a setting that changes the result differs.
     """
     now, then = asdict(config), asdict(before)
     endless = config.optimization.schedule in ENDLESS_SCHEDULES
@@ -247,31 +247,31 @@ def check_same_run(config: TrainingConfig, before: TrainingConfig) -> None:
             if value == old or full in MAY_CHANGE or (full in LENGTH and endless):
                 continue
             if full == "optimization.epochs" and config.optimization.max_steps and before.optimization.max_steps:
-                continue  # which counts instead
-            changed = f"`{full}` was {old!r} when the run began and is {value!r}"
+                continue  # `max_steps` replaces it
+            changed = f"`{full}` was {old!r} when the run started and is {value!r}"
             if full in LENGTH and config.optimization.schedule == before.optimization.schedule:
                 raise ValueError(
                     f"{changed}, but the learning rates of the schedule {config.optimization.schedule!r} depend on "
-                    "the number of steps, so the run cannot be prolonged exactly; begin another from its weights by "
+                    "the number of steps, so the run cannot be extended exactly; start another from its weights with "
                     f"model.checkpoint={Path(config.output.folder) / 'last'} and another output.folder."
                 )
-            raise ValueError(f"{changed}; give the same, or another output.folder.")
+            raise ValueError(f"{changed}; use the same, or another output.folder.")
     if config.seed != before.seed:
-        raise ValueError(f"`seed` was {before.seed} when the run began and is {config.seed}; give the same.")
+        raise ValueError(f"`seed` was {before.seed} when the run started and is {config.seed}; use the same.")
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainingConfig:
     """Read a configuration.
 
-    Text is text, whatever it looks like in YAML: `no`, `007`, `12:30`, dates.
+    Text settings stay text, even if YAML would convert them: `no`, `007`, `12:30`, dates.
 
     Args:
-        path: of a YAML file, or the name of one that comes with the package (`refcoco`, `refshapes`, ...).
+        path: YAML file, or name of a configuration of the package (`refcoco`, `refshapes`, ...).
         overrides: such as "optimization.batch_size=8"; the value is read as YAML, unless the setting is text.
 
     Raises:
         OSError: if there is no such file.
-        ValueError: if it is not YAML, or a setting does not exist or does not fit.
+        ValueError: if it is not YAML, or a setting does not exist or has a wrong value.
     """
     source = Path(path)
     if not source.suffix:

@@ -1,4 +1,4 @@
-"""The curves of a training run: losses, learning rate, and what the evaluations found."""
+"""Curves of a training run: losses, learning rate and evaluations."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,16 +28,16 @@ Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps and values
 
 
 def training_curves(run_folder: str | Path) -> Image.Image:
-    """Draw the log of a run, finished or not.
+    """Draw the log of a run.
 
-    Lines that an interruption cut off are left out, and values that are not finite leave gaps.
+    Incomplete lines are left out, and values that are not finite leave gaps.
 
     Args:
-        run_folder: the folder of the run, in which `log.jsonl` is.
+        run_folder: folder of the run, with `log.jsonl`.
 
     Returns:
         New image of mode "RGB": loss and its terms, IoU on the validation data, learning rate, and the mean IoU of
-        each kind of expression.
+        each family.
 
     Raises:
         FileNotFoundError: if there is no log.
@@ -72,10 +72,10 @@ def _read_entries(path: Path) -> list[dict[str, Any]]:
     from .log import read_log
 
     if not path.is_file():
-        raise FileNotFoundError(f"There is no {path}; give the folder of a training run.")
+        raise FileNotFoundError(f"There is no file {path}; give the folder of a training run.")
     entries = [entry for entry in read_log(path) if isinstance(entry, dict) and _is_number(entry.get("step"))]
     if not entries:
-        raise ValueError(f"{path} has no entries; give the folder of a run that has logged a step.")
+        raise ValueError(f"{path} has no entries; wait until the run has logged a step.")
     return entries
 
 
@@ -84,7 +84,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _curves_of(entries: list[dict[str, Any]], names: dict[str, str]) -> dict[str, Curve]:
-    """The curve of every quantity that was logged at all, by its label; NaN where a value is not finite."""
+    """The curves of the quantities in the log, by label; NaN for values that are not finite."""
     curves = {}
     for name, label in names.items():
         points = sorted({entry["step"]: entry[name] for entry in entries if entry.get(name) is not None}.items())
@@ -115,13 +115,13 @@ def _draw_curves(axes: "Axes", curves: dict[str, Curve]) -> None:
 
 
 def _scale_losses(axes: "Axes", curves: dict[str, Curve]) -> None:
-    """Logarithmic, since the terms lie far apart, unless one is not positive."""
+    """Use a logarithmic scale, unless a value is not positive."""
     if all((values[np.isfinite(values)] > 0).all() for _, values in curves.values()):
         axes.set_yscale("log")
 
 
 def _scale_shares(axes: "Axes", curves: dict[str, Curve]) -> None:
-    """From 0 to 1, and the best value of a single measure as a number."""
+    """Scale from 0 to 1, and print the best values of metrics."""
     axes.set_ylim(0, 1)
     if set(curves) <= set(SCORES.values()):
         best = ", ".join(f"{label} {np.nanmax(values):.3f}" for label, (_, values) in curves.items())

@@ -1,4 +1,4 @@
-"""What a run tells while it goes: `log.jsonl`, a line of JSON for every logged step and evaluation; its console."""
+"""The log of a run, `log.jsonl`, a line per logged step and evaluation; and its output on the console."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from ..processing_crossvlt import counted
 
 
 SCORE = "validation/overall_iou"
-# What an evaluation prints, under which name
+# Metrics that an evaluation prints, by their names there
 PRINTED = {
     "overall IoU": "overall_iou",
     "mean IoU": "mean_iou",
@@ -27,7 +27,7 @@ PRINTED = {
 
 
 def evaluation_line(step: int, steps: int, metrics: dict[str, Any]) -> str:
-    """An evaluation as a line, aligned with those of the run's other evaluations."""
+    """A line about an evaluation, aligned with those of other evaluations."""
     shares = [f"{name} {metrics[key]:.4f}" for name, key in PRINTED.items() if metrics.get(key) is not None]
     return (
         f"step {step:>{len(str(steps))}}/{steps}  {'  '.join(shares)}  ({counted(metrics['samples'], 'expression')})"
@@ -35,7 +35,7 @@ def evaluation_line(step: int, steps: int, metrics: dict[str, Any]) -> str:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The entries of a log; a line that an interruption cut off is left out."""
+    """Read the entries of a log, without incomplete lines."""
     entries = []
     for line in path.read_text().splitlines() if path.is_file() else []:
         try:
@@ -46,28 +46,28 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def rewind(path: Path, step: int) -> None:
-    """Leave out what was logged after a step, to which the run goes back."""
+    """Remove the entries after a step, from which the run is resumed."""
     if path.is_file():
         kept = [json.dumps(entry) + "\n" for entry in read_log(path) if entry["step"] <= step]
         write_file(path, "".join(kept).encode())
 
 
 def append(path: Path, entry: dict[str, Any]) -> None:
-    """Add an entry."""
+    """Append an entry."""
     try:
         with path.open("a") as log:
             log.write(json.dumps(entry) + "\n")
     except OSError as error:
-        raise OSError(f"{path} could not be written ({error}). Checkpoints are as they were.") from error
+        raise OSError(f"{path} could not be written ({error}). Checkpoints are intact.") from error
 
 
 def best_score(path: Path) -> float:
-    """The best overall IoU so far; minus infinity without any."""
+    """The best overall IoU so far, or minus infinity."""
     return max((entry[SCORE] or 0.0 for entry in read_log(path) if SCORE in entry), default=-math.inf)
 
 
 def is_evaluated(path: Path, step: int) -> bool:
-    """Whether an evaluation of that step was logged."""
+    """Whether an evaluation of a step was logged."""
     return any(SCORE in entry and entry["step"] == step for entry in read_log(path))
 
 
@@ -75,13 +75,13 @@ def is_evaluated(path: Path, step: int) -> bool:
 
 
 def say(line: str) -> None:
-    """Write a line to stderr, above the bar if one is shown."""
+    """Print a line on stderr, above the progress bar."""
     tqdm.write(line, file=sys.stderr)
 
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """Hide the bars that Transformers draws for loading and saving."""
+    """Hide the progress bars of Transformers."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -25,9 +25,9 @@ UNDECAYED = ("relative_position_bias_table", "temperature")
 
 
 def parameter_groups(model: CrossVLTModel, options: OptimizationOptions) -> list[dict[str, Any]]:
-    """Trained parameters, by whether they decay and by their learning rate (section IV-B, and the authors' code).
+    """Group the trained parameters by weight decay and learning rate (section IV-B, and the authors' code).
 
-    Norms, relative position biases and temperatures do not decay.
+    Norms, relative position biases and temperatures have no weight decay.
     """
     norms = {id(p) for module in model.modules() if isinstance(module, NORMS) for p in module.parameters()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -43,18 +43,18 @@ def parameter_groups(model: CrossVLTModel, options: OptimizationOptions) -> list
 
 
 def build_optimizer(model: CrossVLTModel, options: OptimizationOptions) -> torch.optim.Optimizer:
-    """AdamW, in one fused step."""
+    """Fused AdamW."""
     beta1, beta2 = options.betas
     return torch.optim.AdamW(parameter_groups(model, options), betas=(beta1, beta2), fused=True)
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, options: OptimizationOptions, steps: int) -> Any:
-    """The learning rate of every step.
+    """Build the learning rate schedule.
 
     Raises:
-        ValueError: if there is no such schedule, or it does not take such options.
+        ValueError: if there is no such schedule, or it has no such options.
     """
-    known = [str(kind.value) for kind in SchedulerType if kind != SchedulerType.REDUCE_ON_PLATEAU]  # which has metrics
+    known = [str(kind.value) for kind in SchedulerType if kind != SchedulerType.REDUCE_ON_PLATEAU]  # needs metrics
     check_known("optimization.schedule", options.schedule, known)
     try:
         return get_scheduler(
@@ -69,7 +69,7 @@ def build_schedule(optimizer: torch.optim.Optimizer, options: OptimizationOption
 
 
 def build_average(model: CrossVLTModel, decay: float | None) -> AveragedModel | None:
-    """The exponential moving average of weights and BatchNorm statistics, or None."""
+    """Build the exponential moving average of weights and BatchNorm statistics; None without a decay."""
     if decay is None:
         return None
     average = get_ema_multi_avg_fn(decay)
@@ -77,17 +77,17 @@ def build_average(model: CrossVLTModel, decay: float | None) -> AveragedModel | 
     def update(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
         if averaged[0].is_floating_point():
             average(averaged, current, count)
-        else:  # torch would average indices, too, and cut off the fractions
+        else:  # torch would also average and truncate integers, such as indices
             torch._foreach_copy_(list(averaged), list(current))
 
     return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
 
 
 def loss_counts(labels: Tensor) -> Tensor:
-    """What the losses of a batch of (B, H, W) labels are means over, for `normalised_loss`.
+    """The numbers that the losses of a batch of (B, H, W) labels are averaged over, for `normalised_loss`.
 
     Returns:
-        (4,) int64: pixels of background, pixels of object, samples, samples that have a label which is not ignored.
+        (4,) int64: background pixels, object pixels, samples, samples with a label that is not ignored.
     """
     background, object_ = (labels == 0).sum(), (labels == 1).sum()
     labelled = (labels != IGNORE_INDEX).flatten(1).any(1).sum()
@@ -95,16 +95,16 @@ def loss_counts(labels: Tensor) -> Tensor:
 
 
 def normalised_loss(model: CrossVLTModel, output: CrossVLTOutput, own: Tensor, total: Tensor) -> Tensor:
-    """The part of a batch in the loss of a step.
+    """The contribution of a batch to the loss of a step.
 
-    The parts of all processes and accumulated batches add up to the loss of one large batch. The mean of their means
-    would not: they differ in how much object they hold.
+    The contributions of all processes and accumulated batches add up to the loss of one large batch. The mean of the
+    losses of batches would not, since batches have different numbers of object pixels.
 
     Args:
-        model: whose config weighs the losses.
+        model: its config has the weights of the losses.
         output: of the batch.
         own: `loss_counts` of the batch.
-        total: their sum over all batches of the step.
+        total: `loss_counts` of all batches of the step.
     """
     weigh = own.new_tensor([[*CLASS_WEIGHTS, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], dtype=torch.float32)
     weighted, valid, samples, labelled = ((weigh @ own.float()) / (weigh @ total.float()).clamp(min=1)).unbind()
@@ -115,10 +115,10 @@ def normalised_loss(model: CrossVLTModel, output: CrossVLTOutput, own: Tensor, t
 
 
 def check_loss(accelerator: Accelerator, loss: Tensor, batches: Sequence[Batch], step: int) -> None:
-    """Stop before a loss that is not finite reaches the weights; called by all processes.
+    """Check that the loss is finite, before it changes the weights; called by all processes.
 
     Raises:
-        FloatingPointError: with the names of the pairs of this step.
+        FloatingPointError: if it is not; names the pairs of this step.
     """
     mean = accelerator.reduce(loss, "mean").item()
     if math.isfinite(mean):
@@ -126,13 +126,13 @@ def check_loss(accelerator: Accelerator, loss: Tensor, batches: Sequence[Batch],
     own = [name for batch in batches for name in batch.names] if not loss.isfinite() else []
     names = gather_object(own) if accelerator.num_processes > 1 else own
     raise FloatingPointError(
-        f"The loss is {mean} at step {step}; lower `optimization.learning_rate`, or give "
-        f"`optimization.max_grad_norm`. Checkpoints are as they were. The pairs of this step: {', '.join(names)}"
+        f"The loss is {mean} at step {step}; lower `optimization.learning_rate`, or set `optimization.max_grad_norm`. "
+        f"Checkpoints are intact. The pairs of this step: {', '.join(names)}"
     )
 
 
 def set_training_mode(network: nn.Module, options: OptimizationOptions) -> None:
-    """Put a network into training mode, but its BatchNorms where they are frozen."""
+    """Put a network into training mode, except frozen BatchNorms."""
     network.train()
     if options.freeze_batch_norm:
         for module in network.modules():

@@ -1,4 +1,4 @@
-"""Predictions as pictures, to be looked at during training."""
+"""Draw predictions during training."""
 
 import numpy as np
 from datasets import Dataset
@@ -16,16 +16,16 @@ SIDE, GAP, COLUMNS = 256, 8, 3
 
 
 def draw_predictions(model: CrossVLTModel, processor: CrossVLTProcessor, dataset: Dataset, count: int) -> Image.Image:
-    """The masks found for some expressions, evenly spread over a data set, each beside the true one.
+    """Draw predicted masks of expressions evenly spaced over a data set, each beside the ground truth.
 
     Args:
-        model: on its device; it is put into eval mode, and back.
-        processor: the model's.
+        model: on its device; runs in eval mode, and keeps its mode.
+        processor: of the model.
         dataset: see `evaluate`.
-        count: how many expressions, at most.
+        count: the most expressions.
 
     Returns:
-        New image of mode "RGB": cells of equal size, whatever the shapes of the images.
+        New image of mode "RGB", in cells of equal size.
     """
     expressions = len(EvaluationPairs(dataset))
     indices = np.linspace(0, expressions - 1, min(count, expressions)).round().astype(int).tolist()
@@ -37,7 +37,7 @@ def draw_predictions(model: CrossVLTModel, processor: CrossVLTProcessor, dataset
 
 
 def _draw_pair(image: Image.Image, expression: str, found: NDArray[np.bool_], truth: NDArray[np.bool_]) -> Image.Image:
-    """The image twice, with what was found and with the truth, and a legend."""
+    """Draw the image twice, with the prediction and with the ground truth, and a legend."""
     photo = _fit(image, CELL, Image.Resampling.BICUBIC)
     wide = Image.new("RGB", (2 * SIDE + GAP, SIDE), "white")
     masks = []
@@ -51,5 +51,5 @@ def _draw_pair(image: Image.Image, expression: str, found: NDArray[np.bool_], tr
 
 
 def _fit(image: Image.Image, colour: int | tuple[int, int, int], method: Image.Resampling) -> Image.Image:
-    """The image in the middle of a square of `SIDE` pixels."""
+    """Fit the image into a square of `SIDE` pixels."""
     return ImageOps.pad(image, (SIDE, SIDE), method, colour)

@@ -1,4 +1,4 @@
-"""What a run reports: its log, pictures and curves while it goes, and at its end the facts for a model card."""
+"""The reports of a run: log, pictures and curves while it runs, and facts for a model card at its end."""
 
 import os
 import time
@@ -27,9 +27,9 @@ from .pictures import draw_predictions
 
 
 class Report:
-    """The log of a run, for a reader and for the trackers, and the files that show what came of it.
+    """The log of a run, for people and trackers, and files that show its results.
 
-    The main process writes; methods that say so must be called by all processes.
+    The main process writes. All processes must call the methods that say so.
 
     Args:
         accelerator: of the run.
@@ -42,21 +42,21 @@ class Report:
         self.start_clock(0)
 
     def go_back_to(self, step: int) -> None:
-        """Leave out what was logged after a step."""
+        """Remove log entries after a step."""
         rewind(self.path, step)
 
     def start_clock(self, step: int) -> None:
-        """Measure the speed from here on."""
+        """Measure the speed from this step on."""
         self.clock, self.clocked_step = time.perf_counter(), step
 
     def log(self, step: int, entry: dict[str, Any]) -> None:
-        """Write a line of the log, and its numbers to the trackers."""
+        """Write a log entry, and send its numbers to the trackers."""
         self.accelerator.log({k: v for k, v in entry.items() if isinstance(v, int | float)}, step=step)
         if self.accelerator.is_main_process:
             append(self.path, {"step": step, **entry})
 
     def log_steps(self, progress: Progress, learning_rate: float) -> float:
-        """Log the means of the steps since the last line, over all processes, and return the loss."""
+        """Log the means since the last entry over all processes, and return the loss; called by all processes."""
         means = progress.take_means()
         mean = {name: self.accelerator.reduce(value, "mean").item() for name, value in means.items()}
         samples = (progress.step - self.clocked_step) * self.config.optimization.batch_size
@@ -67,11 +67,11 @@ class Report:
         return mean["loss"]
 
     def is_evaluated(self, step: int) -> bool:
-        """Whether an evaluation of that step was logged; all processes ask."""
+        """Whether an evaluation of a step was logged; called by all processes."""
         return self._told_by_the_first(is_evaluated, step)
 
     def best_score(self) -> float:
-        """The best overall IoU so far; minus infinity without any; all processes ask."""
+        """The best overall IoU so far, or minus infinity; called by all processes."""
         return self._told_by_the_first(best_score)
 
     def _told_by_the_first(self, read: Any, *arguments: Any) -> Any:
@@ -89,8 +89,8 @@ class Report:
         return metrics
 
     def draw(self, step: int, model: CrossVLTModel, processor: CrossVLTProcessor, dataset: Dataset) -> None:
-        """Write predictions as a picture, and show it to the trackers; called by all processes."""
-        sharded = self.accelerator.distributed_type == DistributedType.FSDP  # then no process predicts alone
+        """Draw predictions, and send the image to the trackers; called by all processes."""
+        sharded = self.accelerator.distributed_type == DistributedType.FSDP  # a process cannot predict alone
         if sharded or self.accelerator.is_main_process:
             picture = draw_predictions(model, processor, dataset, self.config.output.pictures)
         if self.accelerator.is_main_process:
@@ -98,20 +98,20 @@ class Report:
             path.parent.mkdir(parents=True, exist_ok=True)
             picture.save(path)
             for tracker in self.accelerator.trackers:
-                if tracker.name == "tensorboard":  # others take pictures in ways of their own
+                if tracker.name == "tensorboard":  # other trackers log images differently
                     values = {"predictions": np.asarray(picture)[None]}
                     tracker.log_images(values, step=step, dataformats="NHWC")
         self.accelerator.wait_for_everyone()
 
     def draw_curves(self) -> None:
-        """A picture of the log, where there is anything to draw and to draw with."""
+        """Draw the log, if it has losses and matplotlib is installed."""
         if find_spec("matplotlib") and any("loss" in entry for entry in read_log(self.path)):
             training_curves(self.folder).save(self.folder / "curves.png")
 
     def describe(
         self, name: str, processor: CrossVLTProcessor, training: Sequence[Dataset], validation: Sequence[Dataset]
     ) -> None:
-        """Write beside the weights `best` or `last` what their card tells of the training."""
+        """Write facts for the model card beside the weights `best` or `last`."""
         hardware = describe_hardware(self.accelerator.device, self.accelerator.num_processes)
         measured = validation_report(
             self.folder, best=name == "best", image_size=processor.image_size, hardware=hardware
@@ -124,7 +124,7 @@ class Report:
 
 
 def describe_run(folder: str | Path, hardware: str, shared_images: dict[str, int] | None = None) -> dict[str, Any]:
-    """What `config.yaml` and `log.jsonl` of a run say, as numbers and in words; no path of this machine.
+    """Summarise `config.yaml` and `log.jsonl` of a run, in numbers and words, without paths of this machine.
 
     Args:
         folder: of the run.
@@ -153,7 +153,7 @@ def describe_run(folder: str | Path, hardware: str, shared_images: dict[str, int
 
 
 def _sum_up(entries: Sequence[dict[str, Any]], batch: int) -> dict[str, Any]:
-    """What a log says of a run whose steps take `batch` pairs each."""
+    """Totals of a log, for steps of `batch` pairs each."""
     logged = [entry for entry in entries if "samples_per_second" in entry]
     spans = zip([0, *(entry["step"] for entry in logged)], logged, strict=False)
     steps = logged[-1]["step"] if logged else 0
@@ -170,23 +170,23 @@ def _sum_up(entries: Sequence[dict[str, Any]], batch: int) -> dict[str, Any]:
 
 
 def describe_model(config: TrainingConfig) -> About:
-    """What is to be said of a model that knows drawn shapes only; of others only a person can say anything."""
+    """Statements about a model trained on RefShapes alone; empty ones for other models."""
     if {dataset["name"] for dataset in config.data.train} != {"refshapes"}:
         return About()
     return About(
         name="CrossVLT, RefShapes",
-        summary="A CrossVLT that finds in a drawn scene the one shape that a sentence means. **It was trained on "
-        "RefShapes, drawn shapes, and knows nothing of photographs.**",
+        summary="A CrossVLT that segments the shape that a sentence refers to in a drawn scene. **It was trained on "
+        "RefShapes (drawn shapes) only, not on photographs.**",
         language=["en"],
         intended_use="Trying the package, and experiments on drawn scenes (`crossvlt refshapes FOLDER` writes some).",
-        limits="Photographs, other words than those of RefShapes, and sentences that mean several objects or none.",
+        limits="Photographs, words that RefShapes does not use, and sentences that refer to several objects or none.",
         image="scene.png",
         expression="the largest object",
     )
 
 
 def _name(dataset: dict[str, Any]) -> tuple[str, str]:
-    """The name of a data set, of a folder only its last part, and the split."""
+    """The name of a data set, without the path of a folder, and the split."""
     return public_name(str(dataset["name"])), str(dataset["split"])
 
 
@@ -195,14 +195,14 @@ def _duration(hours: float) -> str:
 
 
 def _sources(config: TrainingConfig) -> list[str]:
-    """The checkpoints that the weights come from: Hub ids and folders."""
+    """The checkpoints that the run started from: Hub ids and folders."""
     model = config.model
     names = (model.checkpoint,) if model.checkpoint else (model.vision_encoder, model.text_encoder)
     return [str(name) for name in names if name]
 
 
 def _origins(config: TrainingConfig) -> list[str]:
-    """Their names, without the path of a folder; a folder that says what it holds is called that, too."""
+    """Names of the checkpoints, without paths of folders, and with the name in their about.yaml."""
     return [_origin(source) for source in _sources(config)]
 
 
@@ -215,14 +215,14 @@ def _origin(source: str) -> str:
 
 
 def count_shared_images(training: Sequence[Dataset], validation: Sequence[Dataset]) -> dict[str, int]:
-    """How many images of the validation data are also trained on, as far as paths and ids of images tell.
+    """Count the images of the validation data that are also in the training data, by path and id.
 
     Args:
         training: data sets of records.
         validation: data sets of records.
 
     Returns:
-        `shared` and `images`, of the validation data; {} if none are shared.
+        `shared` and `images` of the validation data; {} if none are shared.
     """
     known = {name for dataset in training for names in _image_names(dataset) for name in names}
     images = {names for dataset in validation for names in _image_names(dataset)}
@@ -231,7 +231,7 @@ def count_shared_images(training: Sequence[Dataset], validation: Sequence[Datase
 
 
 def _image_names(dataset: Dataset) -> Iterator[tuple[str, ...]]:
-    """What tells the image of each reference from others: its file, and its id within a data set."""
+    """The keys of the image of each reference: its file, and its id within the data set."""
     stored = dataset.with_format(None)
     if "image_id" not in stored.column_names:
         return
@@ -247,7 +247,7 @@ def _image_names(dataset: Dataset) -> Iterator[tuple[str, ...]]:
 
 
 def _summarise(config: TrainingConfig, facts: dict[str, Any]) -> str:
-    options, origin = config.optimization, " and ".join(facts["started_from"]) or "noise"
+    options, origin = config.optimization, " and ".join(facts["started_from"]) or "random weights"
     curve = ", ".join(f"{value:.3f} (step {step})" for step, value in facts["curve"].items() if value is not None)
     text_rate = f", {options.text_learning_rate:g} for the language stages" if options.text_learning_rate else ""
     warm_up = f"warm-up of {options.warmup_steps} steps"
@@ -270,7 +270,7 @@ def _summarise(config: TrainingConfig, facts: dict[str, Any]) -> str:
 
 
 def validation_report(folder: str | Path, *, best: bool, image_size: tuple[int, int], hardware: str) -> dict[str, Any]:
-    """The best or the last evaluation of a run as a report such as `crossvlt evaluate` writes; {} without any."""
+    """The best or the last evaluation of a run as a report of `crossvlt evaluate`; {} without evaluations."""
     folder = Path(folder)
     found = [entry for entry in read_log(folder / "log.jsonl") if SCORE in entry]
     if not found:

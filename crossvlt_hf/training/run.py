@@ -1,4 +1,4 @@
-"""A training run: its steps, when it evaluates and saves, and how it goes on after an interruption."""
+"""A training run: its steps, when to evaluate and save, and how to resume."""
 
 import signal
 from contextlib import nullcontext
@@ -43,20 +43,20 @@ from .report import Report
 
 
 class TrainingRun:
-    """Training as a configuration says, alone or as one of several processes under `accelerate launch`.
+    """Train in one process, or in several processes under `accelerate launch`.
 
-    In its folder: `config.yaml`; `log.jsonl`, a line for every logged step and evaluation; `checkpoints/step-N`, all
-    that is needed to go on bit by bit; `best`, the weights with the best overall IoU on the validation data, and
-    `last`, both with their processor, for `from_pretrained`; `pictures`, predictions on validation data; at the end
-    `curves.png`, where matplotlib is installed.
+    The folder of the run has `config.yaml`; `log.jsonl`, a line for every logged step and evaluation;
+    `checkpoints/step-N`, everything to resume exactly; `best`, the weights with the best overall IoU on the validation
+    data, and `last`, both with their processor, for `from_pretrained`; `pictures`, predictions on validation data; and
+    at the end `curves.png`, if matplotlib is installed.
 
     Args:
         config: of the run.
-        resume: whether to go on from the last whole checkpoint in the folder.
+        resume: whether to resume from the last complete checkpoint in the folder.
 
     Raises:
         OSError: if data or weights are missing.
-        ValueError: if the folder holds another run, or settings do not fit each other.
+        ValueError: if the folder has another run, or settings contradict each other.
     """
 
     def __init__(self, config: TrainingConfig, *, resume: bool = False) -> None:
@@ -75,17 +75,17 @@ class TrainingRun:
         self.report = Report(self.accelerator, config)
         whole = self.checkpoints.find_whole()
         self._check_folder(bool(whole), resume)
-        torch.set_flush_denormal(True)  # tiny gradients would otherwise slow the CPU down tenfold
+        torch.set_flush_denormal(True)  # denormal gradients slow a CPU down tenfold
         self._build_data()
         set_seed(config.seed)
         self._build_model()
         self._build_optimization()
-        set_seed(config.seed, device_specific=True)  # dropout of its own in every process
+        set_seed(config.seed, device_specific=True)  # different dropout in every process
         if whole:
             self.checkpoints.load(whole[-1])
         if self.progress.step > self.steps:
             raise ValueError(
-                f"The run in {self.folder} is at step {self.progress.step} and must be given at least as many, got "
+                f"The number of steps must be at least {self.progress.step}, where the run in {self.folder} is, got "
                 f"{self.steps}."
             )
         if self.accelerator.is_main_process:
@@ -95,12 +95,12 @@ class TrainingRun:
 
     def _check_folder(self, begun: bool, resume: bool) -> None:
         if begun and not resume:
-            raise ValueError(f"{self.folder} holds checkpoints of a run; give --resume, or another output.folder.")
+            raise ValueError(f"{self.folder} has checkpoints of a run; use --resume, or another output.folder.")
         if begun:
             check_same_run(self.config, load_config(self.folder / "config.yaml"))
         sharded = self.accelerator.distributed_type == DistributedType.FSDP
         if sharded and self.config.optimization.ema_decay is not None:
-            raise ValueError("`optimization.ema_decay` needs whole weights, which FSDP has not; give null.")
+            raise ValueError("`optimization.ema_decay` is not supported with FSDP; set it to null.")
 
     def _build_data(self) -> None:
         options, output = self.config.optimization, self.config.output
@@ -132,27 +132,27 @@ class TrainingRun:
             self.accelerator.register_for_checkpointing(self.average)
 
     def _prepare_folder(self) -> None:
-        """Undo what an interruption left behind, and note the configuration."""
+        """Remove what an interruption left behind, and save the configuration."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.checkpoints.clean_up()
         self.report.go_back_to(self.progress.step)
         self.config.save(self.folder / "config.yaml")
         if self.config.output.push_to_hub:
-            create_repo(self.config.output.push_to_hub, exist_ok=True)  # rather fail now than at the end
+            create_repo(self.config.output.push_to_hub, exist_ok=True)  # fails now and not at the end
 
     # ---- running
 
     def run(self) -> dict[str, Any]:
-        """Train to the end.
+        """Train until the last step.
 
         Returns:
             The metrics of the last evaluation; empty without validation data.
 
         Raises:
             FloatingPointError: if the loss is not finite.
-            InterruptionError: if the process is asked to end, after a checkpoint.
-            OSError: if something cannot be written; the checkpoints that are there stay whole.
-            ValueError: if a reference cannot be read, unless such are to be skipped.
+            InterruptionError: after a signal, when a checkpoint was saved.
+            OSError: if something cannot be written; existing checkpoints stay complete.
+            ValueError: if a reference is unreadable, unless `data.on_error` is "skip".
         """
         with self.interruption:
             try:
@@ -162,7 +162,7 @@ class TrainingRun:
 
     def _run(self) -> dict[str, Any]:
         self.accelerator.init_trackers("crossvlt", config={"seed": self.config.seed, "steps": self.steps})
-        metrics = self._evaluate_if_due()  # not if that of the checkpoint was interrupted
+        metrics = self._evaluate_if_due()  # if that of the resumed checkpoint was interrupted
         with tqdm(total=self.steps, initial=self.progress.step, desc="training", mininterval=1.0) as bar:
             self.report.start_clock(self.progress.step)
             set_training_mode(self.network, self.config.optimization)
@@ -189,22 +189,22 @@ class TrainingRun:
         return every is not None and (self.progress.step % every == 0 or self.progress.step == self.steps)
 
     def _is_asked_to_end(self) -> bool:
-        """Several processes have to agree, which they do before a step."""
+        """Whether to stop after this step; several processes agree on it before the step."""
         alone = self.accelerator.num_processes == 1
         return self.asked_to_end or (alone and self.interruption.number is not None)
 
     def _end_early(self) -> NoReturn:
-        """Say how to go on from the checkpoint that is there."""
+        """Stop, and say how to resume from the last checkpoint."""
         number = self.interruption.number or signal.SIGTERM
         self.accelerator.end_training()
         raise InterruptionError(
             f"Stopped by {signal.Signals(number).name} after step {self.progress.step} of {self.steps}. Nothing is "
-            f"lost: the same command with --resume goes on from {self.folder / 'checkpoints'}.",
+            f"lost: rerun the command with --resume to continue from {self.folder / 'checkpoints'}.",
             number,
         )
 
     def _agree(self, batches: list[Batch], counts: list[Tensor]) -> Tensor:
-        """What the processes share before a step, in one exchange: `loss_counts` of all, and what is asked of them."""
+        """Exchange `loss_counts`, skipped references and signals between processes; return the total counts."""
         own = torch.stack(counts).sum(0)
         skipped, asked = sum(len(batch.broken) for batch in batches), self.interruption.number is not None
         *_, skipped_by_all, asked_of_any = total = self.accelerator.reduce(
@@ -215,7 +215,7 @@ class TrainingRun:
         return total[: len(own)]
 
     def _step(self, batches: list[Batch]) -> dict[str, Tensor]:
-        """One step of the optimizer over the accumulated batches of all processes; the losses of this process's."""
+        """Take an optimizer step over the accumulated batches of all processes; return this process's losses."""
         options, processes = self.config.optimization, self.accelerator.num_processes
         counts = [loss_counts(batch.inputs["labels"]) for batch in batches]
         total = self._agree(batches, counts)
@@ -225,7 +225,7 @@ class TrainingRun:
             with nullcontext() if last else self.accelerator.no_sync(self.network):
                 output = self.network(**batch.inputs, return_dict=True)
                 loss = normalised_loss(self.model, output, own, total)
-                self.accelerator.backward(loss * processes)  # of which DDP takes the mean
+                self.accelerator.backward(loss * processes)  # DDP averages over processes
             terms = {name: output[name] for name in LOSS_TERMS if output.get(name) is not None}
             parts = {"loss": loss * processes * len(batches), **terms}
             losses = {name: losses.get(name, 0.0) + value.detach() / len(batches) for name, value in parts.items()}
@@ -244,33 +244,33 @@ class TrainingRun:
     # ---- evaluating and saving
 
     def evaluated_model(self) -> CrossVLTModel:
-        """The weights that are evaluated and saved: the average, where there is one."""
+        """The model to evaluate and save: the averaged one, if there is one."""
         network: Any = self.accelerator.unwrap_model(self.network) if self.average is None else self.average.module
         return network
 
     def _evaluate_if_due(self) -> dict[str, Any]:
-        """Evaluate unless this step has been, or there is nothing to evaluate on."""
+        """Evaluate, unless this step was evaluated before or there is no validation data."""
         done = self.report.is_evaluated(self.progress.step)
         if not self.validation or done or not (self.progress.step > 0 and self._is_due(self.every)):
             return {}
         cuda = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
-        alone = self.accelerator.num_processes == 1  # others would wait for a process that ends
+        alone = self.accelerator.num_processes == 1  # other processes would wait for the one that ends
         with torch.random.fork_rng(cuda), self.interruption.at_once(alone):
-            return self._evaluate()  # dropout goes on as if there had been none
+            return self._evaluate()  # an evaluation must not change dropout
 
     def _evaluate(self) -> dict[str, Any]:
-        """Evaluate, keep the weights if they are the best, log, and draw."""
+        """Evaluate, save the weights if they are the best so far, log, and draw predictions."""
         options = EvaluationOptions(
             batch_size=self.config.output.evaluation_batch_size, distractors=True, workers=self.config.data.workers
         )
         model, step = self.evaluated_model(), self.progress.step
         if self.accelerator.num_processes > 1:
-            broadcast(list(model.buffers()))  # BatchNorm's statistics, where each process has its own: those saved
+            broadcast(list(model.buffers()))  # every process uses the BatchNorm statistics that are saved
         with self.accelerator.autocast():
             parts = [evaluate(model, self.processor, dataset, options) for dataset in self.validation]
         metric = ReferringSegmentationMetric([sample for part in parts for sample in part.samples])
         if (metric.compute()["overall_iou"] or 0.0) > self.report.best_score():
-            self._save_weights("best")  # and then the line, after which this is not done again
+            self._save_weights("best")  # before the log entry, which marks the evaluation as done
         metrics = self.report.log_evaluation(step, self.steps, metric)
         if self.config.output.pictures:
             self.report.draw(step, model, self.processor, self.validation[0])
@@ -284,7 +284,7 @@ class TrainingRun:
     def _finish(self) -> None:
         self._save_weights("last")
         self.accelerator.end_training()
-        torch.set_flush_denormal(False)  # what the program does next may need them
+        torch.set_flush_denormal(False)  # the default, for the rest of the program
         if self.accelerator.is_main_process:
             self.report.draw_curves()
             names = [name for name in ("best", "last") if (self.folder / name).is_dir()]

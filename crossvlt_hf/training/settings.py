@@ -1,4 +1,4 @@
-"""Settings from YAML files and the command line: typed by dataclasses, and text stays text."""
+"""Settings from YAML files and the command line, typed by dataclasses; text stays text."""
 
 import math
 import types
@@ -16,21 +16,21 @@ from ..checks import read_number
 
 T = TypeVar("T")
 
-# Arguments of `load_data` and its readers that are text, whatever they look like
+# Arguments of `load_data` and its readers that are text, even if they look like numbers
 TEXT_OPTIONS = ("name", "split", "root", "images", "path", "family", "merge", "text", "split_by")
 NULL = ("", "~", "null", "Null", "NULL")
 TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")  # in a field that is a bool
 
 
 class Plain(str):
-    """A YAML scalar without quotes, as it was written; its field decides what it is."""
+    """A YAML scalar without quotes, as written; its field determines its type."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that converts nothing: `no`, `007`, `12:30`, `1e-3` and dates arrive as they are written."""
+    """Load YAML without converting scalars: `no`, `007`, `12:30`, `1e-3` and dates stay as written."""
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
-        """Refuse a name that is given twice, of which YAML would silently take the last."""
+        """Raise for a repeated key, of which YAML would silently use the last."""
         node = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
@@ -40,7 +40,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_text(self, node: yaml.ScalarNode) -> str:
-        """Text, which remembers whether it had quotes."""
+        """Construct text that remembers whether it had quotes."""
         return Plain(node.value) if node.style is None else node.value
 
 
@@ -49,10 +49,10 @@ _Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_text)
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML that `_Loader` reads back as it was."""
+    """Write YAML that `_Loader` reads back unchanged."""
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
-        """With quotes where the text could be taken for something else."""
+        """Quote text that looks like another type."""
         plain = isinstance(guess(Plain(text)), str)
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else "'")
 
@@ -61,7 +61,7 @@ _Dumper.add_representer(str, _Dumper.represent_text)
 
 
 def read_yaml(text: str, source: str) -> Any:
-    """Mappings, lists and scalars; those without quotes are `Plain`.
+    """Parse YAML to mappings, lists and scalars; scalars without quotes are `Plain`.
 
     Raises:
         ValueError: if it is not YAML; the message begins with `source`.
@@ -76,14 +76,14 @@ def read_yaml(text: str, source: str) -> Any:
 
 
 def write_yaml(values: Any) -> str:
-    """YAML of plain values, in their order, that `read_yaml` and `read_settings` read back as they were."""
+    """Write values as YAML, in their order, so that `read_yaml` and `read_settings` read them back unchanged."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
 
 
 def guess(value: Any) -> Any:
-    """What a value is where no field says it: null, true, false, or a number in decimal digits; else it is text.
+    """Convert a value without a field: to null, true, false, or a number in decimal digits; otherwise to text.
 
-    Text in quotes is text. So is `007`, which has a leading zero, `1_000`, `12:30`, `0x1F`, `no` and `2024-01-01`.
+    Text in quotes stays text; so do `007`, `1_000`, `12:30`, `0x1F`, `no` and `2024-01-01`.
     """
     if isinstance(value, Plain):
         return _guess_scalar(str(value))
@@ -135,7 +135,7 @@ SCALARS: dict[Any, tuple[Callable[[Any], Any], str, str]] = {
 
 
 def _alternatives(kind: Any) -> tuple[Any, bool]:
-    """The kind without None, and whether None is one; of int and float it is float."""
+    """The type without None, and whether None is allowed; for int | float it is float."""
     if get_origin(kind) not in (Union, types.UnionType):
         return kind, False
     kinds = [entry for entry in get_args(kind) if entry is not types.NoneType]
@@ -143,7 +143,7 @@ def _alternatives(kind: Any) -> tuple[Any, bool]:
 
 
 def _words(kind: Any, plural: bool = False) -> str:
-    """A kind, for an error."""
+    """A type in words, for an error."""
     kind, optional = _alternatives(kind)
     end = " or null" if optional else ""
     if kind in SCALARS:
@@ -157,13 +157,13 @@ def _words(kind: Any, plural: bool = False) -> str:
 
 
 def convert(value: Any, kind: Any, name: str, text: Sequence[str] = ()) -> Any:
-    """A value as its annotation wants it.
+    """Convert a value to the type of its annotation.
 
     Args:
-        value: as `read_yaml` gives it.
+        value: from `read_yaml`.
         kind: int, float, bool, str, a Literal of text, list[...], dict[str, Any], Any, or one of them or None.
         name: of the setting, for the error.
-        text: names in a dict[str, Any] whose values are text, whatever they look like.
+        text: keys in a dict[str, Any] whose values are text, even if they look like numbers.
 
     Raises:
         ValueError: if it is not of that kind.
@@ -191,7 +191,7 @@ def convert(value: Any, kind: Any, name: str, text: Sequence[str] = ()) -> Any:
 
 
 def setting_names(kind: Any, prefix: str = "") -> list[str]:
-    """All settings of a dataclass and of the dataclasses in it, such as "optimization.epochs"."""
+    """The names of all settings of a dataclass and its nested dataclasses, such as "optimization.epochs"."""
     names = []
     for entry in fields(kind):
         inner: Any = entry.type
@@ -200,7 +200,7 @@ def setting_names(kind: Any, prefix: str = "") -> list[str]:
 
 
 def _unknown(name: str, known: Sequence[str], every: Sequence[str]) -> ValueError:
-    """There is no such setting; the nearest one, be it in another section, or those that there are."""
+    """An error for an unknown setting, with a similar one from any section, or all known ones."""
     ends = {entry.rpartition(".")[2]: entry for entry in every}
     near = get_close_matches(name, every, 1, cutoff=0.75)
     near = near or [ends[end] for end in get_close_matches(name.rpartition(".")[2], ends, 1, cutoff=0.75)]
@@ -209,17 +209,17 @@ def _unknown(name: str, known: Sequence[str], every: Sequence[str]) -> ValueErro
 
 
 def read_settings(kind: type[T], values: Any, prefix: str = "", every: Sequence[str] = ()) -> T:
-    """A dataclass, and those in it, from what `read_yaml` gives.
+    """Make a dataclass, and nested ones, of what `read_yaml` returned.
 
     Args:
-        kind: the dataclass; validators of its fields (`validated_field`) are heeded, and `text` in a field's
-            metadata is that of `convert`.
-        values: names and values; what is missing has its default.
+        kind: the dataclass; runs the validators of its fields (`validated_field`), and passes `text` in the metadata
+            of a field to `convert`.
+        values: names and values; missing ones have their default.
         prefix: of the names, for errors.
         every: the names of all settings, for hints.
 
     Raises:
-        ValueError: names the setting that does not exist or fit.
+        ValueError: if a setting does not exist or has a wrong value; names it.
     """
     every = every or setting_names(kind)
     if values is None or (isinstance(values, Plain) and values in NULL):
@@ -248,19 +248,19 @@ def _read_field(entry: Field, value: Any, prefix: str, every: Sequence[str]) -> 
 
 
 def _kind_at(kind: Any, names: Sequence[str]) -> Any:
-    """The annotation of the setting of that name; Any where there is none."""
+    """The annotation of a setting; Any if it has none."""
     for name in names:
         kind = next((entry.type for entry in fields(kind) if entry.name == name), Any) if is_dataclass(kind) else Any
     return kind
 
 
 def parse_value(text: str, kind: Any, source: str) -> Any:
-    """A value of the command line, as `convert` wants it: where it is to be text, YAML has no say in it.
+    """Parse a value of the command line for `convert`: as YAML, unless the setting is text.
 
     Args:
-        text: what stands behind the "=".
+        text: the part after the "=".
         kind: see `convert`.
-        source: the whole setting, for the error.
+        source: the complete setting, for the error.
     """
     inner, _ = _alternatives(kind)
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
@@ -270,10 +270,10 @@ def parse_value(text: str, kind: Any, source: str) -> Any:
 
 
 def override(kind: Any, values: Any, setting: str) -> dict[str, Any]:
-    """Put a setting such as "optimization.batch_size=8" into what `read_yaml` gave for a dataclass; the result.
+    """Apply a setting such as "optimization.batch_size=8" to what `read_yaml` returned; return the result.
 
     Raises:
-        ValueError: if it has no value, or its name leads into something that has no names.
+        ValueError: if it has no value, or there is no such setting.
     """
     name, equals, text = setting.partition("=")
     if not equals:

@@ -289,7 +289,7 @@ def test_the_training_script_pushes_a_whole_repository_with_its_card(hub, run, t
     assert names(hub) >= {*WHOLE, "training.json", "results.json", "about.yaml"}
     api = HfApi(endpoint=hub.endpoint, token=TOKEN)
     card = Path(api.hf_hub_download(NAME, "README.md", cache_dir=tmp_path / "cache")).read_text()
-    assert "2 pairs of an image and an expression of refshapes train, in 1 steps of 2, from noise" in card
+    assert "2 pairs of an image and an expression of refshapes train, in 1 steps of 2, from random weights" in card
     assert str(tmp_path) not in card
     assert "knows nothing of photographs" in card
     assert "in which the run ended, below its peak" in card  # 1 step of 150

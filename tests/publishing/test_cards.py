@@ -233,7 +233,7 @@ def test_a_run_records_what_it_started_from(model, names, base, tmp_path):
     facts = describe_run(tmp_path, "a machine", {"shared": 1, "images": 2})
     assert (facts["started_from"], facts["base_model"]) == (names, base)
     assert facts["shared_images"] == {"shared": 1, "images": 2}
-    assert f", from {' and '.join(names) or 'noise'}, seed" in facts["summary"]
+    assert f", from {' and '.join(names) or 'random weights'}, seed" in facts["summary"]
     assert str(tmp_path) not in json.dumps(facts)
 
 

@@ -281,7 +281,7 @@ def missing_trackers() -> list[str]:
         ("optimization.accumulation=3", "`optimization.batch_size` must be divisible by 3"),
         ("data.validation=[{name: refcocoo, split: val}]", "`data.validation[0].name` must be a folder or a data set"),
         ("model={checkpoint: ./nowhere}", "There is no checkpoint folder ./nowhere"),
-        ("model={vision_encoder: x}", "Give both `model.vision_encoder` and `model.text_encoder`, or neither."),
+        ("model={vision_encoder: x}", "Set both `model.vision_encoder` and `model.text_encoder`, or neither."),
     ],
 )
 def test_what_cannot_run_is_named_before_anything_loads(tmp_path, monkeypatch, capsys, setting, message):
@@ -594,11 +594,11 @@ def test_a_finished_run_is_prolonged_exactly_where_the_schedule_allows(finished,
     assert (
         main([str(write_config(short, optimization=CONSTANT, **spare)), "--resume", "optimization.max_steps=5"]) == 2
     )
-    assert "is at step 6 and must be given at least as many, got 5" in capsys.readouterr().err
+    assert "must be at least 6, where the run in" in capsys.readouterr().err
     folder = finished[0]
     assert main([str(write_config(folder)), "--resume", "optimization.max_steps=9"]) == 2
     error = capsys.readouterr().err
-    assert "cannot be prolonged exactly" in error
+    assert "cannot be extended exactly" in error
     assert f"model.checkpoint={folder / 'run' / 'last'}" in error
 
 
@@ -625,9 +625,9 @@ def test_lines_of_the_log_are_means_over_their_steps(finished, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"optimization__batch_size": 4}, "`optimization.batch_size` was 8 when the run began and is 4"),
-        ({"seed": 3}, "`seed` was 42 when the run began and is 3"),
-        ({"data__group": 1}, "`data.group` was 2 when the run began and is 1"),
+        ({"optimization__batch_size": 4}, "`optimization.batch_size` was 8 when the run started and is 4"),
+        ({"seed": 3}, "`seed` was 42 when the run started and is 3"),
+        ({"data__group": 1}, "`data.group` was 2 when the run started and is 1"),
     ],
 )
 def test_another_run_cannot_go_on(finished, overrides, message):
@@ -932,7 +932,7 @@ def test_a_damaged_checkpoint_is_left_aside(finished, tmp_path, capsys):
             file.truncate(100)
     (tmp_path / "run" / "checkpoints" / ".step-9.partial").mkdir()
     assert main([config, "--resume"]) == 0
-    assert "step-6 is damaged and left aside" in capsys.readouterr().err
+    assert "step-6 is damaged and ignored" in capsys.readouterr().err
     assert not (tmp_path / "run" / "checkpoints" / ".step-9.partial").exists()
     assert losses_of(tmp_path) == losses_of(finished[0])
     for path in checkpoints:

@@ -139,14 +139,15 @@ def test_only_this_thread_is_recorded(photo):
     pipeline = ReferringImageSegmentationPipeline(model=model, processor=processor)
     inputs, others = processor(photo, [SAID], return_tensors="pt"), []
     inputs.pop("original_sizes")
+    main = threading.get_ident()
 
-    def run(*_) -> None:
-        thread = threading.Thread(target=lambda: others.append(model(**inputs)))
-        thread.start()
-        thread.join()
+    def run_in_another_thread(*_) -> None:
+        if threading.get_ident() == main:
+            thread = threading.Thread(target=lambda: others.append(model(**inputs)))
+            thread.start()
+            thread.join()
 
-    busy = []
-    hook = model.vision_model.patch_embeddings.register_forward_hook(lambda *_: busy or (busy.append(1), run())[0])
+    hook = model.vision_model.patch_embeddings.register_forward_hook(run_in_another_thread)
     _, (explanation,) = segment_and_explain(pipeline, photo, [SAID])
     hook.remove()
     assert explanation.tokens == ["[CLS]", *SAID.split(), "[SEP]"]
