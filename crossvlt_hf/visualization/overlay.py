@@ -53,6 +53,7 @@ def overlay(
     scores: float | Sequence[float] | None = None,
     *,
     opacity: float = 0.25,
+    colours: Sequence[Colour] | None = None,
 ) -> Image.Image:
     """Draw what was found: the photo with every mask in a colour of its own, and a legend below it.
 
@@ -76,6 +77,8 @@ def overlay(
         labels: the expressions; by default those of the results. Without any there is no legend.
         scores: one number for each expression, written with two decimals; by default those of the results.
         opacity: how far the colour covers the photo inside a mask, from 0 (contours only) to 1 (colour only).
+        colours: (red, green, blue) of 0 to 255 for each mask, where the same colour must mean the same in several
+            pictures; by default those that stand out.
 
     Returns:
         New image of mode "RGB". Without masks or labels it has no legend.
@@ -86,11 +89,11 @@ def overlay(
     """
     photo = to_rgb(image)
     masks, labels, scores = _listed(masks, labels, scores)
-    _check_request(photo, masks, labels, scores, opacity)
+    _check_request(photo, masks, labels, scores, opacity, colours)
     factor = _enlargement(photo.size)
     picture = photo.resize((photo.width * factor, photo.height * factor), Image.Resampling.NEAREST)
     regions = [to_mask_image(mask).resize(picture.size, Image.Resampling.NEAREST) for mask in masks]
-    colours = _choose_colours(picture, regions)
+    colours = _choose_colours(picture, regions) if colours is None else colours
     _draw_regions(picture, regions, colours, opacity)
     rows = [] if labels is None else _legend_rows(regions, colours, labels, scores)
     return _stack(picture, _draw_legend(rows, picture.size) if rows else None)
@@ -203,12 +206,13 @@ def _check_request(
     labels: Sequence[str] | None,
     scores: Sequence[float] | None,
     opacity: float,
+    colours: Sequence[Colour] | None,
 ) -> None:
     if not 0 <= opacity <= 1:
         raise ValueError(f"`opacity` is {opacity}; give a number from 0 to 1.")
     if isinstance(labels, str):
         raise ValueError(f"`labels` is the text {labels!r}; give a list of expressions, e.g. [{labels!r}].")
-    for name, values in (("labels", labels), ("scores", scores)):
+    for name, values in (("labels", labels), ("scores", scores), ("colours", colours)):
         if values is not None and len(values) != len(masks):
             raise ValueError(f"`masks` has {len(masks)} entries but `{name}` {len(values)}; give one for each mask.")
     for index, mask in enumerate(masks):

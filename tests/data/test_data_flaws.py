@@ -238,7 +238,7 @@ def test_black_mask_files(tmp_path):
         Image.fromarray(mask).save(folder / f"{name}.png")
     with pytest.raises(ValueError, match=r"metadata.jsonl, line 2 has a target, but its mask is empty"):
         load_data(str(folder), "train")
-    with pytest.warns(UserWarning, match="own: 1 reference made"):
+    with pytest.warns(UserWarning, match="own: 1 reference kept without a target"):
         read = load_data(str(folder), "train", empty_masks="no_target")
     assert [row["has_target"] for row in read] == [True, False]
     line = {"image": "0.png", "expression": "no such thing", "mask": "whole.png", "no_target": True}
@@ -398,7 +398,7 @@ def test_empty_segmentations(tmp_path):
         read_refer(tmp_path, TWO, ([], ["ghost"]))
     with pytest.warns(UserWarning, match="refcoco: 1 reference left out, as its mask is empty"):
         assert len(read_refer(tmp_path, TWO, ([], ["ghost"]), empty_masks="skip")) == 1
-    with pytest.warns(UserWarning, match="own: 1 reference made"):
+    with pytest.warns(UserWarning, match="own: 1 reference kept without a target"):
         assert not read_folder(tmp_path, ([], ["ghost"]), empty_masks="no_target")[0]["has_target"]
 
 

@@ -157,7 +157,7 @@ def test_names_of_splits(tmp_path, jxu124):
 
 def test_missing_images(tmp_path, jxu124):
     with pytest.raises(
-        FileNotFoundError, match=r"COCO_train2014_000000000009.jpg, which jxu124/refcoco, ref 0 \(row 0"
+        FileNotFoundError, match=r"COCO_train2014_000000000009.jpg, needed by jxu124/refcoco, ref 0 \(row 0"
     ):
         load_jxu124("jxu124/refcoco", "train", root=tmp_path, path=jxu124)
 

@@ -325,7 +325,7 @@ def test_an_expression_of_which_nothing_is_read(model, processor, photo):
     from crossvlt_hf.publishing.page import answers, inputs
 
     segmenter = answers.Segmenter(model, processor)
-    with pytest.raises(inputs.InputError, match="of which the model reads nothing"):
+    with pytest.raises(inputs.InputError, match="The model reads nothing of one of the expressions"):
         segmenter.find(photo, ["the cup", "\ufffd"])
     assert answers.tabulate(segmenter.find(photo, ["..."]))[0][-1] == "..."
 
