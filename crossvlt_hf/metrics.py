@@ -1,22 +1,22 @@
-"""Metrics of referring image segmentation, from a few areas per sample and so exact however they are sharded.
+"""Metrics of referring image segmentation, from a few areas per sample, so results do not depend on sharding.
 
-Of one expression, I and U are the areas of intersection and union of the predicted and the true mask:
+For an expression, I and U are the areas of intersection and union of the predicted mask and the ground truth:
 
 overall IoU (oIoU, cIoU)   sum of all I over sum of all U
 mean IoU (mIoU, gIoU)      mean of I / U over the expressions
 P@X                        share of the expressions with I / U >= X
 right-object rate          share of the expressions whose prediction has a larger I / U with its target than with
-                           another object of the same image (beside it: the mean I / U with that other object)
+                           another object of the same image (also reported: the mean I / U with that object)
 N-acc, T-acc               share of the expressions without a target whose prediction is empty, and of those with one
                            whose prediction is not (GRES: Liu et al., CVPR 2023)
-Pr@F                       share of the expressions whose instances are all found and no others: an F1 of 1 between
-                           their boxes, which match at a box IoU of 0.5 (GREC: He et al., 2023); instances are the
-                           connected parts of the two masks, since a union is all that records keep
+Pr@F                       share of the expressions with an F1 of 1 between predicted and true instances, matched at a
+                           box IoU of 0.5 (GREC: He et al., 2023); instances are the connected parts of the masks,
+                           since records only have the union of all targets
 
-Where both masks are empty, I / U is 1 if the expression has no target (GRES) and 0 otherwise (the paper's protocol,
-where U is 0 only if a mask vanishes in resizing).
+If both masks are empty, I / U is 1 for an expression without a target (GRES) and 0 otherwise (the paper's protocol,
+where this happens only if resizing removes a mask).
 
-With `transformers.Trainer`, so that of every prediction three numbers stay, and no mask:
+With `transformers.Trainer`, keeping three numbers per prediction instead of masks:
 
     Trainer(
         ...,
@@ -25,8 +25,8 @@ With `transformers.Trainer`, so that of every prediction three numbers stay, and
         compute_metrics=RunningMetrics(),
     )
 
-Without `batch_eval_metrics`, and with the function `compute_metrics`, the figures are the same, but Trainer keeps the
-labels of the whole data set in memory: 1.8 MB for each of 480x480 pixels. `dataloader_drop_last` drops rows.
+Without `batch_eval_metrics`, use the function `compute_metrics`: the results are the same, but Trainer keeps all
+labels in memory, 1.8 MB for each of 480x480 pixels. `dataloader_drop_last` drops rows.
 """
 
 import math
@@ -53,7 +53,7 @@ def mask_areas(predictions: Tensor, labels: Tensor) -> Tensor:
     """Intersection, union, and predicted area of each sample.
 
     Args:
-        predictions: (B, H, W) bool, or (B, 2, H, W) logits, of which the larger is taken.
+        predictions: (B, H, W) bool, or (B, 2, H, W) logits.
         labels: (B, H, W) bool or integers: 1 on the object, 0 off it, 255 ignored.
 
     Returns:
@@ -64,15 +64,15 @@ def mask_areas(predictions: Tensor, labels: Tensor) -> Tensor:
     """
     if predictions.ndim == 4 and (predictions.shape[1] != 2 or not predictions.is_floating_point()):
         raise ValueError(
-            f"The predictions have shape {tuple(predictions.shape)} and dtype {predictions.dtype}; give logits "
-            "(B, 2, H, W) or bool (B, H, W)."
+            "Predictions must be logits (B, 2, H, W) or bool (B, H, W), got shape "
+            f"{tuple(predictions.shape)} and dtype {predictions.dtype}."
         )
     if predictions.ndim == 4:
         predictions = predictions.argmax(dim=1)
     if predictions.shape != labels.shape or labels.ndim != 3:
         raise ValueError(
-            f"Predictions of shape {tuple(predictions.shape)} do not fit labels of shape {tuple(labels.shape)}; give "
-            "(batch, height, width) for both."
+            "Predictions and labels must have the same (batch, height, width), got "
+            f"{tuple(predictions.shape)} and {tuple(labels.shape)}."
         )
     valid = labels != IGNORE_INDEX
     predicted, target = predictions.bool() & valid, (labels == 1) & valid
@@ -81,21 +81,20 @@ def mask_areas(predictions: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Sample:
-    """What is kept of one sample.
+    """The numbers that an evaluation keeps of one prediction.
 
     Args:
         intersection: of prediction and target, in pixels.
-        union: of the two, in pixels.
+        union: of prediction and target, in pixels.
         predicted: area of the prediction, in pixels.
-        has_target: whether the expression refers to anything.
-        group: the kind of the expression.
-        distractor: intersection and union of the prediction with another object of the image, where one was compared.
-        score: of the prediction, as the processor gives it.
-        estimate: what a score calibration is fitted on: `estimate_iou`, times the presence.
-        presence: the probability that something fits, of a model with a presence head.
-        instances_found: whether the prediction has an instance for each one of the target, and no other, where they
-            were compared.
-        parts: how many connected parts the prediction had, where only the largest was kept.
+        has_target: whether the expression has a target.
+        group: family of the expression.
+        distractor: intersection and union of the prediction with another object of the image, if compared.
+        score: of the prediction, from the processor.
+        estimate: input of a score calibration: `estimate_iou`, times the presence.
+        presence: the probability of a target, from a presence head.
+        instances_found: whether predicted and true instances match, if compared.
+        parts: connected parts of the prediction, if only the largest was kept.
     """
 
     intersection: int
@@ -104,7 +103,7 @@ class Sample:
     has_target: bool = True
     group: str = ""
     distractor: tuple[int, int] | None = None
-    # What does not decide whether two samples are the same
+    # Not used to compare samples
     score: float | None = field(default=None, compare=False)
     estimate: float | None = field(default=None, compare=False)
     presence: float | None = field(default=None, compare=False)
@@ -113,7 +112,7 @@ class Sample:
 
     @property
     def iou(self) -> float:
-        """I / U; where U is 0, 1 without a target and 0 with one."""
+        """I / U; if U is 0, 1 without a target and 0 with one."""
         return self.intersection / self.union if self.union else float(not self.has_target)
 
 
@@ -122,14 +121,14 @@ def _share(flags: Sequence[bool]) -> float | None:
 
 
 def summarise(samples: Sequence[Sample]) -> dict[str, float | int | None]:
-    """All metrics of some samples, as shares of 1; None where there is nothing to divide by.
+    """All metrics over samples, from 0 to 1; None if undefined.
 
-    P@X is of the samples that have a target, as GRES counts it. The right-object rate is two-way: it compares with one
-    other object, so chance alone gives 50 %. Beside the shares stand the numbers of "samples", of "no_target_samples"
-    among them, and of "right_object_samples", which had another object to be compared with; where only the largest
-    part of each mask was kept, "mean_parts", how many there were of a mask that is not empty.
+    P@X is over the samples with a target, as in GRES. The right-object rate compares with one other object, so chance
+    is 50 %. Also returns the numbers of "samples", of "no_target_samples" among them, and of "right_object_samples",
+    which had another object to compare with; if only the largest part of each mask was kept, "mean_parts", the mean
+    number of parts of masks that are not empty.
 
-    The sums are exact (of integers, or by `math.fsum`), so the order of the samples does not matter.
+    Sums are exact (of integers, or by `math.fsum`), so the order of the samples does not matter.
     """
     ious = [sample.iou for sample in samples]
     union = sum(sample.union for sample in samples)
@@ -148,7 +147,7 @@ def summarise(samples: Sequence[Sample]) -> dict[str, float | int | None]:
 
 
 def _optional_metrics(samples: Sequence[Sample]) -> dict[str, float | int | None]:
-    """Those of what was compared or counted on request."""
+    """Metrics of optional comparisons."""
     metrics: dict[str, float | int | None] = {}
     if compared := [
         (sample.iou, sample.distractor[0] / max(sample.distractor[1], 1)) for sample in samples if sample.distractor
@@ -172,14 +171,14 @@ def box_iou(first: Sequence[int], second: Sequence[int]) -> float:
 
 
 def match_instances(found: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]], least: float = 0.5) -> bool:
-    """Whether each of the wanted boxes has one of the found, and none is left over.
+    """Whether boxes match one to one.
 
-    Each takes the nearest that is left. With the boxes of parts, few of which overlap by half, that is the best match.
+    Matching is greedy, which is optimal for boxes of parts, as these hardly overlap.
 
     Args:
-        found: boxes as in `box_iou`.
-        wanted: boxes as in `box_iou`.
-        least: the box IoU from which two match.
+        found: predicted boxes, as in `box_iou`.
+        wanted: true boxes, as in `box_iou`.
+        least: the box IoU from which two boxes match.
     """
     if len(found) != len(wanted):
         return False
@@ -194,9 +193,9 @@ def match_instances(found: Sequence[Sequence[int]], wanted: Sequence[Sequence[in
 
 @dataclass
 class ReferringSegmentationMetric:
-    """Collects the areas of samples and computes the metrics over all of them and over each group.
+    """Collect samples, and compute metrics over all of them and over each group.
 
-    A process adds its own samples; `merge` joins those of others, each sample once.
+    Every process adds its own samples; `merge` adds those of another process.
     """
 
     samples: list[Sample] = field(default_factory=list)
@@ -214,8 +213,8 @@ class ReferringSegmentationMetric:
         Args:
             predictions: as in `mask_areas`.
             labels: as in `mask_areas`.
-            has_target: whether each expression refers to something; None means that all do.
-            groups: the kind of each expression, for the figures of each kind.
+            has_target: whether each expression has a target; None if all have one.
+            groups: the family of each expression.
 
         Raises:
             ValueError: if the shapes or lengths differ.
@@ -225,7 +224,7 @@ class ReferringSegmentationMetric:
         names = [""] * len(areas) if groups is None else list(groups)
         if not len(areas) == len(flags) == len(names):
             raise ValueError(
-                f"Samples, flags and groups must be equally many, got {counted(len(areas), 'sample')}, "
+                f"`has_target` and `groups` must have one entry per sample, got {counted(len(areas), 'sample')}, "
                 f"{counted(len(flags), 'flag')} and {counted(len(names), 'group')}."
             )
         for (intersection, union, predicted), flag, name in zip(areas, flags, names, strict=True):
@@ -240,14 +239,14 @@ class ReferringSegmentationMetric:
         return summarise(self.samples)
 
     def compute_groups(self) -> dict[str, dict[str, float | int | None]]:
-        """The metrics of each group, by its name."""
+        """The metrics of each group, by name."""
         groups: dict[str, list[Sample]] = {}
         for sample in self.samples:
             groups.setdefault(sample.group, []).append(sample)
         return {name: summarise(groups[name]) for name in sorted(groups)}
 
 
-# Headings of the tables of this field
+# Headings of tables
 COLUMNS = {
     "oIoU": "overall_iou",
     "mIoU": "mean_iou",
@@ -259,7 +258,7 @@ DISTRACTOR_COLUMNS = {"right object": "right_object_rate", "Pr@F": "instance_acc
 
 
 def _percent(row: Mapping[str, Any], key: str) -> str:
-    """A metric of a row, with the number of samples that it is of where that need not be the row's."""
+    """A metric of a row in percent, with its number of samples if that differs from the row's."""
     samples, untargeted = row.get("samples"), row.get("no_target_samples")
     count = samples
     if key == "right_object_rate":
@@ -273,14 +272,14 @@ def _percent(row: Mapping[str, Any], key: str) -> str:
 
 
 def markdown_table(rows: Mapping[str, Mapping[str, Any]], heading: str) -> str:
-    """Metrics in percent as a Markdown table.
+    """Format metrics in percent as a Markdown table.
 
     Args:
-        rows: what `summarise` gives, or a part of it, by the name of the row.
+        rows: results of `summarise`, or parts of them, by row name.
         heading: of the first column.
 
     Returns:
-        The table; without a column that no row has a value for. A share of other than all samples says of how many.
+        The table, without columns that have no values; metrics over a part of the samples have their number.
     """
     columns = dict(COLUMNS)
     if any(row.get("no_target_accuracy") is not None for row in rows.values()):
@@ -298,17 +297,17 @@ def markdown_table(rows: Mapping[str, Mapping[str, Any]], heading: str) -> str:
 
 
 def preprocess_logits_for_metrics(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
-    """What Trainer keeps of a batch: (B, 3) int64, see `mask_areas`.
+    """Reduce a batch to what Trainer keeps: (B, 3) int64, see `mask_areas`.
 
     Args:
-        logits: (B, 2, H, W), or a tuple that begins with them: all outputs of the model but the loss.
+        logits: (B, 2, H, W), or a tuple that starts with them: all outputs of the model except the loss.
         labels: (B, H, W), as in `mask_areas`.
     """
     return mask_areas(logits[0] if isinstance(logits, tuple) else logits, labels)
 
 
 def _samples(areas: Any) -> list[Sample]:
-    """Samples of (N, 3) areas. One without a pixel of object at the model's size counts as without a target."""
+    """Samples of (N, 3) areas; without object pixels at the input size, a sample counts as without a target."""
     return [
         Sample(intersection, union, predicted, has_target=union - predicted + intersection > 0)
         for intersection, union, predicted in areas.tolist()
@@ -316,23 +315,23 @@ def _samples(areas: Any) -> list[Sample]:
 
 
 def _known(metrics: dict[str, float | int | None]) -> dict[str, float | int]:
-    """Without what is None, which Trainer's loggers do not take."""
+    """Drop values that are None, which the loggers of Trainer do not accept."""
     return {name: value for name, value in metrics.items() if value is not None}
 
 
 def compute_metrics(prediction: "EvalPrediction") -> dict[str, float | int]:
-    """The metrics of what `preprocess_logits_for_metrics` gave, for Trainer: see the module."""
+    """Compute metrics for Trainer from results of `preprocess_logits_for_metrics`: see the module."""
     return _known(summarise(_samples(prediction.predictions)))
 
 
 @dataclass
 class RunningMetrics:
-    """`compute_metrics` batch by batch, for Trainer with `batch_eval_metrics=True`: see the module."""
+    """Compute metrics batch by batch, for Trainer with `batch_eval_metrics=True`: see the module."""
 
     samples: list[Sample] = field(default_factory=list)
 
     def __call__(self, prediction: "EvalPrediction", compute_result: bool = True) -> dict[str, float | int]:
-        """Add a batch; with the last one return the metrics of all, and start over."""
+        """Add a batch; with the last one, return the metrics over all batches and reset."""
         self.samples += _samples(prediction.predictions)
         if not compute_result:
             return {}

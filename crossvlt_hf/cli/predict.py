@@ -86,7 +86,7 @@ def _report(requests: Any, reading: str) -> None:
     """Print which files are skipped, and which words are unknown."""
     from ..prediction import ImageRequests, some_names
 
-    if isinstance(requests, ImageRequests) and (others := requests.passed_over):
+    if isinstance(requests, ImageRequests) and (others := requests.skipped):
         files = "1 file that is not an image" if len(others) == 1 else f"{len(others)} files that are not images"
         print(f"Skipped {files}: {some_names(others)}", file=sys.stderr)
     print(reading, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Measure a model on a data set, calibrate its scores, and look at what it finds."""
+"""Evaluate a model on a data set, calibrate its scores, and draw its predictions."""
 
 import lazy_loader
 

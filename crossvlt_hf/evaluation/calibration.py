@@ -1,8 +1,8 @@
-"""What a score is worth: how near it is to the IoU that the masks reach, and how to bring it there.
+"""Calibration of scores: how close scores are to the IoU of the masks, and how to calibrate them.
 
-A processor without a `score_calibration` gives the mean probability of the object over the mask, which is too high:
-it does not know of the object's pixels that the mask lacks, nor of other objects. With one it gives the expected IoU.
-`fit_score` finds it on expressions that the model was not trained on; measure it on others still.
+Without a `score_calibration`, the score of a processor is the mean probability of the object over the mask. It is too
+high, as it ignores pixels that the mask misses, and masks of wrong objects. With one, it is the expected IoU.
+Fit it with `fit_score` on data that the model was not trained on, and measure it on other data.
 """
 
 import json
@@ -18,27 +18,27 @@ from ..processing_crossvlt import check_calibration
 
 
 BINS = 10
-LEAST_SAMPLES = 50  # of a fit
-KNOTS = 20  # points of a calibration, at most
+LEAST_SAMPLES = 50  # for a fit
+KNOTS = 20  # the most points of a calibration
 
 
 def reliability(scores: Sequence[float], values: Sequence[float], bins: int = BINS) -> list[dict[str, float | int]]:
-    """Compare scores with what they should be, in bins of equal width.
+    """Compare scores with true values, in bins of equal width.
 
     Args:
         scores: from 0 to 1.
-        values: what was reached, from 0 to 1: IoUs, or for a probability whether it was so.
-        bins: how many.
+        values: from 0 to 1: IoUs, or for probabilities whether it was so.
+        bins: number of bins.
 
     Returns:
-        For each bin that is not empty "low" and "high", its bounds, "samples", and the mean "score" and "value".
+        For each bin with samples its bounds "low" and "high", "samples", and the mean "score" and "value".
 
     Raises:
-        ValueError: if there are not as many scores as values, or some are not from 0 to 1.
+        ValueError: if the numbers of scores and values differ, or some are not from 0 to 1.
     """
     score, value = _shares(scores, "scores"), _shares(values, "values")
     if len(score) != len(value):
-        raise ValueError(f"There are {len(score)} scores and {len(value)} values; give equal numbers.")
+        raise ValueError(f"There must be as many scores as values, got {len(score)} and {len(value)}.")
     place = np.minimum((score * bins).astype(int), bins - 1)
     return [
         {
@@ -53,12 +53,12 @@ def reliability(scores: Sequence[float], values: Sequence[float], bins: int = BI
 
 
 def calibration_error(scores: Sequence[float], values: Sequence[float], bins: int = BINS) -> float | None:
-    """The expected calibration error: the mean distance of score and value over the bins, weighed by their samples.
+    """The expected calibration error: the mean difference of score and value over bins, weighted by their samples.
 
     Args:
         scores: see `reliability`.
         values: see `reliability`.
-        bins: how many.
+        bins: number of bins.
 
     Returns:
         0 to 1; None without samples.
@@ -69,14 +69,14 @@ def calibration_error(scores: Sequence[float], values: Sequence[float], bins: in
 
 
 def fit_score(estimates: Sequence[float], ious: Sequence[float], knots: int = KNOTS) -> list[list[float]]:
-    """Fit a score calibration: a rising, piecewise linear map of estimates to the IoUs that were reached.
+    """Fit a score calibration: an increasing, piecewise linear map from estimates to IoUs.
 
-    The samples are cut into groups of equal size by their estimate; the means of the groups, made to rise by pooling
-    adjacent violators (Barlow et al., 1972), are the points.
+    The points are the means of groups of equal size, sorted by estimate, after pooling adjacent violators (Barlow et
+    al., 1972).
 
     Args:
-        estimates: of answered expressions: `estimate_iou` of their masks, times the presence.
-        ious: of the same masks with the truth; 0 where there is no target.
+        estimates: for masks that are not empty: `estimate_iou`, times the presence.
+        ious: of the same masks; 0 without a target.
         knots: the most points.
 
     Returns:
@@ -88,7 +88,7 @@ def fit_score(estimates: Sequence[float], ious: Sequence[float], knots: int = KN
     estimate, iou = _shares(estimates, "estimates"), _shares(ious, "IoUs")
     if len(estimate) != len(iou) or len(iou) < LEAST_SAMPLES:
         raise ValueError(
-            f"There are {len(estimate)} estimates and {len(iou)} IoUs; give equal numbers, at least {LEAST_SAMPLES}."
+            f"There must be as many estimates as IoUs, at least {LEAST_SAMPLES}, got {len(estimate)} and {len(iou)}."
         )
     order = np.argsort(estimate, kind="stable")
     groups = np.array_split(order, min(knots, len(iou) // (LEAST_SAMPLES // 2)))
@@ -115,16 +115,16 @@ def _shares(values: Sequence[float], name: str) -> np.ndarray:
 
 
 def calibration_report(samples: Iterable[Any], calibrated: bool) -> dict[str, Any]:
-    """What an evaluation says of its scores.
+    """Measure the calibration of the scores of an evaluation.
 
     Args:
-        samples: `crossvlt_hf.metrics.Sample` with scores, those of `evaluate`.
+        samples: `crossvlt_hf.metrics.Sample` of `evaluate`, with scores.
         calibrated: whether the processor has a `score_calibration`.
 
     Returns:
-        "calibrated"; "score": "expected_calibration_error" and the "bins" of `reliability`, of the scores of all masks
-        that are not empty against their IoUs; with a presence head "presence", the same of the probability that
-        something fits, of all expressions, against whether something does. Without samples, nothing.
+        "calibrated"; "score": "expected_calibration_error" and "bins" (see `reliability`) of the scores and IoUs of
+        all masks that are not empty; with a presence head "presence": the same for the probability of a target, over
+        all expressions. {} without samples.
     """
     samples = list(samples)
     answered = [sample for sample in samples if sample.score is not None and sample.predicted > 0]
@@ -142,15 +142,15 @@ def calibration_report(samples: Iterable[Any], calibrated: bool) -> dict[str, An
 
 
 def save_calibration(folder: str | Path, points: Sequence[Sequence[float]] | None) -> None:
-    """Write a score calibration into the processor's file of a checkpoint folder; the weights stay as they are.
+    """Save a score calibration in the `processor_config.json` of a checkpoint folder.
 
     Args:
         folder: of the checkpoint.
-        points: what `fit_score` gave; None removes it.
+        points: from `fit_score`; None removes the calibration.
 
     Raises:
-        OSError: if it is not a folder with a `processor_config.json`.
-        ValueError: if the points are not what they should be.
+        OSError: if the folder has no `processor_config.json`.
+        ValueError: if the points are not valid.
     """
     path = Path(folder) / "processor_config.json"
     values = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""An evaluation at a glance: the best, the worst and random predictions, and each kind of expression, as one sheet."""
+"""A gallery of an evaluation: the best, the worst and random predictions, and some of each family."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .run import EvaluationOptions
 
 
-TILE = 360  # longest side in pixels of a picture as it is drawn
+TILE = 360  # longest side in pixels of a drawn image
 TILE_INCHES, CAPTION_INCHES, HEADING_INCHES, TITLE_INCHES, MARGIN = 2.1, 0.62, 0.34, 0.75, 0.25
 
 
@@ -31,8 +31,8 @@ class Choice:
     """A row of the gallery.
 
     Args:
-        title: what stands above it.
-        indices: of the samples that are shown, in the order of the evaluation.
+        title: heading of the row.
+        indices: of the samples to show, in the order of the evaluation.
     """
 
     title: str
@@ -40,24 +40,23 @@ class Choice:
 
 
 def choose_samples(samples: Sequence[Sample], columns: int = 5, seed: int = 0) -> list[Choice]:
-    """What a gallery shows: the best, the worst, random ones, and of every group a range from its best to its worst.
+    """Choose samples for a gallery: the best, the worst, random ones, and a range of each group.
 
-    No sample is in two rows. Among samples of equal IoU chance decides, so that one image does not fill a row with all
-    its expressions.
+    No sample is in two rows. Ties are broken at random, so that the expressions of one image do not fill a row.
 
     Args:
         samples: of an evaluation.
-        columns: how many stand in a row, at most.
-        seed: of the chance.
+        columns: the most samples per row.
+        seed: of the random choices.
 
     Returns:
-        Rows of at least one sample; a single one, from best to worst, where it holds them all.
+        Rows of at least one sample; a single row, from best to worst, if it holds all samples.
 
     Raises:
         ValueError: if there are no samples or columns.
     """
     if not samples or columns < 1:
-        raise ValueError(f"There must be at least one sample and column, got {len(samples)} and {columns}.")
+        raise ValueError(f"There must be at least one sample and one column, got {len(samples)} and {columns}.")
     shuffled = np.random.default_rng(seed).permutation(len(samples)).tolist()
     ranked = sorted(shuffled, key=lambda index: samples[index].iou, reverse=True)
     if len(samples) <= columns:
@@ -73,12 +72,12 @@ def choose_samples(samples: Sequence[Sample], columns: int = 5, seed: int = 0) -
 
 
 def _choose_of_group(group: str, samples: Sequence[Sample], ranked: list[int], columns: int) -> Choice:
-    """A range, from the best to the worst, of those of a group that are not shown yet."""
+    """A range from best to worst of the samples of a group that no other row shows."""
     ious = [sample.iou for sample in samples if sample.group == group]
     own = [index for index in ranked if samples[index].group == group]
     places = np.linspace(0, len(own) - 1, min(columns, len(own))).round().astype(int)
     count, mean = counted(len(ious), "expression"), np.mean(ious)
-    title = f"{group}: {count}, mean IoU {mean:.3f}; those not above, from best to worst"
+    title = f"{group}: {count}, mean IoU {mean:.3f}; others from best to worst"
     return Choice(title, [own[place] for place in places])
 
 
@@ -92,27 +91,26 @@ def evaluation_gallery(
     columns: int = 5,
     seed: int = 0,
 ) -> Image.Image:
-    """Draw chosen samples of an evaluation.
+    """Draw samples of an evaluation.
 
-    An evaluation keeps a few numbers of each sample and no mask, so the masks of the chosen ones are computed again,
-    by the process that calls this alone.
+    An evaluation does not keep masks, so the masks of the drawn samples are predicted again, in this process only.
 
     Args:
-        model: on its device; it is put into eval mode, and back.
-        processor: the model's.
-        dataset: that was evaluated.
+        model: on its device; runs in eval mode, and keeps its mode.
+        processor: of the model.
+        dataset: the evaluated data set.
         samples: `evaluate(...).samples`: one for every expression of the data set, in order.
-        options: those of the evaluation.
-        columns: how many stand in a row, at most.
+        options: of the evaluation.
+        columns: the most samples per row.
         seed: of the random row.
 
     Returns:
-        New image of mode "RGB": the prediction tinted and outlined in blue, the truth outlined in pink, above the IoU
-        that was measured and the expression.
+        New image of mode "RGB": the prediction tinted and outlined in blue, the ground truth outlined in pink, and
+        below them the measured IoU and the expression.
 
     Raises:
         ModuleNotFoundError: without the extra `train` or `plot`.
-        ValueError: if the samples are not those of the data set.
+        ValueError: if the samples do not belong to the data set.
     """
     from ..data.pairs import EvaluationPairs
     from .run import EvaluationOptions, find_masks
@@ -120,7 +118,7 @@ def evaluation_gallery(
     expressions = len(EvaluationPairs(dataset))
     if len(samples) != expressions:
         counts = f"{counted(len(samples), 'sample')} of {counted(expressions, 'expression')}"
-        raise ValueError(f"The samples must be those of this data, one for each expression, got {counts}.")
+        raise ValueError(f"There must be one sample for each expression of the data set, got {counts}.")
     columns = min(columns, len(samples))
     rows = choose_samples(samples, columns, seed)
     wanted = sorted({index for row in rows for index in row.indices})
@@ -139,12 +137,12 @@ class _Tile:
 
 
 def draw_tile(image: Image.Image, found: NDArray[np.bool_], truth: NDArray[np.bool_]) -> Image.Image:
-    """A prediction, tinted and outlined in azure, and the truth, outlined in magenta, on the image.
+    """Draw a prediction, tinted and outlined in azure, and the ground truth, outlined in magenta, on an image.
 
     Args:
         image: of mode "RGB" and any size.
-        found: (height, width) of the image.
-        truth: (height, width) of the image.
+        found: the prediction, of the (height, width) of the image.
+        truth: the ground truth, of the same size.
     """
     scale = TILE / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))

@@ -1,12 +1,12 @@
 """The metrics of referring image segmentation as a metric of the library `evaluate`.
 
-From the package, or by the path of this file, which both work with evaluate 0.4.6 and datasets 5.2:
+Load it from the package, or by the path of this file; both work with evaluate 0.4.6 and datasets 5.2:
 
     metric = ReferringSegmentation()
     metric = evaluate.load("crossvlt_hf/evaluation/hf_metric.py")
 
-The library writes what it is given to an Arrow file in its cache and reads it back as lists of lists: two masks of
-480x480 pixels take 0.05 s. `ReferringSegmentationMetric` does without, and `evaluation.evaluate` goes by it.
+The library writes masks to an Arrow file in its cache and reads them back as nested lists, which takes 0.05 s for two
+masks of 480x480 pixels. `ReferringSegmentationMetric`, which `evaluation.evaluate` uses, does not.
 """
 
 import datasets
@@ -14,7 +14,7 @@ import evaluate
 import numpy as np
 import torch
 
-# evaluate.load copies this file elsewhere, where a relative import finds nothing
+# evaluate.load copies this file, so relative imports would fail
 from crossvlt_hf.metrics import ReferringSegmentationMetric
 
 
@@ -27,11 +27,11 @@ INPUTS = """\
 Args:
     predictions: masks (height, width) of any size: true or 1 on the object.
     references: masks of the same sizes: 1 on the object, 0 off it, 255 ignored.
-    has_target: in `compute` only: for each mask, whether its expression refers to anything; by default all do.
+    has_target: in `compute` only: for each mask, whether its expression has a target; all have one by default.
 
 Returns:
-    overall_iou, mean_iou, precision@0.5, ..., precision@0.9, no_target_accuracy, target_accuracy: shares of 1, None
-    where there is nothing to divide by; samples: how many masks there were.
+    overall_iou, mean_iou, precision@0.5, ..., precision@0.9, no_target_accuracy, target_accuracy: from 0 to 1, None if
+    undefined; samples: number of masks.
 """
 
 CITATION = """\

@@ -1,4 +1,4 @@
-"""The reliability diagram: how near scores are to what they promise."""
+"""The reliability diagram of scores."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,28 +13,28 @@ if TYPE_CHECKING:
 
 KINDS = {
     "score": ("Score", "mean IoU of the masks"),
-    "presence": ("Presence", "share of the expressions that mean something"),
+    "presence": ("Presence", "share of the expressions with a target"),
 }
 
 
 def reliability_diagram(report: Mapping[str, Any], title: str = "") -> Image.Image:
-    """Draw what `crossvlt_hf.evaluation.calibration.calibration_report` found.
+    """Draw a report of `crossvlt_hf.evaluation.calibration.calibration_report`.
 
     Args:
         report: with "score", "presence" or both.
         title: of the figure.
 
     Returns:
-        New image of mode "RGB": a panel for each, the bars as high as what was reached in the bin, the points at the
-        mean of the scores, and under each panel how many samples the bins hold.
+        New image of mode "RGB": a panel for each, with a bar for the mean value of each bin, a point at its mean
+        score, and the number of samples in each bin below.
 
     Raises:
         ModuleNotFoundError: without matplotlib, the extra `plot`.
-        ValueError: if there is nothing to draw.
+        ValueError: if the report has neither.
     """
     found = [kind for kind in KINDS if report.get(kind)]
     if not found:
-        raise ValueError("The report has neither scores nor presences; there is nothing to draw.")
+        raise ValueError('The report must have "score" or "presence".')
     figure = new_figure(0.9 + 4.4 * len(found), 5.6)
     add_text(figure, 0.35, 0.18, one_line(title), fontsize=13, weight="bold")
     for number, kind in enumerate(found):

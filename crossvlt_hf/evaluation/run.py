@@ -1,4 +1,4 @@
-"""Evaluation of a model on references, in one process or several, by the paper's protocol or at original size."""
+"""Evaluate a model on a data set, in one or several processes, at the model's input size or the original size."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -40,20 +40,19 @@ class EvaluationOptions:
     """How to evaluate.
 
     Args:
-        batch_size: pairs at a time.
-        protocol: "paper": masks are resized (nearest) to the size the model reads, 480x480 in the paper, and compared
-            there; "original": the logits are resized (bilinear) to the image's own size, and compared there.
-        truncation: "keep_sep": an over-long expression keeps its [SEP]; "reference": it loses it, as in the authors'
-            code.
-        shuffle: compare with what the expression of another image finds: the score of a model that does not read.
-        distractors: whether to compare with the mask of another reference to the same image as well.
-        presence_threshold: the mask is empty where the probability that something fits is below this; "auto" is 0.5
-            for a model with a presence head, None empties none.
-        largest_part: whether to keep only the largest connected part of each mask that is found.
-        instances: whether to compare the connected parts of the masks too.
-        min_area: the least area of such a part, in pixels; None is 1.
-        workers: processes that prepare data.
-        progress: whether to show a bar.
+        batch_size: pairs per forward pass.
+        protocol: "paper" resizes masks (nearest) to the input size of the model, 480x480 in the paper; "original"
+            resizes logits (bilinear) to the size of the image.
+        truncation: how to cut long expressions: "keep_sep" keeps [SEP]; "reference" cuts it off, as the authors' code.
+        shuffle: use the expression of another image: the score of a model that ignores the text.
+        distractors: whether to also compare with the mask of another reference to the same image.
+        presence_threshold: below this probability of a target, the mask is empty; "auto" is 0.5 for a model with a
+            presence head, None empties no mask.
+        largest_part: whether to keep only the largest connected part of each predicted mask.
+        instances: whether to also compare the connected parts of the masks.
+        min_area: smallest area of such a part, in pixels; None is 1.
+        workers: processes that load data.
+        progress: whether to show a progress bar.
     """
 
     batch_size: int = 8
@@ -78,7 +77,7 @@ class EvaluationOptions:
 
 
 def tokenize(processor: CrossVLTProcessor, expressions: list[str], truncation: Truncation) -> dict[str, Tensor]:
-    """Token ids and masks of expressions, (B, T) int64."""
+    """Tokenize expressions: token ids and masks, (B, T) int64."""
     if truncation == "keep_sep":
         return dict(processor(text=expressions, return_tensors="pt"))
     tokenizer, length = processor.tokenizer, processor.max_length
@@ -89,7 +88,7 @@ def tokenize(processor: CrossVLTProcessor, expressions: list[str], truncation: T
 
 @dataclass
 class _Collator:
-    """Pairs to what the model reads, beside the pairs themselves."""
+    """Make inputs of the model of pairs, and return both."""
 
     processor: CrossVLTProcessor
     options: EvaluationOptions
@@ -102,16 +101,15 @@ class _Collator:
         return inputs, pairs
 
 
-MOST_DRAWN = 500  # references that are drawn for their expressions
+MOST_DRAWN = 500  # references to draw for their expressions
 
 
 def describe_reading(processor: CrossVLTProcessor, datasets: Sequence[Dataset]) -> str:
-    """Say in a line which share of the words the vocabulary does not know, and how many expressions are cut.
+    """One line about the share of unknown words and the number of truncated expressions.
 
     Args:
-        processor: the model's.
-        datasets: of records; of those that do not store their expressions, such as RefShapes, the first references
-            are read, and the line says so.
+        processor: of the model.
+        datasets: of records; only the first references of those that draw their expressions (RefShapes) are read.
 
     Raises:
         NothingReadError: if the tokenizer reads nothing of an expression; names the reference.
@@ -137,7 +135,7 @@ def _reference_with(expression: str, datasets: Sequence[Dataset]) -> str:
 
 
 def shuffled_expressions(pairs: EvaluationPairs) -> dict[int, str]:
-    """For every pair the expression of one half the data set away, or the next one behind that of another image."""
+    """For every pair, the expression half the data set away, or the next one that belongs to another image."""
     texts, images = pairs.texts(), pairs.images()
     count = len(texts)
     found = {}
@@ -145,26 +143,26 @@ def shuffled_expressions(pairs: EvaluationPairs) -> dict[int, str]:
         others = ((index + count // 2 + step) % count for step in range(count))
         other = next((other for other in others if images[other] != images[index]), None)
         if other is None:
-            raise ValueError("All expressions are of one image; there is no other image to shuffle with.")
+            raise ValueError("`shuffle` needs several images; all expressions belong to one.")
         found[index] = texts[other]
     return found
 
 
 def _resolved(model: CrossVLTModel, options: EvaluationOptions) -> EvaluationOptions:
-    """The options for a model, without "auto"."""
+    """Resolve "auto" for a model."""
     has_head = getattr(getattr(model, "config", None), "presence_head", False)
     return replace(options, presence_threshold=resolve_presence_threshold(options.presence_threshold, has_head))
 
 
 @dataclass(frozen=True)
 class _Prediction:
-    """What a model says of a pair: by how much the object exceeds the background, (H, W), and whether it is there."""
+    """A prediction for a pair: (H, W) log-odds of the object, and the probability of a target."""
 
     margin: Tensor
     presence: float | None = None
 
     def at(self, size: tuple[int, ...]) -> "_Prediction":
-        """The same at another size."""
+        """Resize it."""
         if self.margin.shape == size:
             return self
         resized = torch.nn.functional.interpolate(self.margin[None, None], size=size, mode="bilinear")[0, 0]
@@ -181,7 +179,7 @@ class _Prediction:
 
 
 def _areas(predicted: Tensor, mask: np.ndarray) -> tuple[int, int, int]:
-    """Intersection, union and predicted area of a (H, W) prediction and a mask, which is brought to its size."""
+    """Intersection, union and predicted area of a (H, W) prediction and a mask, which is resized to it."""
     labels = resize_label_map(mask, (predicted.shape[0], predicted.shape[1]))
     return tuple(mask_areas(predicted[None], torch.from_numpy(labels.astype(np.int64))[None])[0].tolist())
 
@@ -204,19 +202,19 @@ def evaluate(
     dataset: Dataset,
     options: EvaluationOptions = EvaluationOptions(),
 ) -> ReferringSegmentationMetric:
-    """Evaluate on every expression of a data set of records; under `accelerate launch` the processes share the work.
+    """Evaluate on every expression of a data set of records; processes of `accelerate launch` share the work.
 
     Args:
-        model: on its device; it is evaluated as if not in training, and keeps its mode.
-        processor: the model's.
+        model: on its device; runs in eval mode, and keeps its mode.
+        processor: of the model.
         dataset: see `crossvlt_hf.data.load_data`.
         options: see `EvaluationOptions`.
 
     Returns:
-        The metric with all samples, in their order, the same in every process.
+        The metric with all samples in order, the same in every process.
 
     Raises:
-        ValueError: if the data set is broken; the message names file and row.
+        ValueError: if the data set is broken; names file and row.
     """
     options = _resolved(model, options)
     pairs, state = EvaluationPairs(dataset, distractors=options.distractors), PartialState()
@@ -225,7 +223,7 @@ def evaluate(
         state.process_index * len(pairs) // state.num_processes,
         (state.process_index + 1) * len(pairs) // state.num_processes,
     )
-    # Sharded weights are gathered in every forward pass, so all processes need the same number of them
+    # All processes need the same number of forward passes, in which sharded weights are gathered
     longest = -(-len(pairs) // state.num_processes)
     loader = DataLoader(
         Subset(pairs, [*own, *[0] * (longest - len(own))]),
@@ -248,18 +246,18 @@ def find_masks(
     indices: Sequence[int],
     options: EvaluationOptions = EvaluationOptions(),
 ) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
-    """Predict single expressions as `evaluate` does, to look at: one at a time, in this process alone.
+    """Predict some expressions as `evaluate` does, one at a time, in this process only.
 
     Args:
-        model: on its device; it is evaluated as if not in training, and keeps its mode.
-        processor: the model's.
+        model: on its device; runs in eval mode, and keeps its mode.
+        processor: of the model.
         dataset: see `evaluate`.
-        indices: of expressions, as they are counted in the metric's samples.
+        indices: of expressions, in the order of the samples of the metric.
         options: see `EvaluationOptions`.
 
     Yields:
-        The pair, with its image and what the model was told as "expression", and the (height, width) bool mask that
-        was found, of the image's own size.
+        The pair, with the expression that was used, and the predicted mask, (height, width) bool, of the size of the
+        image.
     """
     options = _resolved(model, options)
     pairs = EvaluationPairs(dataset)
@@ -298,7 +296,7 @@ def _sample(
 
 
 def _found_instances(predicted: Tensor, mask: np.ndarray, min_area: int) -> bool:
-    """Whether the connected parts of a prediction are those of the mask, which is brought to its size."""
+    """Whether the connected parts of a prediction match those of the mask, which is resized to it."""
     labels = torch.tensor(resize_label_map(mask, (predicted.shape[0], predicted.shape[1])))
     found, wanted = (
         [instance["box"] for instance in find_instances(each, min_area)]

@@ -1,4 +1,4 @@
-"""Batch prediction: the masks of a whole data set, in shards that an interruption neither loses nor repeats."""
+"""Batch prediction: segment a whole data set into shards, and resume after interruptions."""
 
 from .requests import ImageRequests, JsonlRequests, Request, Requests, RowRequests, open_requests, some_names
 from .run import PredictionOptions, describe_reading, predict

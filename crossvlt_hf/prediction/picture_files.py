@@ -1,4 +1,4 @@
-"""The pictures of a folder."""
+"""Find the images in a folder."""
 
 import os
 import stat
@@ -9,15 +9,15 @@ from pathlib import Path
 from PIL import Image, ImageFile
 
 
-# Pillow opens these and then cannot decode them, or not without another program
+# Formats that Pillow opens but cannot decode, or only with another program
 UNDECODED = {"EPS", "MPEG"}
-# What a file of another or no suffix may hold; other formats are too easily taken for one another
+# Formats that are recognised by content; others are too easily confused
 BY_CONTENT = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP")
 
 
 @cache
 def picture_suffixes() -> frozenset[str]:
-    """The suffixes, in lower case, of the formats that Pillow decodes."""
+    """The suffixes of the formats that Pillow decodes, in lower case."""
     extensions = Image.registered_extensions()
     stubs = {
         name
@@ -33,7 +33,7 @@ def _raise(error: OSError) -> None:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """All files below a folder, also behind links to folders, each folder once; without hidden ones."""
+    """All files below a folder, except hidden ones; follows links to folders, each folder once."""
     seen: set[str] = set()
     for parent, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
         if (real := os.path.realpath(parent)) in seen:
@@ -48,25 +48,25 @@ def _is_picture(path: Path) -> bool:
     by_name = path.suffix.lower() in picture_suffixes()
     try:
         regular = stat.S_ISREG(path.stat().st_mode)
-    except OSError:  # such as a link to nowhere, which is an error where it should be a picture
+    except OSError:  # such as a broken link, which should be reported as an unreadable image
         return by_name
-    if by_name or not regular:  # a pipe or a device would be read for ever
+    if by_name or not regular:  # reading a pipe or a device may never end
         return regular
     try:
         with Image.open(path, formats=BY_CONTENT):
             return True
-    except Image.DecompressionBombError:  # reading it says so
+    except Image.DecompressionBombError:  # raised again when it is read
         return True
-    except Exception:  # damaged headers raise anything
+    except Exception:  # damaged headers may raise anything
         return False
 
 
 def find_pictures(folder: Path) -> tuple[list[str], list[str]]:
-    """The pictures below a folder, and the other files.
+    """Find the images below a folder, and the other files.
 
     Returns:
-        Two sorted lists of paths relative to the folder. A picture is a file with the suffix of a format that Pillow
-        decodes, whatever it holds, or a file that holds one of the usual formats under another name.
+        Two sorted lists of paths relative to the folder. Images are files with the suffix of a format that Pillow
+        decodes, even if they are damaged, and files of common formats with another suffix.
 
     Raises:
         OSError: if a folder cannot be listed.

@@ -1,4 +1,4 @@
-"""What to segment: rows of an image and its expressions, from a file, a folder or a data set, read one at a time."""
+"""Requests: rows of an image and its expressions, from a file, a folder or a data set, loaded one at a time."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ from .picture_files import find_pictures
 IMAGE_KEYS = ("image", "file_name", "image_path", "path")
 TEXT_KEYS = ("expressions", "expression", "text", "texts", "sentences", "sentence", "caption")
 NAME_KEYS = ("ref_id", "id", "image_id")
-# What `datasets` finds expressions in, also beside pictures
+# Files in which `datasets` may find expressions
 TABLES = (".arrow", ".csv", ".json", ".jsonl", ".parquet", ".tsv", ".tar", ".zip")
 NAMES_SHOWN = 5
 
@@ -32,7 +32,7 @@ class Request:
     """A row to segment.
 
     Args:
-        name: its id in the data, or where it lies.
+        name: its id in the data, or its place.
         image: a path, or an image.
         expressions: at least one.
     """
@@ -43,26 +43,26 @@ class Request:
 
 
 class Requests(Protocol):
-    """Rows by number. `digest` tells them from others, so that a job goes on with the same."""
+    """Rows by index, with a `digest` to check that a job is resumed with the same rows."""
 
     digest: str
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Request:
-        """The row.
+        """Load a row.
 
         Raises:
-            OSError, ValueError: if it is broken.
+            OSError, ValueError: if it is unreadable.
         """
         ...
 
     def name(self, index: int) -> str:
-        """What to call a row that is broken."""
+        """The name of a row, for errors."""
         ...
 
     def texts(self) -> Iterator[str]:
-        """The expressions, without their images: those of rows that can be read, or those of all rows once."""
+        """The expressions of readable rows, or those of all rows once; loads no images."""
         ...
 
 
@@ -71,7 +71,7 @@ def _find(row: dict[str, Any], keys: Sequence[str], what: str, source: str) -> A
         if row.get(key) is not None:
             return row[key]
     given = {key: value for key, value in row.items() if value is not None}
-    raise ValueError(f"{source} has no {what}{but_has(given)}; give one of {', '.join(keys)}.")
+    raise ValueError(f"{source} has no {what}{but_has(given)}; add one of {', '.join(keys)}.")
 
 
 def _expressions(value: Any, source: str) -> list[str]:
@@ -81,14 +81,14 @@ def _expressions(value: Any, source: str) -> list[str]:
 
 
 class JsonlRequests:
-    """The lines of a JSONL file; only where they begin is kept in memory.
+    """The lines of a JSONL file; only their offsets are kept in memory.
 
     Args:
         path: of the file. A line is an object with `image` (or `file_name`), a path below the root, and `expression`
-            or `expressions`; the keys of `metadata.jsonl` that say more are left alone. `id` or `ref_id` names it.
-        root: the folder of the images; None is that of the file.
-        image_key: the key of the image, where it is another.
-        text_key: the key of the expressions, where it is another.
+            or `expressions`; other keys of `metadata.jsonl` are ignored. `id` or `ref_id` is its name.
+        root: folder of the images; None for that of the file.
+        image_key: key of the image, if it has another name.
+        text_key: key of the expressions, if it has another name.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class JsonlRequests:
                     numbers.append(number)
                 position += len(line)
                 digest.update(line)
-        # Of numpy, since lists of numbers would be copied in every process that counts references to them
+        # numpy arrays, since workers would copy lists of ints when they count references to them
         self.starts, self.numbers, self.digest = np.array(starts), np.array(numbers), digest.hexdigest()
 
     def __len__(self) -> int:
@@ -125,37 +125,36 @@ class JsonlRequests:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{name} is not JSON: {error}") from error
         if not isinstance(row, dict):
-            raise ValueError(f"{name} holds {str(row)[:40]!r}; give an object, {{...}}.")
+            raise ValueError(f"{name} must be an object, {{...}}, got {str(row)[:40]!r}.")
         image = inside(self.root, _find(row, self.image_keys, "image", name), name)
         expressions = _expressions(_find(row, self.text_keys, "expression", name), name)
         given = next((row[key] for key in NAME_KEYS if isinstance(row.get(key), str | int)), name)
         return Request(str(given), image, expressions)
 
     def texts(self) -> Iterator[str]:
-        """The expressions of the lines that can be read."""
+        """The expressions of readable lines."""
         for index in range(len(self)):
             with suppress(OSError, ValueError):
                 yield from self[index].expressions
 
 
 class ImageRequests:
-    """All pictures of a folder and those in it, with the same expressions.
+    """All images below a folder, with the same expressions.
 
-    A picture is a file whose name ends as one of a format that Pillow decodes, also if it turns out to be damaged, or
-    any other file that holds one. Other files are listed in `passed_over`; hidden ones are ignored.
+    Images are found by `find_pictures`. Other files are listed in `skipped`; hidden files are ignored.
 
     Args:
         folder: of the images.
-        expressions: what to look for in each.
+        expressions: for each image.
 
     Raises:
-        OSError: if a folder in it cannot be listed.
+        OSError: if a folder cannot be listed.
         ValueError: if there are no expressions, or one is empty.
     """
 
     def __init__(self, folder: Path, expressions: Sequence[str]) -> None:
         self.folder, self.expressions = folder, clean_expressions(expressions, "--expression")
-        pictures, self.passed_over = find_pictures(folder)
+        pictures, self.skipped = find_pictures(folder)
         self.paths = np.array(pictures)
         self.digest = blake2b(json.dumps([*pictures, *self.expressions]).encode(), digest_size=16).hexdigest()
 
@@ -163,24 +162,24 @@ class ImageRequests:
         return len(self.paths)
 
     def name(self, index: int) -> str:
-        """The path below the folder."""
+        """The path relative to the folder."""
         return str(self.paths[index])
 
     def __getitem__(self, index: int) -> Request:
         return Request(self.name(index), str(self.folder / self.name(index)), self.expressions)
 
     def texts(self) -> Iterator[str]:
-        """What to look for, once for all images."""
+        """The expressions, once for all images."""
         return iter(self.expressions)
 
 
 class RowRequests:
-    """The rows of a data set that has a column of images and one of expressions.
+    """The rows of a data set with columns of images and expressions.
 
     Args:
-        dataset: of records (see `crossvlt_hf.data.record`), or of another kind.
-        image_column: if it is not one of the usual names.
-        text_column: if it is not one of the usual names.
+        dataset: of records (see `crossvlt_hf.data.record`), or another one.
+        image_column: name of the column of images, if it is not a usual one.
+        text_column: name of the column of expressions, if it is not a usual one.
 
     Raises:
         ValueError: if there are no such columns.
@@ -188,7 +187,7 @@ class RowRequests:
 
     def __init__(self, dataset: Dataset, image_column: str | None = None, text_column: str | None = None) -> None:
         stored = dataset.column_names
-        # Only rows that are drawn when they are read have columns that are not stored; the first may be broken
+        # Only a transform may add columns; otherwise the first row is not read, as it may be broken
         drawn = len(dataset) > 0 and image_column not in stored and not set(stored) & set(IMAGE_KEYS)
         columns = list(dataset[0]) if drawn else stored
         self.image = self._choose(columns, image_column, IMAGE_KEYS, "image")
@@ -205,7 +204,7 @@ class RowRequests:
         found = wanted or next((name for name in usual if name in columns), None)
         if found is None:
             others = [name for name in columns if name not in (*IMAGE_KEYS, *NAME_KEYS)]
-            advice = f"name another one with `--{kind}-column`" if others else "add one"
+            advice = f"name another column with `--{kind}-column`" if others else "add one"
             raise ValueError(
                 f"The data set must have a column {', '.join(usual[:-1])} or {usual[-1]}, got the columns "
                 f"{', '.join(columns)}; {advice}."
@@ -220,7 +219,7 @@ class RowRequests:
         return f"row {index}"
 
     def __getitem__(self, index: int) -> Request:
-        with opening(self.name(index)):  # the library decodes images here
+        with opening(self.name(index)):  # `datasets` decodes images here
             row = self.dataset[index]
         name = next((row[key] for key in NAME_KEYS if isinstance(row.get(key), str | int)), self.name(index))
         if row[self.image] is None:
@@ -228,7 +227,7 @@ class RowRequests:
         return Request(str(name), row[self.image], _expressions(row[self.text], self.name(index)))
 
     def texts(self) -> Iterator[str]:
-        """The expressions of the rows that can be read; images are decoded only where the texts are not stored."""
+        """The expressions of readable rows; decodes images only if expressions are not stored."""
         stored = self.text in self.dataset.column_names
         rows = self.dataset.with_format(None).select_columns([self.text]) if stored else self.dataset
         for index in range(len(rows)):
@@ -237,7 +236,7 @@ class RowRequests:
 
 
 def _digest(dataset: Dataset) -> str:
-    """Of what is stored, images aside."""
+    """A hash of the stored values, without images."""
     digest = blake2b(digest_size=16)
     for table in dataset.with_format("arrow").iter(1000):
         digest.update(repr(table.to_pydict()).encode(errors="backslashreplace"))
@@ -245,12 +244,12 @@ def _digest(dataset: Dataset) -> str:
 
 
 def _load_rows(source: str, split: str) -> Dataset:
-    """A data set of the Hub, or of files that the library reads, or one that it saved."""
+    """Load a data set from the Hub, from files, or saved by `save_to_disk`."""
     folder = Path(source)
     if (folder / "state.json").is_file():
         return load_from_disk(source)
     if not folder.exists() and (folder.is_absolute() or len(folder.parts) > 2 or source.startswith(".")):
-        raise FileNotFoundError(f"There is no file or folder {source}; give one, or a data set's id.")
+        raise FileNotFoundError(f"There is no file or folder {source}; give one, or the id of a data set.")
     try:
         return load_dataset(source, split=split)
     except (OSError, ValueError):
@@ -260,7 +259,7 @@ def _load_rows(source: str, split: str) -> Dataset:
 
 
 def some_names(names: Sequence[str]) -> str:
-    """The first of many names, for a message."""
+    """The first names of a list, for a message."""
     more = len(names) - NAMES_SHOWN
     return ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
@@ -272,26 +271,26 @@ def _open_pictures(folder: Path, expressions: Sequence[str]) -> ImageRequests:
         )
     requests = ImageRequests(folder, expressions)
     if not len(requests):
-        others = requests.passed_over
+        others = requests.skipped
         rest = f"; it has {len(others)} other file(s): {some_names(others)}" if others else ""
         raise ValueError(f"{folder} has no images to segment{rest}.")
     return requests
 
 
 def _check_has_expressions(folder: Path) -> None:
-    """Raise ValueError for a folder that holds pictures and nothing that could say what to look for in them."""
+    """Raise ValueError for a folder that has images but no file that could contain expressions."""
     if (folder / "state.json").is_file() or not folder.is_dir():
         return
     pictures, others = find_pictures(folder)
     if pictures and not any(name.lower().endswith(TABLES) for name in others):
         raise ValueError(
-            f"{folder} has {counted(len(pictures), 'image')} and no {METADATA}; give `--expression TEXT`, what to "
-            f"look for in each of them, or write {METADATA}, a line for each image with its expressions."
+            f"{folder} has {counted(len(pictures), 'image')} and no {METADATA}; set `--expression TEXT` to use it for "
+            f"every image, or write {METADATA}, a line for each image with its expressions."
         )
 
 
 def _refuse(arguments: dict[str, Any], source: str) -> None:
-    """Raise ValueError for an argument that a source does not read."""
+    """Raise ValueError for an argument that has no effect."""
     for name, value in arguments.items():
         if value:
             raise ValueError(f"`--{name}` has no effect on {source}; leave it out.")
@@ -307,21 +306,21 @@ def open_requests(
     text_column: str | None = None,
     options: dict[str, Any] | None = None,
 ) -> Requests:
-    """Find out what a source is, and open it.
+    """Open a source of requests.
 
     Args:
-        source: a JSONL file; a folder with metadata.jsonl; a folder of images, if there are `expressions`; the name of
-            a data set of `load_data`; else whatever `datasets.load_dataset` takes, or `save_to_disk` wrote.
-        split: of a data set; None means "train". Rows and images of a file or folder have no splits here.
-        root: the folder of the images of a JSONL file, or of a data set's files.
+        source: a JSONL file; a folder with metadata.jsonl; a folder of images, with `expressions`; the name of a data
+            set of `load_data`; otherwise an argument of `datasets.load_dataset`, or a folder of `save_to_disk`.
+        split: of a data set; None means "train". Not for files and folders of images.
+        root: folder of the images of a JSONL file, or of the files of a data set.
         expressions: for every image of a folder.
-        image_column: the column or key of images, if it is not one of the usual ones.
-        text_column: the column or key of expressions.
-        options: further arguments of `load_data`.
+        image_column: column or key of images, if it is not a usual one.
+        text_column: column or key of expressions, if it is not a usual one.
+        options: other arguments of `load_data`.
 
     Raises:
-        OSError: if there is nothing there.
-        ValueError: if it holds no rows, lacks what is needed, or does not read one of the arguments.
+        OSError: if there is no such source.
+        ValueError: if it has no rows, images or expressions, or an argument has no effect.
     """
     path, below = Path(source), None if root is None else Path(root)
     table = path / METADATA if path.is_dir() else path
@@ -331,13 +330,13 @@ def open_requests(
         _refuse(given, "a folder of images")
         requests = _open_pictures(path, expressions)
     elif table.is_file() and table.suffix == ".jsonl":
-        _refuse({name: given[name] for name in ("split", "option")}, f"{table}, all of whose lines are taken")
+        _refuse({name: given[name] for name in ("split", "option")}, f"the lines of {table}")
         requests = JsonlRequests(table, below, image_column, text_column)
     elif source in NAMES or is_data_folder(path):
         dataset = load_data(source, split or "train", root=root, **(options or {}))
         requests = RowRequests(dataset, image_column, text_column)
     else:
-        _refuse({name: given[name] for name in ("option", "root")}, f"{source}, which `datasets` reads")
+        _refuse({name: given[name] for name in ("option", "root")}, f"{source}, which `datasets` loads")
         _check_has_expressions(path)
         requests = RowRequests(_load_rows(source, split or "train"), image_column, text_column)
     if not len(requests):

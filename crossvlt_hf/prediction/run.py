@@ -1,4 +1,4 @@
-"""Predict the rows of a data set, in one process or several."""
+"""Predict the rows of a data set, in one or several processes."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ from .requests import Requests
 from .shards import Shards, row_schema
 
 
-MOST_TEXTS = 10_000  # that are looked at before a prediction begins
+MOST_TEXTS = 10_000  # to check for unknown words before a prediction
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,15 @@ class PredictionOptions:
     """How to predict.
 
     Args:
-        batch_size: expressions that go through the model together.
-        shard_size: rows of a file, which an interruption costs at most for each process.
+        batch_size: expressions per forward pass.
+        shard_size: rows per file; an interruption loses at most one shard per process.
         file_format: "jsonl" or "parquet".
         threshold: see `CrossVLTProcessor.post_process_masks`.
-        presence_threshold: see there; "auto" is 0.5 for a model with a presence head.
-        largest_part: see there.
-        on_error: "stop" at a row that is broken, or "skip" it: its line then has "error" and no mask.
-        workers: processes that read and prepare images, for each process that predicts.
-        progress: whether to show a bar, of the rows of the main process.
+        presence_threshold: see `CrossVLTProcessor.post_process_masks`; "auto" is 0.5 for a model with a presence head.
+        largest_part: see `CrossVLTProcessor.post_process_masks`.
+        on_error: "stop" at an unreadable row, or "skip" it: its line has "error" and no mask.
+        workers: processes that load images, per predicting process.
+        progress: whether to show a progress bar for the rows of the main process.
     """
 
     batch_size: int = 8
@@ -69,7 +69,7 @@ class PredictionOptions:
 
 @dataclass
 class _Row:
-    """A row as the model reads it; without inputs, but with `error`, if it is broken."""
+    """A row with inputs of the model; if it is unreadable, with `error` and no inputs."""
 
     index: int
     name: str
@@ -81,7 +81,7 @@ class _Row:
 
 @dataclass
 class _Piece:
-    """Expressions of a row that go through the model together, from `start` on."""
+    """Consecutive expressions of a row that are in the same batch."""
 
     row: _Row
     start: int
@@ -94,7 +94,7 @@ class _Piece:
 
 @dataclass
 class _PreparedRows(TorchDataset):
-    """Rows read and prepared, in a process of the loader or in this one."""
+    """Load rows and prepare inputs, in a worker or in this process."""
 
     requests: Requests
     processor: CrossVLTProcessor
@@ -104,7 +104,7 @@ class _PreparedRows(TorchDataset):
             request = self.requests[index]
             inputs: Any = self.processor(request.image, request.expressions, return_tensors="pt")
             read = self.processor.read_expressions(request.expressions)
-        except Exception as error:  # a broken image can raise anything, and one row must not cost the others
+        except Exception as error:  # a broken image can raise anything; other rows must go on
             kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
             reason = _storable(f"{kind}{in_one_line(error)}")
             return _Row(index, _storable(self.requests.name(index)), [], [], {}, reason)
@@ -113,7 +113,7 @@ class _PreparedRows(TorchDataset):
 
 
 def _storable(text: str) -> str:
-    """Text as a table can store it: file names may contain bytes that are not text."""
+    """Replace what Arrow cannot store: file names may contain invalid bytes."""
     return text.encode(errors="replace").decode()
 
 
@@ -159,7 +159,7 @@ def _predict_batch(
 
 
 def _line(row: _Row, number: int, result: dict[str, Any], largest_part: bool) -> dict[str, Any]:
-    """The line of an expression, of a row's the one of that number."""
+    """The output line of an expression of a row, given its number."""
     return {
         "row": row.index,
         "name": row.name,
@@ -186,7 +186,7 @@ def _broken(row: _Row, has_head: bool, largest_part: bool) -> dict[str, Any]:
 
 
 def describe_reading(processor: CrossVLTProcessor, requests: Requests) -> str:
-    """One line about the expressions: the share of unknown words, and how many expressions are cut."""
+    """One line about the share of unknown words and the number of truncated expressions."""
     texts = list(islice(requests.texts(), MOST_TEXTS + 1))
     first = "The first " if len(texts) > MOST_TEXTS else ""
     del texts[MOST_TEXTS:]
@@ -212,31 +212,30 @@ def predict(
     options: PredictionOptions = PredictionOptions(),
     job: dict[str, Any] | None = None,
 ) -> dict[str, Any] | None:
-    """Predict all rows into shards; under `accelerate launch` the processes share them.
+    """Predict all rows into shards, resuming with missing shards; processes of `accelerate launch` share the work.
 
-    A row is predicted with those of its shard, whoever does it: what comes out depends neither on the number of
-    processes nor on interruptions. Called again, it goes on with the shards that are missing.
+    Batches do not cross shards, so results depend neither on the number of processes nor on interruptions.
 
     Args:
-        model: on its device; it predicts as if not in training, and keeps its mode.
-        processor: the model's.
+        model: on its device; runs in eval mode, and keeps its mode.
+        processor: of the model.
         requests: see `open_requests`.
-        folder: of the shards: `predictions-00000-of-00010.jsonl` and so on, lines of "row" (number in the data),
-            "name", "number" (of the expression in its row), "expression", "text_read" (the part of it that the model
-            reads), "unknown_words" (that its vocabulary does not know), "score", with a presence head "presence",
-            "box" ([x_min, y_min, x_max, y_max] in pixels, the maxima exclusive; None if the mask is empty), with
-            `largest_part` "parts" (connected parts that were found, those left out included), "mask" (COCO run
-            lengths: "size", height and width, and "counts") and "error" (None, or why the row could not be read).
+        folder: of the shards `predictions-00000-of-00010.jsonl`, ..., with lines of "row" (index in the data), "name",
+            "number" (index of the expression in its row), "expression", "text_read" (the part within the limit of
+            tokens), "unknown_words", "score", with a presence head "presence", "box" ([x_min, y_min, x_max, y_max] in
+            pixels, the maxima exclusive; None if the mask is empty), with `largest_part` "parts" (number of connected
+            parts before), "mask" (COCO run lengths: "size", height and width, and "counts") and "error" (None, or why
+            the row is unreadable).
         options: see `PredictionOptions`.
-        job: what else the predictions depend on, such as the model's name; what JSON can hold.
+        job: what else the predictions depend on, such as the name of the model, for JSON.
 
     Returns:
-        Counts of "predictions", and among them of "empty" masks, of expressions that are "cut", and of those "unknown"
-        in part; and of "errors". None in a process that ends before others.
+        Counts of "predictions", and among them of "empty" masks, "cut" (truncated expressions) and "unknown"
+        (expressions with unknown words); and of "errors". None in a process that ends before others.
 
     Raises:
         OSError: if something cannot be written.
-        ValueError: if the folder is of another job, or a row is broken and not to be skipped.
+        ValueError: if the folder belongs to another job, or a row is unreadable and `on_error` is "stop".
     """
     state = PartialState()
     shards = Shards(folder, len(requests), options.shard_size, options.file_format)
@@ -244,7 +243,7 @@ def predict(
         if state.is_main_process:
             shards.open({"data": requests.digest, **_describe_job(model, options), **(job or {})})
     missing = shards.missing()
-    state.wait_for_everyone()  # else one could write a shard that another no longer finds missing
+    state.wait_for_everyone()  # all must list the missing shards before one is written
     own = missing[state.process_index :: state.num_processes]
     indices = [index for shard in own for index in shards.row_numbers(shard)]
     rows = _load_rows(requests, processor, indices, options.workers)
@@ -256,7 +255,7 @@ def predict(
 
 
 def _describe_job(model: CrossVLTModel, options: PredictionOptions) -> dict[str, Any]:
-    """The options that change what is predicted; the presence threshold only where the model has such a head."""
+    """The options that change predictions; the presence threshold only for a model with a presence head."""
     has_head = model.config.presence_head
     least = resolve_presence_threshold(options.presence_threshold, has_head)
     gate = {"presence_threshold": least} if has_head else {}
@@ -264,7 +263,7 @@ def _describe_job(model: CrossVLTModel, options: PredictionOptions) -> dict[str,
 
 
 def _load_rows(requests: Requests, processor: CrossVLTProcessor, indices: list[int], workers: int) -> Any:
-    """Rows of those numbers, read and prepared in processes of their own."""
+    """Load rows, in worker processes."""
     return DataLoader(
         Subset(_PreparedRows(requests, processor), indices),
         batch_size=None,
@@ -277,7 +276,7 @@ def _load_rows(requests: Requests, processor: CrossVLTProcessor, indices: list[i
 def _predict_shard(
     model: CrossVLTModel, processor: CrossVLTProcessor, rows: Iterable[_Row], options: PredictionOptions
 ) -> list[dict[str, Any]]:
-    """The lines of a shard, in the order of its rows."""
+    """The lines of a shard, sorted by row."""
     lines: list[dict[str, Any]] = []
 
     def whole() -> Iterator[_Row]:
@@ -286,7 +285,9 @@ def _predict_shard(
                 yield row
                 continue
             if options.on_error == "stop":
-                raise ValueError(f"{row.name} cannot be read: {row.error.rstrip('.')}. Fix it, or skip such rows.")
+                raise ValueError(
+                    f"{row.name} cannot be read: {row.error.rstrip('.')}. Fix it, or set `on_error` to 'skip'."
+                )
             lines.append(_broken(row, model.config.presence_head, options.largest_part))
 
     for batch in _cut(whole(), options.batch_size):

@@ -1,4 +1,4 @@
-"""The files of a batch prediction: one for every `shard_size` rows, written atomically."""
+"""The output files of a batch prediction: one per `shard_size` rows, written atomically."""
 
 import json
 import os
@@ -14,10 +14,10 @@ from ..configuration_crossvlt import write_file
 
 
 FORMATS = ("jsonl", "parquet")
-# Hidden, so that pandas, pyarrow, datasets and DuckDB read the folder as the table that its shards are
+# Hidden, so that pandas, pyarrow, datasets and DuckDB can read the folder as a table
 MANIFEST = ".predictions.json"
 FORMER_MANIFEST = "predictions.json"
-FORMER_JOBS = {"largest_part": False}  # of folders that do not say it
+FORMER_JOBS = {"largest_part": False}  # of folders without this entry
 MARK = "crossvlt_hf"
 PARTIAL = ".*.partial"
 SCHEMA = pa.schema(
@@ -37,7 +37,7 @@ SCHEMA = pa.schema(
 
 
 def row_schema(has_head: bool, largest_part: bool = False) -> pa.Schema:
-    """The columns of the predictions of a model with or without a presence head, of all parts or the largest."""
+    """The columns of shards, for a model with or without a presence head, and all parts or only the largest."""
     schema = SCHEMA
     if has_head:
         schema = schema.insert(schema.get_field_index("score") + 1, pa.field("presence", pa.float64()))
@@ -54,21 +54,21 @@ def _as_parquet(rows: Sequence[dict[str, Any]]) -> bytes:
 
 
 def _as_jsonl(rows: Sequence[dict[str, Any]]) -> bytes:
-    # ASCII: an expression may hold what is a line break to some readers
+    # ASCII, as some readers split lines at other characters
     return "".join(f"{json.dumps(row)}\n" for row in rows).encode()
 
 
 class Shards:
-    """A folder of shards, and of `.predictions.json`, which says what they are of.
+    """A folder of shards, with a description of the job in `.predictions.json`.
 
     Args:
-        folder: a new or empty one, or one of the same job.
-        rows: how many there are to predict.
-        size: rows of a shard.
+        folder: a new or empty folder, or that of the same job.
+        rows: number of rows to predict.
+        size: rows per shard.
         file_format: "jsonl" or "parquet".
 
     Raises:
-        ValueError: if one of these is wrong.
+        ValueError: if the size or the format is invalid.
     """
 
     def __init__(self, folder: str | Path, rows: int, size: int, file_format: str) -> None:
@@ -78,14 +78,14 @@ class Shards:
         self.count = -(-rows // size)
 
     def open(self, job: dict[str, Any]) -> None:
-        """Begin the job, or see that the folder is of the same.
+        """Start the job, or check that the folder belongs to the same job.
 
         Args:
-            job: what JSON can hold, and what the predictions depend on.
+            job: everything that the predictions depend on, for JSON.
 
         Raises:
             OSError: if the folder cannot be written.
-            ValueError: if it holds another job, or something else.
+            ValueError: if it belongs to another job, or has other files.
         """
         description = {"made_by": MARK, "rows": self.rows, "shard_size": self.size, "format": self.file_format, **job}
         manifest, former = self.folder / MANIFEST, self.folder / FORMER_MANIFEST
@@ -106,12 +106,12 @@ class Shards:
             found = json.loads(manifest.read_bytes())
             differing = [key for key, value in description.items() if found.get(key, FORMER_JOBS.get(key)) != value]
         except (ValueError, AttributeError) as error:
-            raise ValueError(f"{manifest} is damaged; give another folder.") from error
+            raise ValueError(f"{manifest} is damaged; use another folder.") from error
         if differing:
             key = differing[0]
             raise ValueError(
-                f"{self.folder} holds predictions whose `{key}` is {found.get(key)!r} and not {description[key]!r}; "
-                "give the same, to go on with them, or another folder."
+                f"{self.folder} has predictions whose `{key}` is {found.get(key)!r} and not {description[key]!r}; use "
+                "the same to resume, or another folder."
             )
 
     def path(self, shard: int) -> Path:
@@ -123,7 +123,7 @@ class Shards:
         return range(shard * self.size, min((shard + 1) * self.size, self.rows))
 
     def missing(self) -> list[int]:
-        """The shards that are yet to be written."""
+        """The shards that are not written yet."""
         present = {entry.name for entry in os.scandir(self.folder)}
         return [shard for shard in range(self.count) if self.path(shard).name not in present]
 
@@ -131,19 +131,19 @@ class Shards:
         """Write a shard: rows of `row_schema`.
 
         Raises:
-            OSError: if there is no room for it; it is then not there at all.
+            OSError: if it cannot be written; no part of it is left.
         """
         data = _as_parquet(rows) if self.file_format == "parquet" else _as_jsonl(rows)
         try:
             write_file(self.path(shard), data, sync=True)
         except OSError as error:
             raise OSError(
-                f"{self.path(shard)} could not be written ({error}). The shards before it are whole; make room, and "
-                "run the same command again."
+                f"{self.path(shard)} could not be written ({error}). Earlier shards are complete; free disk space and "
+                "rerun the command to resume."
             ) from error
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """All rows of the shards that are there, in their order."""
+        """Read the rows of all written shards, in order."""
         for shard in range(self.count):
             if self.path(shard).is_file():
                 yield from self._read(self.path(shard))
@@ -154,11 +154,11 @@ class Shards:
         return [json.loads(line) for line in path.read_bytes().splitlines()]
 
     def finish(self) -> dict[str, Any] | None:
-        """Once no shard is missing, count what they hold and note it; whoever comes last does so, or several do.
+        """Count rows and save the counts when all shards are written; called by every process.
 
         Returns:
-            "predictions", among them "empty" (masks without a pixel), "cut" (expressions longer than the model reads)
-            and "unknown" (expressions with words that it does not know), and "errors"; None while shards are missing.
+            "predictions", and among them "empty" masks, "cut" (truncated expressions) and "unknown" (expressions with
+            unknown words); and "errors". None while shards are missing.
         """
         if self.missing():
             return None
@@ -171,7 +171,7 @@ class Shards:
                 continue
             counts["predictions"] += 1
             counts["empty"] += row["box"] is None
-            # Shards of version 0.1 do not say what was read
+            # Shards of version 0.1 have no `text_read`
             counts["cut"] += row.get("text_read", row["expression"]) != row["expression"]
             counts["unknown"] += bool(row.get("unknown_words"))
         self._write_manifest(json.loads((self.folder / MANIFEST).read_bytes()) | {"finished": counts})

@@ -215,8 +215,9 @@ def pictures() -> dict[tuple[str, str], bytes]:
             # A format has few of the modes, or needs a program that is not installed
             with suppress(Exception), warnings.catch_warnings(action="ignore"):
                 image = Image.fromarray(photo(HEIGHT, WIDTH))
-                deep = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
-                (deep if mode == "I;16" else image.convert(mode)).save(file, form)
+                deep = np.asarray(image.convert("L")).astype(np.uint16) * 257
+                deep = {"I;16": deep, "I": deep.astype(np.int32)}
+                (Image.fromarray(deep[mode]) if mode in deep else image.convert(mode)).save(file, form)
                 Image.open(file).load()
                 files[form, mode] = file.getvalue()
     return files

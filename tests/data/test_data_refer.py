@@ -150,9 +150,7 @@ def test_images_elsewhere(root, tmp_path):
     shutil.rmtree(root / "images")
     dataset = load_refer("refcoco", "train", root=root, images=tmp_path / "pictures")
     assert dataset[0]["image"].size == (WIDTH, HEIGHT)
-    with pytest.raises(
-        FileNotFoundError, match=r"no folder of images; tried .*mscoco.*, .*train2014. Set `images` to its path"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"tried .*mscoco.*, .*train2014. Set `images` to its path"):
         load_refer("refcoco", "train", root=root)
 
 
@@ -172,7 +170,8 @@ def test_missing_images(root):
         load_refer("refcoco", "train", root=root)
     message = str(raised.value)
     assert "COCO_train2014_000000000009.jpg" in message
-    assert "needed by" in message and "refs(unc).p, ref 0" in message
+    assert "needed by" in message
+    assert "refs(unc).p, ref 0" in message
     assert "1 of 1 image file is missing" in message
     assert load_refer("refcoco", "val", root=root)[0]["image_id"] == "10"
 
@@ -241,7 +240,7 @@ def test_broken_lists_of_references(root):
         (lambda file: file["images"][0].pop("file_name"), "instances.json, image 9, has no `file_name`"),
         (
             lambda file: file["images"][0].update(height=None),
-            "instances.json, image 9, must have height and width in pixels, got None and 32",
+            "instances.json, image 9, must have height and width .*, got None and 32",
         ),
         (lambda file: file["images"][0].pop("width"), "instances.json, image 9, has no `width`"),
         (lambda file: file["annotations"][0].update(segmentation=[]), "ref 0 has the ann_id 100, whose segmentation"),

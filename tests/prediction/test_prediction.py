@@ -178,8 +178,8 @@ def test_what_is_broken_stops_or_is_told_in_its_line(rows, checkpoint, tmp_path,
         2: "is not JSON",
         4: "leads out of",
         5: "has the expression ' '; give text",
-        6: "give an object",
-        7: "has no image, but `expression`; give one of image, file_name",
+        6: "must be an object",
+        7: "has no image, but `expression`; add one of image, file_name",
         8: "cut.png cannot be read",
     }.items():
         assert words in reasons[row]
@@ -365,7 +365,7 @@ def test_the_document_shows_how_to_read_the_masks(rows, checkpoint, tmp_path, mo
 WRONG = {
     "nowhere.jsonl": "There is no file or folder",
     "DATA --expression the": "`--expression` must come with a folder of images",
-    "PHOTOS": "has 2 images and no metadata.jsonl; give `--expression TEXT`",
+    "PHOTOS": "has 2 images and no metadata.jsonl; set `--expression TEXT`",
     "NOTES --expression the": "has no images to segment; it has 1 other file(s): notes.txt",
     "SAVED": "must have a column expressions, expression, text, texts, sentences, sentence or caption, got the "
     "columns image; add one.",

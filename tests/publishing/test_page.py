@@ -327,7 +327,7 @@ def test_an_expression_of_which_nothing_is_read(model, processor, photo):
     segmenter = answers.Segmenter(model, processor)
     with pytest.raises(inputs.InputError, match="The model reads nothing of one of the expressions"):
         segmenter.find(photo, ["the cup", "\ufffd"])
-    assert answers.tabulate(segmenter.find(photo, ["..."]))[0][-1] == "..."
+    assert answers.tabulate(segmenter.find(photo, ["..."])[0])[0][-1] == "..."
 
 
 def test_an_image_of_16_bits_past_the_browser(tmp_path):
