@@ -70,7 +70,7 @@ def entries(table: Any, name: str, where: str) -> list[Any]:
     """An entry of a row that must be a list; errors as in `field`."""
     found = field(table, name, where)
     if not isinstance(found, list):
-        raise ValueError(f"`{name}` in {where} must be a list, got {str(found)[:40]!r}.")
+        raise ValueError(f"{where} must have a list as `{name}`, got {str(found)[:40]!r}.")
     return found
 
 

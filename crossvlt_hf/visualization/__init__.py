@@ -1,6 +1,6 @@
-"""Pictures of an image's masks, and of what the model read on the way to them.
+"""Draw masks on images, and explanations of predictions.
 
-`overlay` needs Pillow and numpy alone; `explanation_figure` needs matplotlib, the extra `plot`.
+`overlay` needs only Pillow and numpy; `explanation_figure` needs matplotlib, the extra `plot`.
 """
 
 from ..system import old_names

@@ -1,4 +1,4 @@
-"""What all figures share: drawn by matplotlib without pyplot, whose state is global, and given as a Pillow image."""
+"""Helpers of all figures, drawn with matplotlib without pyplot and its global state, as Pillow images."""
 
 import textwrap
 import unicodedata
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 DPI = 110
 INK, GREY, FAINT = "#1a1e24", "#68707c", "#d5d9df"
 BLUE, PINK = "#2496ff", "#e2127f"  # azure and magenta of the overlay's palette
-# What users write is drawn as it is: a dollar begins no formula
+# For texts of users, in which a dollar sign starts no formula
 LITERAL: dict[str, Any] = {"parse_math": False, "usetex": False}
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty white figure.
+    """Make an empty white figure.
 
     Args:
         width: in inches of 110 pixels.
@@ -43,39 +43,39 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def add_axes(figure: "Figure", left: float, top: float, width: float, height: float) -> "Axes":
-    """Axes whose place is given in inches from the figure's top left."""
+    """Add axes at a place in inches from the top left of the figure."""
     across, down = figure.get_size_inches()
     return figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
 
 
 def add_text(figure: "Figure", left: float, top: float, text: str, **kwargs: Any) -> None:
-    """Text whose top left is given in inches from the figure's top left."""
+    """Add text at a place in inches from the top left of the figure."""
     across, down = figure.get_size_inches()
     figure.text(left / across, 1 - top / down, text, **{"va": "top", "color": INK, **LITERAL, **kwargs})
 
 
 def clean(axes: "Axes") -> None:
-    """Leave only thin lines at the left and at the bottom."""
+    """Keep only thin lines at the left and the bottom."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
     axes.tick_params(color=FAINT, labelcolor=GREY, labelsize=8)
 
 
 def one_line(text: str) -> str:
-    """Text without line breaks, control characters and halves of surrogate pairs."""
+    """Remove line breaks, control characters and halves of surrogate pairs."""
     words = " ".join(text.split())
     return "".join(character for character in words if unicodedata.category(character) not in ("Cc", "Cf", "Cs"))
 
 
 def wrap(text: str, letters: int, lines: int) -> str:
-    """Text in at most `lines` lines of `letters` letters; what does not fit becomes "…"."""
+    """Wrap text to at most `lines` lines of `letters` letters; the rest becomes "…"."""
     return "\n".join(textwrap.wrap(one_line(text), letters, max_lines=lines, placeholder=" …"))
 
 
 def to_image(figure: "Figure") -> Image.Image:
-    """The figure as a new image of mode "RGB". Letters that the font lacks are boxes."""
+    """Draw the figure as a new image of mode "RGB". Letters that the font lacks are boxes."""
     canvas: Any = figure.canvas
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of each letter that is missing
+        warnings.simplefilter("ignore", UserWarning)  # about missing letters
         canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())

@@ -1,8 +1,8 @@
-"""What a model read on its way to a mask: which words the pixels read, and which pixels the words read.
+"""Explanations of a prediction: the attention between pixels and words, and the alignment with the sentence.
 
-Shapes: stages count from 1 to 4, (H_i, W_i) is the grid of stage i, T the words (tokens) that are not padding. A cell
-of stage i covers a square of `patch_size * 2**(i - 1)` pixels of what the model reads, to which the image is squashed;
-cells at the right and bottom may reach beyond it.
+Shapes: stages are numbered from 1 to 4, (H_i, W_i) is the grid of stage i, T the number of tokens without padding. A
+cell of stage i covers a square of `patch_size * 2**(i - 1)` pixels of the resized image; cells at the right and the
+bottom may extend beyond it.
 """
 
 import threading
@@ -31,38 +31,38 @@ Pixel = tuple[int, int]
 Region = NDArray[np.bool_] | Pixel
 
 SPECIAL = ("[CLS]", "[SEP]")
-# They say how the others belong together, and are read by habit
+# Words without content; models often attend to them
 FUNCTION_WORDS = frozenset((
     "a", "an", "and", "are", "as", "at", "be", "by", "for", "from", "has", "her", "his", "in", "is", "it", "its",
     "of", "on", "one", "or", "that", "the", "their", "this", "to", "which", "who", "whose", "with",
 ))  # fmt: skip
-# Outputs of the model that an explanation is made of
+# Outputs of the model that an explanation needs
 RECORDED = {"output_fusion_attentions": True, "output_cross_attentions": True, "output_alignment_maps": True}
-# Explanations of one process take turns: each switches its model's attention, and back
+# One explanation at a time, since it changes the attention implementation of its model
 _TURNS = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """What a model found for an expression, and what it read on the way.
+    """The prediction for an expression, with attention and alignment maps.
 
-    Attention is the mean over the heads. Entries of what a configuration does not have are absent: `pixels_read` where
-    no words read pixels ("words_to_pixels" and "late"), `alignment_maps` of the stages that do not align.
+    Attention is averaged over heads. Maps that a configuration does not have are missing: `pixels_read` with a
+    `fusion_direction` of "words_to_pixels" or "late", `alignment_maps` of stages without alignment.
 
     Args:
-        image: the photo, upright, of mode "RGB".
-        expression: what was looked for.
-        mask: (height, width) of the image: what was found.
-        score: of the mask, see `CrossVLTProcessor.post_process_masks`; 0.0 if that is empty.
+        image: the image, upright, of mode "RGB".
+        expression: the expression.
+        mask: (height, width) of the image: the predicted mask.
+        score: of the mask, see `CrossVLTProcessor.post_process_masks`; 0.0 if it is empty.
         box: [x_min, y_min, x_max, y_max] of the mask, the maxima exclusive; None if it is empty.
-        tokens: the T words that the model read, [CLS] and [SEP] among them; a piece inside a word begins with "##".
+        tokens: the T tokens of the expression, with [CLS] and [SEP]; pieces inside a word start with "##".
         alignment_maps: stage to (H_i, W_i), cosine of every pixel with the sentence, in [-1, 1] (no temperature).
-        words_read: stage to (H_i, W_i, T), how much of its attention each pixel gives to each word; the last axis sums
-            to 1. Of the fusion at the stage's own resolution, whose result the decoder sees. What the merged pixels
-            of stages 1-3 read beside it is `fusion_attentions[1::2]` of the model's output.
-        pixels_read: stage, from 2 on, to (T, H_i, W_i), how much of its attention each word gives to each pixel; the
-            last two axes sum to 1. Of the cross-attention with which the language stage begins.
-        input_size: height and width to which the image was squashed.
+        words_read: stage to (H_i, W_i, T), attention of each pixel to each word; the last axis sums to 1. From the
+            fusion at the resolution of the stage, which the decoder reads. That of the merged pixels of stages 1-3 is
+            `fusion_attentions[1::2]` of the model's output.
+        pixels_read: stage, from 2 on, to (T, H_i, W_i), attention of each word to each pixel; the last two axes sum
+            to 1. From the cross-attention at the start of the language stage.
+        input_size: height and width to which the image was resized.
         patch_size: side in pixels of a cell of stage 1.
     """
 
@@ -79,34 +79,33 @@ class Explanation:
     patch_size: int
 
     def words_of(self, stage: int, region: Region | None = None) -> Map:
-        """What a region read: the mean of its pixels' attention, (T,), which sums to 1.
+        """Attention of a region to the words: the mean over its pixels, (T,), which sums to 1.
 
         Args:
             stage: from 1 to 4.
-            region: a bool array of the image's size, or the (x, y) of one pixel; None takes the mask.
+            region: a bool array of the size of the image, or the (x, y) of one pixel; None for the mask.
 
         Raises:
-            ValueError: if there is no such stage, the region is empty or of another size, or the pixel outside.
+            ValueError: if there is no such stage, the region is empty or has another size, or the pixel is outside.
         """
-        read = _entry(self.words_read, stage, "words read by pixels")
+        read = _entry(self.words_read, stage, "attention to words")
         return np.einsum("hw,hwt->t", self.shares(stage, region), read)
 
     def pixels_of(self, stage: int, word: str) -> Map:
-        """Which pixels a word read: (H_i, W_i), which sums to 1; the mean where it has several tokens or places.
+        """Attention of a word to the pixels: (H_i, W_i), which sums to 1; the mean over its tokens.
 
         Raises:
-            ValueError: if no words read pixels in that stage, or the word is not one of the expression's.
+            ValueError: if the stage has no such attention, or the word is not in the expression.
         """
-        read = _entry(self.pixels_read, stage, "pixels read by words")
+        read = _entry(self.pixels_read, stage, "attention to pixels")
         return read[positions_of(self.tokens, word)].mean(axis=0)
 
     def shares(self, stage: int, region: Region | None = None) -> Map:
-        """The share of a region's area that lies in each cell of a stage: (H_i, W_i), which sums to 1.
+        """The share of a region's area in each cell of a stage: (H_i, W_i), which sums to 1.
 
-        Exact for every size: a cell that the region touches in part counts in part. Arguments and errors as in
-        `words_of`.
+        Cells that are partly in the region count partly. Arguments and errors as in `words_of`.
         """
-        grid = _entry(self.words_read, stage, "words read by pixels").shape[:2]
+        grid = _entry(self.words_read, stage, "attention to words").shape[:2]
         area = self._area(region)
         cell = self.patch_size * 2 ** (stage - 1)
         rows, columns = (
@@ -117,15 +116,15 @@ class Explanation:
         return inside / inside.sum()
 
     def extent(self, stage: int) -> tuple[float, float]:
-        """Width and height of a stage's grid, in pixels of the image: at least that of the image."""
-        rows, columns = _entry(self.words_read, stage, "words read by pixels").shape[:2]
+        """Width and height of the grid of a stage, in pixels of the image; at least the size of the image."""
+        rows, columns = _entry(self.words_read, stage, "attention to words").shape[:2]
         cell, (height, width) = self.patch_size * 2 ** (stage - 1), self.input_size
         return columns * cell * self.image.width / width, rows * cell * self.image.height / height
 
     def salient_word(self) -> str:
-        """The content word that the object read most, by the mean over the stages.
+        """The content word with most of the object's attention, averaged over stages.
 
-        Where nothing was found it is what the whole image read; where there are no content words, any word.
+        If the mask is empty, uses the attention of the whole image; if there are no content words, all words.
         """
         region = None if self.mask.any() else np.ones_like(self.mask)
         read = np.mean([self.words_of(stage, region) for stage in self.words_read], axis=0)
@@ -144,8 +143,8 @@ class Explanation:
         area = self.mask if region is None else np.asarray(region)
         if area.shape != self.mask.shape or area.dtype != bool:
             raise ValueError(
-                f"The region is an array of {area.dtype} of shape {area.shape}; give one of bool of the image's "
-                f"(height, width), {self.mask.shape}, or the (x, y) of a pixel."
+                f"The region must be the (x, y) of a pixel, or bools of the (height, width) of the image, "
+                f"{self.mask.shape}, got {area.dtype} of shape {area.shape}."
             )
         if not area.any():
             raise ValueError(f"The {'mask' if region is None else 'region'} is empty; give a region with pixels.")
@@ -154,13 +153,13 @@ class Explanation:
 
 def _entry(maps: dict[int, Map], stage: int, what: str) -> Map:
     if stage not in maps:
-        known = f"give one of {', '.join(map(str, maps))}" if maps else "this model's configuration has none"
-        raise ValueError(f"There are no {what} in stage {stage!r}; {known}.")
+        known = f"there are {', '.join(map(str, maps))}" if maps else "this model has none"
+        raise ValueError(f"There is no {what} of stage {stage!r}; {known}.")
     return maps[stage]
 
 
 def _overlaps(pixels: int, cells: int, used: float) -> Map:
-    """How much of each pixel lies in each cell along an axis, (cells, pixels); all pixels fill `used` cells."""
+    """The overlap of each pixel with each cell along an axis, (cells, pixels); all pixels fill `used` cells."""
     edges, starts = np.linspace(0, used, pixels + 1), np.arange(cells)[:, None]
     inside = np.minimum(edges[1:], starts + 1) - np.maximum(edges[:-1], starts)
     return np.clip(inside, 0, None).astype(np.float32)
@@ -171,8 +170,8 @@ def check_pixel(pixel: Pixel, size: tuple[int, int]) -> None:
     whole = len(pixel) == 2 and all(isinstance(value, int | np.integer) for value in pixel)
     if not whole or not (0 <= pixel[0] < size[0] and 0 <= pixel[1] < size[1]):
         raise ValueError(
-            f"The pixel is {pixel}, but the image has {size[0]}x{size[1]} (width x height); give (x, y) from (0, 0) "
-            f"to ({size[0] - 1}, {size[1] - 1})."
+            f"The pixel must be (x, y) from (0, 0) to ({size[0] - 1}, {size[1] - 1}) in an image of "
+            f"{size[0]}x{size[1]} (width x height), got {pixel}."
         )
 
 
@@ -180,20 +179,20 @@ def check_pixel(pixel: Pixel, size: tuple[int, int]) -> None:
 
 
 def tokens_of(processor: CrossVLTProcessor, expression: str) -> list[str]:
-    """The words of an expression that a model reads: without padding, and cut where it is too long."""
+    """The tokens of an expression, without padding, truncated if it is too long."""
     inputs = processor(text=[expression], return_tensors="pt")
     return _read_tokens(processor, inputs["input_ids"][0], inputs["attention_mask"][0].bool())
 
 
 def positions_of(tokens: Sequence[str], word: str) -> list[int]:
-    """Where a word stands among the tokens; its pieces, and all its places.
+    """The positions of a word among the tokens, with all its pieces and occurrences.
 
     Args:
-        tokens: of the expression, pieces inside a word with "##".
-        word: upper or lower case; may be several words that follow each other.
+        tokens: of the expression; pieces inside a word start with "##".
+        word: in any letter case; may be several consecutive words.
 
     Raises:
-        ValueError: if it is not one of them.
+        ValueError: if it is not among the tokens.
     """
     wanted = _plain(word)
     found: set[int] = set()
@@ -207,23 +206,23 @@ def positions_of(tokens: Sequence[str], word: str) -> list[int]:
                 found.update(range(start, end + 1))
     if not found or not wanted:
         words = " ".join(word for word, _ in _join_pieces(tokens))
-        raise ValueError(f"The word {word!r} is not among those that the model read: {words}. Give one of these.")
+        raise ValueError(f"The word must be one of those that the model read, {words}, got {word!r}.")
     return sorted(found)
 
 
 def _plain(text: str) -> str:
-    """Without case, accents and white space, as uncased tokenizers read it."""
+    """Remove case, accents and white space, as uncased tokenizers do."""
     letters = unicodedata.normalize("NFKD", text.casefold())
     return "".join(letter for letter in letters if unicodedata.category(letter) != "Mn" and not letter.isspace())
 
 
 def _is_inside(tokens: Sequence[str], position: int) -> bool:
-    """Whether a token goes on with the word before it."""
+    """Whether a token continues a word."""
     return position < len(tokens) and tokens[position].startswith("##") and len(tokens[position]) > 2
 
 
 def _join_pieces(tokens: Sequence[str]) -> list[tuple[str, list[int]]]:
-    """The whole words, and the positions of their pieces."""
+    """Join tokens to words, with the positions of their pieces."""
     words: list[tuple[str, list[int]]] = []
     for position, token in enumerate(tokens):
         if words and _is_inside(tokens, position):
@@ -247,12 +246,12 @@ def _read_tokens(processor: CrossVLTProcessor, ids: Tensor, read: Tensor) -> lis
 
 @contextmanager
 def _recording(model: CrossVLTModel, processor: CrossVLTProcessor) -> Iterator[list[dict[str, Any]]]:
-    """Record what the model reads in this thread's forward passes, in eval mode and with eager attention.
+    """Record attention and alignment in the forward passes of this thread, in eval mode.
 
-    Only eager attention gives its weights. Afterwards the model is as it was.
+    Uses eager attention, the only one that returns its weights, and restores the model afterwards.
 
     Yields:
-        A list to which each forward pass adds, for every pair in order, the fields of an `Explanation` that it gives.
+        A list to which each forward pass adds fields of an `Explanation`, for every pair in order.
     """
     found: list[dict[str, Any]] = []
     thread = threading.get_ident()
@@ -291,25 +290,24 @@ def explain(
     *,
     threshold: float | None = None,
 ) -> Explanation:
-    """Run a model once and keep what it read.
+    """Predict the mask of an expression, and keep attention and alignment maps.
 
-    The model computes in eval mode with eager attention, and is then put back. Explanations of several threads take
-    turns; what else runs the same model meanwhile has its attention computed that way too, with the same result up to
-    rounding.
+    The model runs in eval mode with eager attention, and is restored afterwards. Explanations in several threads take
+    turns; other threads that use the model meanwhile also get eager attention, with the same results up to rounding.
 
     Args:
         model: on any device, of any dtype.
-        processor: the model's.
+        processor: of the model.
         image: a path, URL, PIL image, array or tensor.
-        expression: what to look for in it.
-        threshold: of the mask, as in `CrossVLTProcessor.post_process_masks`.
+        expression: the expression.
+        threshold: of the mask, see `CrossVLTProcessor.post_process_masks`.
 
     Raises:
         OSError: if the image cannot be read.
-        ValueError: if image, expression or threshold is not one.
+        ValueError: if image, expression or threshold is invalid.
     """
     if not isinstance(expression, str):
-        raise ValueError(f"`expression` is {expression!r}; give one expression, as text.")
+        raise ValueError(f"`expression` must be a text, got {expression!r}.")
     photo = to_rgb(image)
     inputs = processor(photo, [expression], return_tensors="pt")
     target_sizes = inputs.pop("original_sizes")
@@ -322,12 +320,12 @@ def explain(
 def segment_and_explain(
     pipeline: "ReferringImageSegmentationPipeline", image: ImageLike, expressions: Sequence[str], **options: Any
 ) -> tuple[list[dict[str, Any]], list[Explanation]]:
-    """Segment what expressions refer to, and keep what the model read for it, in one run: see `explain`.
+    """Run the pipeline, and keep attention and alignment maps of the same forward passes: see `explain`.
 
     Args:
-        pipeline: of the model, which is put into eval mode with eager attention, and back.
+        pipeline: with the model to run.
         image: a path, URL, PIL image, array or tensor.
-        expressions: what to look for in it.
+        expressions: one or several expressions.
         options: of the pipeline.
 
     Returns:
@@ -335,7 +333,7 @@ def segment_and_explain(
 
     Raises:
         OSError: if the image cannot be read.
-        ValueError: if image, expressions or options are not what the pipeline takes.
+        ValueError: if image, expressions or options are invalid.
     """
     photo = to_rgb(image)
     with _recording(pipeline.model, pipeline.processor) as read:
@@ -351,10 +349,10 @@ def segment_and_explain(
 def _read_pairs(
     model: CrossVLTModel, processor: CrossVLTProcessor, inputs: dict[str, Any], outputs: CrossVLTOutput
 ) -> Iterator[dict[str, Any]]:
-    """The fields of an `Explanation` that a forward pass gives, for each of its pairs."""
+    """Fields of an `Explanation`, for each pair of a forward pass."""
     size, patch_size = tuple(inputs["pixel_values"].shape[-2:]), model.config.vision_config.patch_size
     cosines = _cosines(model, outputs)
-    # Between the fusions at full resolution stand those of the merged pixels, where there are any
+    # Fusions at the resolution of the stage alternate with those of merged pixels, if there are any
     fusions = (outputs.fusion_attentions or ())[:: 2 if model.config.pixels_read_words else 1]
     for pair, (ids, mask) in enumerate(zip(inputs["input_ids"].cpu(), inputs["attention_mask"].cpu(), strict=True)):
         words = mask.bool()
@@ -376,7 +374,7 @@ def _read_pairs(
 
 
 def _cosines(model: CrossVLTModel, outputs: CrossVLTOutput) -> dict[int, Map]:
-    """The alignment maps before they were divided by their temperature, (B, H_i, W_i) of each stage."""
+    """The alignment maps without the temperature, (B, H_i, W_i) of each stage."""
     maps = {}
     for stage, scaled in zip(model.config.aligned_stages, outputs.alignment_maps or (), strict=True):
         alignment: Any = model.stages[stage].alignment
@@ -396,5 +394,5 @@ def _mean_of_heads(weights: Tensor) -> Tensor:
 
 
 def _normalised(weights: Tensor) -> Tensor:
-    """With a sum of 1 over the last axis, which half precision misses by a little."""
+    """Normalise to a sum of 1 over the last axis; in half precision it is slightly off."""
     return weights / weights.sum(-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""The figure of an explanation: a row for each stage, and for each what was aligned and what was read."""
+"""The figure of an explanation: alignment and attention maps, a row per stage."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 STAGES = (1, 2, 3, 4)
 AGREEMENT, HEAT = "RdBu_r", "YlOrRd"
-SIDE = 640  # longest side in pixels of the photo as it is drawn
+SIDE = 640  # longest side in pixels of the drawn image
 PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
 # In inches
 MARGIN, FIRST, PANEL, LABELS, GAP, TITLE, HEADINGS, BETWEEN, FOOT = 0.3, 3.5, 2.6, 1.0, 0.35, 0.55, 0.62, 0.42, 0.4
@@ -46,7 +46,7 @@ LEFT = (
 
 @dataclass(frozen=True)
 class _Subject:
-    """What the figure is about: pixels, what they read in each stage (T,), and the word whose reading is shown."""
+    """The subject of the figure: pixels with their attention to the words in each stage (T,), and a word."""
 
     name: str
     words_read: dict[int, Map]
@@ -58,17 +58,16 @@ class _Subject:
 def explanation_figure(
     explanation: Explanation, *, word: str | None = None, pixel: Pixel | None = None
 ) -> Image.Image:
-    """Draw what a model read: a row of panels for each stage, beside the overlay of what was found.
+    """Draw an explanation: the overlay of the mask, and a row of panels for each stage.
 
-    Left: the alignment map, the cosine of every pixel with the sentence. Middle: how the object's attention is spread
-    over the words. Right: where a word looked. Where the model has no such map, the panel shows the photo alone and
-    says so.
+    Left: the alignment map, the cosine of every pixel with the sentence. Middle: the attention of the object to the
+    words. Right: the attention of a word to the pixels. Panels without a map show the image and say so.
 
     Args:
         explanation: see `explain`.
-        word: of the right column; one or several words of the expression. None takes the content word that the object
-            read most.
-        pixel: (x, y) of the image, of the middle column. None takes the object; if nothing was found, the whole image.
+        word: of the right column; one or several words of the expression. None for the content word with most of the
+            object's attention.
+        pixel: (x, y) of the middle column. None for the object, or the whole image if the mask is empty.
 
     Returns:
         New image of mode "RGB".
@@ -94,7 +93,7 @@ def explanation_figure(
     if explanation.alignment_maps:
         _draw_scale(figure, LEFT[0], foot, AGREEMENT, ("-1", "0", "1"))
     if explanation.pixels_read:
-        _draw_scale(figure, LEFT[2], foot, HEAT, ("none", "", "its most"))
+        _draw_scale(figure, LEFT[2], foot, HEAT, ("none", "", "maximum"))
     return to_image(figure)
 
 
@@ -109,22 +108,22 @@ def _choose_subject(explanation: Explanation, word: str | None, pixel: Pixel | N
         region, name = np.ones_like(explanation.mask), "the whole image"
     if word is not None:
         positions_of(explanation.tokens, word)
-        reason = "as asked for"
+        reason = "as requested"
     else:
         word = explanation.salient_word()
-        reason = f"what the {'object' if explanation.mask.any() else 'whole image'} read most"
+        reason = f"with most attention of the {'object' if explanation.mask.any() else 'whole image'}"
     words_read = {stage: explanation.words_of(stage, region) for stage in explanation.words_read}
     return _Subject(name, words_read, one_line(word), reason, pixel)
 
 
 def _panel_height(explanation: Explanation) -> float:
-    """High enough for the image's shape, within limits, and for a bar for each word."""
+    """The height of a panel for the shape of the image, within limits, and for a bar per word."""
     width, height = explanation.image.size
     return max(min(max(PANEL * height / width, 1.5), 3.6), 0.15 * len(explanation.tokens))
 
 
 def _faded(image: Image.Image) -> NDArray[np.float32]:
-    """The photo in light grey, no larger than it is drawn: (h, w) in [0, 1]."""
+    """The image in light grey, scaled down to its drawn size: (h, w) in [0, 1]."""
     small = image.convert("L")
     small.thumbnail((SIDE, SIDE))
     return np.asarray(small, np.float32) * np.float32(0.75 / 255) + np.float32(0.25)
@@ -134,7 +133,7 @@ def _faded(image: Image.Image) -> NDArray[np.float32]:
 
 
 def _draw_first_column(figure: "Figure", explanation: Explanation, subject: _Subject) -> None:
-    """Heading, overlay, and how to read the rest."""
+    """Draw heading, overlay and notes."""
     heading = wrap(f"“{one_line(explanation.expression)}”", 100, 1)
     add_text(figure, MARGIN, 0.2, heading, fontsize=15, weight="bold")
     picture = _draw_overlay(explanation, subject.pixel)
@@ -144,19 +143,18 @@ def _draw_first_column(figure: "Figure", explanation: Explanation, subject: _Sub
     axes.set_anchor("NW")
     axes.set_axis_off()
     notes = (
-        "Alignment: cosine of every pixel with the sentence, red where they agree. The line is the rim of the mask.",
-        f"Words: how {subject.name} spreads its attention over the words, in the fusion of each stage. Dashed: an "
-        "even spread.",
-        f"Pixels: how “{subject.word}” ({subject.reason}) spreads its attention over the pixels, where each language "
-        "stage begins. Every map has a scale of its own.",
-        "Attention is the mean over the heads.",
+        "Alignment: cosine of every pixel with the sentence, red if high. The line is the contour of the mask.",
+        f"Words: attention of {subject.name} to the words, in the fusion of each stage. Dashed: uniform attention.",
+        f"Pixels: attention of “{subject.word}” ({subject.reason}) to the pixels, at the start of each language "
+        "stage. Every map has its own scale.",
+        "Attention is averaged over heads.",
     )
     text = "\n\n".join(wrap(note, 50, 6) for note in notes)
     add_text(figure, MARGIN, TITLE + 0.35 + height, text, fontsize=9, color=GREY, linespacing=1.4)
 
 
 def _draw_overlay(explanation: Explanation, pixel: Pixel | None) -> Image.Image:
-    """The overlay at the size at which it is drawn, with a cross at the pixel."""
+    """Draw the overlay at its final size, with a cross at the pixel."""
     scale = SIDE / max(explanation.image.size)
     width, height = explanation.image.size
     size = max(1, round(scale * width)), max(1, round(scale * height))
@@ -174,8 +172,8 @@ def _draw_overlay(explanation: Explanation, pixel: Pixel | None) -> Image.Image:
 def _draw_headings(figure: "Figure", subject: _Subject) -> None:
     headings = (
         "Alignment with the sentence",
-        f"Words that {subject.name} read",
-        f"Pixels that “{subject.word}” read",
+        f"Attention of {subject.name} to words",
+        f"Attention of “{subject.word}” to pixels",
     )
     for left, heading in zip((LEFT[0], LEFT[1] - 0.6 * LABELS, LEFT[2]), headings, strict=True):
         text = wrap(heading, 32, 2)
@@ -206,7 +204,7 @@ def _draw_alignment(
     axes: "Axes", explanation: Explanation, subject: _Subject, stage: int, photo: NDArray[np.float32]
 ) -> None:
     if stage not in explanation.alignment_maps:
-        return _draw_photo(axes, explanation, subject, photo, "this stage is not aligned")
+        return _draw_photo(axes, explanation, subject, photo, "no alignment in this stage")
     cosine = explanation.alignment_maps[stage]
     _draw_map(axes, explanation, stage, photo, cosine, cmap=AGREEMENT, vmin=-1, vmax=1, alpha=0.7)
     _finish_image(
@@ -216,26 +214,26 @@ def _draw_alignment(
 
 
 def _two_decimals(value: float) -> str:
-    return f"{round(float(value), 2) + 0.0:.2f}"  # of the zeros only the positive one
+    return f"{round(float(value), 2) + 0.0:.2f}"  # no negative zero
 
 
 def _draw_pixels(
     axes: "Axes", explanation: Explanation, subject: _Subject, stage: int, photo: NDArray[np.float32]
 ) -> None:
     if stage not in explanation.pixels_read:
-        note = "the words of this stage read no pixels" if explanation.pixels_read else "the words read no pixels"
+        note = "no attention to pixels in " + ("this stage" if explanation.pixels_read else "this model")
         return _draw_photo(axes, explanation, subject, photo, note)
     read = explanation.pixels_of(stage, subject.word)
     share = read / read.max()
     _draw_map(axes, explanation, stage, photo, share, cmap=HEAT, vmin=0, vmax=1, alpha=0.9 * share)
-    _finish_image(axes, explanation, subject, f"at most {read.max() * read.size:.1f} x an even spread")
+    _finish_image(axes, explanation, subject, f"maximum {read.max() * read.size:.1f} x uniform attention")
     return None
 
 
 def _draw_map(
     axes: "Axes", explanation: Explanation, stage: int, photo: NDArray[np.float32], values: Map, **kwargs: Any
 ) -> None:
-    """A map over the photo, cell by cell where these are."""
+    """Draw a map over the image, with its cells in place."""
     width, height = explanation.extent(stage)
     across, down = explanation.image.size
     axes.imshow(photo, cmap="gray", vmin=0, vmax=1, extent=(0, across, down, 0))
@@ -243,7 +241,7 @@ def _draw_map(
 
 
 def _finish_image(axes: "Axes", explanation: Explanation, subject: _Subject, label: str) -> None:
-    """The rim of the mask, the pixel, and the label."""
+    """Draw the contour of the mask, the pixel, and the label."""
     width, height = explanation.image.size
     if explanation.mask.any() and not explanation.mask.all():
         small = Image.fromarray(explanation.mask)
@@ -277,7 +275,7 @@ def _draw_words(
         axes.text(share + 0.02 * most, place, f"{100 * share:.0f} %", **label)
     clean(axes)
     axes.set_yticks(places, [wrap(token, 14, 1) for token in tokens], fontsize=size, color=INK, **LITERAL)
-    spare = max(7 - len(tokens), 0) / 2  # a few words have no huge bars
+    spare = max(7 - len(tokens), 0) / 2  # limits the width of bars
     axes.set(xlim=(0, 1.18 * most), ylim=(len(tokens) - 0.4 + spare, -0.6 - spare), xticks=[])
     axes.spines["bottom"].set_visible(False)
     axes.tick_params(length=0)
@@ -286,7 +284,7 @@ def _draw_words(
 def _draw_photo(
     axes: "Axes", explanation: Explanation, subject: _Subject, photo: NDArray[np.float32], note: str
 ) -> None:
-    """The photo alone, where there is no map to draw on it."""
+    """Draw the image without a map."""
     width, height = explanation.image.size
     axes.imshow(photo, cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0))
     _finish_image(axes, explanation, subject, note)

@@ -1,7 +1,7 @@
-"""Pictures of what was found: each mask tinted and outlined on the photo, with a legend of the expressions below it.
+"""Draw masks on an image, tinted and outlined, with a legend of the expressions below.
 
-Drawn with Pillow and numpy alone. Shapes: (H, W) the image or one tile of it. `unit` is the width in pixels of a
-contour's coloured line, `size` the font size of the legend; both grow with the picture.
+Needs only Pillow and numpy. Shapes: (H, W) the image or a part of it. `unit` is the width of the coloured line of a
+contour in pixels, `size` the font size of the legend; both grow with the image.
 """
 
 import math
@@ -23,7 +23,7 @@ Result = dict[str, Any]
 Colour = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-# Any two are 25 or more apart in CIE76, also for the three kinds of colour-blind eyes (Machado et al., 2009).
+# At least 25 apart in CIE76, also for the three kinds of colour blindness (Machado et al., 2009).
 PALETTE: tuple[Colour, ...] = (
     (36, 150, 255),  # azure
     (226, 18, 127),  # magenta
@@ -36,14 +36,14 @@ STANDS_OUT = 120  # least distance of a colour from what lies below it, in RGB o
 WHITE: Colour = (255, 255, 255)
 INK: Colour = (26, 30, 36)
 GREY: Colour = (104, 112, 124)
-CELL: Colour = (238, 240, 243)  # around pictures of several shapes in a grid
+CELL: Colour = (238, 240, 243)  # background of images in a grid
 
-MIN_WIDTH = 320  # narrower pictures have no room for a legend
+MIN_WIDTH = 320  # narrower images have no room for a legend
 MAX_UPSCALED_HEIGHT = 2048
-MAX_LINES = 3  # of one expression in the legend
-TILE, STRIP = 240, 46  # of an example: side of the picture, height of the words
-BLOCK = 256  # side of the parts in which contours are drawn
-GAP = 8  # between pictures that are arranged
+MAX_LINES = 3  # per expression in the legend
+TILE, STRIP = 240, 46  # of an example: side of the image, height of the text
+BLOCK = 256  # side of the blocks in which contours are drawn
+GAP = 8  # between images in a grid
 
 
 def overlay(
@@ -55,37 +55,35 @@ def overlay(
     opacity: float = 0.25,
     colours: Sequence[Colour] | None = None,
 ) -> Image.Image:
-    """Draw what was found: the photo with every mask in a colour of its own, and a legend below it.
+    """Draw masks on an image, each in its own colour, with a legend below.
 
-    `overlay(image, mask)` is enough, and so is `overlay(image, results)` with what the pipeline gives. Each mask takes
-    the first colour of `PALETTE` that no other mask has and that stands out from the photo below the mask. The tint is
-    faint, so that one still sees the colour that an expression names.
+    `overlay(image, mask)` and `overlay(image, results)`, with results of the pipeline, are enough. Each mask takes the
+    first colour of `PALETTE` that no other mask has and that stands out from the image below. The tint is faint, so
+    that the colour named by an expression stays visible.
 
-    Later masks lie over earlier ones; the contours lie over all masks. Outside the masks and their contours the pixels
-    of the photo are kept. A photo narrower than 320 pixels is enlarged by a whole factor, every pixel a square, as far
-    as that leaves it no higher than 2048 pixels; if it is still narrower, white is added at its sides.
-
-    In the legend an expression takes three lines at most and then ends in "…". Pillow's own font has the letters of
-    ASCII: accents are left out, and characters of other scripts are drawn as empty boxes.
+    Later masks cover earlier ones, contours cover all masks. Other pixels of the image do not change. An image
+    narrower than 320 pixels is enlarged by an integer factor, up to a height of 2048 pixels, and padded with white if
+    it is still narrower. Labels are cut to three lines. Pillow's font has only ASCII letters: accents are dropped, and
+    letters of other scripts are empty boxes.
 
     Args:
-        image: photo of any size. It is shown as the model sees it: upright as EXIF says, on white.
-        masks: one mask of the upright image's size for each expression, or a single one: `(height, width)` arrays or
-            tensors of bool or of integers, or images of mode "1" or "L". Whatever is not zero belongs to the mask, but
-            for 255 beside 1, which is ignored; it may be empty. Or results of the pipeline, dicts with "mask", "label"
-            and "score", or a single one.
-        labels: the expressions; by default those of the results. Without any there is no legend.
-        scores: one number for each expression, written with two decimals; by default those of the results.
-        opacity: how far the colour covers the photo inside a mask, from 0 (contours only) to 1 (colour only).
-        colours: (red, green, blue) of 0 to 255 for each mask, where the same colour must mean the same in several
-            pictures; by default those that stand out.
+        image: of any size; drawn upright as EXIF says, on white.
+        masks: one mask of the size of the upright image, or one for each expression: `(height, width)` arrays or
+            tensors of bool or integers, or images of mode "1" or "L". Non-zero pixels belong to the mask, except 255
+            in masks that also hold 1, which is ignored. Or one or several results of the pipeline, dicts with "mask",
+            "label" and "score".
+        labels: the expressions; by default those of the results. Without labels there is no legend.
+        scores: one number for each expression; by default those of the results.
+        opacity: of the colour inside a mask, from 0 (contours only) to 1.
+        colours: (red, green, blue) from 0 to 255 for each mask, where a colour must mean the same in several images; by
+            default those that stand out.
 
     Returns:
-        New image of mode "RGB". Without masks or labels it has no legend.
+        New image of mode "RGB".
 
     Raises:
-        ValueError: if numbers or sizes do not fit together, a mask is not a mask, the image has no pixels, or
-            `opacity` is beyond [0, 1].
+        ValueError: if numbers or sizes do not match, a mask is invalid, the image has no pixels, or `opacity` is
+            outside [0, 1].
     """
     photo = to_rgb(image)
     masks, labels, scores = _listed(masks, labels, scores)
@@ -124,7 +122,7 @@ def _legend_rows(
 def _listed(
     masks: Any, labels: str | Sequence[str] | None, scores: float | Sequence[float] | None
 ) -> tuple[Sequence[Mask], Sequence[str] | None, Sequence[float] | None]:
-    """Masks, labels and scores as lists, from a single one or results too."""
+    """Convert masks, labels and scores, or results, to lists."""
     if isinstance(masks, dict | Image.Image) or getattr(masks, "ndim", 0) == 2:
         masks, labels = [masks], [labels] if isinstance(labels, str) else labels
         scores = [scores] if isinstance(scores, int | float) else scores
@@ -139,7 +137,7 @@ def _listed(
 
 
 def draw_example(picture: Image.Image, mask: Mask, expression: str, family: str) -> Image.Image:
-    """A picture of at most 240 pixels a side with a mask outlined in it, the expression and its family below."""
+    """Draw an image of at most 240 pixels a side with a mask outlined, and expression and family below."""
     picture = ImageOps.contain(picture, (TILE, TILE))
     draw_contour(picture, to_mask_image(mask).resize(picture.size, Image.Resampling.NEAREST), PALETTE[1])
     tile = Image.new("RGB", (TILE, TILE + STRIP), "white")
@@ -150,14 +148,13 @@ def draw_example(picture: Image.Image, mask: Mask, expression: str, family: str)
 
 
 def arrange(tiles: Sequence[Image.Image], columns: int) -> Image.Image:
-    """Pictures in rows on white, in the middle of cells of equal size.
+    """Arrange images in a grid on white, centred in cells of equal size.
 
-    Rows are as full as they can be made: of 4 pictures and 3 columns come 2 rows of 2. A last row of fewer stands in
-    the middle.
+    Rows are balanced: 4 images and 3 columns make 2 rows of 2. A shorter last row is centred.
 
     Args:
-        tiles: pictures of any sizes, at least one.
-        columns: how many stand in a row, at most.
+        tiles: images of any sizes, at least one.
+        columns: the most images per row.
     """
     width, height = max(tile.width for tile in tiles) + GAP, max(tile.height for tile in tiles) + GAP
     rows = -(-len(tiles) // columns)
@@ -172,16 +169,16 @@ def arrange(tiles: Sequence[Image.Image], columns: int) -> Image.Image:
 
 
 def to_mask_image(mask: Mask) -> Image.Image:
-    """Turn a mask into an image that any viewer shows.
+    """Convert a mask to a visible image.
 
     Args:
         mask: `(height, width)` array or tensor of bool or of integers, or image of mode "1" or "L".
 
     Returns:
-        New image of mode "L" and the same size: 255 where the mask is not zero (255 beside 1 is ignored), 0 elsewhere.
+        New image of mode "L" and the same size: 255 on the mask, 0 elsewhere; see `overlay` for values of masks.
 
     Raises:
-        ValueError: if the mask has not two dimensions, or holds numbers with a fraction.
+        ValueError: if the mask does not have two dimensions, or holds floats.
     """
     return Image.fromarray(np.where(_to_array(mask), 255, 0).astype(np.uint8))
 
@@ -192,11 +189,11 @@ def _to_array(mask: Mask) -> NDArray[np.bool_]:
         mask = mask.float() if mask.is_floating_point() else mask  # numpy has no bfloat16
     values = np.asarray(mask)
     if values.ndim != 2:
-        raise ValueError(f"The mask has the shape {values.shape}; give one of two dimensions, (height, width).")
+        raise ValueError(f"A mask must have two dimensions, (height, width), got shape {values.shape}.")
     if values.dtype.kind not in "bui":
-        raise ValueError(f"The mask holds {values.dtype} values; make it bool first, e.g. with `mask > 0.5`.")
+        raise ValueError(f"A mask must hold bools or integers, got {values.dtype}; use e.g. `mask > 0.5`.")
     if {1, 255} <= set(np.unique(values).tolist()) <= {0, 1, 255}:
-        return values == 1  # the mask of a record, 255 of which is ignored
+        return values == 1  # the mask of a record, in which 255 is ignored
     return values != 0
 
 
@@ -209,18 +206,18 @@ def _check_request(
     colours: Sequence[Colour] | None,
 ) -> None:
     if not 0 <= opacity <= 1:
-        raise ValueError(f"`opacity` is {opacity}; give a number from 0 to 1.")
+        raise ValueError(f"`opacity` must be a number from 0 to 1, got {opacity}.")
     if isinstance(labels, str):
-        raise ValueError(f"`labels` is the text {labels!r}; give a list of expressions, e.g. [{labels!r}].")
+        raise ValueError(f"`labels` must be a list of expressions, e.g. [{labels!r}], got a text.")
     for name, values in (("labels", labels), ("scores", scores), ("colours", colours)):
         if values is not None and len(values) != len(masks):
-            raise ValueError(f"`masks` has {len(masks)} entries but `{name}` {len(values)}; give one for each mask.")
+            raise ValueError(f"`{name}` must have one entry for each of {len(masks)} masks, got {len(values)}.")
     for index, mask in enumerate(masks):
         height, width = _to_array(mask).shape
         if (width, height) != image.size:
             raise ValueError(
-                f"Mask {index} is {width}x{height} pixels (width x height) but the image {image.width}x{image.height};"
-                " resize the mask to the size of the image."
+                f"Mask {index} must have the size of the image, {image.width}x{image.height} (width x height), got "
+                f"{width}x{height}."
             )
 
 
@@ -230,7 +227,7 @@ def _enlargement(size: tuple[int, int]) -> int:
 
 
 def _colour(index: int) -> Colour:
-    """Colour of a mask: those of the palette, then the same mixed with white, with black, and from the start again."""
+    """The colour of a mask: the palette, then the palette mixed with white, then with black, and so on."""
     cycle, entry = divmod(index, len(PALETTE))
     target, share = ((0, 0.0), (255, 0.5), (0, 0.45))[cycle % 3]
     red, green, blue = (round(value + (target - value) * share) for value in PALETTE[entry])
@@ -250,7 +247,7 @@ def _choose_colours(picture: Image.Image, regions: Sequence[Image.Image]) -> lis
 
 
 def draw_contour(picture: Image.Image, region: Image.Image, colour: Colour) -> None:
-    """Draw the rim of `region` ("L", 0 or 255) on `picture`: a line in `colour`, outside it a white and a dark one."""
+    """Draw the contour of `region` ("L", 0 or 255): a line in `colour`, and outside it a white and a dark one."""
     unit = max(2.0, (picture.width * picture.height) ** 0.5 / 175)
     dark, white = 1.1 * unit, 0.9 * unit
     for box, distance in _rim_distances(np.asarray(region) > 0, int(dark) + 3, max(1, round(unit / 4))):
@@ -260,7 +257,7 @@ def draw_contour(picture: Image.Image, region: Image.Image, colour: Colour) -> N
 
 
 def _coverage(depth: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Share of each pixel `(H, W)` that a line covers; the pixel lies `depth` pixels behind the line's edge."""
+    """The share of each pixel `(H, W)` that a line covers, from its distance behind the edge of the line."""
     return np.clip(depth + np.float32(0.5), 0, 1)
 
 
@@ -271,10 +268,10 @@ def _paste(picture: Image.Image, ink: Colour, box: tuple[int, int, int, int], sh
 def _rim_distances(
     region: NDArray[np.bool_], reach: int, softness: int
 ) -> Iterator[tuple[tuple[int, int, int, int], NDArray[np.float32]]]:
-    """Yield the box (left, top, right, bottom) of each tile near the rim, and its pixels' `(H, W)` distances to it.
+    """Yield the box (left, top, right, bottom) of each block near the contour, and `(H, W)` distances to the contour.
 
-    Distances are negative inside the region, and what lies beyond the image counts as outside. Tiles keep memory
-    small, and most of them hold no rim at all.
+    Distances are negative inside the region; pixels beyond the image are outside. Blocks save memory and time, since
+    most of them have no contour.
     """
     height, width = region.shape
     margin = reach + 3 * softness
@@ -289,13 +286,13 @@ def _rim_distances(
 
 
 def _signed_distance(region: NDArray[np.bool_], reach: int) -> NDArray[np.float32]:
-    """Distances `(H, W)` to the rim in pixels, negative inside the region; exact up to `reach`."""
+    """Distances `(H, W)` to the contour in pixels, negative inside the region; exact up to `reach`."""
     outside, inside = _distance_to(region, reach), _distance_to(~region, reach)
     return outside - inside + np.where(region, np.float32(0.5), np.float32(-0.5))
 
 
 def _distance_to(region: NDArray[np.bool_], reach: int) -> NDArray[np.float32]:
-    """Euclidean distance `(H, W)` of each pixel to the nearest one in the region: one pass per axis."""
+    """Euclidean distance `(H, W)` of each pixel to the region: one pass per axis."""
     squared = np.where(region, np.float32(0), np.float32((reach + 1) ** 2))
     return np.sqrt(_lower_envelope(_lower_envelope(squared, reach).T, reach).T)
 
@@ -310,7 +307,7 @@ def _lower_envelope(squared: NDArray[np.float32], reach: int) -> NDArray[np.floa
 
 
 def _soften(values: NDArray[np.float32], step: int) -> NDArray[np.float32]:
-    """Average values with their neighbours at `step`, so that the rim has no stairs; each side loses `step` values."""
+    """Average values with their neighbours at `step`, to smooth the contour; each side loses `step` values."""
     for _ in range(2):  # once for each axis
         ends = values[: -2 * step] + values[2 * step :]
         values = (ends * np.float32(0.25) + values[step:-step] * np.float32(0.5)).T
@@ -318,7 +315,7 @@ def _soften(values: NDArray[np.float32], step: int) -> NDArray[np.float32]:
 
 
 class _Row(NamedTuple):
-    """One line of the legend."""
+    """A row of the legend."""
 
     colour: Colour
     found: bool
@@ -332,7 +329,7 @@ def _note(score: float | None, found: bool) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text as one line without control characters and, as far as the font needs it, without accents."""
+    """Convert text to one line without control characters, and without accents that the font lacks."""
     words = " ".join(unicodedata.normalize("NFC", text).split())
     return "".join(_plain_character(character) for character in words)
 
@@ -348,7 +345,7 @@ def _plain_character(character: str) -> str:
 
 
 def _draw_legend(rows: list[_Row], picture_size: tuple[int, int]) -> Image.Image:
-    """Draw the legend on a strip of its own, as wide as the picture, which no letter can leave."""
+    """Draw the legend as a strip of the width of the image."""
     width, height = max(picture_size[0], MIN_WIDTH), picture_size[1]
     size = round(max(14, min((width * height) ** 0.5 / 28, width / 22)))
     font = ImageFont.load_default(size=size)
@@ -358,7 +355,7 @@ def _draw_legend(rows: list[_Row], picture_size: tuple[int, int]) -> Image.Image
     draw = ImageDraw.Draw(strip)
     top = size
     for row, lines in zip(rows, labels, strict=True):
-        baseline = top + (pitch + round(0.7 * size)) // 2  # capitals are 0.7 of the size high
+        baseline = top + (pitch + round(0.7 * size)) // 2  # capitals have 0.7 of the font size
         _draw_swatch(strip, (size, top + (pitch - size) // 2), size, row)
         draw.text((notes_at, baseline), row.note, GREY, font, anchor="ls")
         for index, line in enumerate(lines):
@@ -368,7 +365,7 @@ def _draw_legend(rows: list[_Row], picture_size: tuple[int, int]) -> Image.Image
 
 
 def _set_columns(rows: list[_Row], font: Font, width: int, size: int) -> tuple[list[list[str]], int]:
-    """Break the expressions into lines that leave room for the notes; also return where the notes begin."""
+    """Wrap the labels, leaving room for the notes; also return the position of the notes."""
     notes = max(_text_width(font, row.note) for row in rows)
     room = width - _labels_at(size) - size - (notes + 2 * size if notes else 0)
     labels = [_wrap(row.label, font, max(room, 4 * size)) for row in rows]
@@ -381,7 +378,7 @@ def _labels_at(size: int) -> int:
 
 
 def _draw_swatch(strip: Image.Image, corner: tuple[int, int], side: int, row: _Row) -> None:
-    """Draw a rounded square in the row's colour: filled, or only its outline if nothing was found."""
+    """Draw a rounded square in the colour of the row: filled, or only outlined if the mask is empty."""
     fine = 4 * side
     shape = Image.new("L", (fine, fine))
     ImageDraw.Draw(shape).rounded_rectangle(
@@ -395,9 +392,9 @@ def _text_width(font: Font, text: str) -> int:
 
 
 def _wrap(text: str, font: Font, room: int) -> list[str]:
-    """Break text into at most `MAX_LINES` lines of at most `room` pixels; what does not fit becomes "…"."""
+    """Wrap text to at most `MAX_LINES` lines of `room` pixels; the rest becomes "…"."""
     lines: list[str] = []
-    rest = text[: room * MAX_LINES]  # a letter takes a pixel at least, and measuring a whole book takes long
+    rest = text[: room * MAX_LINES]  # a letter has at least a pixel; measuring long texts is slow
     while len(lines) < MAX_LINES - 1 and _text_width(font, rest) > room:
         line = _first_line(rest, font, room)
         lines.append(line)
@@ -408,7 +405,7 @@ def _wrap(text: str, font: Font, room: int) -> list[str]:
 
 
 def _first_line(text: str, font: Font, room: int) -> str:
-    """Take the whole words that fit into `room` or, of a long word, the letters; `text` as a whole does not fit."""
+    """The words of a too long text that fit into `room` pixels, or the letters of a long first word."""
     low, high = 1, len(text) - 1
     while low < high:
         middle = (low + high + 1) // 2
@@ -418,7 +415,7 @@ def _first_line(text: str, font: Font, room: int) -> str:
 
 
 def _stack(picture: Image.Image, legend: Image.Image | None) -> Image.Image:
-    """Lay the picture above the legend; a picture that is narrower stands in the middle."""
+    """Put the image above the legend, centred if it is narrower."""
     if legend is None:
         return picture
     canvas = Image.new("RGB", (legend.width, picture.height + legend.height), WHITE)

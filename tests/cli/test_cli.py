@@ -383,9 +383,9 @@ def test_explain_a_word_and_a_pixel(capsys, checkpoint, photo_file):
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--explain-word", "spoon", "'spoon' is not among those that the model read: [CLS] the cup [SEP]"),
-        ("--explain-word", "", "'' is not among"),
-        ("--explain-pixel", "80,0", "The pixel is (80, 0), but the image has 80x60 (width x height)"),
+        ("--explain-word", "spoon", "must be one of those that the model read, [CLS] the cup [SEP], got 'spoon'"),
+        ("--explain-word", "", "got ''"),
+        ("--explain-pixel", "80,0", "in an image of 80x60 (width x height), got (80, 0)"),
         ("--explain-pixel", "0,60", "(0, 60)"),
         ("--explain-pixel", "-1,0", "`--explain-pixel` must be X,Y in pixels"),
         ("--explain-pixel", "1.5,0", "such as 120,80"),

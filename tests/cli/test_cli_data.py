@@ -136,5 +136,5 @@ def test_demo_writes_a_panel(tmp_path, capsys):
     shown = [(line["image"], line["expression"]) for line in lines if "family" not in line]
     assert shown == [(sample.file, expression) for sample in SAMPLES for expression in sample.expressions]
     assert "rule-made expressions of 537 words" in told.err
-    assert "Others fail, in these photographs too: 'the cup', 'the plate'." in told.err
+    assert "Others fail in the same photographs: 'the cup', 'the plate'." in told.err
     assert Image.open(panel).size[0] > 1000

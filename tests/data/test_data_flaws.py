@@ -238,7 +238,7 @@ def test_black_mask_files(tmp_path):
         Image.fromarray(mask).save(folder / f"{name}.png")
     with pytest.raises(ValueError, match=r"metadata.jsonl, line 2 has a target, but its mask is empty"):
         load_data(str(folder), "train")
-    with pytest.warns(UserWarning, match="own: 1 reference kept without a target"):
+    with pytest.warns(UserWarning, match="own: 1 reference kept"):
         read = load_data(str(folder), "train", empty_masks="no_target")
     assert [row["has_target"] for row in read] == [True, False]
     line = {"image": "0.png", "expression": "no such thing", "mask": "whole.png", "no_target": True}
@@ -387,7 +387,7 @@ def test_references_whose_sentences_are_null(tmp_path):
     with pytest.warns(UserWarning, match="grefcoco: 1 reference left out, as it has no sentence, in .*ref 1"):
         assert [row["ref_id"] for row in load_data("grefcoco", "train", root=root)] == ["0"]
     root = write("refcoco", "refs(unc).json")
-    with pytest.raises(ValueError, match=r"`sentences` in .*ref 1 must be a list, got 'None'"):
+    with pytest.raises(ValueError, match="ref 1 must have a list as `sentences`, got 'None'"):
         load_data("refcoco", "train", root=root)
     with pytest.warns(UserWarning, match="1 reference left out, as it has no sentence"):
         assert len(load_data("refcoco", "train", root=root, empty_sentences="skip")) == 1
@@ -398,7 +398,7 @@ def test_empty_segmentations(tmp_path):
         read_refer(tmp_path, TWO, ([], ["ghost"]))
     with pytest.warns(UserWarning, match="refcoco: 1 reference left out, as its mask is empty"):
         assert len(read_refer(tmp_path, TWO, ([], ["ghost"]), empty_masks="skip")) == 1
-    with pytest.warns(UserWarning, match="own: 1 reference kept without a target"):
+    with pytest.warns(UserWarning, match="own: 1 reference kept"):
         assert not read_folder(tmp_path, ([], ["ghost"]), empty_masks="no_target")[0]["has_target"]
 
 

@@ -215,7 +215,7 @@ def test_missing_files(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no image file .*2.png, needed by .*metadata.jsonl, line 2; 1 of 2"):
         load_folder(folder)
     (folder / "metadata.jsonl").write_text(json.dumps(row(mask="other/mask.png")))
-    with pytest.raises(FileNotFoundError, match=r"no mask file .*other/mask.png, needed by .*line 1;"):
+    with pytest.raises(FileNotFoundError, match=r"no mask file .*other/mask.png, needed by .*line 1"):
         load_folder(folder)
     (folder / "metadata.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="has no rows"):

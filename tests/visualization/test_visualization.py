@@ -448,18 +448,18 @@ MASK = np.zeros((30, 40), bool)
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (([MASK], []), "`masks` has 1 entries but `labels` 0; give one for each mask"),
-        (([MASK], ["a", "b"]), "`masks` has 1 entries but `labels` 2"),
-        (([MASK], ["a"], [0.1, 0.2]), "`masks` has 1 entries but `scores` 2"),
-        (([MASK], ["a"], []), "`masks` has 1 entries but `scores` 0"),
-        (([MASK], "a"), r"`labels` is the text 'a'; give a list of expressions, e.g. \['a'\]"),
-        (([MASK, MASK.T], ["a", "b"]), r"Mask 1 is 30x40 pixels .* but the image 40x30; resize the mask"),
-        (([MASK[None]], ["a"]), r"The mask has the shape \(1, 30, 40\); give one of two dimensions"),
-        (([torch.zeros(30)], ["a"]), r"The mask has the shape \(30,\)"),
-        (([Image.new("RGB", (40, 30))], ["a"]), r"The mask has the shape \(30, 40, 3\)"),
-        (([MASK.astype(np.float32)], ["a"]), "The mask holds float32 values; make it bool first"),
-        (([torch.zeros(30, 40)], ["a"]), "The mask holds float32 values"),
-        (([torch.zeros(30, 40, dtype=torch.bfloat16)], ["a"]), "The mask holds float32 values"),
+        (([MASK], []), "`labels` must have one entry for each of 1 masks, got 0"),
+        (([MASK], ["a", "b"]), "one entry for each of 1 masks, got 2"),
+        (([MASK], ["a"], [0.1, 0.2]), "`scores` must have one entry for each of 1 masks, got 2"),
+        (([MASK], ["a"], []), "`scores` must have one entry for each of 1 masks, got 0"),
+        (([MASK], "a"), r"`labels` must be a list of expressions, e.g. \['a'\], got a text"),
+        (([MASK, MASK.T], ["a", "b"]), r"Mask 1 must have the size of the image, 40x30 .*, got 30x40"),
+        (([MASK[None]], ["a"]), r"A mask must have two dimensions, .*got shape \(1, 30, 40\)"),
+        (([torch.zeros(30)], ["a"]), r"two dimensions, .*got shape \(30,\)"),
+        (([Image.new("RGB", (40, 30))], ["a"]), r"two dimensions, .*got shape \(30, 40, 3\)"),
+        (([MASK.astype(np.float32)], ["a"]), r"got float32; use e\.g\. `mask > 0\.5`"),
+        (([torch.zeros(30, 40)], ["a"]), "got float32"),
+        (([torch.zeros(30, 40, dtype=torch.bfloat16)], ["a"]), "got float32"),
     ],
 )
 def test_errors_say_what_is_wrong_and_how_to_mend_it(request_, message):
@@ -469,7 +469,7 @@ def test_errors_say_what_is_wrong_and_how_to_mend_it(request_, message):
 
 @pytest.mark.parametrize("opacity", [-0.1, 1.1, 45, float("nan")])
 def test_opacity_beyond_its_ends(opacity):
-    with pytest.raises(ValueError, match=f"`opacity` is {opacity}; give a number from 0 to 1"):
+    with pytest.raises(ValueError, match=f"`opacity` must be a number from 0 to 1, got {opacity}"):
         overlay(photo(40, 30), [MASK], ["a"], opacity=opacity)
 
 

@@ -340,11 +340,11 @@ def test_a_tiny_object_has_its_share():
     ("region", "message"),
     [
         (np.zeros((2, 2), bool), "The region is empty"),
-        (np.ones((2, 3), bool), r"of shape \(2, 3\); give one of bool of the image's \(height, width\), \(2, 2\)"),
-        (np.ones((2, 2)), "an array of float64"),
-        ((2, 0), r"The pixel is \(2, 0\), but the image has 2x2"),
+        (np.ones((2, 3), bool), r"bools of the \(height, width\) of the image, \(2, 2\), got bool of shape \(2, 3\)"),
+        (np.ones((2, 2)), "got float64 of shape"),
+        ((2, 0), r"in an image of 2x2 .*, got \(2, 0\)"),
         ((0, -1), r"\(0, -1\)"),
-        ((0.5, 0), r"give \(x, y\) from \(0, 0\) to \(1, 1\)"),
+        ((0.5, 0), r"must be \(x, y\) from \(0, 0\) to \(1, 1\)"),
         ((0, 0, 0), r"\(0, 0, 0\)"),
         (None, "The mask is empty"),
     ],
@@ -357,9 +357,9 @@ def test_wrong_regions(region, message):
 
 def test_wrong_stages():
     explanation = by_hand(np.ones((2, 2)), np.full((2, 2, 2), 0.5))
-    with pytest.raises(ValueError, match="no words read by pixels in stage 5; give one of 1"):
+    with pytest.raises(ValueError, match="no attention to words of stage 5; there are 1"):
         explanation.words_of(5)
-    with pytest.raises(ValueError, match="this model's configuration has none"):
+    with pytest.raises(ValueError, match="this model has none"):
         explanation.pixels_of(2, "cup")
 
 
