@@ -75,8 +75,8 @@ def overlay(
         labels: the expressions; by default those of the results. Without labels there is no legend.
         scores: one number for each expression; by default those of the results.
         opacity: of the colour inside a mask, from 0 (contours only) to 1.
-        colours: (red, green, blue) from 0 to 255 for each mask, where a colour must mean the same in several images; by
-            default those that stand out.
+        colours: (red, green, blue) from 0 to 255 for each mask, where a colour must mean the same in several images;
+            by default those that stand out.
 
     Returns:
         New image of mode "RGB".
