@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 NUM_STAGES = 4
+# How much of a name must agree with that of a field (`difflib`) to look like it, and to be surely a typing error
+NEAR, ALIKE = 0.8, 0.9
 # The least by which a cosine is divided: CLIP's bound, whose scale is at most 100 (Radford et al., 2021, section 2.5)
 MIN_TEMPERATURE = 0.01
 # What a Swin checkpoint's config says of its own training, and not of the network
@@ -119,6 +121,24 @@ class CarriesCode:
             for name in ("auto_map", "custom_pipelines"):
                 kwargs.pop(name, None)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """A config of a saved one and of fields in place of its own; of what is no field, typing errors are found.
+
+        Args:
+            config_dict: the saved one.
+            kwargs: see [`PreTrainedConfig.from_dict`].
+
+        Raises:
+            ValueError: if one of `kwargs` can only be a misspelt field.
+        """
+        own: Any = cls
+        _check_names(own, kwargs)
+        for part, spec in own.sub_configs_defaults.items():
+            if isinstance(kwargs.get(part), dict):
+                _check_names(spec.config_class, kwargs[part])
+        return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
+
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Save the config, and beside it the code of the model, so that the folder is loadable without this package.
 
@@ -188,16 +208,43 @@ def _field_names(config_class: type[PreTrainedConfig]) -> list[str]:
     return [field.name for field in fields(config_class)]
 
 
-def _reject_misspelt(config: PreTrainedConfig, names: Iterable[str]) -> None:
-    """Transformers keeps unknown arguments as attributes; one that nearly equals a field is a typing error."""
-    own = _field_names(type(config))
+def _nearest(config_class: type[PreTrainedConfig], name: str) -> tuple[str, bool] | None:
+    """The field that a name resembles, and whether it is surely meant; None if there is none.
+
+    A field of a sub-config is found under its own name, and never surely: other models have it in the whole config.
+    """
+    own = [*_field_names(config_class), "num_labels", "output_attentions"]
+    if close := get_close_matches(name, own, n=1, cutoff=NEAR):
+        return close[0], bool(get_close_matches(name, close, cutoff=ALIKE))
+    parts = {part: _field_names(spec.config_class) for part, spec in config_class.sub_configs_defaults.items()}
+    places = [
+        f"{part}.{close[0]}" for part, names in parts.items() if (close := get_close_matches(name, names, 1, ALIKE))
+    ]
+    return ("` or `".join(places), False) if places else None
+
+
+def _check_names(config_class: type[PreTrainedConfig], names: Iterable[str], *, saved: bool = False) -> None:
+    """Find typing errors in arguments that are no field, which Transformers keeps as attributes or drops in silence.
+
+    Args:
+        config_class: of the config that they are given to.
+        names: the arguments.
+        saved: whether they are those of a saved config, whose checkpoint may be of a newer version with more fields.
+
+    Raises:
+        ValueError: if one can only be a typing error; of one that looks like it, or is saved, there is a warning.
+    """
     for name in names:
-        if name in config.attribute_map or name in vars(PreTrainedConfig):
+        if name.startswith("_") or name in config_class.attribute_map or name in vars(PreTrainedConfig):
             continue
-        if isinstance(getattr(type(config), name, None), property):
-            raise ValueError(f"`{name}` is derived from other fields of {type(config).__name__}; leave it out.")
-        if close := get_close_matches(name, own, n=1, cutoff=0.9):
-            raise ValueError(f"{type(config).__name__} has no field `{name}`; did you mean `{close[0]}`?")
+        if isinstance(getattr(config_class, name, None), property):
+            raise ValueError(f"`{name}` is derived from other fields of {config_class.__name__}; leave it out.")
+        if name in _field_names(config_class) or (nearest := _nearest(config_class, name)) is None:
+            continue
+        message = f"{config_class.__name__} has no field `{name}`; did you mean `{nearest[0]}`?"
+        if nearest[1] and not saved:
+            raise ValueError(message)
+        logger.warning_once(f"{message} It has no effect.")
 
 
 def _adopt(config: Any, field: str, own: type[PreTrainedConfig], library: str) -> Any:
@@ -218,15 +265,19 @@ def _adopt(config: Any, field: str, own: type[PreTrainedConfig], library: str) -
     return {name: value for name, value in values.items() if name in adopted}
 
 
-def _take_over(config: PreTrainedConfig, kwargs: dict[str, Any], library: str | None = None) -> None:
+def _take_over(config: PreTrainedConfig, kwargs: dict[str, Any], library: str | None = None) -> bool:
     """Treat arguments that are the dict of a `library`'s config, as they say themselves, as `_adopt` does.
+
+    Returns:
+        Whether they are a saved config.
 
     Raises:
         ValueError: if they are those of another architecture.
     """
-    model_type = kwargs.pop("model_type", None) or config.model_type
+    given = kwargs.pop("model_type", None)
+    model_type = given or config.model_type
     if model_type == config.model_type:
-        return
+        return given is not None
     name = type(config).__name__
     if model_type != library:
         other = f" or those of a {library!r} config" if library else ""
@@ -236,6 +287,7 @@ def _take_over(config: PreTrainedConfig, kwargs: dict[str, Any], library: str | 
         if field.name not in adopted and field.default is not MISSING:
             setattr(config, field.name, field.default)
     kwargs.clear()
+    return True
 
 
 @strict
@@ -293,8 +345,8 @@ class CrossVLTVisionConfig(CarriesCode, PreTrainedConfig):
         for derived in ("hidden_size", "hidden_sizes", "num_layers", "num_hidden_layers"):
             kwargs.pop(derived, None)
         self.drop_code(kwargs)
-        _take_over(self, kwargs, "swin")
-        _reject_misspelt(self, kwargs)
+        saved = _take_over(self, kwargs, "swin")
+        _check_names(type(self), kwargs, saved=saved)
         self.depths, self.num_heads = list(self.depths), list(self.num_heads)
         super().__post_init__(**kwargs)
 
@@ -391,8 +443,8 @@ class CrossVLTTextConfig(CarriesCode, PreTrainedConfig):
         # A BERT config says how many layers its checkpoint has; how many of them are used is what `depths` says.
         kwargs.pop("num_hidden_layers", None)
         self.drop_code(kwargs)
-        _take_over(self, kwargs, "bert")
-        _reject_misspelt(self, kwargs)
+        saved = _take_over(self, kwargs, "bert")
+        _check_names(type(self), kwargs, saved=saved)
         self.depths = list(self.depths)
         self.context_dims = None if self.context_dims is None else list(self.context_dims)
         super().__post_init__(**kwargs)
@@ -526,8 +578,8 @@ class CrossVLTConfig(CarriesCode, PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.drop_code(kwargs)
-        _take_over(self, kwargs)
-        _reject_misspelt(self, kwargs)
+        saved = _take_over(self, kwargs)
+        _check_names(type(self), kwargs, saved=saved)
         named: Any = getattr(self, "id2label", None)
         if named is None and kwargs.get("num_labels") in (None, len(LABELS)):
             self.id2label, self.label2id = dict(LABELS), {name: index for index, name in LABELS.items()}

@@ -193,8 +193,9 @@ def _of_one_range(rows: Sequence[Any]) -> list[Any]:
 
 
 def _holds_numbers(image: Any) -> bool:
-    """Whether it is an image whose range its type does not say."""
-    return isinstance(image, np.ndarray | Tensor) or (isinstance(image, Image.Image) and image.mode in ("F", "I"))
+    """Whether it is an image of numbers whose range is judged of all images of a call."""
+    deep = isinstance(image, Image.Image) and (image.mode == "F" or image.mode.startswith("I"))
+    return deep or isinstance(image, np.ndarray | Tensor)
 
 
 def _is_stream(image: Any) -> bool:

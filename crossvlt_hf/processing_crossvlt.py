@@ -4,8 +4,9 @@ import copy
 import math
 import operator
 import os
+import sys
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from numbers import Real
@@ -31,15 +32,16 @@ from .configuration_crossvlt import AUTO_MAP, copy_code, take_hub_options
 
 ImageLike: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
 IgnoreIndex = int | Literal["auto"] | None
+Meaning = Literal["ignored", "object", "absent"] | None
 
 OVERSHOOT = 0.01  # by which floats may leave their range, as rounding and resizing make them
+LEAST_OF_16_BITS = 1020  # a picture of 0 to 65535 that nowhere reaches this is black in 8 bits, up to 3
 IGNORED = 255
 OBJECT_VALUES = (1, 255, 65535)
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 BERT_POSITIONS = 512
 PRESENCE_THRESHOLD = 0.5  # where a model has a presence head and no other threshold is given
 IMAGE_LAYOUTS = ("channels_first", "channels_last", "none")
-# Of the library's arguments for images, those that would do nothing here or displace the masks
 # Of the library's kinds of arguments, those that this processor reads
 MODALITIES = ("text_kwargs", "images_kwargs")
 REFUSED_TEXT_KWARGS = {
@@ -49,6 +51,7 @@ REFUSED_TEXT_KWARGS = {
     "text_target": "an expression is one text",
     "text_pair_target": "an expression is one text",
 }
+# Of the library's arguments for images, those that would do nothing here or displace the masks
 REFUSED_IMAGE_KWARGS = {
     "do_center_crop": "the model takes the whole image, resized",
     "crop_size": "the model takes the whole image, resized",
@@ -68,6 +71,20 @@ def counted(number: int, noun: str) -> str:
 
 class ImageTooLargeError(ValueError):
     """An image has more pixels than `PIL.Image.MAX_IMAGE_PIXELS` allows."""
+
+
+class ImageDepthError(ValueError):
+    """An image has 16 bits, but its values are those of 8 bits, so that it would be nearly black."""
+
+
+class NothingReadError(ValueError):
+    """An expression has no token between [CLS] and [SEP], so that all such expressions would give one mask."""
+
+    def __init__(self, expression: str, where: str = "An expression") -> None:
+        super().__init__(
+            f"{where} is {expression!r}, of which the tokenizer reads nothing; say which object is meant."
+        )
+        self.expression = expression
 
 
 class LossyMaskError(ValueError):
@@ -106,6 +123,7 @@ def opening(name: str, kind: str = "image") -> Iterator[None]:
             normalisation or the kind of slash is named.
         OSError: if it cannot be read.
         ImageTooLargeError: if it is larger than Pillow allows.
+        ImageDepthError: if `load_pixels` finds it black.
     """
     try:
         yield
@@ -116,9 +134,59 @@ def opening(name: str, kind: str = "image") -> Iterator[None]:
     except Image.DecompressionBombError as error:
         message = f"{name} is refused as too large ({error}); raise PIL.Image.MAX_IMAGE_PIXELS."
         raise ImageTooLargeError(message) from error
+    except ImageDepthError as error:
+        raise ImageDepthError(f"{name}: {error}") from error
     except Exception as error:
         reason = str(error) or type(error).__name__
         raise OSError(f"{name} cannot be read as {'an' if kind == 'image' else 'a'} {kind}: {reason}") from error
+
+
+def _lower_bytes(image: Image.Image) -> tuple[Image.Image, slice] | None:
+    """A picture of the lower 8 of the 16 bits for each colour, if `image` has as many and is not loaded yet.
+
+    Returns:
+        The picture, not loaded, and the channels of it that hold colours; None for an image of other depth.
+    """
+    opened: Any = image
+    args = opened.tile[0].args if getattr(image, "tile", None) else ""
+    raw, *rest = args if isinstance(args, tuple) else (args,)
+    kind, depth, order = str(raw).partition(";16")
+    if kind not in ("RGB", "RGBA", "LA") or not depth:
+        return None
+    # N is the order of the machine
+    swapped = "L" if order == "B" or (order == "N" and sys.byteorder == "big") else "B"
+    # grey and alpha are four bytes, of which Pillow takes no other order: the second is the lower one of grey
+    other = "RGBA" if kind == "LA" else f"{kind};16{swapped}"
+    place = opened.fp.tell()
+    opened.fp.seek(0)
+    lower: Any = Image.open(BytesIO(opened.fp.read()))
+    opened.fp.seek(place)
+    lower.tile = [tile._replace(args=(other, *rest) if rest else other) for tile in lower.tile]
+    return lower, slice(1, 2) if kind == "LA" else slice(0, 3)
+
+
+def load_pixels(image: Image.Image) -> None:
+    """Load the pixels of an opened picture.
+
+    Of 16 bits for each colour Pillow keeps the upper 8, in which a picture of 0 to 255 has nothing.
+
+    Raises:
+        ImageDepthError: if it is such a picture; one that is black in all bits is not.
+    """
+    lower = _lower_bytes(image)
+    image.load()
+    if lower is None:
+        return
+    highest = _highest(image, slice(0, 3))
+    if highest < LEAST_OF_16_BITS >> 8 and (highest or _highest(*lower)):
+        raise ImageDepthError(
+            "An image of 16 bits for each colour, of which Pillow keeps the upper 8, holds next to nothing in these "
+            "and would be nearly black. It looks like one of 8 bits: save it as such."
+        )
+
+
+def _highest(image: Any, channels: slice) -> int:
+    return max(high for _, high in image.getextrema()[channels])
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -142,7 +210,7 @@ def _open(source: str | Path, timeout: float | None, upright: bool) -> Image.Ima
     """The image in a file or behind a URL."""
     name = str(source) if len(str(source)) < 200 else f"{str(source)[:60]}..."
     with opening(name), Image.open(_read(source, timeout)) as image:
-        image.load()
+        load_pixels(image)
         return _upright(image) if upright else image.copy()
 
 
@@ -191,7 +259,7 @@ def _decode(image: Any, timeout: float | None, layout: str | None, upright: bool
         image = _open(image, timeout, upright)
     elif isinstance(image, Image.Image):
         with opening(str(getattr(image, "filename", "")) or "The image"):
-            image.load()
+            load_pixels(image)
         image = _upright(image) if upright else image
     else:
         raise ValueError(f"An image is of type {type(image).__name__}; give a path, URL, PIL image, array or tensor.")
@@ -246,8 +314,10 @@ def _find_white(images: Sequence[np.ndarray]) -> int:
     Raises:
         ValueError: if the numbers fit no range.
     """
-    low, high = min(float(image.min()) for image in images), max(float(image.max()) for image in images)
     floats = images[0].dtype.kind == "f"
+    low = min(float(image.min()) for image in images)
+    # the alpha channel of integers may be that of Pillow's transparent value, which says nothing of the colours
+    high = max(float((image if floats or image.max() > 65535 else _colours(image)).max()) for image in images)
     _check_that_they_are_of_one_range(images)
     slack = OVERSHOOT if floats else 0
     if low >= -slack:
@@ -256,13 +326,29 @@ def _find_white(images: Sequence[np.ndarray]) -> int:
         # a photo of 0 to 255 reaches more than this, unless it was made of integers
         if high <= 255 + slack and (not floats or high >= 4 or all((image % 1 == 0).all() for image in images)):
             return 255
-        if high <= 65535 and (not floats or high >= 1020):
+        if LEAST_OF_16_BITS <= high <= 65535:
             return 65535
     shown = (low, high) if floats else (int(low), int(high))
     raise ValueError(
         f"An image holds values from {shown[0]} to {shown[1]}; give 0 to 1, 0 to 255 or (16 bits) 0 to 65535."
-        + (_looks_like(low, high) if floats else "")
+        + (_looks_like(low, high) if floats else " Clip or rescale it.")
     )
+
+
+def _check_that_16_bits_are_used(images: Sequence[np.ndarray]) -> None:
+    """Raise ImageDepthError if uint16 images, judged together, hold those of 8 bits; black ones are right so."""
+    high = max(int(_colours(image).max()) for image in images)
+    if 0 < high < LEAST_OF_16_BITS:
+        clip = "" if high <= 255 else ".clip(0, 255)"
+        raise ImageDepthError(
+            f"An image of 16 bits holds nothing above {high} of 65535 and would be nearly black. It looks like one of "
+            f'8 bits: give `image{clip}.astype("uint8")`; if it really is so dark, `image / 65535`.'
+        )
+
+
+def _colours(values: np.ndarray) -> np.ndarray:
+    """The channels of (height, width[, channels]) but for alpha."""
+    return values[..., :3] if values.shape[2:] == (4,) else values
 
 
 def _whites(decoded: Sequence[Image.Image | np.ndarray]) -> list[int]:
@@ -270,8 +356,11 @@ def _whites(decoded: Sequence[Image.Image | np.ndarray]) -> list[int]:
     known = {"?": 1, "B": 255, "H": 65535}
     kinds = ["B" if isinstance(image, Image.Image) else image.dtype.char for image in decoded]
     kinds = [kind if kind in known else "f" if kind in "efdg" else "i" for kind in kinds]
-    for kind in set(kinds) - known.keys():
-        known[kind] = _find_white([image for image, own in zip(decoded, kinds, strict=True) if own == kind])  # type: ignore[misc]
+    of_kind: Any = {kind: [image for image, own in zip(decoded, kinds, strict=True) if own == kind] for kind in kinds}
+    for kind in of_kind.keys() - known.keys():
+        known[kind] = _find_white(of_kind[kind])
+    if "H" in of_kind:
+        _check_that_16_bits_are_used(of_kind["H"])
     return [known[kind] for kind in kinds]
 
 
@@ -298,22 +387,25 @@ def to_rgb(image: ImageLike, timeout: float | None = 60.0, *, upright: bool = Tr
 
     Args:
         image: a path, a URL (http, https, data), a PIL image of any mode, or an array or tensor with the channels
-            first, last or absent. Its numbers may be bool, 0 to 1 (floats), 0 to 255, or 0 to 65535 (uint16, or a
-            maximum above 255). What is transparent shows white; of an animation it is the first picture.
+            first, last or absent. Its numbers may be bool, 0 to 1 (floats), 0 to 255, or 0 to 65535, with a maximum of
+            at least 1020 unless it is uint16 and black. What is transparent shows white; of an animation it is the
+            first picture.
         timeout: seconds to wait for the server of a URL; None waits for ever.
         upright: whether to apply the EXIF orientation.
 
     Raises:
         OSError: if a file or URL cannot be reached or is not an image.
         ValueError: if an array is not an image (such as normalised values), or an image is larger than Pillow allows.
+        ImageDepthError: if an image of 16 bits holds one of 8 bits, which would be nearly black.
     """
     return _to_rgb_and_white([image], timeout=timeout, upright=upright)[0][0]
 
 
 def to_rgb_together(images: Sequence[ImageLike], timeout: float | None = 60.0) -> list[Image.Image]:
-    """The same for images that belong together: whether their floats are 0 to 1 or 0 to 255 is judged of all at once.
+    """The same for images that belong together: the range of their numbers is judged of all at once.
 
-    A dark image of 0 to 255 may hold nothing above 1, which alone would make it a bright one of 0 to 1.
+    A dark image of 0 to 255 may hold nothing above 1, which alone would make it a bright one of 0 to 1, and one of 16
+    bits nothing above 255.
     """
     return [image for image, _ in _to_rgb_and_white(images, timeout=timeout)]
 
@@ -356,8 +448,8 @@ def _without_alpha(values: np.ndarray) -> np.ndarray:
     if (alpha == alpha.flat[0]).all():
         return colours
     if _alpha_is_the_mask(colours, shown):
-        # 0 and 1, as what is seen is the object, and not ignored, whatever 255 means elsewhere
-        return shown.astype(np.uint8) if np.isin(alpha, (0, *OBJECT_VALUES)).all() else alpha
+        # true or false, as what is seen is the object, and not ignored, whatever 255 means elsewhere
+        return shown if np.isin(alpha, (0, *OBJECT_VALUES)).all() else alpha
     if (shown == colours.any(-1)).all():
         return colours
     listed = [np.unique(colours[where].reshape(-1, colours.shape[-1]), axis=0).tolist() for where in (shown, ~shown)]
@@ -373,9 +465,9 @@ def _without_alpha(values: np.ndarray) -> np.ndarray:
 def _palette_values(image: Image.Image, ignored: int | None) -> tuple[np.ndarray, bool]:
     """The (height, width) numbers of a palette image, and whether they are labels, of which 255 is ignored.
 
-    They are the indices, unless the palette makes a picture in black and white of them: then 1 where it is white. A
-    palette that shows all that is used in one colour, or has no colour for it, says nothing. One of greys that are
-    equal to their indices is like no palette.
+    They are the indices, unless the palette makes a picture in black and white of them: then true where it is white,
+    or 1 if that is the index 1. A palette that shows all that is used in one colour, or has no colour for it, says
+    nothing. One of greys that are equal to their indices is like no palette.
 
     Raises:
         ValueError: if index 0 is shown as a colour of its own and not black, so that the object could be either.
@@ -391,7 +483,7 @@ def _palette_values(image: Image.Image, ignored: int | None) -> tuple[np.ndarray
     telling = len(shown) == len(used) and (len(set(judged.values())) > 1 or inverted)
     if telling and set(judged.values()) <= {BLACK, WHITE} and not {1, IGNORED} <= set(used):
         white = [index for index, colour in judged.items() if colour == WHITE]
-        picture = np.isin(indices, white).astype(indices.dtype)
+        picture = np.isin(indices, white).astype(indices.dtype if white == [1] else bool)
         return (picture if ignored is None else np.where(indices == ignored, indices, picture)), False
     if telling and judged.get(0, BLACK) != BLACK:
         raise ValueError(
@@ -405,13 +497,13 @@ def _picture_values(image: Image.Image, ignored: int | None) -> tuple[np.ndarray
     """The numbers in a PIL image, and whether they are labels of a palette."""
     check_mask_format(image)
     with opening(str(getattr(image, "filename", "")) or "The mask", "mask"):
-        image.load()
+        load_pixels(image)
     hidden = image.info.get("transparency")
     if image.mode in ("P", "PA"):
         values, labels = _palette_values(image, ignored)
         if image.mode == "PA" or hidden is not None:
             alpha = np.asarray(image.getchannel("A") if image.mode == "PA" else image.convert("RGBA").getchannel("A"))
-            values = _without_alpha(np.stack([values, alpha], axis=-1))[..., 0]
+            values = _without_alpha(np.stack([values, alpha], axis=-1)).reshape(values.shape)
         return values, labels
     if image.mode in ("L", "RGB", "1") and hidden is not None:
         image = image.convert("RGBA")
@@ -513,22 +605,65 @@ def check_ignore_index(ignore_index: Any) -> IgnoreIndex:
     return whole
 
 
-def _meaning_of_255(values: np.ndarray, labels: bool) -> Literal["ignored", "object"] | None:
+def _meaning_of_255(values: np.ndarray, labels: bool) -> Meaning:
     found = set(np.unique(values).tolist())
-    return None if IGNORED not in found else "ignored" if labels or 1 in found else "object"
+    if IGNORED in found:
+        return "ignored" if labels or 1 in found else "object"
+    return "absent" if 1 in found and values.dtype.kind in "ui" else None
 
 
-def meaning_of_255(mask: Any) -> Literal["ignored", "object"] | None:
-    """What "auto" takes 255 for in the numbers of a mask; None if it holds none."""
+def meaning_of_255(mask: Any) -> Meaning:
+    """What "auto" takes 255 for in the numbers of a mask.
+
+    Returns:
+        "ignored", "object"; "absent" where the object is 1 and 255 does not occur, so that it would be ignored; None
+        where nothing says so, as in masks that are black, or true and false.
+    """
     return _meaning_of_255(*_mask_values(mask))
 
 
+def check_meaning_of_255(found: Iterable[tuple[Meaning, str]]) -> None:
+    """Check that 255 means the same in all masks that belong together.
+
+    Without this check a mask of ignored pixels only would become an object, beside others in which the object is 1.
+
+    Args:
+        found: what `meaning_of_255` says of each mask, and what to call it.
+
+    Raises:
+        ValueError: if 255 could be the object in one mask, and is ignored, or would be, in another.
+    """
+    seen: dict[Meaning, str] = {}
+    for meaning, name in found:
+        seen.setdefault(meaning, name)
+    if "object" not in seen or not seen.keys() & {"ignored", "absent"}:
+        return
+    if "ignored" in seen:
+        raise ValueError(
+            f"255 must mean the same in all masks: in {seen['ignored']} it is ignored, as a 1 beside it or a palette "
+            f"says, but nothing in {seen['object']} says so, and it could be the object. Give `ignore_index=255` if "
+            "it is ignored in all of them, or save masks of 0 and 1."
+        )
+    raise ValueError(
+        f"255 must mean the same in all masks: in {seen['absent']} the object is 1, so that 255 in {seen['object']} "
+        "could be the object or ignored. Give `ignore_index=None` if it is the object, `ignore_index=255` if it is "
+        "ignored."
+    )
+
+
 def to_label_maps(masks: Sequence[Any], ignore_index: IgnoreIndex = "auto") -> list[np.ndarray]:
-    """The same as `to_label_map` for masks that belong together: "auto" judges all of them at once."""
+    """The same as `to_label_map` for masks that belong together: "auto" judges all of them at once.
+
+    Raises:
+        ValueError: also if the object is 1 in one mask, and 255, which could be ignored too, in another.
+    """
     ignored = check_ignore_index(ignore_index)
     read = [_mask_values(mask, None if ignored == "auto" else ignored) for mask in masks]
     if ignored == "auto":
-        ignored = IGNORED if any(_meaning_of_255(*each) == "ignored" for each in read) else None
+        meanings = [_meaning_of_255(*each) for each in read]
+        ignored = IGNORED if "ignored" in meanings else None
+        if ignored is None:
+            check_meaning_of_255((meaning, f"mask {number}") for number, meaning in enumerate(meanings, start=1))
     return [_to_label_map(values, ignored) for values, _ in read]
 
 
@@ -570,6 +705,31 @@ def _as_images(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
     return [entry[0] if isinstance(entry, list | tuple) else entry for entry in entries]
 
 
+def says_nothing(text: str) -> bool:
+    """Whether nothing of a text is seen: only spaces, control and zero-width characters, and accents of no letter."""
+    kinds = map(unicodedata.category, text)
+    return all(kind[0] in "ZM" or kind in ("Cc", "Cf") for kind in kinds)
+
+
+def check_that_something_is_read(tokenizer: Any, expressions: Sequence[str], input_ids: Any) -> None:
+    """See that every expression has a token.
+
+    Args:
+        tokenizer: that has read them.
+        expressions: as they were written.
+        input_ids: a row of token ids for each, with [CLS] and [SEP], padded or not; or the only row.
+
+    Raises:
+        NothingReadError: if a row has none but those that the tokenizer adds to every expression.
+    """
+    rows = input_ids.tolist() if isinstance(input_ids, np.ndarray | Tensor) else input_ids
+    rows = rows if isinstance(rows[0], list | tuple) else [rows]
+    added = tokenizer.num_special_tokens_to_add()
+    for expression, row in zip(expressions, rows, strict=True):
+        if len(row) <= added or all(token == tokenizer.pad_token_id for token in row[added:]):
+            raise NothingReadError(expression)
+
+
 def _as_expressions(text: Any) -> list[str] | list[list[str]]:
     """Check the nesting of expressions: one, a list, or a list of lists."""
     entries = [text] if isinstance(text, str) else list(text) if isinstance(text, list | tuple) else None
@@ -579,7 +739,7 @@ def _as_expressions(text: Any) -> list[str] | list[list[str]]:
     if any(nested) and not all(nested):
         raise ValueError("`text` mixes expressions and lists of expressions; give one kind.")
     for expression in _flat(entries):
-        if not isinstance(expression, str) or not expression.strip():
+        if not isinstance(expression, str) or says_nothing(expression):
             raise ValueError(f"An expression is {expression!r}; say which object is meant.")
         if any("\ud800" <= character <= "\udfff" for character in expression):
             raise ValueError(f"The expression {expression!r} holds half of a surrogate pair; give valid Unicode.")
@@ -595,13 +755,16 @@ class ReadExpression(NamedTuple):
 
     Args:
         text_read: the part of the expression within the limit of tokens, as it was written.
-        unknown_words: words of the whole expression that the vocabulary does not know, each once, in their order.
+        unknown_words: words of the whole expression that the vocabulary does not know, each once, in their order; of
+            signs without a word, none of which it knows, all of what is read.
         cut: whether the expression is longer than the limit.
+        known: whether the vocabulary knows anything of what is read; otherwise all such expressions give one mask.
     """
 
     text_read: str
     unknown_words: tuple[str, ...]
     cut: bool
+    known: bool = True
 
 
 def _is_of_a_word(character: str) -> bool:
@@ -623,12 +786,18 @@ def word_spans(text: str) -> Iterator[tuple[int, int]]:
         yield start, len(text)
 
 
+def _as_read(text: str, words: tuple[str, ...], cut: bool, known: bool) -> ReadExpression:
+    """What is read; signs of which the vocabulary knows none stand for the words that an expression lacks."""
+    return ReadExpression(text, words if words or known else (text.strip(),), cut, known)
+
+
 def reading_note(expression: str, read: ReadExpression) -> str | None:
     """A sentence on what a model does not read of an expression; None if it reads all of it."""
     notes = []
     if read.unknown_words:
         words = ", ".join(map(repr, read.unknown_words))
-        notes.append(f"the vocabulary does not know {words}")
+        nothing = "" if read.known else ", so that nothing of it is read"
+        notes.append(f"the vocabulary does not know {words}{nothing}")
     if read.cut:
         notes.append(f"it is too long, and only {read.text_read!r} is read")
     return f"The expression {expression!r} is not read as it is: {'; '.join(notes)}." if notes else None
@@ -1068,6 +1237,7 @@ class CrossVLTProcessor(ProcessorMixin):
         if groups is not None:
             said = text if images is None and isinstance(text, str) else _flat(groups)
             data |= self._tokenize(said, **text_kwargs)
+            check_that_something_is_read(self.tokenizer, _flat([said]), data["input_ids"])
         if images is not None:
             entries = _as_images(images)
             counts = [1] * len(entries) if groups is None else [len(group) for group in groups]
@@ -1166,6 +1336,7 @@ class CrossVLTProcessor(ProcessorMixin):
 
         Raises:
             ValueError: if one of them is not an expression.
+            NothingReadError: if the tokenizer finds no token in one, such as one of damaged characters.
         """
         expressions = _flat(_as_expressions(texts)) if len(texts) else []
         if not expressions:
@@ -1186,12 +1357,17 @@ class CrossVLTProcessor(ProcessorMixin):
         """Read a text, of which `count` tokens are kept, with the (start, end) of all its tokens."""
         unknown = self.tokenizer.unk_token_id
         words = _not_covered(text, [span for span, token in zip(spans, ids, strict=True) if token != unknown])
-        if len(spans) <= count:
-            return ReadExpression(text, words, cut=False)
-        from_the_left = self.tokenizer.truncation_side == "left"
-        kept = spans[len(spans) - count :] if from_the_left else spans[:count]
-        text_read = text[min((start for start, _ in kept), default=0) : max((end for _, end in kept), default=0)]
-        return ReadExpression(text_read.strip(), words, cut=True)
+        kept = self._kept(count, spans)
+        known = any(token != unknown for token in self._kept(count, ids))
+        if cut := len(spans) > count:
+            text = text[
+                min((start for start, _ in kept), default=0) : max((end for _, end in kept), default=0)
+            ].strip()
+        return _as_read(text, words, cut, known)
+
+    def _kept(self, count: int, tokens: list) -> list:
+        """Those of all tokens that are read, where `count` are."""
+        return tokens[max(0, len(tokens) - count) :] if self.tokenizer.truncation_side == "left" else tokens[:count]
 
     def _read_by_word(self, text: str, count: int) -> ReadExpression:
         """Read a text, of which `count` tokens are kept, with a tokenizer that does not tell their positions."""
@@ -1202,11 +1378,12 @@ class CrossVLTProcessor(ProcessorMixin):
         found = [text[start:end] for start, end in word_spans(text)]
         unknown = [word for word in found if not tokens(word) or self.tokenizer.unk_token_id in tokens(word)]
         cut = len(tokens(text)) > count
+        known = any(token != self.tokenizer.unk_token_id for token in self._kept(count, tokens(text)))
         words = text.split() if cut else []
         from_the_left = self.tokenizer.truncation_side == "left"
         while words and len(tokens(" ".join(words))) > count:
             words.pop(0 if from_the_left else -1)
-        return ReadExpression(" ".join(words) if cut else text, tuple(dict.fromkeys(unknown)), cut)
+        return _as_read(" ".join(words) if cut else text, tuple(dict.fromkeys(unknown)), cut, known)
 
     def _prepare_images(
         self, images: list[ImageLike], counts: list[int], images_kwargs: dict[str, Any]

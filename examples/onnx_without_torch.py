@@ -23,6 +23,8 @@ def read(path: Path) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):  # Pillow would clip these to 255
         values, hidden = np.asarray(image, dtype=np.float64), image.info.get("transparency")
         white = 65535 if image.mode.startswith("I;16") or values.max() > 255 else 255
+        if white == 65535 and 0 < values.max() < 1020:
+            raise SystemExit(f"{path} has 16 bits but looks like an image of 8 bits; save it as such.")
         grey = np.where(values == hidden, 255, (values.clip(0, white) * (255 / white)).round())
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if not image.has_transparency_data:
@@ -45,6 +47,9 @@ def words(folder: Path, expressions: list[str], summary: dict) -> tuple[np.ndarr
     tokenizer.enable_truncation(summary["max_tokens"])
     tokenizer.enable_padding(length=summary["max_tokens"], pad_id=summary["pad_token_id"])
     encoded = tokenizer.encode_batch(expressions)
+    for expression, entry in zip(expressions, encoded, strict=True):
+        if all(entry.special_tokens_mask):
+            raise SystemExit(f"Of the expression {expression!r} nothing is read; say which object is meant.")
     return np.array([entry.ids for entry in encoded]), np.array([entry.attention_mask for entry in encoded])
 
 

@@ -1,6 +1,8 @@
 """How large a model is and how much it computes, counted without weights or an image."""
 
+import json
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -64,6 +66,13 @@ def count_flops_by_part(config: CrossVLTConfig, size: tuple[int, int], tokens: i
     Returns:
         Operations by the name of the part. Patch merging is a part of its own, since stage 1 alone is `SHARED`.
     """
+    return dict(_count_by_part(config.to_json_string(use_diff=False), tuple(size), tokens))
+
+
+@lru_cache(maxsize=64)
+def _count_by_part(config_json: str, size: tuple[int, int], tokens: int) -> dict[str, int]:
+    """The base model takes seconds, and a benchmark or a set of cards asks for the same one again and again."""
+    config = CrossVLTConfig.from_dict(json.loads(config_json))
     model = on_meta_device(config)
     pixel_values, input_ids = _meta_inputs(config, size, tokens)
     counter = FlopCounterMode(display=False)

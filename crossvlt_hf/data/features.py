@@ -19,7 +19,7 @@ from datasets.features.features import register_feature
 from datasets.table import array_cast
 from PIL import Image
 
-from ..processing_crossvlt import opening, to_rgb
+from ..processing_crossvlt import load_pixels, opening, to_rgb
 from .masks import decode_mask, pack_mask, unpack
 
 
@@ -42,7 +42,7 @@ def open_picture(picture: dict[str, Any], name: str = "The file in a row") -> Im
         opening(name if inline else str(picture["path"]), "image"),
         Image.open(BytesIO(picture["bytes"]) if inline else picture["path"]) as image,
     ):
-        image.load()
+        load_pixels(image)
     return image
 
 

@@ -51,11 +51,19 @@ def field(row: Any, name: str, where: str) -> Any:
     """An entry of a row.
 
     Raises:
-        ValueError: if the row has no such entry.
+        ValueError: if the row has no such entry; names those it has.
     """
     if not isinstance(row, dict) or name not in row:
-        raise ValueError(f"{where} has no `{name}`.")
+        raise ValueError(f"{where} has no `{name}`{but_has(row)}.")
     return row[name]
+
+
+def but_has(row: Any) -> str:
+    """The names of a row's entries, as the end of a sentence on what it lacks."""
+    if not isinstance(row, dict):
+        return f", but is {str(row)[:40]!r}"
+    names = [f"`{name}`" for name in row]
+    return f", but {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}" if names else ""
 
 
 def entries(table: Any, name: str, where: str) -> list[Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..checks import check_known
+from ..processing_crossvlt import says_nothing
 from .masks import check_polygons, is_number
 
 
@@ -31,7 +32,7 @@ def clean_expressions(expressions: Iterable[Any], where: str) -> list[str]:
         raise ValueError(f"{where} has no expression; give at least one.")
     for text in texts:
         # A damaged escape in JSON becomes half of a surrogate pair, which Arrow cannot store
-        if not isinstance(text, str) or not text.strip() or HALF_SURROGATE.search(text):
+        if not isinstance(text, str) or says_nothing(text) or HALF_SURROGATE.search(text):
             raise ValueError(f"{where} has the expression {text!r}; give text.")
     return [text.strip() for text in texts]
 
@@ -105,7 +106,7 @@ class Flaws:
         given = list(texts)
         if self.empty_sentences == "error":
             return [] if optional and not given else clean_expressions(given, where)
-        kept = [text for text in given if text is not None and not (isinstance(text, str) and not text.strip())]
+        kept = [text for text in given if text is not None and not (isinstance(text, str) and says_nothing(text))]
         for _ in range(len(given) - len(kept)):
             self.add("empty sentence left out", "empty sentences left out", where)
         return clean_expressions(kept, where) if kept else []

@@ -7,11 +7,12 @@ from datasets import Dataset
 
 from .files import check_split
 from .masks import Merge
+from .record import check_merge
 from .refshapes import SPLITS, Split, load_refshapes
 from .sources.folder import METADATA, load_folder, splits_of
 from .sources.hub import JXU124, REFCOCO_M, load_jxu124, load_refcoco_m
 from .sources.phrasecut import load_phrasecut
-from .sources.refer import LAYOUTS, Text, is_refer_folder, load_refer, load_refer_folder
+from .sources.refer import LAYOUTS, Text, check_text, is_refer_folder, load_refer, load_refer_folder
 
 
 NAMES = (*LAYOUTS, "phrasecut", *JXU124, REFCOCO_M, "refshapes")
@@ -54,23 +55,37 @@ def load_data(
 
     Raises:
         OSError: if a file is missing.
-        ValueError: if there is no such data set or split, or a file is broken; names file and row.
+        ValueError: if there is no such data set, split or option, or a file is broken; names file and row.
     """
+    check_text(text)
+    check_merge(merge)
     if name in LAYOUTS:
         return load_refer(name, split, root=_folder(name, root), text=text, merge=merge, **options)
     if name in JXU124:
         return load_jxu124(name, split, root=_folder(name, root), text=text, merge=merge, **options)
+    folder = None if name in NAMES else _own_folder(name, root)
+    if folder is not None and is_refer_folder(folder):
+        return load_refer_folder(folder, split, text=text, merge=merge, **options)
+    if text != "raw":
+        raise ValueError(f"`text` is {text!r}, but {name} has its expressions in one form; leave it out.")
+    if folder is not None:
+        return _load_own(folder, split, merge, options)
     if name == "phrasecut":
         return load_phrasecut(split, root=_folder(name, root), **options)
     if name == REFCOCO_M:
         return load_refcoco_m(split, merge=merge, **options)
-    if name == "refshapes":
-        return load_refshapes(cast(Split, check_split(split, SPLITS, name)), **options)
+    return load_refshapes(cast(Split, check_split(split, SPLITS, name)), **options)
+
+
+def _own_folder(name: str, root: str | Path | None) -> Path:
+    """The folder of this path, or of this name below root.
+
+    Raises:
+        ValueError: if there is none.
+    """
     for folder in (Path(name), *([Path(root) / name] if root is not None else [])):
-        if is_refer_folder(folder):
-            return load_refer_folder(folder, split, text=text, merge=merge, **options)
         if folder.is_dir():
-            return _load_own(folder, split, merge, options)
+            return folder
     raise ValueError(f"There is no data set or folder {name!r}; give one of {', '.join(NAMES)}, or a folder.")
 
 

@@ -1,7 +1,7 @@
 """Masks in the formats of data sets: polygons and run lengths of COCO, decoded by pycocotools, and image files."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
-from ..processing_crossvlt import IgnoreIndex, LossyMaskError, check_mask_format, opening, to_label_map
+from ..processing_crossvlt import IgnoreIndex, LossyMaskError, check_mask_format, load_pixels, opening, to_label_map
 
 
 Merge = Literal["union", "reference"]
@@ -146,7 +146,7 @@ def open_mask(path: str | Path) -> Image.Image:
         LossyMaskError: if it is a JPEG, whatever its suffix.
     """
     with opening(str(path), "mask"), Image.open(path) as image:
-        image.load()
+        load_pixels(image)
     return check_lossless(image, str(path))
 
 
@@ -170,28 +170,6 @@ def read_mask(path: str | Path, ignore_index: IgnoreIndex = "auto") -> np.ndarra
         return to_label_map(image, ignore_index)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def check_meaning_of_255(found: Iterable[tuple[str | None, str]]) -> None:
-    """Check that 255 means the same in all masks of a data set.
-
-    Without this check, a mask of only ignored pixels would be read as an object.
-
-    Args:
-        found: for each mask `meaning_of_255` and its name.
-
-    Raises:
-        ValueError: if 255 is ignored in one mask, and could be the object in another.
-    """
-    seen: dict[str | None, str] = {}
-    for meaning, name in found:
-        seen.setdefault(meaning, name)
-    if {"ignored", "object"} <= seen.keys():
-        raise ValueError(
-            f"255 must mean the same in all masks of a data set: in {seen['ignored']} it is ignored, as the mask also "
-            f"holds 1 or has a palette, but in {seen['object']} it could be the object. Set `ignore_index=255` if it "
-            "is ignored in all of them, or save masks of 0 and 1."
-        )
 
 
 def decode_mask(

@@ -13,13 +13,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from ..checks import check_known, check_least
-from ..data.pairs import EvaluationPairs
+from ..data.pairs import EvaluationPairs, reference_name
 from ..data.refshapes.dataset import Drawn
 from ..metrics import ReferringSegmentationMetric, Sample, mask_areas, match_instances
 from ..modeling_crossvlt import IGNORE_INDEX, CrossVLTModel, evaluating
 from ..processing_crossvlt import (
     CrossVLTProcessor,
+    NothingReadError,
     check_min_area,
+    check_that_something_is_read,
     estimate_iou,
     find_instances,
     find_parts,
@@ -76,13 +78,11 @@ class EvaluationOptions:
 
 def tokenize(processor: CrossVLTProcessor, expressions: list[str], truncation: Truncation) -> dict[str, Tensor]:
     """Tokenize expressions: token ids and masks, (B, T) int64."""
-    tokenizer = processor.tokenizer
-    length = processor.max_length
     if truncation == "keep_sep":
-        return dict(
-            tokenizer(expressions, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-        )
+        return dict(processor(text=expressions, return_tensors="pt"))
+    tokenizer, length = processor.tokenizer, processor.max_length
     whole = tokenizer(expressions, padding="max_length", max_length=length, truncation=False, verbose=False)
+    check_that_something_is_read(tokenizer, expressions, whole["input_ids"])
     return {name: torch.tensor([row[:length] for row in rows]) for name, rows in whole.items()}
 
 
@@ -110,6 +110,9 @@ def describe_reading(processor: CrossVLTProcessor, datasets: Sequence[Dataset]) 
     Args:
         processor: of the model.
         datasets: of records; only the first references of those that draw their expressions (RefShapes) are read.
+
+    Raises:
+        NothingReadError: if the tokenizer reads nothing of an expression; names the reference.
     """
     texts, drawn = [], False
     for dataset in datasets:
@@ -117,7 +120,18 @@ def describe_reading(processor: CrossVLTProcessor, datasets: Sequence[Dataset]) 
         part = dataset if stored or len(dataset) <= MOST_DRAWN else dataset.select(range(MOST_DRAWN))
         drawn = drawn or len(part) < len(dataset)
         texts += EvaluationPairs(part).texts()
-    return f"{'A sample of' if drawn else 'Reading'} {summarize_reading(processor, texts)}"
+    try:
+        return f"{'A sample of' if drawn else 'Reading'} {summarize_reading(processor, texts)}"
+    except NothingReadError as error:
+        where = f"An expression of the reference {_reference_with(error.expression, datasets)}"
+        raise NothingReadError(error.expression, where) from error
+
+
+def _reference_with(expression: str, datasets: Sequence[Dataset]) -> str:
+    """The name of the first reference that has an expression."""
+    names = ("dataset", "ref_id", "expressions")
+    rows = (row for dataset in datasets for row in enumerate(dataset.with_format(None).select_columns([*names])))
+    return next(reference_name(row, number) for number, row in rows if expression in row["expressions"])
 
 
 def shuffled_expressions(pairs: EvaluationPairs) -> dict[int, str]:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from datasets import Dataset, load_dataset, load_from_disk
 
-from ..data.files import inside
+from ..data.files import but_has, inside
 from ..data.flaws import clean_expressions
 from ..data.load import NAMES, is_data_folder, load_data
 from ..data.sources.folder import METADATA
@@ -70,7 +70,8 @@ def _find(row: dict[str, Any], keys: Sequence[str], what: str, source: str) -> A
     for key in keys:
         if row.get(key) is not None:
             return row[key]
-    raise ValueError(f"{source} has no {what}; add one of {', '.join(keys)}.")
+    given = {key: value for key, value in row.items() if value is not None}
+    raise ValueError(f"{source} has no {what}{but_has(given)}; add one of {', '.join(keys)}.")
 
 
 def _expressions(value: Any, source: str) -> list[str]:

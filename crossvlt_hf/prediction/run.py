@@ -17,7 +17,13 @@ from ..checks import check_known, check_least
 from ..data.masks import encode_mask
 from ..data.readable import ON_ERROR
 from ..modeling_crossvlt import CrossVLTModel, evaluating
-from ..processing_crossvlt import CrossVLTProcessor, ReadExpression, check_threshold, resolve_presence_threshold
+from ..processing_crossvlt import (
+    CrossVLTProcessor,
+    NothingReadError,
+    ReadExpression,
+    check_threshold,
+    resolve_presence_threshold,
+)
 from ..system import ignore_signals, in_one_line
 from ..weights.vocabulary import summarize_reading
 from .requests import Requests
@@ -183,7 +189,18 @@ def describe_reading(processor: CrossVLTProcessor, requests: Requests) -> str:
     """One line about the share of unknown words and the number of truncated expressions."""
     texts = list(islice(requests.texts(), MOST_TEXTS + 1))
     first = "The first " if len(texts) > MOST_TEXTS else ""
-    return f"{first}{summarize_reading(processor, texts[:MOST_TEXTS])}"
+    del texts[MOST_TEXTS:]
+    try:
+        return f"{first}{summarize_reading(processor, texts)}"
+    except NothingReadError:  # the row that has it says so, or is skipped
+        return f"{first}{summarize_reading(processor, [text for text in texts if _is_read(processor, text)])}"
+
+
+def _is_read(processor: CrossVLTProcessor, text: str) -> bool:
+    try:
+        return bool(processor.read_expressions([text]))
+    except NothingReadError:
+        return False
 
 
 @torch.no_grad()

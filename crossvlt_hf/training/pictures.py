@@ -9,7 +9,7 @@ from ..data.pairs import EvaluationPairs
 from ..evaluation.run import find_masks
 from ..modeling_crossvlt import CrossVLTModel
 from ..processing_crossvlt import CrossVLTProcessor
-from ..visualization import CELL, arrange, overlay, to_mask_image
+from ..visualization import CELL, PALETTE, arrange, overlay, to_mask_image
 
 
 SIDE, GAP, COLUMNS = 256, 8, 3
@@ -47,7 +47,7 @@ def _draw_pair(image: Image.Image, expression: str, found: NDArray[np.bool_], tr
         masks[-1].paste(_fit(to_mask_image(mask), 0, Image.Resampling.NEAREST), (left, 0))
     union = np.count_nonzero(found | truth)
     iou = np.count_nonzero(found & truth) / union if union else float(not truth.any())
-    return overlay(wide, masks, [f"found (IoU {iou:.2f}): {expression}", "truth"])
+    return overlay(wide, masks, [f"found (IoU {iou:.2f}): {expression}", "truth"], colours=PALETTE[:2])
 
 
 def _fit(image: Image.Image, colour: int | tuple[int, int, int], method: Image.Resampling) -> Image.Image:

@@ -4,6 +4,7 @@ Needs only Pillow and numpy. Shapes: (H, W) the image or a part of it. `unit` is
 contour in pixels, `size` the font size of the legend; both grow with the image.
 """
 
+import math
 import textwrap
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps, ImageStat
 from torch import Tensor
 
 from ..processing_crossvlt import to_rgb
@@ -31,6 +32,7 @@ PALETTE: tuple[Colour, ...] = (
     (90, 48, 240),  # violet
     (242, 138, 26),  # orange
 )
+STANDS_OUT = 120  # least distance of a colour from what lies below it, in RGB of 0 to 255
 WHITE: Colour = (255, 255, 255)
 INK: Colour = (26, 30, 36)
 GREY: Colour = (104, 112, 124)
@@ -50,11 +52,14 @@ def overlay(
     labels: str | Sequence[str] | None = None,
     scores: float | Sequence[float] | None = None,
     *,
-    opacity: float = 0.45,
+    opacity: float = 0.25,
+    colours: Sequence[Colour] | None = None,
 ) -> Image.Image:
     """Draw masks on an image, each in its own colour, with a legend below.
 
-    `overlay(image, mask)` and `overlay(image, results)`, with results of the pipeline, are enough.
+    `overlay(image, mask)` and `overlay(image, results)`, with results of the pipeline, are enough. Each mask takes the
+    first colour of `PALETTE` that no other mask has and that stands out from the image below. The tint is faint, so
+    that the colour named by an expression stays visible.
 
     Later masks cover earlier ones, contours cover all masks. Other pixels of the image do not change. An image
     narrower than 320 pixels is enlarged by an integer factor, up to a height of 2048 pixels, and padded with white if
@@ -70,6 +75,8 @@ def overlay(
         labels: the expressions; by default those of the results. Without labels there is no legend.
         scores: one number for each expression; by default those of the results.
         opacity: of the colour inside a mask, from 0 (contours only) to 1.
+        colours: (red, green, blue) from 0 to 255 for each mask, where a colour must mean the same in several images;
+            by default those that stand out.
 
     Returns:
         New image of mode "RGB".
@@ -80,18 +87,20 @@ def overlay(
     """
     photo = to_rgb(image)
     masks, labels, scores = _listed(masks, labels, scores)
-    _check_request(photo, masks, labels, scores, opacity)
+    _check_request(photo, masks, labels, scores, opacity, colours)
     factor = _enlargement(photo.size)
     picture = photo.resize((photo.width * factor, photo.height * factor), Image.Resampling.NEAREST)
     regions = [to_mask_image(mask).resize(picture.size, Image.Resampling.NEAREST) for mask in masks]
-    _draw_regions(picture, regions, opacity)
-    rows = [] if labels is None else _legend_rows(regions, labels, scores)
+    colours = _choose_colours(picture, regions) if colours is None else colours
+    _draw_regions(picture, regions, colours, opacity)
+    rows = [] if labels is None else _legend_rows(regions, colours, labels, scores)
     return _stack(picture, _draw_legend(rows, picture.size) if rows else None)
 
 
-def _draw_regions(picture: Image.Image, regions: Sequence[Image.Image], opacity: float) -> None:
-    """Tint regions ("L", 0 or 255, of the picture's size) in the colours of the palette, and draw their contours."""
-    colours = [_colour(index) for index in range(len(regions))]
+def _draw_regions(
+    picture: Image.Image, regions: Sequence[Image.Image], colours: Sequence[Colour], opacity: float
+) -> None:
+    """Tint regions ("L", 0 or 255, of the picture's size) in their colours, and draw their contours."""
     for region, colour in zip(regions, colours, strict=True):
         picture.paste(colour, mask=region.point([round(value * opacity) for value in range(256)]))
     for region, colour in zip(regions, colours, strict=True):
@@ -99,12 +108,14 @@ def _draw_regions(picture: Image.Image, regions: Sequence[Image.Image], opacity:
 
 
 def _legend_rows(
-    regions: Sequence[Image.Image], labels: Sequence[str], scores: Sequence[float] | None
+    regions: Sequence[Image.Image],
+    colours: Sequence[Colour],
+    labels: Sequence[str],
+    scores: Sequence[float] | None,
 ) -> list["_Row"]:
     found = [region.getbbox() is not None for region in regions]
     given: Sequence[float | None] = [None] * len(found) if scores is None else scores
     notes = [_note(score, shown) for score, shown in zip(given, found, strict=True)]
-    colours = [_colour(index) for index in range(len(regions))]
     return [_Row(*row) for row in zip(colours, found, map(_plain, labels), notes, strict=True)]
 
 
@@ -192,12 +203,13 @@ def _check_request(
     labels: Sequence[str] | None,
     scores: Sequence[float] | None,
     opacity: float,
+    colours: Sequence[Colour] | None,
 ) -> None:
     if not 0 <= opacity <= 1:
         raise ValueError(f"`opacity` must be a number from 0 to 1, got {opacity}.")
     if isinstance(labels, str):
         raise ValueError(f"`labels` must be a list of expressions, e.g. [{labels!r}], got a text.")
-    for name, values in (("labels", labels), ("scores", scores)):
+    for name, values in (("labels", labels), ("scores", scores), ("colours", colours)):
         if values is not None and len(values) != len(masks):
             raise ValueError(f"`{name}` must have one entry for each of {len(masks)} masks, got {len(values)}.")
     for index, mask in enumerate(masks):
@@ -220,6 +232,18 @@ def _colour(index: int) -> Colour:
     target, share = ((0, 0.0), (255, 0.5), (0, 0.45))[cycle % 3]
     red, green, blue = (round(value + (target - value) * share) for value in PALETTE[entry])
     return red, green, blue
+
+
+def _choose_colours(picture: Image.Image, regions: Sequence[Image.Image]) -> list[Colour]:
+    """A colour for each mask: the first left that stands out from the mean of what lies below, else the farthest."""
+    left = [_colour(index) for index in range(max(len(regions), len(PALETTE)))]
+    chosen = []
+    for region in regions:
+        below = ImageStat.Stat(picture, region).mean if region.getbbox() else [128, 128, 128]
+        clear = [colour for colour in left if math.dist(colour, below) >= STANDS_OUT]
+        chosen.append(clear[0] if clear else max(left, key=lambda colour: math.dist(colour, below)))
+        left.remove(chosen[-1])
+    return chosen
 
 
 def draw_contour(picture: Image.Image, region: Image.Image, colour: Colour) -> None:

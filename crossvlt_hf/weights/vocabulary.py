@@ -46,6 +46,7 @@ class ReadingSummary:
         words: how many words they have.
         unknown: how many of these the vocabulary does not know.
         unknown_words: the most frequent of these, at most 10, each once.
+        unread: of how many expressions the vocabulary knows nothing.
     """
 
     expressions: int
@@ -53,6 +54,7 @@ class ReadingSummary:
     words: int
     unknown: int
     unknown_words: tuple[str, ...]
+    unread: int = 0
 
     def __str__(self) -> str:
         if not self.unknown:
@@ -60,7 +62,9 @@ class ReadingSummary:
         else:
             examples = ", ".join(self.unknown_words)
             share = f"{100 * self.unknown / self.words:.1f} % of the words are unknown to the vocabulary ({examples})"
-        return f"{counted(self.expressions, 'expression')}: {share}; {self.cut:,} longer than the model reads."
+        unread = f"; of {self.unread:,} nothing is read" if self.unread else ""
+        expressions = counted(self.expressions, "expression")
+        return f"{expressions}: {share}; {self.cut:,} longer than the model reads{unread}."
 
 
 def summarize_reading(processor: CrossVLTProcessor, texts: Iterable[str]) -> ReadingSummary:
@@ -75,16 +79,17 @@ def summarize_reading(processor: CrossVLTProcessor, texts: Iterable[str]) -> Rea
     """
     counts = Counter(texts)
     unknown: Counter[str] = Counter()
-    cut = words = 0
+    cut = words = unread = 0
     for (text, count), read in zip(counts.items(), processor.read_expressions(list(counts)), strict=True):
         cut += count * read.cut
-        found = [text[start:end] for start, end in word_spans(text)]
+        unread += count * (not read.known)
+        found = [text[start:end] for start, end in word_spans(text)] or list(read.unknown_words)
         words += count * len(found)
         for word in found:
             if word in read.unknown_words:
                 unknown[word.lower()] += count
     examples = tuple(word for word, _ in unknown.most_common(10))
-    return ReadingSummary(counts.total(), cut, words, unknown.total(), examples)
+    return ReadingSummary(counts.total(), cut, words, unknown.total(), examples, unread)
 
 
 def add_words(model: CrossVLTModel, processor: CrossVLTProcessor, words: str | Iterable[str]) -> list[str]:

@@ -269,6 +269,14 @@ def test_strange_expressions(tmp_path, capsys, checkpoint, photo_file, photo):
     assert new == {tmp_path / line["mask"] for line in lines} | {tmp_path / "masks" / "photo-overlay.png"}
 
 
+@pytest.mark.parametrize(("expression", "named"), [("...", "'...'"), ("🥄", "'🥄'"), ("xyzzy", "'xyzzy'")])
+def test_an_expression_of_which_nothing_is_known(capsys, checkpoint, photo_file, expression, named):
+    code, output, error = run(capsys, "segment", photo_file, expression, "--model", checkpoint)
+    assert code == 0
+    assert f"does not know {named}, so that nothing of it is read" in error
+    assert json.loads(output)["unknown_words"] == [expression]
+
+
 def test_long_names_of_wide_letters(capsys, checkpoint, photo):
     """Four bytes each: a name has room for 63 of them."""
     photo.save("𞤀" * 60 + ".png")
@@ -445,7 +453,7 @@ def test_no_image_at_url(monkeypatch, capsys, checkpoint, url):
     refusal(capsys, "segment", url, "the cup", "--model", checkpoint)
 
 
-@pytest.mark.parametrize("expression", ["", "\t\n", "the cup \udcff"], ids=ascii)
+@pytest.mark.parametrize("expression", ["", "\t\n", "\u200b", "\ufffd", "the cup \udcff"], ids=ascii)
 @pytest.mark.parametrize("before", [[], ["the cup"]], ids=["alone", "second"])
 def test_wrong_expression(capsys, checkpoint, photo_file, expression, before):
     """`\\udcff` is how Python passes on what a terminal sends that is not UTF-8."""

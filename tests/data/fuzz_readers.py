@@ -24,6 +24,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from fabricate import box, photo, write_refer
 from parity.fill import fill_state_dict
@@ -213,9 +214,10 @@ def pictures() -> dict[tuple[str, str], bytes]:
             file = BytesIO()
             # A format has few of the modes, or needs a program that is not installed
             with suppress(Exception), warnings.catch_warnings(action="ignore"):
-                Image.fromarray(photo(HEIGHT, WIDTH)).convert("L" if mode == "I;16" else mode).convert(mode).save(
-                    file, form
-                )
+                image = Image.fromarray(photo(HEIGHT, WIDTH))
+                deep = np.asarray(image.convert("L")).astype(np.uint16) * 257
+                deep = {"I;16": deep, "I": deep.astype(np.int32)}
+                (Image.fromarray(deep[mode]) if mode in deep else image.convert(mode)).save(file, form)
                 Image.open(file).load()
                 files[form, mode] = file.getvalue()
     return files

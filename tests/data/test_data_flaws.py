@@ -349,6 +349,20 @@ def test_empty_sentences(tmp_path, reader):
     assert "1 reference left out, as it has no sentence" in said
 
 
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("text", ["\u200b", "\x00\x1f", "\u0301", "\ufeff "])
+def test_sentences_of_which_nothing_is_seen(tmp_path, reader, text):
+    """They are empty, though they have characters."""
+    things = (GOOD, ["the cup", text]), (GOOD, [f"{text}a bus"])
+    (tmp_path / "error").mkdir()
+    with pytest.raises(ValueError, match="has the expression "):
+        READERS[reader](tmp_path / "error", *things)
+    (tmp_path / "skip").mkdir()
+    with pytest.warns(UserWarning, match="1 empty sentence left out"):
+        kept = READERS[reader](tmp_path / "skip", *things, empty_sentences="skip")
+    assert [row["expressions"] for row in kept] == [["the cup"], [f"{text}a bus".strip()]]
+
+
 def test_references_of_grefcoco_without_sentences(tmp_path):
     """The published file has some."""
     with pytest.warns(

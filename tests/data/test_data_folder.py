@@ -145,7 +145,7 @@ def test_images_are_upright(tmp_path, suffix):
         row(image=name, mask="t.png"),
     )
     save_turned(folder / name, 6)
-    Image.fromarray(blob().T).save(folder / "t.png")
+    Image.fromarray(blob().T * 255).save(folder / "t.png")
     dataset = load_folder(folder)
     assert dataset[0]["image"].size == (HEIGHT, WIDTH)
     assert dataset[0]["mask"].shape == (WIDTH, HEIGHT)
@@ -172,21 +172,24 @@ def test_sizes_come_from_the_header(tmp_path, monkeypatch):
         ("{", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
         ("[1]", r"holds '\[1\]'; give an object"),
-        (row(image=...), "`file_name`, must have the path of a file, got .None."),
+        (row(image=...), "has no `image` or `file_name`, but `expression`, `mask`"),
         (row(image="../a.png"), "leads out of"),
         (row(image="/etc/passwd"), "leads out of"),
         (row(mask="sub/../../mask.png"), "leads out of"),
         (row(image=5), "`image`, must have the path of a file, got .5."),
         (row(image=""), "`image`, must have the path of a file, got ..\\."),
-        (row(expression=...), "has both or neither of `expression` and `expressions`"),
-        (row(expressions=["cup"]), "has both or neither of `expression` and `expressions`"),
+        (row(expression=..., caption="cup"), "has no `expression` or `expressions`, but `image`, `mask`, `caption`"),
+        (row(expressions=["cup"]), "has both `expression` and `expressions`; give one"),
         (row(expression=""), "has the expression ''"),
         (row(expression="\ud800"), "has the expression"),
         (row(expression=5), "has the expression 5"),
         (row(expression=..., expressions="cup"), "has 'cup' as `expressions`; give a list"),
         (row(expression=..., expressions=[]), "has no expression"),
         (row(expression=..., expressions=["cup", " "]), "has the expression ' '"),
-        (row(mask=...), "has none of `mask`, `polygons`, `segmentation`"),
+        (
+            row(mask=..., label="x"),
+            "has none of `mask`, .*`segmentation`, but `image`, `expression`, `label`; give one",
+        ),
         (row(mask=5), "`mask`, must have the path of a file, got .5."),
         (row(polygons=[box(1, 1, 2, 2)]), "has `mask` and `polygons`; give one"),
         (row(mask=..., polygons=[box(1, 1, 2, 2)], no_target=True), "has `polygons`, but says that nothing is meant"),
@@ -488,6 +491,73 @@ def test_255_means_one_thing_in_a_data_set(tmp_path):
             load(ignore_index=None)[0]
         with pytest.raises(ValueError, match="`ignore_index` must be"):
             load(ignore_index="no")
+
+
+ONES = {  # masks whose object is 1 and which hold no 255, though they could
+    "grey": lambda: Image.fromarray(blob()),
+    "RGB": lambda: Image.fromarray(np.stack([blob()] * 3, axis=-1)),
+    "16 bits": lambda: Image.fromarray(blob().astype(np.uint16)),
+    "VOC": lambda: palette_mask(blob()),
+    "black and white palette": lambda: short_palette(blob(), [0, 0, 0, 255, 255, 255]),
+}
+SILENT = {  # those that say nothing of what 255 would be
+    "black": lambda: Image.fromarray(blob() * 0),
+    "true and false": lambda: Image.fromarray(blob() == 1),
+    "alpha": lambda: Image.merge("LA", [Image.fromarray(blob() * 0 + 9), Image.fromarray(blob() * 255)]),
+    "inverted palette": lambda: short_palette(1 - blob(), [255, 255, 255, 0, 0, 0]),
+    "white": lambda: Image.fromarray(blob() * 255),
+}
+
+
+def short_palette(indices: np.ndarray, palette: list[int]) -> Image.Image:
+    image = Image.fromarray(indices.astype(np.uint8))
+    image.putpalette(palette)
+    return image
+
+
+def loaders(folder, *masks: Image.Image, has_target=None):
+    """The same masks in a folder and in columns of pictures and of numbers, as functions of `ignore_index`."""
+    masked_folder(folder, *masks, has_target=has_target)
+    same = {"image": [Image.fromarray(photo())] * len(masks), "expression": ["cup"] * len(masks)}
+    same["is"] = has_target or [True] * len(masks)
+    pictures = Dataset.from_dict({**same, "mask": list(masks)}, features=PICTURES)
+    yield lambda **options: load_data(str(folder), "train", **options)
+    yield lambda **options: from_dataset(pictures, has_target="is", **options)
+
+
+PICTURES = Features(
+    {"image": ImageFeature(), "expression": Value("string"), "is": Value("bool"), "mask": ImageFeature()}
+)
+
+
+@pytest.mark.parametrize("kind", ONES)
+@pytest.mark.parametrize("first", [True, False])
+def test_255_alone_beside_masks_whose_object_is_1(tmp_path, kind, first):
+    """It is the object, or what is ignored of a picture without one: nothing in the files says which."""
+    masks = [ONES[kind](), Image.fromarray(with_border(0 * blob()))]
+    masks = masks if first else masks[::-1]
+    ones, white = (r"(mask0|row 0)", r"(mask1|row 1)") if first else (r"(mask1|row 1)", r"(mask0|row 0)")
+    message = rf"in \S*.*{ones}.* the object is 1.*{white}.*`ignore_index=None`.*`ignore_index=255`"
+    for load in loaders(tmp_path / "mixed", *masks):
+        with pytest.raises(ValueError, match=message):
+            load()
+        for found, mask in zip(load(ignore_index=None), masks, strict=True):
+            np.testing.assert_array_equal(
+                found["mask"], blob() if mask is masks[not first] else with_border(0 * blob()) > 0
+            )
+    for load in loaders(tmp_path / "ignored", *masks, has_target=[first, not first]):
+        found = load(ignore_index=255)
+        np.testing.assert_array_equal(found[0 if first else 1]["mask"], blob())
+        np.testing.assert_array_equal(found[1 if first else 0]["mask"], with_border(0 * blob()))
+
+
+@pytest.mark.parametrize("kind", SILENT)
+def test_masks_that_say_nothing_of_255(tmp_path, kind):
+    masks = [SILENT[kind](), Image.fromarray(with_border(0 * blob()))]
+    for load in loaders(tmp_path / "mixed", *masks, has_target=[kind != "black", True]):
+        found = load()
+        np.testing.assert_array_equal(found[0]["mask"], blob() * (kind != "black"))
+        np.testing.assert_array_equal(found[1]["mask"], with_border(0 * blob()) > 0)
 
 
 def test_joined_data_sets_keep_what_they_ignore(tmp_path):

@@ -87,6 +87,24 @@ def test_text_and_merge(root):
         load_refer("refcoco", "val", root=root, merge="sum")
 
 
+def test_a_form_of_the_text_that_a_data_set_does_not_have(root, tmp_path):
+    (tmp_path / "own").mkdir()
+    for name in ("refcoco", "refshapes", "phrasecut", "moondream/refcoco-m", str(tmp_path / "own")):
+        for options, words in (({"text": "caption"}, "`text` .*raw, sent"), ({"merge": "sum"}, "`merge` .*reference")):
+            with pytest.raises(ValueError, match=words):
+                load_data(name, "val", root=root, **options)
+        if name != "refcoco":
+            with pytest.raises(ValueError, match=r"`text` is 'sent', but .* has its expressions in one form"):
+                load_data(name, "val", root=root, text="sent")
+    path = root / "refcoco" / "refs(unc).p"
+    refs = pickle.loads(path.read_bytes())
+    for ref in refs:
+        ref["sentences"] = [{"raw": "cup", "caption": "a cup"}]
+    path.write_bytes(pickle.dumps(refs))
+    with pytest.raises(ValueError, match="has no `sent`, but `raw`, `caption`"):
+        load_data("refcoco", "val", root=root, text="sent")
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_every_split_of_every_data_set(tmp_path, name):
     layout = LAYOUTS[name]

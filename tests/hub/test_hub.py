@@ -305,11 +305,16 @@ def test_the_handler_answers_a_request(run, model, processor, without_package, p
     image = base64.b64encode(buffer.getvalue()).decode()
     bomb = io.BytesIO()
     Image.new("1", (9000, 9000)).save(bomb, format="PNG")
+    deep = io.BytesIO()
+    Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16)).save(deep, format="PNG")
+    half = buffer.getvalue()[: len(buffer.getvalue()) // 2]
     text = {"text": "the red bus"}
     wrong = [
         {"inputs": {"image": "/etc/passwd", **text}},
         {"inputs": {"image": "http://127.0.0.1:9/x.png", **text}},  # no address that a request names
         {"inputs": {"image": "data:,", **text}},
+        {"inputs": {"image": base64.b64encode(half).decode(), **text}},
+        {"inputs": {"image": base64.b64encode(deep.getvalue()).decode(), **text}},
         {"inputs": {"image": base64.b64encode(bomb.getvalue()).decode(), **text}},
         {"inputs": {"image": image, "text": ["a"] * 65}},
         {"inputs": {"image": image, "text": " "}},
@@ -338,8 +343,9 @@ for request in wrong:
 """
     told = run(without_package, "-c", script).stdout.splitlines()
     assert len(told) == len(wrong)
-    assert [line for line in told if "must be base64" in line] == told[:3]
-    assert "the limit is 50,000,000" in told[3]
+    assert [line for line in told if "must be base64" in line] == told[:4]
+    assert "looks like one of 8 bits" in told[4]
+    assert "the limit is 50,000,000" in told[5]
     assert told[-1].startswith('A request must be {"inputs"')
     answer = json.loads((tmp_path / "answer.json").read_text())
     segmenter = ReferringImageSegmentationPipeline(model=model, processor=processor)

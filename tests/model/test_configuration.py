@@ -93,6 +93,80 @@ def test_wrong_values_name_field_value_and_mend(kwargs, message):
         CrossVLTConfig(**kwargs)
 
 
+@pytest.fixture
+def told(caplog, monkeypatch):
+    """The warnings of the library's loggers; what was said once is said again."""
+    monkeypatch.setattr(logging.get_logger("transformers"), "propagate", True)
+    logging.warning_once.cache_clear()
+    return lambda: [record.message for record in caplog.records if record.levelname == "WARNING"]
+
+
+NEAR = {
+    "align_stages": (CrossVLTConfig, "alignment_stages"),
+    "dice_weight": (CrossVLTConfig, "dice_loss_weight"),
+    "embed_dim": (CrossVLTConfig, "vision_config.embed_dim"),
+    "depths": (CrossVLTConfig, "vision_config.depths` or `text_config.depths"),
+    "vocabsize": (CrossVLTConfig, "text_config.vocab_size"),
+    "embedding_dim": (CrossVLTVisionConfig, "embed_dim"),
+    "layer_norm_epsilon": (CrossVLTTextConfig, "layer_norm_eps"),
+}
+MISSPELT = {
+    "fusion_direcion": (CrossVLTConfig, "fusion_direction"),
+    "presence_heads": (CrossVLTConfig, "presence_head"),
+    "num_label": (CrossVLTConfig, "num_labels"),
+    "output_attention": (CrossVLTConfig, "output_attentions"),
+    "embed_dims": (CrossVLTVisionConfig, "embed_dim"),
+    "num_attention_head": (CrossVLTTextConfig, "num_attention_heads"),
+}
+
+
+@pytest.mark.parametrize("name", NEAR)
+def test_a_name_like_that_of_a_field_gives_a_warning_once(name, told, tmp_path):
+    config_class, field = NEAR[name]
+    config_class().save_pretrained(tmp_path)
+    config_class(**{name: 1})
+    config_class(**{name: 1})
+    config_class.from_pretrained(tmp_path, **{name: 1})
+    message = f"{config_class.__name__} has no field `{name}`; did you mean `{field}`? It has no effect."
+    assert [line for line in told() if "has no field" in line] == [message]
+
+
+@pytest.mark.parametrize("name", MISSPELT)
+def test_a_misspelt_field_is_refused_unless_a_checkpoint_has_it(name, told, tmp_path):
+    """A saved config may be of a newer version with more fields."""
+    config_class, field = MISSPELT[name]
+    config_class().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"no field `{name}`; did you mean `{field}`"):
+        config_class(**{name: 1})
+    for load in (config_class.from_pretrained, AutoConfig.from_pretrained):
+        with pytest.raises(ValueError, match=f"no field `{name}`; did you mean `{field}`"):
+            load(tmp_path, **{name: 1})
+    saved = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**saved, name: 1}))
+    assert getattr(config_class.from_pretrained(tmp_path), name) == 1
+    assert any(f"no field `{name}`; did you mean `{field}`?" in line for line in told())
+
+
+@pytest.mark.parametrize("part", ["vision_config", "text_config"])
+def test_a_misspelt_field_of_a_part_given_to_a_saved_config(part, tmp_path):
+    tiny_config().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="no field `depth`; did you mean `depths`"):
+        CrossVLTConfig.from_pretrained(tmp_path, **{part: {"depth": [1, 1, 1, 1]}})
+
+
+def test_arguments_of_the_library_look_like_no_field(told, tmp_path):
+    CrossVLTModel(tiny_config()).save_pretrained(tmp_path)
+    arguments = {"cache_dir": None, "revision": "main", "subfolder": "", "local_files_only": True, "token": None}
+    arguments |= {"trust_remote_code": False, "attn_implementation": "eager", "output_hidden_states": True}
+    more = {"low_cpu_mem_usage": True, "device_map": None, "torch_dtype": "auto", "ignore_mismatched_sizes": False}
+    for load in (CrossVLTModel.from_pretrained, AutoModel.from_pretrained):
+        assert load(tmp_path, use_safetensors=True, quantization_config=None, **arguments, **more).config.vision_config
+    AutoConfig.from_pretrained(tmp_path, return_unused_kwargs=True, foo=1, lora_rank=8, **arguments)
+    for swin, bert in ((SwinConfig(), BertConfig()), (SwinConfig().to_dict(), BertConfig().to_dict())):
+        CrossVLTConfig(vision_config=swin, text_config=bert, my_note="hello", license="apache")
+    assert [line for line in told() if "has no field" in line] == []
+
+
 def test_round_trip(tmp_path):
     config = tiny_config(fusion_direction="late", alignment_stages="last", dice_loss_weight=0.5)
     config.save_pretrained(tmp_path)

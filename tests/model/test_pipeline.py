@@ -579,6 +579,18 @@ def test_floats_of_a_list_are_judged_together(pipe, form, as_rows):
     assert len(pipe(*unit)) == 2
 
 
+@pytest.mark.parametrize("form", [np.asarray, torch.tensor, lambda image: Image.fromarray(image[..., 0])])
+def test_16_bits_of_a_list_are_judged_together(pipe, form):
+    """Alone, an image of 16 bits that holds 0 to 255 looks like one of 8 bits."""
+    grey = np.asarray(THREE.convert("RGB")).astype(np.uint16)
+    for images in (form(grey), [form(grey)] * 2, {"image": form(grey), "text": WORDS[0]}):
+        with pytest.raises(ValueError, match="looks like one of 8 bits"):
+            pipe(images, **({} if isinstance(images, dict) else {"text": WORDS[0]}))
+    deep = pipe([form(grey * 257), form(grey)], text=WORDS[0])
+    shown = [np.asarray(form(each)).astype(np.uint8) for each in (grey, np.round(grey / 257))]
+    assert_all_same(deep, pipe([Image.fromarray(each) for each in shown], text=WORDS[0]))
+
+
 def test_a_list_of_all_kinds_of_images(pipe):
     grey = np.asarray(THREE.convert("RGB"))
     kinds = [THREE, grey, torch.tensor(grey), (grey / 255).astype(np.float32), {"image": grey, "text": WORDS[0]}]
@@ -755,6 +767,23 @@ def test_no_warning_where_all_is_read(pipe):
         warnings.simplefilter("error")
         pipe(ROWS)
         pipe(ONE, text="The red cup, left!")
+
+
+@pytest.mark.parametrize("text", ["\u200b", "\x00", "\ufffd"])
+@pytest.mark.parametrize("form", ["arguments", "dict", "list of dicts", "stream"])
+def test_an_expression_of_which_nothing_is_read(pipe, text, form):
+    row = {"image": ONE, "text": [WORDS[0], text]}
+    call = {"arguments": lambda: pipe(ONE, text=[WORDS[0], text]), "dict": lambda: pipe(row)}
+    call |= {"list of dicts": lambda: pipe([row]), "stream": lambda: list(pipe(iter([row])))}
+    with pytest.raises(ValueError, match=r"An expression is .*say which object is meant"):
+        call[form]()
+
+
+@pytest.mark.parametrize("text", ["...", "🦓", "xyzzy, plugh"])
+def test_an_expression_of_which_nothing_is_known(pipe, text):
+    with pytest.warns(UserWarning, match="so that nothing of it is read"):
+        (result,) = pipe(ONE, text=text)
+    assert result["unknown_words"]
 
 
 # One text for many images

@@ -6,7 +6,10 @@ import functools
 import io
 import itertools
 import json
+import re
+import struct
 import threading
+import zlib
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -21,8 +24,9 @@ from transformers import AutoProcessor
 from transformers.image_utils import ChannelDimension
 
 from crossvlt_hf import CrossVLTOutput, CrossVLTProcessor
+from crossvlt_hf.data.features import open_picture
 from crossvlt_hf.data.masks import decode_mask, read_mask
-from crossvlt_hf.processing_crossvlt import find_parts, mask_box, to_label_map, to_rgb
+from crossvlt_hf.processing_crossvlt import ImageDepthError, find_parts, mask_box, to_label_map, to_rgb
 from crossvlt_hf.weights.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
 
 
@@ -1117,6 +1121,117 @@ def test_floats_of_a_call_are_judged_together():
         np.testing.assert_allclose(values, squashed(IMAGE, 8, 8), atol=1e-5)
 
 
+# 16 bits that hold a picture of 8 bits
+
+SIXTEEN_BITS = {
+    "numpy": np.array,
+    "torch": torch.tensor,
+    "channels first": lambda a: torch.tensor(a).permute(2, 0, 1),
+    "batch": lambda a: a[None],
+    "big-endian": lambda a: a.astype(">u2"),
+    "PIL": lambda a: Image.fromarray(a[..., 0]),
+    "with alpha": lambda a: np.concatenate([a, np.full_like(a[..., :1], 65535)], axis=-1),
+}
+
+
+@pytest.mark.parametrize("high", [1, 255, 1000])
+@pytest.mark.parametrize("form", SIXTEEN_BITS)
+def test_16_bits_that_hold_8_are_not_a_black_picture(form, high):
+    values = np.maximum((COLOUR / 255 * high).round(), 1).astype(np.uint16)
+    top = values[..., 0].max() if form == "PIL" else values.max()
+    clip = r"\.clip\(0, 255\)" if top > 255 else ""
+    with pytest.raises(ImageDepthError, match=rf'nothing above {top} of 65535.*give `image{clip}.astype\("uint8"\)`'):
+        SMALL(SIXTEEN_BITS[form](values), "a cup")
+    # a dark image beside others of 16 bits, a black one, and what the message says
+    bright = SIXTEEN_BITS[form](COLOUR.astype(np.uint16) * 257)
+    dark = SIXTEEN_BITS[form](values)
+    if form != "batch":
+        assert SMALL([bright, dark], ["a cup"] * 2)["pixel_values"][1].max() < SMALL(bright)["pixel_values"][0].max()
+    assert pixels(np.zeros((4, 4), np.uint16)).max() == 0
+    np.testing.assert_array_equal(pixels(values.clip(0, 255).astype("uint8")), values.clip(0, 255))
+    np.testing.assert_array_equal(pixels(values / 65535), np.round(values / 257))
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.int64, np.uint32, np.float16, np.float32])
+def test_other_numbers_that_hold_8_bits(dtype):
+    np.testing.assert_array_equal(pixels(COLOUR.astype(dtype)), COLOUR)
+    with pytest.raises(ValueError, match=r"values from 0.*to 300.*Clip or rescale it"):
+        pixels(np.where(COLOUR > 240, 300, COLOUR.astype(int)).astype(dtype))
+
+
+def test_a_transparent_value_of_integers_says_nothing_of_their_range():
+    image = Image.fromarray(np.where(SPOT, GREY, 7).astype(np.int32))
+    image.info["transparency"] = 7
+    np.testing.assert_array_equal(pixels(image), np.where(SPOT[..., None] & (GREY != 7)[..., None], rgb(GREY), 255))
+
+
+def png_of_16_bits(values: np.ndarray) -> bytes:
+    """A PNG of (height, width, channels), 1 grey, 2 with alpha, 3 RGB, 4 with alpha, which Pillow does not write."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    height, width, channels = values.shape
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def tiff_of_16_bits(values: np.ndarray, order: str) -> bytes:
+    """A TIFF of (height, width, 3), "<" or ">" the order of its bytes."""
+    height, width, _ = values.shape
+    data, tags = values.astype(f"{order}u2").tobytes(), 9
+    after = 8 + 2 + 12 * tags + 4
+    entries = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 3, after), (259, 4, 1, 1), (262, 4, 1, 2)]
+    entries += [(273, 4, 1, after + 6), (277, 4, 1, 3), (278, 4, 1, height), (279, 4, 1, len(data))]
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HIH", 42, 8, tags)
+    packed = b"".join(struct.pack(f"{order}HHII", *entry) for entry in entries)
+    return head + packed + bytes(4) + struct.pack(f"{order}HHH", 16, 16, 16) + data
+
+
+DEEP_FILES = {
+    "RGB": lambda grey: png_of_16_bits(np.stack([grey] * 3, axis=-1)),
+    "red": lambda grey: png_of_16_bits(np.stack([grey, grey * 0, grey * 0], axis=-1)),
+    "RGBA": lambda grey: png_of_16_bits(np.stack([*[grey] * 3, np.full_like(grey, 65535)], axis=-1)),
+    "RGBA, alpha of 8 bits": lambda grey: png_of_16_bits(np.stack([*[grey] * 3, np.full_like(grey, 255)], axis=-1)),
+    "grey and alpha": lambda grey: png_of_16_bits(np.stack([grey, np.full_like(grey, 65535)], axis=-1)),
+    "grey": lambda grey: png_of_16_bits(grey[..., None]),
+    "TIFF": lambda grey: tiff_of_16_bits(np.stack([grey] * 3, axis=-1), "<"),
+    "big-endian TIFF": lambda grey: tiff_of_16_bits(np.stack([grey] * 3, axis=-1), ">"),
+}
+
+
+@pytest.mark.parametrize("kind", DEEP_FILES)
+def test_files_of_16_bits_that_hold_8(tmp_path, kind):
+    """Of colours of 16 bits Pillow keeps the upper 8, in which such a file has nothing."""
+    path = tmp_path / "deep.png"
+    grey = GREY.astype(np.uint16)
+    path.write_bytes(DEEP_FILES[kind](grey))
+    for image in (path, str(path), Image.open(path), Image.open(io.BytesIO(path.read_bytes()))):
+        with pytest.raises(ImageDepthError, match="looks like one of 8 bits"):
+            SMALL(image, "a cup")
+    with pytest.raises(ImageDepthError, match=r"8\s*bits"):
+        open_picture({"path": str(path)}) and pixels(open_picture({"path": str(path)}))
+    path.write_bytes(DEEP_FILES[kind](grey * 257))
+    expected = pixels(path)
+    np.testing.assert_array_equal(expected[..., 0], 255 if "alpha of 8" in kind else GREY)
+    np.testing.assert_array_equal(pixels(Image.open(path)), expected)
+    path.write_bytes(DEEP_FILES[kind](grey * 0))  # black in all of its bits
+    assert pixels(path)[..., 0].max() == (255 if "alpha of 8" in kind else 0)
+
+
+def test_masks_of_16_bits_that_hold_8_are_not_empty(tmp_path):
+    path = tmp_path / "mask.png"
+    path.write_bytes(png_of_16_bits(np.stack([SPOT * np.uint16(255)] * 3, axis=-1)))
+    with pytest.raises(ImageDepthError, match=re.escape(str(path))):
+        read_mask(path)
+    with pytest.raises(ImageDepthError, match="8 bits"):
+        SMALL(IMAGE, "a cup", Image.open(path))
+    path.write_bytes(png_of_16_bits(np.stack([SPOT * np.uint16(65535)] * 3, axis=-1)))
+    np.testing.assert_array_equal(read_mask(path), SPOT)
+
+
 # Masks as people have them
 
 
@@ -1320,6 +1435,34 @@ def test_255_is_ignored_in_all_masks_of_a_call_or_in_none():
     for order in (1, -1):
         labels = SMALL(IMAGE, ["a cup", "man"], [EDGE, ignored][::order], size=size)["labels"]
         np.testing.assert_array_equal(labels, [EDGE, ignored][::order])
+
+
+@pytest.mark.parametrize(
+    "one", [SPOT.astype(np.uint8), torch.tensor(SPOT).long(), Image.fromarray(SPOT.astype(np.uint8))]
+)
+def test_255_alone_beside_1_in_a_call(one):
+    white = np.where(SPOT, 255, 0).astype(np.uint8)
+    for number, masks in enumerate(([one, white], [white, one]), start=1):
+        with pytest.raises(ValueError, match=rf"in mask {number} the object is 1.*255 in mask {3 - number}"):
+            SMALL(IMAGE, ["a cup", "man"], masks)
+        for ignored, expected in ((None, 1), (255, 255)):
+            labels = SMALL(IMAGE, ["a cup", "man"], masks, size={"height": 5, "width": 6}, ignore_index=ignored)[
+                "labels"
+            ]
+            np.testing.assert_array_equal(labels[number - 1], SPOT)
+            np.testing.assert_array_equal(labels[2 - number], SPOT * expected)
+    for silent in (SPOT, torch.tensor(SPOT), SPOT.astype(np.float32), Image.fromarray(SPOT)):
+        labels = SMALL(IMAGE, ["a cup", "man"], [silent, white], size={"height": 5, "width": 6})["labels"]
+        np.testing.assert_array_equal(labels, [SPOT, SPOT])
+
+
+def test_a_palette_of_one_colour_whose_transparency_is_the_mask():
+    for height in (1, 5):
+        mask = Image.fromarray(np.where(SPOT[:height], 7, 0).astype(np.uint8))
+        mask.putpalette([9, 9, 9] * 256)
+        buffer = io.BytesIO()
+        mask.save(buffer, "PNG", transparency=bytes([0] * 7 + [255] * 249))
+        np.testing.assert_array_equal(to_label_map(Image.open(buffer)), SPOT[:height])
 
 
 GREYS = {index: (index,) * 3 for index in range(256)}

@@ -179,7 +179,7 @@ def test_what_is_broken_stops_or_is_told_in_its_line(rows, checkpoint, tmp_path,
         4: "leads out of",
         5: "has the expression ' '; give text",
         6: "must be an object",
-        7: "has no image; add one of image, file_name",
+        7: "has no image, but `expression`; add one of image, file_name",
         8: "cut.png cannot be read",
     }.items():
         assert words in reasons[row]
@@ -506,3 +506,27 @@ def test_folders_of_load_data(tmp_path):
         rows = load_data("refshapes", "train", scenes=2, side=32)
         write_folder(({**row, "split": split} for row in rows), tmp_path / "mine" / split)
     assert len(open_requests(str(tmp_path / "mine"), split="val")) == 2
+
+
+def test_an_image_of_16_bits_that_holds_8_is_named(rows, checkpoint, tmp_path, capsys):
+    lines = rows.read_text().splitlines()
+    path = rows.parent / json.loads(lines[0])["image"]
+    Image.fromarray(np.asarray(Image.open(path).convert("L")).astype(np.uint16)).save(path)
+    assert run(rows, "--output", tmp_path / "out", checkpoint=checkpoint) == 2
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert "looks like one of 8 bits" in line
+
+
+@pytest.mark.parametrize("text", ["\u200b", "\ufffd"])
+def test_expressions_of_which_nothing_is_read(rows, checkpoint, tmp_path, capsys, text):
+    lines = [{"image": "0.png", "expression": "the cup"}, {"image": "0.png", "expressions": ["a cup", text]}]
+    lines.append({"image": "0.png", "expression": "..."})
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run(rows, "--output", tmp_path / "stop", checkpoint=checkpoint) == 2
+    assert "cannot be read" in capsys.readouterr().err.splitlines()[-1]
+    assert run(rows, "--output", tmp_path / "skip", "--on-error", "skip", checkpoint=checkpoint) == 0
+    printed = capsys.readouterr()
+    assert any("of 1 nothing is read" in line for line in printed.err.splitlines())
+    counts = json.loads(printed.out)
+    assert (counts["predictions"], counts["unknown"], counts["errors"]) == (2, 1, 1)
+    assert [bool(line["error"]) for line in lines_of(tmp_path / "skip")] == [False, True, False]

@@ -243,6 +243,20 @@ def test_the_example_sees_what_the_processor_sees(tmp_path, mode):
     np.testing.assert_array_equal(np.asarray(seen), np.asarray(to_rgb(path)))
 
 
+def test_the_example_refuses_expressions_of_which_nothing_is_read(tmp_path):
+    default_tokenizer().save_pretrained(tmp_path)
+    summary, words = {"max_tokens": 9, "pad_token_id": 0}, runpy.run_path(str(EXAMPLE))["words"]
+    assert words(tmp_path, ["the cup", "..."], summary)[1].sum(axis=1).tolist() == [4, 5]
+    with pytest.raises(SystemExit, match=r"Of the expression .* nothing is read"):
+        words(tmp_path, ["the cup", "\u200b"], summary)
+
+
+def test_the_example_refuses_8_bits_in_16(tmp_path):
+    Image.fromarray(np.arange(48, dtype=np.uint16).reshape(6, 8)).save(tmp_path / "deep.png")
+    with pytest.raises(SystemExit, match=r"deep\.png has 16 bits but looks like an image of 8 bits"):
+        runpy.run_path(str(EXAMPLE))["read"](tmp_path / "deep.png")
+
+
 @pytest.mark.slow
 def test_an_export_says_whether_something_fits(exported, run, tiny, tmp_path):
     model, processor = tiny

@@ -311,6 +311,7 @@ def test_thousands_of_lines(visit, scene):
         ("the red circle\n" * 5000, "There are 5,000 expressions; the limit is 8"),
         ("\n" + "x" * 10**6, "Line 2 has 1,000,000 characters"),
         ("the \udc00 circle", "Line 1 is not valid text"),
+        ("\u200b\n \x01\n", "no expression yet"),
     ],
 )
 def test_expressions_past_the_browser(text, sentence):
@@ -318,6 +319,24 @@ def test_expressions_past_the_browser(text, sentence):
 
     with pytest.raises(inputs.InputError, match=sentence):
         inputs.read_expressions(text)
+
+
+def test_an_expression_of_which_nothing_is_read(model, processor, photo):
+    from crossvlt_hf.publishing.page import answers, inputs
+
+    segmenter = answers.Segmenter(model, processor)
+    with pytest.raises(inputs.InputError, match="The model knows no word of one of the expressions"):
+        segmenter.find(photo, ["the cup", "\ufffd"])
+    assert answers.tabulate(segmenter.find(photo, ["..."])[0])[0][-1] == "..."
+
+
+def test_an_image_of_16_bits_past_the_browser(tmp_path):
+    from crossvlt_hf.publishing.page import inputs
+
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.arange(48, dtype=np.uint16).reshape(6, 8)).save(path)
+    with pytest.raises(inputs.InputError, match="16 bits, but holds an image of 8 bits"):
+        inputs.read_image(str(path))
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ def pixels(picture):
     return np.asarray(picture).astype(int)  # (H, W, 3)
 
 
-def tinted(colour, opacity=0.45, below=GREY_PHOTO):
+def tinted(colour, opacity=0.25, below=GREY_PHOTO):
     return np.array([one + (other - one) * opacity for one, other in zip(below, colour, strict=True)])
 
 
@@ -65,6 +65,25 @@ def test_mask_is_tinted_and_the_rest_of_the_photo_is_kept():
     inside, outside = box(400, 300, 105, 85, 245, 195), ~box(400, 300, 95, 75, 255, 205)
     assert np.abs(after - expected)[inside].max() <= 1
     assert (after[outside] == before[outside]).all()
+
+
+@pytest.mark.parametrize("below", [*PALETTE, (200, 30, 30), (30, 60, 200), WHITE, (0, 0, 0), GREY_PHOTO])
+def test_a_colour_stands_out_from_what_lies_below_it(below):
+    """Whatever the photo shows, the contour is seen in it; two masks never have one colour."""
+    left, right = box(400, 300, 50, 100, 150, 200), box(400, 300, 250, 100, 350, 200)
+    picture = pixels(overlay(photo(400, 300, below), [left, right], opacity=1))
+    colours = picture[150, 100], picture[150, 300]
+    assert {tuple(colour) for colour in colours} <= set(PALETTE)
+    assert (colours[0] != colours[1]).any()
+    assert all(np.linalg.norm(colour - below) >= 120 for colour in colours)
+
+
+@pytest.mark.parametrize("below", [(242, 138, 26), (200, 30, 30), (30, 160, 60), (30, 60, 200), (250, 250, 250)])
+def test_a_tinted_object_keeps_its_colour(below):
+    """An orange object is still nearer to orange than to any other colour that an expression may name."""
+    named = np.array([(242, 138, 26), (200, 30, 30), (30, 160, 60), (30, 60, 200), (250, 250, 250), (128, 128, 128)])
+    picture = pixels(overlay(photo(400, 300, below), [box(400, 300, 100, 100, 300, 200)]))
+    assert tuple(named[np.linalg.norm(named - picture[150, 200], axis=1).argmin()]) == below
 
 
 def test_contour_is_a_coloured_line_within_a_white_and_a_dark_one():

@@ -250,7 +250,7 @@ def test_pictures_of_a_run_show_the_truth_beside_each_prediction(count, model, p
         shift = (columns - min(columns, count - row * columns)) / 2
         left, top = 8 + round((column + shift) * width), 8 + round(row * height)
         found, truth = (values[top : top + 256, left + x : left + x + 256] for x in (0, 264))
-        tint = np.array([100, 110, 120]) * 0.55 + np.array(PALETTE[1]) * 0.45
+        tint = np.array([100, 110, 120]) * 0.75 + np.array(PALETTE[1]) * 0.25
         assert (np.abs(truth - tint).max(-1) <= 2).sum() > 500
         assert not (np.abs(found - np.array(PALETTE[1])).max(-1) <= 2).any()
 

@@ -5,10 +5,13 @@ import copy
 import pytest
 import torch
 from conftest import tiny_tokenizer
+from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModel, AutoProcessor, PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from crossvlt_hf import DEFAULT_CHECKPOINT, CrossVLTModel, CrossVLTProcessor, add_words
+from crossvlt_hf.evaluation.run import describe_reading, tokenize
+from crossvlt_hf.processing_crossvlt import NothingReadError, reading_note
 from crossvlt_hf.weights.checkpoint import load_checkpoint
 from crossvlt_hf.weights.vocabulary import default_tokenizer, summarize_reading
 
@@ -79,7 +82,7 @@ def built_in():
 )
 def test_the_built_in_vocabulary(built_in, text, text_read, unknown):
     (read,) = built_in[1].read_expressions([text])
-    assert read == (text_read, unknown, text_read != text)
+    assert read == (text_read, unknown, text_read != text, True)
 
 
 def test_a_word_at_the_limit_is_read_in_part():
@@ -122,6 +125,68 @@ def test_nothing_and_no_expression(processor):
     for bad in ([""], ["the cup", " "], [7]):
         with pytest.raises(ValueError, match="expression"):
             processor.read_expressions(bad)
+
+
+@pytest.mark.parametrize(
+    ("text", "named", "text_read"),
+    [
+        ("...", "'...'", "..."),
+        ("?!", "'?!'", "?!"),
+        (" \u2026 ", "'\u2026'", " \u2026 "),
+        ("\U0001f600", "'\U0001f600'", "\U0001f600"),
+        ("xyzzy Plugh!", "'xyzzy', 'Plugh'", "xyzzy Plugh!"),
+        ("xyzzy " * 8 + "cup", "'xyzzy'", ("xyzzy " * 7).strip()),
+    ],
+)
+@pytest.mark.parametrize("tokenizer", [tiny_tokenizer, InPython])
+def test_signs_of_which_nothing_is_known(tokenizer, text, named, text_read):
+    processor = CrossVLTProcessor.from_tokenizer(tokenizer(), max_length=9)
+    known, read = processor.read_expressions(["the red cup", text])
+    assert (known.known, read.known) == (True, False)
+    assert read.text_read == text_read
+    assert f"does not know {named}, so that nothing of it is read" in reading_note(text, read)
+    summary = summarize_reading(processor, [text, "the cup", text])
+    assert summary.unread == 2
+    assert str(summary).endswith(" longer than the model reads; of 2 nothing is read.")
+    assert "knows all words" not in str(summary)
+
+
+NOTHING = ["\u200b", "\x00\x01", "\u0301", "\ufeff\u202e", "\u00ad \u200d\n"]
+DAMAGED = ["\ufffd", "\ufffd\ue000 \u200b"]  # seen in an editor, but the tokenizer leaves them out
+
+
+@pytest.mark.parametrize("text", [*NOTHING, *DAMAGED])
+@pytest.mark.parametrize("kind", [str, list, "pt", "np", "not padded"])
+def test_expressions_of_which_nothing_is_read(processor, photo, text, kind):
+    texts = text if kind is str else [text] if kind is list else ["the cup", text]
+    options = {"padding": False} if kind == "not padded" else {"return_tensors": kind} if kind in ("pt", "np") else {}
+    for images in (None, photo):
+        with pytest.raises(ValueError, match=r"An expression is .*say which object is meant"):
+            processor(images, texts, **options)
+    with pytest.raises(ValueError, match="say which object"):
+        processor.read_expressions(["the cup", text])
+    for truncation in ("keep_sep", "reference"):
+        with pytest.raises(ValueError, match="say which object"):
+            tokenize(processor, ["the cup", text], truncation)
+
+
+def test_a_tokenizer_that_knows_nothing_of_an_expression(processor):
+    """One without a token for unknown words leaves them out."""
+    processor = CrossVLTProcessor.from_tokenizer(without_unknown_token(), max_length=6)
+    with pytest.raises(NothingReadError, match="'xyz', of which the tokenizer reads nothing"):
+        processor(text=["a cup", "xyz"])
+    assert processor(text="a xyz")["input_ids"]
+
+
+def test_a_reference_of_which_nothing_is_read_is_named(processor):
+    def dataset(name, *texts):
+        rows = {"dataset": [name] * len(texts), "ref_id": list("abc"[: len(texts)]), "expressions": list(texts)}
+        return Dataset.from_dict({**rows, "num_expressions": list(map(len, texts))})
+
+    first, second = dataset("one", ["the cup"]), dataset("two", ["the cup"], ["the man", DAMAGED[0]])
+    assert describe_reading(processor, [first]).startswith("Reading 1 expression: ")
+    with pytest.raises(NothingReadError, match=r"An expression of the reference two b is .*reads nothing"):
+        describe_reading(processor, [first, second])
 
 
 def test_summary(processor):

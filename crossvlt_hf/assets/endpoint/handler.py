@@ -1,4 +1,4 @@
-"""Handler for Hugging Face Inference Endpoints. It is published beside the weights and does not import this package."""
+"""Handler for Hugging Face Inference Endpoints, published beside the weights; it does not import this package."""
 
 import base64
 import io
@@ -10,6 +10,7 @@ from transformers import pipeline
 
 USAGE = 'A request must be {"inputs": {"image": base64 of an image file, "text": expression or list of expressions}}.'
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+UNREADABLE = f"`image` must be base64 of an image file ({', '.join(FORMATS)})."
 MAX_PIXELS = 50_000_000
 MAX_EXPRESSIONS = 64
 
@@ -17,8 +18,8 @@ MAX_EXPRESSIONS = 64
 class EndpointHandler:
     """Answer requests `{"inputs": {"image": ..., "text": ...}, "parameters": {"threshold": 0.5}}`.
 
-    `image` is base64 of an image file, or a `data:` URL; paths and other URLs are refused. `text` is an expression or a
-    list of expressions. The answer is a list with `label`, `score`, `box` and `mask` (base64 of a PNG of the image's
+    `image` is base64 of an image file, or a `data:` URL; paths and other URLs are refused. `text` is an expression or
+    a list of them. The answer is a list with `label`, `score`, `box` and `mask` (base64 of a PNG of the image's
     size, 255 on the object) for each, and `presence` with a presence head. Below the parameter `presence_threshold`,
     masks are empty.
     """
@@ -40,7 +41,11 @@ class EndpointHandler:
         text = inputs["text"]
         if isinstance(text, list) and len(text) > MAX_EXPRESSIONS:
             raise ValueError(f"There are {len(text)} expressions; the limit is {MAX_EXPRESSIONS}.")
-        results = self.segmenter(_read(inputs["image"]), text=text, **_thresholds(data.get("parameters")))
+        image, thresholds = _read(inputs["image"]), _thresholds(data.get("parameters"))
+        try:
+            results = self.segmenter(image, text=text, **thresholds)
+        except OSError as error:
+            raise ValueError(UNREADABLE) from error
         return [{**result, "mask": _to_base64(result["mask"])} for result in results]
 
 
@@ -56,19 +61,17 @@ def _thresholds(parameters: Any) -> dict[str, float]:
 
 
 def _read(image: Any) -> Image.Image:
+    """Open the image. The pipeline decodes it, after a check of its bit depth."""
     if not isinstance(image, str):
         raise ValueError(f"`image` must be base64 of an image file, got a {type(image).__name__}.")
     code = "".join((image.partition(",")[2] if image.startswith("data:") else image).split())
     try:
         opened = Image.open(io.BytesIO(base64.b64decode(code, validate=True)), formats=FORMATS)
-        too_large = opened.width * opened.height > MAX_PIXELS
-        if not too_large:
-            opened.load()
     except Image.DecompressionBombError as error:
         raise ValueError(f"The image has more than {MAX_PIXELS:,} pixels.") from error
     except Exception as error:  # Pillow's readers raise any exception on corrupt files
-        raise ValueError(f"`image` must be base64 of an image file ({', '.join(FORMATS)}).") from error
-    if too_large:
+        raise ValueError(UNREADABLE) from error
+    if opened.width * opened.height > MAX_PIXELS:
         raise ValueError(f"The image has {opened.width}x{opened.height} pixels; the limit is {MAX_PIXELS:,}.")
     return opened
 

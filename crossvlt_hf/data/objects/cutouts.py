@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ...processing_crossvlt import opening
+from ...processing_crossvlt import load_pixels, opening, to_rgb
 from ..files import require_folder
 from .composition import MOST_PIXELS, Background, CutOut, cut_out
 from .object_record import ObjectSource, find_images
@@ -30,7 +30,7 @@ def load_cutouts(folder: str | Path, most: int = MOST_PIXELS) -> list[CutOut]:
 
 def _load_cutout(path: Path, most: int) -> CutOut:
     with opening(str(path), "image"), Image.open(path) as image:
-        image.load()
+        load_pixels(image)
     if "A" not in image.getbands() and "transparency" not in image.info:
         raise ValueError(f"{path} must be transparent around the object; its mode is {image.mode}.")
     values = np.asarray(image.convert("RGBA"))
@@ -51,7 +51,8 @@ def load_backgrounds(folder: str | Path, most: int = 384) -> list[Background]:
     for path in find_images(require_folder(folder)).values():
         with opening(str(path), "image"), Image.open(path) as image:
             image.draft("RGB", (most, most))
-            picture = image.convert("RGB")
+            load_pixels(image)
+        picture = to_rgb(image, upright=False)
         picture.thumbnail((most, most))
         found.append(Background(np.asarray(picture)))
     if not found:

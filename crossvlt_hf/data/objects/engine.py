@@ -206,7 +206,10 @@ class World:
         absent = [label for label in self.labels if label not in present]
         self.absent = [absent[place] for place in rng.permutation(len(absent))[:MOST_ABSENT]]
         self.nouns = self._choose_nouns(rng, closed)
+        # Pictures of many objects ask the same thousands of times
         self._fits: dict[Phrase, Answers] = {}
+        self._counts: dict[Phrase, tuple[int, int | None]] = {}
+        self._related: dict[tuple[int, str], Answers] = {}
         self._crowded: list[Phrase] | None = None
         self.phrases = self._all_phrases()
 
@@ -233,9 +236,10 @@ class World:
 
     def fits(self, phrase: Phrase) -> Answers:
         """Whether a phrase fits each object."""
-        if phrase not in self._fits:
-            self._fits[phrase] = tuple(self._fit(phrase, thing) for thing in self.objects)
-        return self._fits[phrase]
+        answers = self._fits.get(phrase)
+        if answers is None:
+            answers = self._fits[phrase] = tuple(self._fit(phrase, thing) for thing in self.objects)
+        return answers
 
     @staticmethod
     def _fit(phrase: Phrase, thing: DescribedObject) -> Answer:
@@ -248,12 +252,19 @@ class World:
 
     def count(self, phrase: Phrase) -> int:
         """How many objects a phrase fits or may fit."""
-        return sum(answer is not False for answer in self.fits(phrase))
+        return self._tally(phrase)[0]
 
     def sure(self, phrase: Phrase) -> int | None:
         """How many objects a phrase fits; None if that is open."""
-        answers = self.fits(phrase)
-        return None if None in answers else sum(map(bool, answers))
+        return self._tally(phrase)[1]
+
+    def _tally(self, phrase: Phrase) -> tuple[int, int | None]:
+        tally = self._counts.get(phrase)
+        if tally is None:
+            answers = self.fits(phrase)
+            known, no = sum(map(bool, answers)), answers.count(False)
+            tally = self._counts[phrase] = len(answers) - no, known if known + no == len(answers) else None
+        return tally
 
     @property
     def crowded(self) -> list[Phrase]:
@@ -270,7 +281,7 @@ class World:
     def where(self, phrase: Phrase, test: Callable[[DescribedObject], Answer]) -> Answers:
         """Whether both a phrase and a test fit each object."""
         return tuple(
-            answer and both(answer, test(thing)) if answer is not None else both(None, test(thing))
+            answer is not False and both(answer, test(thing))
             for answer, thing in zip(self.fits(phrase), self.objects, strict=True)
         )
 
@@ -299,12 +310,18 @@ class World:
 
     def beside(self, phrase: Phrase, side: str, anchor: Phrase) -> Answers:
         """The objects of a phrase on a side of the one object of another phrase."""
-        sure = self.fits(anchor)
         if self.sure(anchor) != 1:
             return (None,) * len(self.objects)
-        place = sure.index(True)
-        answers = self.where(phrase, lambda thing: related(thing, self.objects[place], side))
-        return tuple(False if index == place else answer for index, answer in enumerate(answers))
+        return tuple(map(both, self.fits(phrase), self._related_to(self.fits(anchor).index(True), side)))
+
+    def _related_to(self, place: int, side: str) -> Answers:
+        """The objects at a side of one of them, which is not at a side of itself."""
+        if (place, side) not in self._related:
+            anchor = self.objects[place]
+            self._related[place, side] = tuple(
+                index != place and related(thing, anchor, side) for index, thing in enumerate(self.objects)
+            )
+        return self._related[place, side]
 
 
 def plural_of(phrase: Phrase, label: str | None = None) -> str:
@@ -369,14 +386,12 @@ def absolute_queries(world: World) -> Iterator[Query]:
 
 def relation_queries(world: World) -> Iterator[Query]:
     """`the cup left of the red bowl`."""
-    for phrase, (relation, side), anchor in product(world.phrases, RELATIONS.items(), world.definite):
-        if not phrase.adjective and (phrase.colour is None or world.count(Phrase(phrase.word)) > 1):
-            useful = world.count(phrase) > 1 and phrase.word != anchor.word
-            yield Query(
-                f"{_words(phrase)} {relation} {_words(anchor)}",
-                partial(world.beside, phrase, side, anchor),
-                useful,
-            )
+    plain = [p for p in world.phrases if not p.adjective and (p.colour is None or world.count(Phrase(p.word)) > 1)]
+    said = [(phrase, _words(phrase), world.count(phrase) > 1) for phrase in plain]
+    anchors = [(anchor, _words(anchor)) for anchor in world.definite]
+    for (phrase, words, several), (relation, side), (anchor, name) in product(said, RELATIONS.items(), anchors):
+        useful = several and phrase.word != anchor.word
+        yield Query(f"{words} {relation} {name}", partial(world.beside, phrase, side, anchor), useful)
 
 
 def ordinal_queries(world: World) -> Iterator[Query]:
@@ -486,15 +501,11 @@ def _absent_places(world: World) -> Iterator[Query]:
 
 
 def _absent_relations(world: World) -> Iterator[Query]:
-    for phrase, (relation, side), anchor in product(world.phrases, RELATIONS.items(), world.definite):
-        if not phrase.adjective and phrase.word != anchor.word and world.count(phrase):
-            there = world.beside(phrase, OPPOSITES[side], anchor)
-            if True in there:
-                yield Query(
-                    f"{_words(phrase)} {relation} {_words(anchor)}",
-                    partial(world.beside, phrase, side, anchor),
-                    group="relation",
-                )
+    phrases = [phrase for phrase in world.phrases if not phrase.adjective and world.count(phrase)]
+    for phrase, (relation, side), anchor in product(phrases, RELATIONS.items(), world.definite):
+        if phrase.word != anchor.word and True in world.beside(phrase, OPPOSITES[side], anchor):
+            words = f"{_words(phrase)} {relation} {_words(anchor)}"
+            yield Query(words, partial(world.beside, phrase, side, anchor), group="relation")
 
 
 def _absent_things(world: World) -> Iterator[Query]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ...processing_crossvlt import opening
+from ...processing_crossvlt import load_pixels, opening
 from ..files import entries, field, image_size, inside, read_json, require_folder
 from ..masks import check_lossless, check_polygons, decode_segmentation, encode_mask
 from .object_record import ObjectRecord, ObjectScene, ObjectSource, header_size
@@ -100,7 +100,7 @@ def _decode(data: str, where: str) -> Image.Image:
         raise ValueError(f"{where} has broken base64 in `imageData`: {error}") from error
     with opening(f"{where} (imageData)", "image"):
         picture = Image.open(io.BytesIO(content))
-        picture.load()
+        load_pixels(picture)
     return picture
 
 

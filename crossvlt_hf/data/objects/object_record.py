@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 from pycocotools import mask as coco_mask
 
-from ...processing_crossvlt import opening, to_rgb
+from ...processing_crossvlt import load_pixels, opening, to_rgb
 from ..masks import decode_segmentation, encode_mask
 from .attributes import DescribedObject, describe
 
@@ -76,7 +76,7 @@ class ObjectScene:
                 self._check_size(*stored_size(opened, self.upright))
                 if longest is not None:
                     opened.draft("RGB", (longest, longest))
-                opened.load()
+                load_pixels(opened)
                 picture = to_rgb(opened, upright=self.upright)
         if longest is None:
             self._check_size(picture.height, picture.width)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...checks import check_known
-from ...processing_crossvlt import to_rgb
+from ...processing_crossvlt import load_pixels, to_rgb
 from ..masks import check_lossless, encode_mask
 from .coco import check_segmentation
 from .object_record import ObjectRecord, ObjectScene, ObjectSource, segmentation_of_map
@@ -226,7 +226,7 @@ def _opened(value: Any) -> Image.Image:
     if isinstance(value, Image.Image):
         return value
     picture = Image.open(value)
-    picture.load()
+    load_pixels(picture)
     return picture
 
 

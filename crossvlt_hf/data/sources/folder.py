@@ -5,7 +5,8 @@ A line of metadata.jsonl is a reference, an object with these keys; paths are re
 image (or file_name)      path of the image
 expression                the text; or `expressions`, several that mean the same
 mask                      path of a PNG: 0 and 1, 0 and 255 (the object), 0, 1 and 255 (ignored), or a palette of
-                          which 1 is the object and 255 ignored (VOC, DAVIS): see `to_label_map`
+                          which 1 is the object and 255 ignored (VOC, DAVIS), of one kind throughout: see
+                          `to_label_map` and `ignore_index`
 polygons                  instead: a list of polygons [x1, y1, ...] or [[x1, y1], ...], in pixels
 segmentation              instead: polygons or run lengths as in COCO
 no_target (has_target)    true (false) where nothing is meant; the mask may then be left out
@@ -36,11 +37,20 @@ from datasets import Dataset, Value, concatenate_datasets
 from datasets import Image as ImageFeature
 from PIL import ExifTags, Image
 
-from ...processing_crossvlt import IGNORED, IgnoreIndex, check_ignore_index, meaning_of_255, opening, to_rgb
+from ...processing_crossvlt import (
+    IGNORED,
+    IgnoreIndex,
+    Meaning,
+    check_ignore_index,
+    check_meaning_of_255,
+    meaning_of_255,
+    opening,
+    to_rgb,
+)
 from ..features import Mask, Picture, open_picture
-from ..files import check_split, inside, require_files
+from ..files import but_has, check_split, inside, require_files
 from ..flaws import EmptyMasks, EmptySentences, Flaws, clean_expressions
-from ..masks import Merge, check_meaning_of_255, decode_mask, open_mask, pack, pack_file, pack_mask, to_run_lengths
+from ..masks import Merge, decode_mask, open_mask, pack, pack_file, pack_mask, to_run_lengths
 from ..record import Record, build_dataset, check_merge, check_records, in_threads, store
 
 
@@ -102,8 +112,10 @@ def _text(row: dict[str, Any], name: str, default: str, where: str) -> str:
 
 
 def _expressions(row: dict[str, Any], where: str, flaws: Flaws) -> list[str]:
-    if ("expression" in row) == ("expressions" in row):
-        raise ValueError(f"{where} has both or neither of `expression` and `expressions`; give one.")
+    if "expression" not in row and "expressions" not in row:
+        raise ValueError(f"{where} has no `expression` or `expressions`{but_has(row)}.")
+    if "expression" in row and "expressions" in row:
+        raise ValueError(f"{where} has both `expression` and `expressions`; give one.")
     if "expression" in row:
         return flaws.expressions([row["expression"]], where)
     if not isinstance(row["expressions"], list):
@@ -155,7 +167,9 @@ def _mask(
         raise ValueError(f"{where} has `{given[0]}` and `{given[1]}`; give one.")
     empty = any(row.get(name) == [] for name in _MASK_KEYS) and flaws.empty_masks != "error"
     if not given and has_target and not empty:
-        raise ValueError(f"{where} has none of `mask`, `polygons`, `segmentation`; give one, or `no_target`: true.")
+        raise ValueError(
+            f"{where} has none of `mask`, `polygons`, `segmentation`{but_has(row)}; give one, or `no_target`: true."
+        )
     if not given:
         return pack([], *upright_size(image))
     if given == ["mask"]:
@@ -245,7 +259,7 @@ def load_folder(
         split: name of a split; None for all rows.
         merge: how the parts of an object join: see `decode_segmentation`.
         ignore_index: the value of pixels to ignore in the files of masks; None for no such value; "auto" is as
-            `to_label_map` has it, if 255 means the same in all masks.
+            `to_label_map` has it, and refuses masks of which some hold 1 and others 255 alone: it could be ignored.
         empty_masks: what to do with a target without a pixel: see `Flaws`.
         empty_sentences: what to do with an expression without text: see `Flaws`.
 
@@ -265,10 +279,10 @@ def load_folder(
     upright_size.cache_clear()  # files may have changed since the last time
     rows = []
     for path, number, row, named in _split_rows(folder, split):
-        key = "image" if "image" in row else "file_name"
-        rows.append(
-            (path, number, row, named, inside(path.parent, row.get(key), f"{path}, line {number}, `{key}`,", folder))
-        )
+        key, where = "image" if "image" in row else "file_name", f"{path}, line {number}"
+        if key not in row:
+            raise ValueError(f"{where} has no `image` or `file_name`{but_has(row)}.")
+        rows.append((path, number, row, named, inside(path.parent, row[key], f"{where}, `{key}`,", folder)))
     # before the records, as these look into the images
     advice = f"Paths are relative to the {METADATA}."
     require_files(((image, f"{path}, line {number}") for path, number, _, _, image in rows), "image", advice)
@@ -281,7 +295,7 @@ def load_folder(
     return build_dataset(records, flaws, merge=merge, upright=True)
 
 
-def _meaning(load: Callable[[], Any]) -> str | None:
+def _meaning(load: Callable[[], Any]) -> Meaning:
     """What 255 means in a mask; None of one that cannot be read, as reading its row says why."""
     with suppress(OSError, ValueError):
         return meaning_of_255(load())

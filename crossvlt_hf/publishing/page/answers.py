@@ -9,8 +9,9 @@ from PIL import Image
 
 from ...modeling_crossvlt import CrossVLTModel
 from ...pipeline_crossvlt import ReferringImageSegmentationPipeline
-from ...processing_crossvlt import CrossVLTProcessor
+from ...processing_crossvlt import CrossVLTProcessor, NothingReadError
 from ...visualization import Explanation, overlay, segment_and_explain
+from .inputs import InputError
 
 
 COLUMNS = ("Expression", "Score", "Box (x, y)", "Area", "Seconds", "Unknown words")
@@ -48,15 +49,21 @@ class Segmenter:
 
         Returns:
             A result for each expression, and on request an explanation of each.
+
+        Raises:
+            InputError: if no token of an expression is known.
         """
         start = time.perf_counter()
         explanations: list[Explanation] = []
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # the table has the unknown words
-            if explained:
-                results, explanations = segment_and_explain(self._pipeline, image, expressions)
-            else:
-                results = self._pipeline(image, text=list(expressions))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # the table has the unknown words
+                if explained:
+                    results, explanations = segment_and_explain(self._pipeline, image, expressions)
+                else:
+                    results = self._pipeline(image, text=list(expressions))
+        except NothingReadError as error:
+            raise InputError("The model knows no word of one of the expressions: use other words.") from error
         seconds = (time.perf_counter() - start) / len(results)
         return [_found(result, seconds) for result in results], explanations
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from ...processing_crossvlt import ImageTooLargeError, opening, to_rgb
+from ...processing_crossvlt import ImageDepthError, ImageTooLargeError, opening, says_nothing, to_rgb
 
 
 MAX_UPLOAD = 20 * 2**20  # bytes
@@ -47,6 +47,8 @@ def read_image(path: str | None) -> Image.Image:
         raise
     except FileNotFoundError as error:
         raise InputError("The image is no longer here: please upload it again.") from error
+    except ImageDepthError as error:
+        raise InputError("This file has 16 bits, but holds an image of 8 bits: please save it with 8 bits.") from error
     except (OSError, ValueError) as error:
         kinds = "it is damaged or not supported. Use JPEG, PNG or WebP."
         raise InputError(f"This file cannot be read as an image: {kinds}") from error
@@ -59,7 +61,7 @@ def read_expressions(text: str | None) -> list[str]:
         InputError: if there are none or too many, or one is too long or not valid text.
     """
     lines = [" ".join(line.split()) for line in (text or "").splitlines()]
-    expressions = [line for line in lines if line]
+    expressions = [line for line in lines if not says_nothing(line)]
     if not expressions:
         raise InputError("There is no expression yet: describe an object, one expression per line.")
     if len(expressions) > MAX_EXPRESSIONS:

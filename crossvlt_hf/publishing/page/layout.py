@@ -198,10 +198,10 @@ class _Page:
         hidden = gr.update(value=None, visible=False)
         try:
             image, expressions = read_image(path), read_expressions(text)
+            found, explanations = self.segmenter.find(image, expressions, explained)
         except InputError as error:
             yield [_status(str(error), refused=True), gr.update(visible=False), None, None, None, hidden, None]
             return
-        found, explanations = self.segmenter.find(image, expressions, explained)
         results = [draw(image, found), tabulate(found), self._save_masks(found)]
         count = "One expression" if len(found) == 1 else f"{len(found)} expressions"
         said = _status(f"{count} in {time.perf_counter() - start:.1f} seconds.")
