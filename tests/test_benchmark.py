@@ -31,8 +31,6 @@ from crossvlt_hf.benchmark import (
 from crossvlt_hf.benchmark.flops import count_flops, count_flops_by_part, count_training_flops
 from crossvlt_hf.benchmark.memory import ChildError, in_child, resident
 from crossvlt_hf.benchmark.peers import PEERS, Peer, count_step_flops, place
-from crossvlt_hf.benchmark.report import compare
-from crossvlt_hf.benchmark.run import Findings
 from crossvlt_hf.benchmark.timing import Work, interleave, median_ratio, summarise
 from crossvlt_hf.benchmark.workloads import Workshop, make_inputs
 from crossvlt_hf.cli import main
@@ -180,7 +178,7 @@ def test_whole_run(checkpoint, capsys, monkeypatch):
     )
     plot, output = "figures/scaling.png", "figures/report.json"
     options = ["--model", str(checkpoint), "--task", "training", "--checkpointing", "on", "--batch", "2"]
-    limits = ["--tokens", "5", "--rounds", "2", "--reference-gflop", "0.5", "--threads", "1", "--seed", "3"]
+    limits = ["--tokens", "5", "--rounds", "2", "--threads", "1", "--seed", "3"]
     writes = [*(["--plot", plot] if find_spec("matplotlib") else []), "--output", output]
     assert main(["benchmark", *options, *limits, *writes]) == 0
     report = json.loads(Path(output).read_text())
@@ -218,9 +216,7 @@ def check_case(case: dict) -> None:
     assert case["images_per_second"] == pytest.approx(case["batch"] / seconds["p50"])
     assert case["flops_per_second"] == pytest.approx(case["flops"] / seconds["p50"])
     assert set(case["fraction_of_peak"]) == {"matrix product", "3x3 convolution"}
-    reference = 0.5e9 * case["batch"] * case["expressions"] / case["flops"]
-    for kind, fraction in case["fraction_of_peak"].items():
-        assert case["fraction_of_peak_at_reference"][kind] == pytest.approx(reference * fraction)
+    assert min(case["fraction_of_peak"].values()) > 0
 
 
 @pytest.mark.slow
@@ -242,7 +238,6 @@ def test_cases_share_a_model_and_are_plotted(checkpoint, monkeypatch):
     table = format_report(report)
     assert "| 32x48 | 1 | 1 |" in table
     assert "peak (MiB)" not in table
-    assert {row["axis"] for row in report["comparisons"]} == {"dtype", "batch"}
     if find_spec("matplotlib"):
         wide = scaling_figure(report)
         one = {**report, "cases": report["cases"][:1]}
@@ -329,31 +324,6 @@ def test_attention_of_a_cpu_is_counted():
     assert flops == 2 * 2 * (2 * 4 * 4 * 8)
 
 
-@pytest.mark.slow
-def test_checkpointing_is_compared(checkpoint):
-    report = timed(checkpoint, task=["training"], checkpointing=[False, True], batch=[2])
-    plain, checkpointed = report["cases"]
-    assert plain["flops"] == checkpointed["flops"]
-    (ratio,) = report["comparisons"]
-    assert (ratio["axis"], ratio["value"], ratio["base"]) == ("checkpointing", True, False)
-    assert ratio["time"] > 0
-
-
-def test_comparison_has_one_base():
-    cases = [
-        Case("m", dtype=dtype, compiled=compiled) for dtype in ("bfloat16", "float32") for compiled in (False, True)
-    ]
-    found = Findings(samples={case: [1.0 + number] for number, case in enumerate(cases)})
-    rows = [(row["axis"], row["base"], row["value"], row["time"]) for row in compare(cases, found)]
-    assert rows == [
-        ("dtype", "bfloat16", "float32", 3),
-        ("dtype", "bfloat16", "float32", 2),
-        ("compiled", False, True, 2),
-        ("compiled", False, True, pytest.approx(4 / 3)),
-    ]
-    assert compare(cases, found)[0]["peak_memory"] is None
-
-
 def test_named_size_is_made_of_random_weights(monkeypatch):
     small = {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1), "window_size": 4}
     monkeypatch.setitem(SIZES, "tiny", small)
@@ -394,7 +364,6 @@ WRONG = {
     "--rounds 0": "`rounds` must be an integer of at least 1",
     "--threads 0": "`threads` must be an integer of at least 1",
     "--optimizer sgd": "must be one of adamw, none, got",
-    "--reference-gflop nan": "give more than 0",
     "--device abacus": "cannot be used here",
     "--model nowhere": "There is no checkpoint folder nowhere",
     "--tokens 99": "`tokens` is 99; built-in reads at most 32",

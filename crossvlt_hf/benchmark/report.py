@@ -1,8 +1,7 @@
 """What was measured, as a report that JSON can hold, and as tables."""
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .cases import Case
@@ -14,8 +13,6 @@ if TYPE_CHECKING:
     from .run import Findings
 
 
-# Axes on which a case is held against the same case with the axis' first value
-COMPARED = ("dtype", "attention", "compiled", "checkpointing", "batch", "expressions")
 MEBIBYTE = 1024**2
 
 
@@ -33,9 +30,7 @@ def describe_probe(probe: Probe, samples: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def describe_case(
-    case: Case, found: "Findings", probes: Sequence[Probe], reference_gflop: float | None
-) -> dict[str, Any]:
+def describe_case(case: Case, found: "Findings", probes: Sequence[Probe]) -> dict[str, Any]:
     """All that is known of a case."""
     described: dict[str, Any] = {
         **case.to_dict(),
@@ -46,9 +41,6 @@ def describe_case(
     }
     if case in found.samples:
         described |= _describe_speed(case, found, probes)
-        if reference_gflop is not None:
-            reference = reference_gflop * 1e9 * case.batch * case.expressions
-            described["fraction_of_peak_at_reference"] = _fractions(case, reference, found, probes)
     return described
 
 
@@ -60,57 +52,20 @@ def _describe_speed(case: Case, found: "Findings", probes: Sequence[Probe]) -> d
         "images_per_second": case.batch / seconds["p50"],
         "expressions_per_second": case.batch * case.expressions / seconds["p50"],
         "flops_per_second": flops / seconds["p50"],
-        "fraction_of_peak": _fractions(case, flops, found, probes),
+        "fraction_of_peak": _fractions(case, found, probes),
     }
 
 
-def _fractions(case: Case, flops: float, found: "Findings", probes: Sequence[Probe]) -> dict[str, float]:
+def _fractions(case: Case, found: "Findings", probes: Sequence[Probe]) -> dict[str, float]:
     """Operations per second as a fraction of what the machine's best computations reach, by their kind.
 
     A round's time is held against the peak of the same round.
     """
     return {
-        probe.kind: flops / probe.flops * median_ratio(found.samples[probe], found.samples[case])
+        probe.kind: found.flops[case] / probe.flops * median_ratio(found.samples[probe], found.samples[case])
         for probe in probes
         if (probe.device, probe.dtype) == (case.device, case.dtype)
     }
-
-
-def compare(cases: Sequence[Case], found: "Findings") -> list[dict[str, Any]]:
-    """Every case against the one that differs only in one axis, where it has the first value that occurs."""
-    return [
-        {
-            "axis": axis,
-            "value": getattr(case, axis),
-            "base": getattr(base, axis),
-            "case": case.label,
-            "time": _time_ratio(case, base, found),
-            "peak_memory": _memory_ratio(case, base, found),
-        }
-        for axis, case, base in _pairs(cases)
-    ]
-
-
-def _pairs(cases: Sequence[Case]) -> Iterator[tuple[str, Case, Case]]:
-    for axis in COMPARED:
-        bases: dict[Case, Case] = {}
-        default = getattr(Case(""), axis)
-        for case in cases:
-            base = bases.setdefault(replace(case, **{axis: default}), case)
-            if base is not case:
-                yield axis, case, base
-
-
-def _time_ratio(case: Case, base: Case, found: "Findings") -> float | None:
-    if case not in found.samples or base not in found.samples:
-        return None
-    return median_ratio(found.samples[case], found.samples[base])
-
-
-def _memory_ratio(case: Case, base: Case, found: "Findings") -> float | None:
-    if case not in found.memory or base not in found.memory:
-        return None
-    return found.memory[case]["peak_bytes"] / found.memory[base]["peak_bytes"]
 
 
 def format_report(report: dict[str, Any]) -> str:
@@ -119,7 +74,6 @@ def format_report(report: dict[str, Any]) -> str:
         ("Models", _model_rows(report)),
         ("Peak of this machine", _peak_rows(report)),
         ("Cases", _case_rows(report)),
-        ("Ratios, round by round", _comparison_rows(report)),
         ("Not measured", [{"case": row["label"], "reason": row["reason"]} for row in report["skipped"]]),
     ]
     return "\n\n".join(f"**{title}**\n\n{_table(rows)}" for title, rows in tables if rows)
@@ -205,14 +159,11 @@ def _time_columns(case: dict[str, Any]) -> dict[str, str]:
         return {}
     titles = {"matrix product": "of matrix peak", "3x3 convolution": "of convolution peak"}
     fractions = {titles[kind]: f"{100 * value:.0f} %" for kind, value in case["fraction_of_peak"].items()}
-    reference = case.get("fraction_of_peak_at_reference", {})
-    held = {f"time / time of the reference at {kind} peak": f"{1 / value:.2f}" for kind, value in reference.items()}
     return {
         "p50 (ms)": _milliseconds(case["seconds"]["p50"]),
         "p90 (ms)": _milliseconds(case["seconds"]["p90"]),
         "images/s": f"{case['images_per_second']:.3g}",
         **fractions,
-        **held,
     }
 
 
@@ -224,18 +175,6 @@ def _memory_columns(memory: dict[str, Any] | None) -> dict[str, str]:
         "loaded (MiB)": _mebibytes(memory["loaded_bytes"]),
         "peak (MiB)": _mebibytes(memory["peak_bytes"]),
     }
-
-
-def _comparison_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {
-            "case": row["case"],
-            "against": f"{row['axis']} {_word(row['base'])}",
-            "time": None if row["time"] is None else f"{row['time']:.3f}",
-            "peak memory": None if row["peak_memory"] is None else f"{row['peak_memory']:.3f}",
-        }
-        for row in report["comparisons"]
-    ]
 
 
 def _word(value: Any) -> Any:

@@ -1,6 +1,5 @@
 """A whole benchmark: memory first, each case in a process of its own; then all timings in turns, in this process."""
 
-import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,7 @@ from .flops import add_up, count_flops_by_part, count_parameters, count_training
 from .machine import KINDS, Probe, describe_machine
 from .memory import ChildError, in_child
 from .peers import PEERS, count_step_flops
-from .report import compare, describe_case, describe_probe
+from .report import describe_case, describe_probe
 from .sources import Source, open_sources
 from .timing import Work, interleave, summarise
 from .workloads import OPTIMIZERS, Workshop
@@ -43,8 +42,6 @@ class Options:
         optimizer: of training steps, "adamw" or "none".
         threads: of the processor; None leaves PyTorch's choice.
         seed: of random weights and inputs.
-        reference_gflop: operations of one image and expression, in 10^9, to hold times against instead of those that
-            the model really needs, so that implementations that save operations compare; None does not.
     """
 
     grid: Grid
@@ -55,7 +52,6 @@ class Options:
     optimizer: str = "adamw"
     threads: int | None = None
     seed: int = 0
-    reference_gflop: float | None = None
 
     def __post_init__(self) -> None:
         for name, known in (("peers", PEERS), ("measures", MEASURES)):
@@ -66,8 +62,6 @@ class Options:
             check_least(name, getattr(self, name), 1)
         if not isinstance(self.seed, int) or not 0 <= self.seed <= LARGEST_SEED:
             raise ValueError(f"`seed` must be an integer from 0 to {LARGEST_SEED}, got {self.seed!r}.")
-        if self.reference_gflop is not None and not 0 < self.reference_gflop < math.inf:
-            raise ValueError(f"`reference_gflop` is {self.reference_gflop}; give more than 0, and a finite number.")
 
 
 @dataclass
@@ -127,8 +121,7 @@ def _measure(options: Options, sources: Mapping[str, Source], tell: Callable[[st
         **_describe_conditions(options),
         "peaks": [describe_probe(probe, found.samples[probe]) for probe in probes],
         "models": [_describe_source(source, loading.get(name)) for name, source in sources.items()],
-        "cases": [describe_case(case, found, probes, options.reference_gflop) for case in found.left(cases)],
-        "comparisons": compare(found.left(cases), found),
+        "cases": [describe_case(case, found, probes) for case in found.left(cases)],
         "skipped": [{**case.to_dict(), "label": case.label, "reason": why} for case, why in found.skipped.items()],
     }
 
@@ -137,7 +130,7 @@ LIBRARIES = ("crossvlt_hf", "torch", "transformers")
 
 
 def _describe_conditions(options: Options) -> dict[str, Any]:
-    names = ("rounds", "warm_up", "optimizer", "seed", "reference_gflop")
+    names = ("rounds", "warm_up", "optimizer", "seed")
     return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         "machine": describe_machine(),

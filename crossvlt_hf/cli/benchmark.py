@@ -54,8 +54,6 @@ class Benchmark(Command):
         optimizer: Optimizer of training steps: adamw or none.
         threads: CPU threads. By default PyTorch's choice.
         seed: Seed of random weights and inputs.
-        reference_gflop: Compare times also with this number of 10^9 operations per image and expression, to compare
-            implementations.
         output: JSON file of the results.
         plot: Draw scaling curves, or bars where nothing scales.
     """
@@ -79,7 +77,6 @@ class Benchmark(Command):
     optimizer: str = "adamw"
     threads: int | None = None
     seed: int = 0
-    reference_gflop: float | None = None
     output: Annotated[str, arg(metavar="JSON")] = "crossvlt-output/benchmark.json"
     plot: Png = None
 
@@ -132,7 +129,6 @@ def _benchmark_options(options: Benchmark) -> "Options":
         optimizer=options.optimizer,
         threads=options.threads,
         seed=options.seed,
-        reference_gflop=options.reference_gflop,
     )
 
 
