@@ -158,8 +158,8 @@ def test_child_tells_why(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("code", "out", "reason"),
     [
-        (-9, "", "most likely for want of memory"),
-        (1, "", "Its process failed: it broke"),
+        (-9, "", "probably because it was out of memory"),
+        (1, "", "The process failed: it broke"),
         (0, '{"error": "MemoryError: too little"}', "MemoryError: too little"),
     ],
 )
@@ -358,7 +358,7 @@ WRONG = {
     "--task sleeping": "must be one of inference, training, got",
     "--peers lavt": "`peers` must be one of clipseg",
     "--measure weather": "`measure` must be one of time, memory, load, got",
-    "--image-size 40000": "`size` is 40000; give at most 32768 pixels a side",
+    "--image-size 40000": "`size` must be at most 32768 pixels a side, got 40000.",
     "--seed -1": "`seed` must be an integer from 0 to",
     "--seed 9223372036854775808": "got 9223372036854775808",
     "--rounds 0": "`rounds` must be an integer of at least 1",
@@ -366,8 +366,8 @@ WRONG = {
     "--optimizer sgd": "must be one of adamw, none, got",
     "--device abacus": "cannot be used here",
     "--model nowhere": "There is no checkpoint folder nowhere",
-    "--tokens 99": "`tokens` is 99; built-in reads at most 32",
-    "--task training --image-size 8": "needs more than 16 pixels a side",
+    "--tokens 99": "`tokens` must be at most 32 for built-in, got 99.",
+    "--task training --image-size 8": "`size` must be more than 16 pixels a side",
     "--plot figure.txt": "must be a file name that ends in .png",
     "--output .": ". is a folder; give the name of a file",
 }

@@ -1,4 +1,4 @@
-"""What a model costs: `crossvlt benchmark`, its cases interleaved with the machine's own peak; operations counted."""
+"""Measure size, speed and memory of models (`crossvlt benchmark`), and count their operations."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""What is measured: a case is one point of a grid."""
+"""The cases of a benchmark: the points of a grid of options."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -11,29 +11,29 @@ from ..checks import check_known, check_least
 TASKS = ("inference", "training")
 DTYPES = ("float32", "bfloat16", "float16")
 ATTENTIONS = ("sdpa", "eager")
-# Of an image: 32,768 pixels a side fill 12 GiB
+# of an image, in pixels: 32,768 x 32,768 take 12 GiB
 LARGEST_SIDE = 2**15
-# Axes along which figures grow, and that a scaling curve follows
+# Axes of scaling curves
 SCALES = ("size", "expressions", "batch")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One way of running one model.
+    """A model and the options to run it with.
 
     Args:
-        model: its name in the report.
-        task: "inference" is a forward pass; "training" forward with loss, backward and a step of the optimizer.
+        model: name in the report.
+        task: "inference" (forward pass) or "training" (forward with loss, backward, and a step of the optimizer).
         device: such as "cpu" or "cuda".
-        dtype: of weights and activations; in training that of autocast, the weights being float32.
-        attention: implementation in Transformers.
-        compiled: whether by `torch.compile`.
-        checkpointing: whether activations are computed again in the backward pass.
-        batch: images.
-        size: height and width in pixels that the model reads; None is what its processor makes.
-        expressions: of each image.
-        tokens: of each expression.
-        peer: whether the model is one of Transformers and not ours.
+        dtype: of weights and activations; for training, that of autocast, with weights in float32.
+        attention: implementation of Transformers.
+        compiled: whether to use `torch.compile`.
+        checkpointing: whether to recompute activations in the backward pass.
+        batch: number of images.
+        size: height and width of the model's input in pixels; None for that of its processor.
+        expressions: per image.
+        tokens: per expression.
+        peer: whether the model is one of `peers.PEERS`.
     """
 
     model: str
@@ -51,12 +51,12 @@ class Case:
 
     @property
     def instance(self) -> "Case":
-        """The same for all cases that can share a model in memory."""
+        """A key that is the same for cases that can share a model in memory."""
         return replace(self, batch=1, size=None, expressions=1, tokens=1)
 
     @property
     def label(self) -> str:
-        """What it is, in words."""
+        """Describe the case in words."""
         size = "" if self.size is None else f"{self.size[0]}x{self.size[1]}"
         switches = [name for name in ("compiled", "checkpointing") if getattr(self, name)]
         counts = [f"batch {self.batch}", f"{self.expressions} expression{'s' if self.expressions > 1 else ''}"]
@@ -64,23 +64,23 @@ class Case:
         return ", ".join(word for word in words if word)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Convert to values of JSON."""
         return {**asdict(self), "size": None if self.size is None else list(self.size)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Case":
-        """From what `to_dict` gave, perhaps through JSON."""
+        """The inverse of `to_dict`, also after a round trip through JSON."""
         size = values["size"]
         return cls(**{**values, "size": None if size is None else tuple(size)})
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The values of every axis, named as the fields of a case; see there.
+    """The values of all axes, which have the names of the fields of [`Case`].
 
     Args:
-        one_at_a_time: vary batch, size and expressions one after the other around the first value of each, which
-            gives scaling curves with few cases; else every combination.
+        one_at_a_time: vary batch, size and expressions one at a time around their first values, for scaling curves
+            with few cases, instead of all combinations.
     """
 
     model: Sequence[str]
@@ -99,7 +99,7 @@ class Grid:
     def __post_init__(self) -> None:
         for axis in self.axes():
             if not getattr(self, axis):
-                raise ValueError(f"`{axis}` has no values; give at least one.")
+                raise ValueError(f"`{axis}` must have at least one value.")
         for axis, known in (("task", TASKS), ("dtype", DTYPES), ("attention", ATTENTIONS)):
             for value in getattr(self, axis):
                 check_known(axis, value, known)
@@ -109,20 +109,20 @@ class Grid:
         for side in itertools.chain.from_iterable(size for size in self.size if size is not None):
             check_least("size", side, 1)
             if side > LARGEST_SIDE:
-                raise ValueError(f"`size` is {side}; give at most {LARGEST_SIDE} pixels a side.")
+                raise ValueError(f"`size` must be at most {LARGEST_SIDE} pixels a side, got {side}.")
 
     @classmethod
     def axes(cls) -> list[str]:
-        """Their names, the slowest first."""
+        """Their names, from the outer to the inner loop."""
         return [field.name for field in fields(cls) if field.name != "one_at_a_time"]
 
     def weights_dtypes(self) -> list[str]:
-        """In which weights are needed; the first dtype is that in which they are loaded for the time of it."""
+        """The dtypes in which weights are needed; loading is timed in the first."""
         needed = (weights_dtype(task, dtype) for task in self.task for dtype in self.dtype)
         return list(dict.fromkeys([*self.dtype[:1], *needed]))
 
     def cases(self) -> list[Case]:
-        """The cases, none twice."""
+        """The cases, without duplicates."""
         found = (
             _simplify(Case(**dict(zip(self.axes(), values, strict=True))))
             for grid in self._products()
@@ -131,7 +131,7 @@ class Grid:
         return list(dict.fromkeys(found))
 
     def _products(self) -> Iterator["Grid"]:
-        """The grids whose products are wanted."""
+        """The grids with all combinations to measure."""
         if not self.one_at_a_time:
             yield self
             return
@@ -141,12 +141,12 @@ class Grid:
 
 
 def weights_dtype(task: str, dtype: str) -> str:
-    """In which the weights of such a case are: those that are trained in float32."""
+    """The dtype of weights: float32 for training."""
     return "float32" if task == "training" else dtype
 
 
 def _simplify(case: Case) -> Case:
-    """Without the options that mean nothing in its task."""
+    """Reset the options that have no effect on the task."""
     if case.task == "inference":
         return replace(case, checkpointing=False)
     return replace(case, compiled=False, expressions=1)

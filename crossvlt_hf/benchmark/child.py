@@ -1,4 +1,4 @@
-"""A process that measures the memory of one case, or the loading of one checkpoint: a job as JSON in, figures out."""
+"""Measure the memory of a case, or the loading of a checkpoint, in a process of its own; input and output are JSON."""
 
 import gc
 import json
@@ -19,7 +19,7 @@ from .workloads import Workshop
 
 
 def measure_case(job: dict[str, Any], before: int) -> dict[str, Any]:
-    """Memory of a case: of its weights, and at most during its steps."""
+    """Measure memory of the weights of a case, and peak memory of its steps."""
     case, device = Case.from_dict(job["case"]), torch.device(job["case"]["device"])
     workshop = Workshop(job["folders"], seed=job["seed"], optimizer=job["optimizer"])
     step = workshop.step(case)
@@ -39,11 +39,11 @@ def measure_case(job: dict[str, Any], before: int) -> dict[str, Any]:
 
 
 def measure_loading(job: dict[str, Any], before: int) -> dict[str, Any]:
-    """Time of `from_pretrained` and of reading the file alone, in turns, and the peak of the first loading."""
+    """Time `from_pretrained` and reading the file, interleaved, and measure peak memory of the first loading."""
     folder, dtype, device = Path(job["folder"]), job["dtype"], job["device"]
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise ValueError("Its weights are in no .safetensors file, of which alone the reading is timed.")
+        raise ValueError("The folder must have a .safetensors file to time its reading.")
 
     def load() -> PreTrainedModel:
         return CrossVLTModel.from_pretrained(folder, dtype=dtype).to(device)
@@ -76,15 +76,15 @@ JOBS = {"case": measure_case, "loading": measure_loading}
 
 
 def main() -> None:
-    """Read the job from standard input, and print what was found as one line of JSON."""
-    before = resident()  # with torch, Transformers and this package imported, and nothing done
+    """Read the job from standard input, and print the result as one line of JSON."""
+    before = resident()  # after the imports
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     job = json.load(sys.stdin)
     torch.set_num_threads(job["threads"])
     try:
         answer = JOBS[job["job"]](job, before)
-    except Exception as error:  # whatever it is, the parent goes on with the next case
+    except Exception as error:  # of any kind: the parent continues with the next case
         answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
     sys.stdout.write(f"\n{json.dumps(answer)}\n")
 

@@ -1,4 +1,4 @@
-"""How large a model is and how much it computes, counted without weights or an image."""
+"""Count parameters and operations of a model, without weights or images."""
 
 import json
 from collections.abc import Callable
@@ -12,66 +12,66 @@ from ..modeling_crossvlt import CrossVLTModel
 
 
 def on_meta_device(config: CrossVLTConfig) -> CrossVLTModel:
-    """The model without memory for its weights, in eval mode."""
+    """Make a model without memory for weights, in eval mode."""
     with torch.device("meta"):
         return CrossVLTModel(config).float().eval()
 
 
 def count_parameters(config: CrossVLTConfig) -> int:
-    """Number of parameters."""
+    """Count the parameters of a model."""
     return sum(parameter.numel() for parameter in on_meta_device(config).parameters())
 
 
 def count_flops(
     config: CrossVLTConfig, size: tuple[int, int], tokens: int = 21, *, images: int = 1, expressions: int = 1
 ) -> int:
-    """Floating-point operations of segmenting images, a multiplication and an addition as two.
+    """Count floating-point operations of segmentation; a multiplication and an addition are two.
 
-    Counted are matrix products, those of attention included, and convolutions, which is nearly all; alignment heads,
-    which only training needs, are not.
+    Matrix products, including those of attention, and convolutions are counted, which is nearly all. Alignment heads
+    are not, since only training needs them.
 
     Args:
         config: of the model.
-        size: height and width in pixels that the model reads.
-        tokens: of each expression, padding included.
+        size: height and width of the model's input in pixels.
+        tokens: per expression, including padding.
         images: in the batch.
-        expressions: of each image; what precedes the first fusion is computed once for all of an image.
+        expressions: per image; layers before the first fusion run once per image.
     """
     return add_up(count_flops_by_part(config, size, tokens), images=images, expressions=expressions)
 
 
 def add_up(parts: dict[str, int], *, images: int = 1, expressions: int = 1) -> int:
-    """Operations of a batch from those of the parts, which `count_flops_by_part` gives.
+    """Add up the result of `count_flops_by_part` for a batch.
 
     Args:
         parts: operations of one image with one expression.
         images: in the batch.
-        expressions: of each image.
+        expressions: per image.
     """
     return images * sum(flops * (1 if part in SHARED else expressions) for part, flops in parts.items())
 
 
-# What reads no words, and is therefore the same for all expressions of an image
+# Layers before the first fusion, which are the same for all expressions of an image
 SHARED = ("patch embedding", "vision stage 1")
 
 
 def count_flops_by_part(config: CrossVLTConfig, size: tuple[int, int], tokens: int = 21) -> dict[str, int]:
-    """Where the operations of one image with one expression are: by part of the model, in the order of the figure.
+    """Count operations of one image with one expression by part of the model, in the order of the figure.
 
     Args:
         config: of the model.
-        size: height and width in pixels that the model reads.
-        tokens: of the expression, padding included.
+        size: height and width of the model's input in pixels.
+        tokens: of the expression, including padding.
 
     Returns:
-        Operations by the name of the part. Patch merging is a part of its own, since stage 1 alone is `SHARED`.
+        Operations by the name of the part. Patch merging is a separate part, since it is not `SHARED`.
     """
     return dict(_count_by_part(config.to_json_string(use_diff=False), tuple(size), tokens))
 
 
 @lru_cache(maxsize=64)
 def _count_by_part(config_json: str, size: tuple[int, int], tokens: int) -> dict[str, int]:
-    """The base model takes seconds, and a benchmark or a set of cards asks for the same one again and again."""
+    """Cached, since the base model takes seconds, and benchmarks and cards count the same models repeatedly."""
     config = CrossVLTConfig.from_dict(json.loads(config_json))
     model = on_meta_device(config)
     pixel_values, input_ids = _meta_inputs(config, size, tokens)
@@ -83,15 +83,15 @@ def _count_by_part(config_json: str, size: tuple[int, int], tokens: int) -> dict
 
 
 def _name_parts(count: Callable[[str], int], num_stages: int) -> dict[str, int]:
-    """The parts of the model from the operations of its modules."""
+    """Sum up the operations of modules by part."""
     stages = range(num_stages)
     return {
         "patch embedding": count("vision_model.patch_embeddings"),
         **{f"vision stage {stage + 1}": count(f"vision_model.stages.{stage}") for stage in stages},
-        # Called beside the stage it belongs to, not by it
+        # Called after its stage, not by it
         "patch merging": sum(count(f"vision_model.stages.{stage}.downsample") for stage in stages),
         **{f"language stage {stage + 1}": count(f"text_model.stages.{stage}") for stage in stages},
-        # The modules of a stage are called one by one, so the stage has no count of its own
+        # The modules of a stage are called directly, so the stage has no count
         **{
             f"fusion {stage + 1}": sum(
                 count(f"stages.{stage}.{name}") for name in ("fusion", "gate", "merged_fusion", "merged_gate")
@@ -104,18 +104,18 @@ def _name_parts(count: Callable[[str], int], num_stages: int) -> dict[str, int]:
 
 
 def count_training_flops(config: CrossVLTConfig, size: tuple[int, int], tokens: int = 21, *, images: int = 1) -> int:
-    """Operations of the forward and the backward pass of a training step, alignment heads included.
+    """Count operations of forward and backward pass of a training step, including alignment heads.
 
-    What activation checkpointing computes twice counts once: it is the work that has to be done.
+    Recomputation by activation checkpointing is not counted.
 
     Args:
         config: of the model.
-        size: height and width in pixels that the model reads.
-        tokens: of each expression, padding included.
+        size: height and width of the model's input in pixels.
+        tokens: per expression, including padding.
         images: in the batch, each with one expression.
     """
     model = on_meta_device(config).train()
-    pixel_values, input_ids = _meta_inputs(config, size, tokens, images=2)  # BatchNorm wants more than one value
+    pixel_values, input_ids = _meta_inputs(config, size, tokens, images=2)  # BatchNorm needs more than one value
     labels = torch.zeros(2, *size, dtype=torch.long, device="meta")
     counter = FlopCounterMode(display=False)
     with counter:

@@ -1,4 +1,4 @@
-"""The machine: what it is, and what it can do at best."""
+"""Describe the machine, and measure its peak performance."""
 
 import os
 import platform
@@ -16,12 +16,12 @@ from .timing import Work
 
 @dataclass(frozen=True)
 class Probe:
-    """A computation that a machine does as fast as it can do any.
+    """A computation that reaches the peak performance of a machine.
 
     Args:
         kind: "matrix product" or "3x3 convolution".
-        device: on which it runs.
-        dtype: of its operands.
+        device: of the computation.
+        dtype: of the operands.
     """
 
     kind: str
@@ -30,22 +30,22 @@ class Probe:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Side of the square matrices, or images, channels, height and width of the convolution's input."""
-        small = torch.device(self.device).type == "cpu"  # a GPU needs more to be busy
+        """(side,) of square matrices, or (batch, channels, height, width) of the input of the convolution."""
+        small = torch.device(self.device).type == "cpu"  # larger on a GPU, to use all of it
         if self.kind == "matrix product":
             return (2048,) if small else (8192,)
-        return (1 if small else 8, 512, 120, 120)  # that of the base model's decoder at 480 px
+        return (1 if small else 8, 512, 120, 120)  # as in the decoder of the base model at 480 pixels
 
     @property
     def flops(self) -> int:
-        """A multiplication and an addition as two."""
+        """The number of operations; a multiplication and an addition are two."""
         if self.kind == "matrix product":
             return 2 * self.shape[0] ** 3
         images, channels, height, width = self.shape
         return 2 * 9 * channels**2 * images * height * width
 
     def work(self) -> Work:
-        """The computation, ready to run."""
+        """Prepare the computation."""
         return Work(self._step(), torch.device(self.device))
 
     def _step(self) -> Callable[[], Any]:
@@ -85,12 +85,12 @@ def _processor_name() -> str:
 
 
 def available_memory() -> int | None:
-    """Bytes of main memory that a process can still get; None where the system does not tell."""
+    """Free main memory in bytes; None if unknown."""
     return read_bytes(MEMINFO, "MemAvailable")
 
 
 def read_bytes(path: Path, name: str) -> int | None:
-    """An amount of memory in a file of Linux' /proc, in bytes; None where the system has no such entry."""
+    """Read an amount of memory from a file in /proc, in bytes; None if there is no such entry."""
     try:
         match = re.search(rf"^{name}:\s+(\d+) kB", path.read_text(), re.MULTILINE)
     except OSError:

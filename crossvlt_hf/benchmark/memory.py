@@ -1,4 +1,4 @@
-"""Peak memory, honestly: of a process of its own for each case, above what its interpreter and libraries take."""
+"""Measure peak memory, in one subprocess per case, above that of the interpreter and libraries."""
 
 import json
 import os
@@ -18,44 +18,47 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def resident() -> int:
-    """Bytes of main memory that this process holds now; where the system does not tell, its peak."""
+    """Main memory of this process in bytes; its peak if the current value is unknown."""
     return read_bytes(STATUS, "VmRSS") or _highest_ever()
 
 
 def reset_peak(device: torch.device | None = None) -> bool:
-    """Forget the peak so far.
+    """Reset the peak.
 
     Returns:
-        Whether that was possible; where not, the peak of main memory is that of the whole life of the process.
+        Whether it worked; otherwise the peak of main memory is that since the start of the process.
     """
     if device is not None and device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     try:
-        CLEAR.write_text("5")  # Linux: the high-water mark becomes what is held now
+        CLEAR.write_text("5")  # Linux: reset VmHWM
     except OSError:
         return False
     return True
 
 
 def peak() -> int:
-    """Bytes of main memory that this process held at most since `reset_peak`."""
+    """Peak of main memory of this process since `reset_peak`, in bytes."""
     return read_bytes(STATUS, "VmHWM") or _highest_ever()
 
 
 def _highest_ever() -> int:
-    import resource  # is not there on Windows
+    import resource  # not on Windows
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def measure_device(step: Callable[[], Any], device: torch.device, times: int = 2) -> int:
-    """Bytes that the device held at most during a step.
+    """Measure peak memory during a step.
 
     Args:
-        step: what to do; more than once, since an optimizer allocates its state in its first step.
-        device: "cuda" counts what PyTorch allocated there, anything else is main memory.
-        times: how often.
+        step: function to run, twice by default, since an optimizer allocates its state in the first step.
+        device: for "cuda" the memory that PyTorch allocated on it, otherwise main memory.
+        times: number of runs.
+
+    Returns:
+        Peak memory in bytes.
     """
     reset_peak(device)
     for _ in range(times):
@@ -67,26 +70,26 @@ def measure_device(step: Callable[[], Any], device: torch.device, times: int = 2
 
 
 class ChildError(RuntimeError):
-    """A child process could not do what it should."""
+    """A child process failed."""
 
 
 def in_child(job: dict[str, Any]) -> dict[str, Any]:
-    """Do a job of `crossvlt_hf.benchmark.child` in a new process.
+    """Run a job of `crossvlt_hf.benchmark.child` in a new process.
 
     Raises:
-        ChildError: with the reason, also if the system killed it.
+        ChildError: with the reason, also if the system killed the process.
     """
     command = [sys.executable, "-m", "crossvlt_hf.benchmark.child"]
-    # Where this package was imported from a folder that is not installed, the child has to look there as well
+    # The package may have been imported from a folder, without installation
     paths = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    # glibc would keep much of what is freed, as much as what is in use; so it goes back, and the peak is that of use
+    # Otherwise glibc keeps freed memory, as much as is in use, and the peak is too high
     environment = {**os.environ, "PYTHONPATH": paths, "MALLOC_MMAP_THRESHOLD_": "262144"}
     done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, env=environment, check=False)
     if done.returncode == -signal.SIGKILL:
-        raise ChildError("The system killed its process, most likely for want of memory.")
+        raise ChildError("The system killed the process, probably because it was out of memory.")
     if done.returncode:
         lines = done.stderr.strip().splitlines()
-        raise ChildError(f"Its process failed: {lines[-1] if lines else f'exit code {done.returncode}'}")
+        raise ChildError(f"The process failed: {lines[-1] if lines else f'exit code {done.returncode}'}")
     answer = json.loads(done.stdout.splitlines()[-1])
     if "error" in answer:
         raise ChildError(answer["error"])

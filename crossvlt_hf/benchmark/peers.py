@@ -1,7 +1,7 @@
-"""Other models of Transformers that take an image and words, at their defaults and with random weights.
+"""Other models of Transformers for an image and a text, with default sizes and random weights.
 
-Random weights take the same time as trained ones: nothing here depends on what the model says. The figures are of one
-image and one expression; nothing is downloaded.
+Random weights take as long as trained ones, since no computation depends on the output. Each peer runs on one image
+and one expression. Nothing is downloaded.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from .machine import available_memory
 
 GIBIBYTE = 1024**3
 FLOPS_OF_ATTENTION = {
-    # The counter of PyTorch does not know the attention that it itself takes on a CPU
+    # FlopCounterMode does not know this kernel, which PyTorch uses on a CPU
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: sdpa_flop_count(
         query, key, value
     )
@@ -29,15 +29,15 @@ class Peer:
     """A peer, ready to run.
 
     Args:
-        modules: the models that it consists of.
-        run: what segments one image.
+        modules: its models.
+        run: segments one image.
     """
 
     modules: tuple[nn.Module, ...]
     run: Callable[[], Any]
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Those of all its models."""
+        """The parameters of all its models."""
         for module in self.modules:
             yield from module.parameters()
 
@@ -49,13 +49,13 @@ class Peer:
 
 @dataclass(frozen=True)
 class PeerKind:
-    """How a peer is made.
+    """How to make a peer.
 
     Args:
-        make: makes it, on a device and in a dtype.
-        size: height and width that its processor gives it of a square image.
-        tokens: of the expression, padding included.
-        needs_gib: memory that it takes in float32 to load and run, rounded up.
+        make: function of a device and a dtype.
+        size: height and width to which its processor resizes a square image.
+        tokens: of the expression, including padding.
+        needs_gib: memory in GiB to load and run it in float32, rounded up.
     """
 
     make: Callable[[str, torch.dtype], Peer]
@@ -64,10 +64,10 @@ class PeerKind:
     needs_gib: int
 
     def __call__(self, device: str, dtype: torch.dtype) -> Peer:
-        """Make it.
+        """Make the peer.
 
         Raises:
-            MemoryError: if it does not fit.
+            MemoryError: if there is too little memory.
         """
         free = _free_memory(torch.device(device))
         if free is not None and free < self.needs_gib * GIBIBYTE:
@@ -80,7 +80,7 @@ def _free_memory(device: torch.device) -> int | None:
 
 
 def count_step_flops(step: Callable[[], Any]) -> int:
-    """Operations of a step, counted while it runs: matrix products, attention and convolutions."""
+    """Run a step, and count the operations of its matrix products, attention and convolutions."""
     counter = FlopCounterMode(display=False, custom_mapping=FLOPS_OF_ATTENTION)
     with counter:
         step()
@@ -88,8 +88,8 @@ def count_step_flops(step: Callable[[], Any]) -> int:
 
 
 def place(model: nn.Module, device: str, dtype: torch.dtype) -> nn.Module:
-    """The model on its device and in its dtype, ready to run."""
-    # The counter of operations fails on a layer that returns a view of its parameter, unless that needs no gradient
+    """Move a model to a device and dtype, in eval mode and without gradients."""
+    # With gradients, FlopCounterMode fails on layers that return a view of a parameter
     return model.to(torch.device(device), dtype).eval().requires_grad_(False)
 
 
@@ -98,13 +98,13 @@ def _pixels(side: int, device: str, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _words(tokens: int, device: str, *, start: int, end: list[int], vocabulary: int) -> torch.Tensor:
-    """(1, tokens) token ids: a start, random words, and what ends the text."""
+    """(1, tokens) token ids: a start token, random tokens, and end tokens."""
     middle = torch.randint(1000, vocabulary, (1, tokens - 1 - len(end)))
     return torch.cat([torch.tensor([[start]]), middle, torch.tensor([end])], dim=1).to(device)
 
 
 def _make_with_clip(model: nn.Module, side: int, tokens: int, device: str, dtype: torch.dtype) -> Peer:
-    """A model that reads pixels and the tokens of CLIP."""
+    """Make a peer that takes pixels and tokens of CLIP."""
     model = place(model, device, dtype)
     pixels = _pixels(side, device, dtype)
     words = _words(tokens, device, start=49406, end=[49407], vocabulary=49000)
@@ -124,7 +124,7 @@ def _make_grounded_sam(device: str, dtype: torch.dtype) -> Peer:
     detector = place(GroundingDinoForObjectDetection(GroundingDinoConfig()), device, dtype)
     segmenter = place(SamModel(SamConfig()), device, dtype)
     image, resized = _pixels(800, device, dtype), _pixels(1024, device, dtype)
-    # [CLS] words full-stop [SEP], as its processor wants it
+    # [CLS] words full-stop [SEP], as from its processor
     words = _words(21, device, start=101, end=[1012, 102], vocabulary=30000)
     mask = torch.ones_like(words)
 

@@ -1,4 +1,4 @@
-"""The plot of a report: how time and memory grow with image side, expressions and batch."""
+"""Plot a report: time and memory over image size, expressions and batch."""
 
 import math
 from collections.abc import Callable
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 TITLES = {"size": "image side (pixels)", "expressions": "expressions per image", "batch": "images in the batch"}
-# What tells two curves apart, and is said in the legend where it does
+# Fields that distinguish curves; the legend has those that differ
 TOLD = ("model", "task", "device", "dtype", "attention", "compiled", "checkpointing", *SCALES, "tokens")
 Series = dict[tuple[Any, ...], list[dict[str, Any]]]
 Measure = Callable[[dict[str, Any]], float | None]
@@ -25,11 +25,11 @@ def scaling_figure(report: dict[str, Any]) -> Image.Image:
     """Draw a report.
 
     Args:
-        report: what `run_benchmark` gives.
+        report: result of `run_benchmark`.
 
     Returns:
-        New image of mode "RGB": time above and peak memory below, a column for each of image side, expressions and
-        batch that was varied; bars for the cases where none was.
+        New image of mode "RGB": curves of time (above) and peak memory (below), with a column for each of image size,
+        expressions and batch that has several values; bars if there are none.
 
     Raises:
         ModuleNotFoundError: without matplotlib, the extra `plot`.
@@ -51,7 +51,7 @@ MEASURES: list[tuple[str, Measure]] = [("time (ms), median", _milliseconds), ("p
 
 
 def _series(cases: list[dict[str, Any]], axis: str) -> Series:
-    """Cases that differ in the axis alone, where there are several, by all else."""
+    """Groups of several cases that only differ in the axis, by the other fields."""
     series: Series = {}
     for case in cases:
         key = tuple(_hashable(case[name]) for name in TOLD if name != axis)
@@ -66,7 +66,7 @@ def _hashable(value: Any) -> Any:
 
 
 def _position(case: dict[str, Any], axis: str) -> float:
-    """Where on the axis a case stands; an image that is not square counts as the square of its area."""
+    """The position of a case on an axis; for the size, the square root of the area."""
     return math.sqrt(math.prod(case["size"])) if axis == "size" else case[axis]
 
 
@@ -100,7 +100,7 @@ def _draw_panel(panel: "Axes", axis: str, series: Series, measure: Measure) -> N
 
 
 def _legend(key: tuple[Any, ...], keys: list[tuple[Any, ...]], axis: str) -> str:
-    """What tells a curve from the others."""
+    """The fields that distinguish a curve from the others."""
     names = [name for name in TOLD if name != axis]
     told = [place for place in range(len(names)) if len({other[place] for other in keys}) > 1]
     return ", ".join(_say(names[place], key[place]) for place in told)

@@ -1,4 +1,4 @@
-"""What was measured, as a report that JSON can hold, and as tables."""
+"""Reports as values of JSON, and as tables."""
 
 import itertools
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ MEBIBYTE = 1024**2
 
 
 def describe_probe(probe: Probe, samples: Sequence[float]) -> dict[str, Any]:
-    """The machine's peak as one computation reaches it."""
+    """Describe the peak performance of the machine in a computation."""
     seconds = summarise(samples)
     return {
         "kind": probe.kind,
@@ -31,7 +31,7 @@ def describe_probe(probe: Probe, samples: Sequence[float]) -> dict[str, Any]:
 
 
 def describe_case(case: Case, found: "Findings", probes: Sequence[Probe]) -> dict[str, Any]:
-    """All that is known of a case."""
+    """Describe a case with all its measurements."""
     described: dict[str, Any] = {
         **case.to_dict(),
         "label": case.label,
@@ -57,9 +57,9 @@ def _describe_speed(case: Case, found: "Findings", probes: Sequence[Probe]) -> d
 
 
 def _fractions(case: Case, found: "Findings", probes: Sequence[Probe]) -> dict[str, float]:
-    """Operations per second as a fraction of what the machine's best computations reach, by their kind.
+    """Operations per second as a fraction of the peak of the machine, by kind of probe.
 
-    A round's time is held against the peak of the same round.
+    Each time is compared with the peak in the same round.
     """
     return {
         probe.kind: found.flops[case] / probe.flops * median_ratio(found.samples[probe], found.samples[case])
@@ -69,7 +69,7 @@ def _fractions(case: Case, found: "Findings", probes: Sequence[Probe]) -> dict[s
 
 
 def format_report(report: dict[str, Any]) -> str:
-    """The tables of a report, in Markdown."""
+    """Format the tables of a report in Markdown."""
     tables = [
         ("Models", _model_rows(report)),
         ("Peak of this machine", _peak_rows(report)),
@@ -80,7 +80,7 @@ def format_report(report: dict[str, Any]) -> str:
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
-    """A Markdown table; without the columns in which no row has a value."""
+    """A Markdown table, without empty columns."""
     titles = list(dict.fromkeys(itertools.chain.from_iterable(rows)))
     titles = [title for title in titles if any(row.get(title) is not None for row in rows)]
     cells = [
@@ -130,7 +130,7 @@ def _peak_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-# Shown only where a case has another value than the rest
+# Columns that are only shown if their values differ
 OPTIONAL = ("device", "attention", "compiled", "checkpointing", "tokens")
 
 

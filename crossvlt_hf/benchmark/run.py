@@ -1,4 +1,4 @@
-"""A whole benchmark: memory first, each case in a process of its own; then all timings in turns, in this process."""
+"""Run a benchmark: measure memory in one subprocess per case, then time all cases interleaved in this process."""
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ from .workloads import OPTIMIZERS, Workshop
 
 MEASURES = ("time", "memory", "load")
 LOAD_ROUNDS = 5
-LARGEST_SEED = 2**63 - 1  # that torch takes
+LARGEST_SEED = 2**63 - 1  # of torch
 Folders = dict[str, dict[str, str]]
 
 
@@ -34,13 +34,13 @@ class Options:
     """What to measure, and how.
 
     Args:
-        grid: of our models.
-        peers: names of `peers.PEERS`, measured at their defaults on the grid's devices and in its dtypes.
-        measures: of "time", "memory" and "load". Parameters and operations are always counted.
-        rounds: how often each case is timed.
-        warm_up: how often each case runs before.
+        grid: cases of CrossVLT models.
+        peers: names of `peers.PEERS`, which run with their defaults on the devices and in the dtypes of the grid.
+        measures: some of "time", "memory" and "load". Parameters and operations are always counted.
+        rounds: number of timings of each case.
+        warm_up: number of runs of each case before timing.
         optimizer: of training steps, "adamw" or "none".
-        threads: of the processor; None leaves PyTorch's choice.
+        threads: number of CPU threads; None for the default of PyTorch.
         seed: of random weights and inputs.
     """
 
@@ -66,7 +66,7 @@ class Options:
 
 @dataclass
 class Findings:
-    """What has been measured so far, by case; a case that cannot run is in `skipped`, with the reason."""
+    """The measurements so far, by case. Cases that cannot run are in `skipped`, with the reason."""
 
     flops: dict[Case, int] = field(default_factory=dict)
     parameters: dict[Case, int] = field(default_factory=dict)
@@ -76,20 +76,23 @@ class Findings:
     skipped: dict[Case, str] = field(default_factory=dict)
 
     def left(self, cases: Sequence[Case]) -> list[Case]:
-        """The cases that have not failed."""
+        """The cases that are not skipped."""
         return [case for case in cases if case not in self.skipped]
 
 
 def run_benchmark(options: Options, tell: Callable[[str], Any] = lambda line: None) -> dict[str, Any]:
-    """Measure, and report as what JSON can hold.
+    """Measure size, speed and memory.
 
     Args:
         options: what to measure.
         tell: called with a line about each step.
 
+    Returns:
+        A report of values of JSON.
+
     Raises:
         OSError: if there is no such checkpoint.
-        ValueError: if an option is wrong, or no case could run.
+        ValueError: if an option is invalid, or no case could run.
     """
     for device in options.grid.device:
         parse_device(device)
@@ -107,7 +110,7 @@ def _measure(options: Options, sources: Mapping[str, Source], tell: Callable[[st
     cases = _all_cases(options, sources)
     _check_cases(cases, sources)
     folders = {name: {dtype: str(at) for dtype, at in source.folders.items()} for name, source in sources.items()}
-    # Memory comes first: a case that is killed for want of it must not take the timings with it
+    # First memory, in subprocesses: cases that run out of it must not run in this process
     if "memory" in options.measures:
         _measure_memory(cases, folders, options, found, tell)
     loading = _measure_loading(options, folders, tell) if "load" in options.measures else {}
@@ -150,16 +153,18 @@ def _all_cases(options: Options, sources: Mapping[str, Source]) -> list[Case]:
 
 
 def _check_cases(cases: Sequence[Case], sources: Mapping[str, Source]) -> None:
-    """What would only fail after minutes."""
+    """Raise ValueError for cases that would only fail after minutes."""
     for case in cases:
         if case.peer:
             continue
         longest = sources[case.model].config.text_config.max_position_embeddings
         if case.tokens > longest:
-            raise ValueError(f"`tokens` is {case.tokens}; {case.model} reads at most {longest}.")
+            raise ValueError(f"`tokens` must be at most {longest} for {case.model}, got {case.tokens}.")
         least = 4 * sources[case.model].config.vision_config.patch_size
         if case.task == "training" and case.batch == 1 and max(case.size or (0,)) <= least:
-            raise ValueError(f"`size` is {case.size}; training on one image needs more than {least} pixels a side.")
+            raise ValueError(
+                f"`size` must be more than {least} pixels a side for training on one image, got {case.size}."
+            )
 
 
 def _measure_memory(
@@ -175,7 +180,7 @@ def _measure_memory(
 
 
 def _measure_loading(options: Options, folders: Folders, tell: Callable[[str], Any]) -> dict[str, dict[str, Any]]:
-    """By the name of the model, but for those that cannot be loaded; on the first device and in the first dtype."""
+    """Time loading by model, on the first device and in the first dtype; without models that cannot be loaded."""
     loading = {}
     for name, folder in folders.items():
         tell(f"loading: {name}")
@@ -197,7 +202,7 @@ def _conditions(options: Options) -> dict[str, Any]:
 
 
 def _count(cases: Sequence[Case], sources: Mapping[str, Source], found: Findings) -> None:
-    """Operations of our models, without running them; counted once for each size."""
+    """Count the operations of CrossVLT models without running them, once for each size."""
 
     @cache
     def inference(model: str, size: tuple[int, int], tokens: int) -> dict[str, int]:
@@ -220,14 +225,14 @@ def _count(cases: Sequence[Case], sources: Mapping[str, Source], found: Findings
 def _measure_times(
     cases: Sequence[Case], folders: Folders, options: Options, found: Findings, tell: Callable[[str], Any]
 ) -> list[Probe]:
-    """Warm all cases up, then time them and the machine's peak in turns."""
+    """Warm all cases up, then time them interleaved with the peak of the machine."""
     workshop = Workshop(folders, seed=options.seed, optimizer=options.optimizer)
     works: dict[Any, Work] = {}
     for case in found.left(cases):
         tell(f"warming up: {case.label}")
         try:
             works[case] = _warm_up(case, workshop, options.warm_up, found)
-        except Exception as error:  # whatever it is: one case of a grid must not cost the others
+        except Exception as error:  # of any kind: the other cases must still run
             found.skipped[case] = f"{type(error).__name__}: {' '.join(str(error).split())}"
     conditions = dict.fromkeys((case.device, case.dtype) for case in found.left(cases))
     probes = [Probe(kind, device, dtype) for device, dtype in conditions for kind in KINDS]

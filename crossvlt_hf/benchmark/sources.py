@@ -1,4 +1,4 @@
-"""Where models come from: a named size with random weights, a folder, a Hub id, or the built-in checkpoint."""
+"""Open checkpoints: a size with random weights, a folder, a Hub id, or the built-in checkpoint."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,11 +22,10 @@ class Source:
 
     Args:
         name: as the user gave it.
-        folders: in which it lies, by the dtype in which it is wanted. Random weights are saved in each, as a trained
-            model is that is meant for it.
+        folders: by dtype. Random weights are saved in each dtype.
         config: of the model.
-        size: height and width that its processor gives the model.
-        random: whether the weights are.
+        size: height and width to which its processor resizes images.
+        random: whether the weights are random.
     """
 
     name: str
@@ -38,12 +37,12 @@ class Source:
 
 @contextmanager
 def open_sources(names: Sequence[str], seed: int, dtypes: Sequence[str] = ("float32",)) -> Iterator[dict[str, Source]]:
-    """Bring the models to disk for as long as they are measured.
+    """Download checkpoints, or make temporary ones with random weights.
 
     Args:
         names: "built-in", "tiny", "small", "base", "large", folders, or Hub ids.
         seed: of random weights.
-        dtypes: in which they are wanted.
+        dtypes: for the folders of each source.
 
     Yields:
         The source of every name.
@@ -53,7 +52,7 @@ def open_sources(names: Sequence[str], seed: int, dtypes: Sequence[str] = ("floa
         ValueError: if it is not a CrossVLT checkpoint.
     """
     given = [name for name in names if name not in SIZES]
-    found = {name: _open_given(name, dtypes) for name in given}  # first, since it fails fastest
+    found = {name: _open_given(name, dtypes) for name in given}  # first, since it fails early
     with TemporaryDirectory() as folder:
         sizes = [name for name in dict.fromkeys(names) if name in SIZES]
         found |= {name: _make(name, Path(folder) / name, seed, dtypes) for name in sizes}
@@ -68,18 +67,20 @@ def _open_given(name: str, dtypes: Sequence[str]) -> Source:
         folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt"]))
     model_type = CrossVLTConfig.get_config_dict(folder)[0].get("model_type")
     if model_type != CrossVLTConfig.model_type:
-        raise ValueError(f"{name} is a checkpoint of type {model_type!r}; give one of type 'crossvlt', or a size.")
+        raise ValueError(f"{name} must be a checkpoint of type 'crossvlt' or a size, got one of type {model_type!r}.")
     size = CrossVLTProcessor.from_pretrained(folder).image_size
     config = CrossVLTConfig.from_pretrained(folder)
     return Source(name, dict.fromkeys(dtypes, folder), config, size, random=False)
 
 
 def _make(name: str, folder: Path, seed: int, dtypes: Sequence[str]) -> Source:
-    """A model of a named size with random weights, saved so that it is loaded as a trained one is."""
+    """Save a model with random weights, so that it loads like a trained one."""
     torch.manual_seed(seed)
     model = CrossVLTModel(CrossVLTConfig.from_size(name))
     processor = CrossVLTProcessor.from_tokenizer(default_tokenizer())
-    folders = {dtype: folder / dtype for dtype in sorted(dtypes, key="float32".__ne__)}  # the most exact one first
+    folders = {
+        dtype: folder / dtype for dtype in sorted(dtypes, key="float32".__ne__)
+    }  # float32 first, before weights are rounded
     for dtype, target in folders.items():
         model.to(getattr(torch, dtype)).save_pretrained(target)
         processor.save_pretrained(target)

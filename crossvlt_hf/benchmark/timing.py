@@ -1,6 +1,6 @@
-"""Timing that the machine's mood cannot bend: all works of a run take turns, round after round.
+"""Interleaved timing, robust to load changes: each round runs all works once.
 
-What slows a machine for a while (another process, heat) then slows all of them, and their ratios stay.
+If the machine is slow for a while (other processes, heat), all works are, and their ratios stay the same.
 """
 
 import time
@@ -14,10 +14,10 @@ import torch
 
 @dataclass(frozen=True)
 class Work:
-    """Something to time.
+    """A function to time.
 
     Args:
-        step: does it once.
+        step: the function.
         device: on which it runs.
     """
 
@@ -25,7 +25,7 @@ class Work:
     device: torch.device
 
     def seconds(self) -> float:
-        """Do it once, and wait until the device has done it."""
+        """Time one run, until the device has finished."""
         if self.device.type == "cuda":
             return self._seconds_by_events()
         self._wait()
@@ -35,7 +35,7 @@ class Work:
         return time.perf_counter() - start
 
     def _seconds_by_events(self) -> float:
-        """On the GPU's own clock."""
+        """Time one run by the clock of the GPU."""
         with torch.cuda.device(self.device):
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             torch.cuda.synchronize()
@@ -53,15 +53,15 @@ class Work:
 def interleave(
     works: Mapping[Any, Work], rounds: int, report: Callable[[int], Any] | None = None
 ) -> dict[Any, list[float]]:
-    """Time the works in turns: each once in every round, in their order.
+    """Time works interleaved: each once in every round, in order.
 
     Args:
-        works: what to time, by name, each of them warm.
-        rounds: how often.
+        works: by name, warmed up.
+        rounds: number of rounds.
         report: called after every round with its number, from 1.
 
     Returns:
-        For every name the seconds of each round.
+        The seconds of all rounds, by name.
     """
     samples: dict[Any, list[float]] = {name: [] for name in works}
     for number in range(1, rounds + 1):
@@ -85,5 +85,5 @@ def summarise(samples: Sequence[float]) -> dict[str, Any]:
 
 
 def median_ratio(samples: Sequence[float], base: Sequence[float]) -> float:
-    """Median over the rounds of what took so much longer than the base in the same round."""
+    """Median over the rounds of the ratio to the base in the same round."""
     return float(np.median(np.asarray(samples, dtype=float) / np.asarray(base, dtype=float)))

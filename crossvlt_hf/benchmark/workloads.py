@@ -1,4 +1,4 @@
-"""From a case to something that runs: the model, its inputs, and the step to measure."""
+"""Make models, inputs and steps of cases."""
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -19,12 +19,12 @@ Step = Callable[[], Any]
 
 
 class Workshop:
-    """Makes the steps of cases; cases that can share a model do.
+    """Makes the steps of cases. Cases share models if possible.
 
     Args:
-        folders: the checkpoint of each model, by its name and the dtype of its weights.
-        seed: of the inputs, and of the weights of peers.
-        optimizer: what ends a training step: "adamw", or "none" to leave the weights as they are.
+        folders: folders of checkpoints, by model and dtype of the weights.
+        seed: of inputs, and of the weights of peers.
+        optimizer: of training steps: "adamw", or "none" for no update.
     """
 
     def __init__(self, folders: Mapping[str, Mapping[str, Any]], *, seed: int = 0, optimizer: str = "adamw") -> None:
@@ -34,7 +34,7 @@ class Workshop:
         self._optimizers: dict[Case, torch.optim.Optimizer | None] = {}
 
     def step(self, case: Case) -> Step:
-        """What the case does once; the first call may be slower than others."""
+        """Make the function to measure; its first call may be slower."""
         torch.manual_seed(self.seed)
         model = self._model(case)
         if isinstance(model, Peer):
@@ -45,11 +45,11 @@ class Workshop:
         )
 
     def parameters(self, case: Case) -> int:
-        """Number of parameters of its model."""
+        """Number of parameters of the model of a case."""
         return sum(parameter.numel() for parameter in self._model(case).parameters())
 
     def weights_bytes(self, case: Case) -> int:
-        """Bytes of the parameters of its model."""
+        """Bytes of the parameters of the model of a case."""
         return sum(parameter.nbytes for parameter in self._model(case).parameters())
 
     def _model(self, case: Case) -> CrossVLTModel | Peer:
@@ -72,7 +72,7 @@ class Workshop:
 
     def _inference_step(self, case: Case, inputs: dict[str, Tensor]) -> Step:
         model: Any = self._model(case)
-        if case.compiled:  # once for each size and number of expressions
+        if case.compiled:  # compiles once for each size and number of expressions
             model = self._compiled.setdefault(case.instance, torch.compile(model, dynamic=False))
 
         def step() -> Tensor:
@@ -106,17 +106,17 @@ def make_inputs(model: CrossVLTModel, case: Case) -> dict[str, Tensor]:
 
     Returns:
         `pixel_values` (batch, channels, height, width); `input_ids`, `attention_mask` (batch * expressions, tokens);
-        `expressions_per_image` (batch,) where there are several; `labels` (batch, height, width) in training.
+        `expressions_per_image` (batch,) if there are several; `labels` (batch, height, width) for training.
     """
     vision, text = model.config.vision_config, model.config.text_config
     if case.size is None:
-        raise ValueError(f"The case {case.label} has no size; give height and width.")
+        raise ValueError(f"The case {case.label} must have a size.")
     check_least("tokens", case.tokens, 1)
     shape = (case.batch * case.expressions, case.tokens)
     inputs = {
         "pixel_values": torch.randn(case.batch, vision.num_channels, *case.size),
         "input_ids": torch.randint(1, text.vocab_size, shape),
-        "attention_mask": torch.ones(shape, dtype=torch.long),  # what the processor gives
+        "attention_mask": torch.ones(shape, dtype=torch.long),  # as from the processor
     }
     if case.expressions > 1:
         inputs["expressions_per_image"] = torch.full((case.batch,), case.expressions)
