@@ -153,7 +153,7 @@ def _freeze(model: CrossVLTModel, starts: Sequence[str]) -> None:
     """Freeze the parameters whose names start with one of `starts`."""
     names = [name for name, _ in model.named_parameters()]
     if unused := [start for start in starts if not any(name.startswith(start) for name in names)]:
-        raise ValueError(f"`model.freeze` must be starts of parameter names, got {unused[0]!r}.")
+        raise ValueError(f"`model.freeze` must be prefixes of parameter names, got {unused[0]!r}.")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(tuple(starts)))
 

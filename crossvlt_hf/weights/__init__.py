@@ -1,4 +1,4 @@
-"""Weights: strict loading, the authors' checkpoints, any Swin with any BERT, new words for a checkpoint."""
+"""Load checkpoints strictly, convert the authors', start from a Swin and a BERT, and add words to a vocabulary."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Loading a checkpoint strictly: what Transformers would silently re-initialise or leave out is an error here."""
+"""Load checkpoints strictly: missing, unexpected and mismatched weights are errors."""
 
 import json
 import platform
@@ -14,41 +14,41 @@ from ..modeling_crossvlt import CrossVLTModel
 from ..processing_crossvlt import CrossVLTProcessor
 
 
-# Its card, beside the weights, says what it was trained on
+# The card beside the weights describes its training
 DEFAULT_CHECKPOINT = Path(__file__).parents[1] / "assets" / "built_in"
 BUILT_IN = "built-in"
 BUILT_IN_NOTE = (
     "the built-in checkpoint is used. It is small and was trained on rule-made expressions of 537 words, for "
     "photographs of rooms, people and clothing, kitchen and bathroom things, food and products, and for drawn shapes; "
-    "about anything else it guesses."
+    "its masks for other things are meaningless."
 )
 
 
 def resolve_checkpoint(source: str | Path | None) -> str | Path:
-    """The folder or Hub id that a name stands for: that of the built-in checkpoint for "built-in" or None.
+    """The folder of the built-in checkpoint for "built-in" or None; other folders and Hub ids unchanged.
 
-    A folder that is itself named so can be given as "./built-in".
+    A folder with the name built-in is given as "./built-in".
     """
     return DEFAULT_CHECKPOINT if source is None or source == BUILT_IN else source
 
 
 def parse_device(name: str) -> torch.device:
-    """The device of that name.
+    """Make a device from its name, and check that it works.
 
     Raises:
-        ValueError: if there is no such device on this machine.
+        ValueError: if the device cannot be used on this machine.
     """
     try:
         device = torch.device(name)
         torch.ones(1, device=device).item()
-    except Exception as error:  # every backend has errors of its own
+    except Exception as error:  # each backend raises other errors
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"The device {name!r} cannot be used here: {reason}") from error
     return device
 
 
 def describe_hardware(device: torch.device, processes: int = 1) -> str:
-    """The machine that a run is on, in words."""
+    """Describe the hardware of a run in words."""
     if device.type == "cuda":
         return f"{processes} x {torch.cuda.get_device_name(device)}"
     threads = torch.get_num_threads()
@@ -57,9 +57,9 @@ def describe_hardware(device: torch.device, processes: int = 1) -> str:
 
 
 def _load(source: str | Path, dtype: str) -> tuple[CrossVLTModel, dict[str, Any], CrossVLTProcessor]:
-    model_type = CrossVLTConfig.get_config_dict(source)[0].get("model_type")  # first, since it fails fastest
+    model_type = CrossVLTConfig.get_config_dict(source)[0].get("model_type")  # first, since it fails early
     if model_type != CrossVLTConfig.model_type:
-        raise ValueError(f"{source} is a checkpoint of type {model_type!r}; give one of type 'crossvlt'.")
+        raise ValueError(f"{source} must be a checkpoint of type 'crossvlt', got one of type {model_type!r}.")
     loaded: Any = CrossVLTModel.from_pretrained(
         source, dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True
     )
@@ -67,7 +67,7 @@ def _load(source: str | Path, dtype: str) -> tuple[CrossVLTModel, dict[str, Any]
 
 
 def _adapter_config(source: str | Path) -> dict[str, Any] | None:
-    """The config of an adapter that peft saved without its base model; None if there is a model, or no adapter."""
+    """Read the config of an adapter that peft saved without its base model; None if there is a model or no adapter."""
     if CrossVLTConfig.get_config_dict(source)[0].get("model_type") is not None:
         return None
     file = find_adapter_config_file(str(source))
@@ -77,7 +77,7 @@ def _adapter_config(source: str | Path) -> dict[str, Any] | None:
 def _load_adapter(
     source: str | Path, config: dict[str, Any], dtype: str
 ) -> tuple[CrossVLTModel, dict[str, Any], CrossVLTProcessor]:
-    """The base model of an adapter with the adapter's weights merged into it, and the processor of either."""
+    """Load the base model of an adapter, merge the adapter into it, and load the processor of either."""
     if find_spec("peft") is None:
         raise ValueError(f"{source} is an adapter, and loading it needs peft: pip install peft.")
     from peft import PeftConfig, PeftModel
@@ -90,7 +90,7 @@ def _load_adapter(
         model, info, processor = _load(resolve_checkpoint(base), dtype)
     except OSError as error:
         raise OSError(f"The base model of the adapter in {source} cannot be loaded. {error}") from error
-    processor.score_calibration = None  # is of the base model's own weights
+    processor.score_calibration = None  # which is only valid for the weights of the base model
     adapted = PeftModel(model, PeftConfig.from_pretrained(str(source)))
     result = adapted.load_adapter(str(source), "default")
     for kind in ("missing_keys", "unexpected_keys"):
@@ -112,10 +112,10 @@ def _check(source: str | Path, info: dict[str, Any], model: CrossVLTModel, proce
 
 
 def check_source(source: str | Path) -> None:
-    """Whether it is a folder, "built-in", or can be a Hub id.
+    """Check that a checkpoint is a folder, "built-in", or looks like a Hub id.
 
     Raises:
-        FileNotFoundError: if neither.
+        FileNotFoundError: otherwise.
     """
     source = resolve_checkpoint(source)
     folder = Path(source)
@@ -131,15 +131,15 @@ def load_checkpoint(
     """Load a model and its processor, for inference.
 
     Args:
-        source: a folder, a Hub id, or "built-in" (or None) for the checkpoint that comes with the package; of a model
-            or of an adapter that peft saved, whose weights are then merged into those of its base model.
-        device: where the model goes.
+        source: a folder, a Hub id, or "built-in" (or None) for the checkpoint of this package. The checkpoint has a
+            model, or an adapter that peft saved, which is merged into its base model.
+        device: of the model.
         dtype: "float32", "bfloat16", "float16", or "auto" for that of the file.
 
     Raises:
         OSError: if there is no checkpoint, or it cannot be read.
-        ValueError: if weights are missing, left over or do not fit the config, the device does not exist, or
-            peft is missing for an adapter.
+        ValueError: if weights are missing, unexpected or do not fit the config, the device cannot be used, or an
+            adapter needs peft, which is not installed.
     """
     target, source = parse_device(device), resolve_checkpoint(source)
     check_source(source)
@@ -148,8 +148,8 @@ def load_checkpoint(
         loaded = _load(source, dtype) if adapter is None else _load_adapter(source, adapter, dtype)
     except (OSError, ValueError):
         raise
-    except Exception as error:  # a damaged file can make Transformers raise anything
-        raise OSError(f"{source} is no whole checkpoint folder or Hub id. {type(error).__name__}: {error}") from error
+    except Exception as error:  # of any kind, for damaged files
+        raise OSError(f"{source} is damaged or incomplete. {type(error).__name__}: {error}") from error
     model, info, processor = loaded
     _check(source, info, model, processor)
     return model.to(target).eval(), processor

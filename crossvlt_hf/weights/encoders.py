@@ -1,4 +1,4 @@
-"""A CrossVLT that starts from pretrained encoders: any Swin v1 and any BERT checkpoint."""
+"""Start a CrossVLT from pretrained encoders: any Swin v1 and any BERT checkpoint."""
 
 import re
 from collections.abc import Iterable
@@ -20,13 +20,13 @@ from .state_dicts import Rules, read_state_dict, rename
 
 logger = logging.get_logger(__name__)
 
-# Architecture only: rates and sizes of training are CrossVLT's own
+# Fields of the architecture; those of training are not copied
 SWIN_FIELDS = (
     *("embed_dim", "depths", "num_heads", "window_size", "mlp_ratio", "qkv_bias", "hidden_act"),
     *("patch_size", "num_channels", "layer_norm_eps", "use_absolute_embeddings"),
 )
 
-# Transformers' Swin in Microsoft's names. On disk it has `attention.self.query` and so on; within 5.x the modules are
+# From Transformers' names of Swin to Microsoft's. Files have `attention.self.query`, modules of 5.x
 # `attention.q_proj`. Query, key and value are joined afterwards.
 LIBRARY_SWIN_RULES: Rules = [
     (rf"embeddings\.patch_embeddings\.projection\.{LEAF}", r"patch_embed.proj.\1"),
@@ -50,13 +50,13 @@ LIBRARY_SWIN_BLOCK_RULES: Rules = [
 
 @dataclass
 class EncoderReport:
-    """What came from where.
+    """Which weights were loaded.
 
     Args:
-        loaded: our keys that hold pretrained weights.
-        unused: keys of the checkpoints that have no place here (classifiers, poolers, further layers), `vision.` or
-            `text.` in front.
-        interpolated: our keys of bias tables that were resized to another window.
+        loaded: keys of the model that have pretrained weights.
+        unused: keys of the checkpoints that are not loaded (classifiers, poolers, more layers), after `vision.` or
+            `text.`.
+        interpolated: keys of bias tables of the model that were resized to another window.
     """
 
     loaded: list[str] = field(default_factory=list)
@@ -65,28 +65,30 @@ class EncoderReport:
 
 
 def _load_library_model(model_class: type[PreTrainedModel], source: str | Path, **kwargs: Any) -> dict[str, Tensor]:
-    """Weights of a checkpoint of the library's, every one that its config asks for."""
+    """Load a checkpoint of Transformers, in which no weight may be missing."""
     options: Any = {"output_loading_info": True, "ignore_mismatched_sizes": True, "dtype": torch.float32}
     loaded: Any = model_class.from_pretrained(source, **options, **kwargs)
     model, info = loaded
     if absent := sorted({*info["missing_keys"], *(str(entry[0]) for entry in info["mismatched_keys"])}):
         raise ValueError(
-            f"{source} lacks {len(absent)} weights that its config asks for, or has them in another shape: "
+            f"{source} must have all weights of its config, but {len(absent)} are missing or have another shape: "
             f"{', '.join(absent[:8])}."
         )
-    unexpected = {key: torch.empty(0) for key in info["unexpected_keys"]}  # reported as unused, never read
+    unexpected = {key: torch.empty(0) for key in info["unexpected_keys"]}  # reported as unused
     return {**unexpected, **model.state_dict()}
 
 
 def _load_config(source: str | Path, model_type: str) -> PreTrainedConfig:
     config = AutoConfig.from_pretrained(source)
     if config.model_type != model_type:
-        raise ValueError(f"{source} is a checkpoint of type {config.model_type!r}; give one of type {model_type!r}.")
+        raise ValueError(
+            f"{source} must be a checkpoint of type {model_type!r}, got one of type {config.model_type!r}."
+        )
     return config
 
 
 def _swin_from_library(source: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Fields of the vision config, and weights in Microsoft's names."""
+    """Load fields of the vision config, and weights with Microsoft's names."""
     config = _load_config(source, "swin")
     weights: dict[str, Tensor] = {}
     for key, tensor in _load_library_model(SwinModel, source, add_pooling_layer=False).items():
@@ -118,14 +120,14 @@ def _swin_from_microsoft(source: Path) -> tuple[dict[str, Any], dict[str, Tensor
 
 
 def _our_swin_key(key: str) -> str | None:
-    """Our key for one of Microsoft's, which stand in the authors' checkpoints behind `backbone.`."""
+    """The key of the model for a key of Microsoft, which the authors' checkpoints have after `backbone.`."""
     if match := re.fullmatch(r"layers\.(\d)\.((?:blocks|downsample)\..+)", key):
         return convert_key(f"backbone.{match[1]}.layers.{match[2]}")
     return convert_key(f"backbone.0.{key}") if key.startswith("patch_embed.") else None
 
 
 def _our_bert_key(key: str, places: dict[int, tuple[int, int]]) -> str | None:
-    """Our key for one of BERT's, given in which (stage, layer) each of its layers stands."""
+    """The key of the model for a key of BERT, whose layers go to the (stage, layer) in `places`."""
     if key.startswith("embeddings."):
         return convert_key(f"lang_stage1.{key}")
     match = re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)", key)
@@ -136,7 +138,7 @@ def _our_bert_key(key: str, places: dict[int, tuple[int, int]]) -> str | None:
 
 
 def interpolate_bias_table(table: Tensor, window: int) -> Tensor:
-    """Resize a relative position bias table ((2 w - 1)**2, heads) to that of another window, bicubic."""
+    """Resize a ((2 w - 1)**2, heads) relative position bias table to another window, by bicubic interpolation."""
     heads, side = table.shape[1], round(table.shape[0] ** 0.5)
     image = table.T.reshape(1, heads, side, side)
     resized = F.interpolate(image, size=(2 * window - 1, 2 * window - 1), mode="bicubic", align_corners=False)
@@ -144,12 +146,12 @@ def interpolate_bias_table(table: Tensor, window: int) -> Tensor:
 
 
 def _places(depths: list[int], num_layers: int, later_stages: bool, source: str | Path) -> dict[int, tuple[int, int]]:
-    """In which (stage, layer) BERT's layers go: the first ones in stage 1 and, if asked for, the next ones behind."""
+    """The (stage, layer) for each layer of BERT: the first go to stage 1 and, on request, the next to later stages."""
     stages = range(NUM_STAGES) if later_stages else range(1)
     slots = [(stage, layer) for stage in stages for layer in range(depths[stage])]
     if len(slots) > num_layers:
         raise ValueError(
-            f"{source} has {num_layers} layers, but {len(slots)} are wanted; give `text_config={{'depths': [...]}}` "
+            f"{source} has {num_layers} layers, but {len(slots)} are needed; use `text_config={{'depths': [...]}}` "
             f"with at most {num_layers}{' in all' if later_stages else ' in stage 1'}."
         )
     return dict(enumerate(slots))
@@ -168,8 +170,8 @@ def _fill(model: CrossVLTModel, weights: Iterable[tuple[str, str | None, Tensor]
             report.interpolated.append(key)
         if tensor.shape != own[key].shape:
             raise ValueError(
-                f"{name} has shape {list(tensor.shape)}, but {key} {list(own[key].shape)}; leave the sizes of the "
-                "checkpoint as they are."
+                f"{name} has shape {list(tensor.shape)}, but {key} has {list(own[key].shape)}; do not override the "
+                "sizes of the checkpoint."
             )
         own[key].copy_(tensor)
         report.loaded.append(key)
@@ -181,8 +183,8 @@ def _check_complete(model: CrossVLTModel, report: EncoderReport, places: dict[in
     wanted = [key for key, _ in model.named_parameters() if key.startswith(tuple(prefixes))]
     if missing := set(wanted) - set(report.loaded):
         raise ValueError(
-            f"The checkpoints lack {len(missing)} weights of the encoders: {', '.join(sorted(missing)[:8])}. A config "
-            "may ask for more than its checkpoint has (such as biases)."
+            f"The checkpoints do not have {len(missing)} weights of the encoders: {', '.join(sorted(missing)[:8])}. "
+            "Check that the config has no more layers or biases than the checkpoints."
         )
 
 
@@ -190,28 +192,28 @@ def _check_complete(model: CrossVLTModel, report: EncoderReport, places: dict[in
 def from_pretrained_encoders(
     vision: str | Path, text: str | Path, *, text_layers_in_later_stages: bool = False, **overrides: Any
 ) -> tuple[CrossVLTModel, EncoderReport]:
-    """Build a CrossVLT whose encoders are pretrained; the rest gets the initial weights of `_init_weights`.
+    """Make a CrossVLT with pretrained encoders and otherwise random weights.
 
     Args:
-        vision: a Swin v1 checkpoint: Hub id or folder of the library's, or one of Microsoft's `.pth` files.
+        vision: a Swin v1 checkpoint: Hub id or folder of Transformers, or a `.pth` file of Microsoft.
         text: a BERT checkpoint: Hub id or folder.
-        text_layers_in_later_stages: whether the language layers of stages 2-4 start from the BERT layers behind those
-            of stage 1 (6-8 in BERT-base). The authors start them from noise.
+        text_layers_in_later_stages: whether stages 2-4 of the language encoder start from the BERT layers after those
+            of stage 1 (6-8 of BERT-base). The authors start them from random weights.
         overrides: fields of [`CrossVLTConfig`]; a dict for `vision_config` or `text_config` sets single fields of it.
-            Another `window_size` than the checkpoint's interpolates its bias tables.
+            For another `window_size`, bias tables are interpolated.
 
     Returns:
-        The model, in float32, and what was loaded, unused and interpolated.
+        The model, in float32, and a report of loaded, unused and interpolated weights.
 
     Raises:
         OSError: if a checkpoint cannot be found.
-        ValueError: if it is of another kind, lacks weights, or an override changes its shapes.
+        ValueError: if a checkpoint has another type or misses weights, or an override changes the shape of weights.
     """
     is_file = Path(vision).is_file()
     vision_fields, swin = _swin_from_microsoft(Path(vision)) if is_file else _swin_from_library(vision)
     bert_config = _load_config(text, "bert")
     if bert_config.is_decoder:
-        raise ValueError(f"{text} is a decoder, which reads its words from left to right; give a BERT encoder.")
+        raise ValueError(f"{text} must be a BERT encoder, got a decoder.")
     bert = _load_library_model(BertModel, text, add_pooling_layer=False)
     text_fields = CrossVLTConfig(text_config=bert_config).text_config.to_dict()
     config = CrossVLTConfig(

@@ -1,6 +1,6 @@
-"""The authors' checkpoints, converted exactly.
+"""Convert the authors' checkpoints without loss.
 
-Every key of the original layout is mapped, or on the written list of what is left out; anything else is an error.
+Every key of the original layout is renamed or on the list of dropped keys; any other key is an error.
 """
 
 import re
@@ -23,13 +23,13 @@ logger = logging.get_logger(__name__)
 
 LEAF = r"(weight|bias)"
 
-# A block of Swin v1 in Microsoft's names, which the authors kept.
+# A block of Swin v1 with Microsoft's names, which the authors kept.
 SWIN_BLOCK_RULES: Rules = [
     (r"attn\.(relative_position_bias_table|(?:qkv|proj)\.(?:weight|bias))", r"attention.\1"),
     (rf"(norm[12]|mlp\.fc[12])\.{LEAF}", r"\1.\2"),
 ]
 
-# A layer of BERT in Google's names, which the authors kept.
+# A layer of BERT with Google's names, which the authors kept.
 BERT_LAYER_RULES: Rules = [
     (rf"attention\.self\.(query|key|value)\.{LEAF}", r"attention.\1.\2"),
     (rf"attention\.output\.dense\.{LEAF}", r"attention.output.\1"),
@@ -56,10 +56,10 @@ FUSION_RULES: Rules = [
 GATE_NAMES = {"linear1": "gate", "linear2": "merged_gate"}
 GATE_RULES: Rules = [(r"0\.weight", "fc1.weight"), (r"2\.weight", "fc2.weight")]
 
-# What is left out, and why.
+# Keys to drop, and why
 DROPPED = (
-    r"backbone\.3\.layers\.linear1\..*",  # the gate of the last stage, which feeds nothing
-    r"backbone\.[0-3]\.layers\.attn[12]\.(v_q|w_v)\.0\.bias",  # cancelled by the InstanceNorm behind it
+    r"backbone\.3\.layers\.linear1\..*",  # the gate of the last stage, whose output is unused
+    r"backbone\.[0-3]\.layers\.attn[12]\.(v_q|w_v)\.0\.bias",  # cancelled by the InstanceNorm after it
     r".*\.relative_position_index",  # derived from the window
     r".*\.position_ids",  # 0, 1, 2, ...
 )
@@ -71,7 +71,7 @@ def _nested(prefix: str, leaf: str, rules: Rules) -> str | None:
 
 
 def _convert_vision_key(stage: int, leaf: str) -> str | None:
-    """A key behind `backbone.<stage>.`."""
+    """Rename a key after `backbone.<stage>.`."""
     if match := re.fullmatch(r"layers\.blocks\.(\d+)\.(.+)", leaf):
         return _nested(f"vision_model.stages.{stage}.blocks.{match[1]}", match[2], SWIN_BLOCK_RULES)
     if match := re.fullmatch(r"layers\.(attn[12])\.(.+)", leaf):
@@ -92,7 +92,7 @@ def _convert_vision_key(stage: int, leaf: str) -> str | None:
 
 
 def _convert_text_key(stage: int, leaf: str) -> str | None:
-    """A key behind `lang_stage<stage + 1>.`."""
+    """Rename a key after `lang_stage<stage + 1>.`."""
     if stage == 0 and (renamed := rename(leaf, BERT_EMBEDDING_RULES)):
         return f"text_model.{renamed}"
     if stage == 0:
@@ -103,7 +103,7 @@ def _convert_text_key(stage: int, leaf: str) -> str | None:
         return _nested(f"text_model.stages.{stage}.layers.{match[1]}", match[2], BERT_LAYER_RULES)
     if match := re.fullmatch(rf"proj\.{LEAF}", leaf):
         return f"stages.{stage}.alignment.sentence_projection.{match[1]}"
-    # What is left is the cross-attention block: a BERT layer spread over the stage itself
+    # The other keys are the cross-attention block: a BERT layer without a module of its own
     if leaf.startswith("attention."):
         return None
     leaf = leaf.replace("crossattention.", "attention.")
@@ -111,7 +111,7 @@ def _convert_text_key(stage: int, leaf: str) -> str | None:
 
 
 def _convert_decoder_key(leaf: str) -> str | None:
-    """A key behind `classifier.`; suffix 4 joins the maps of stages 4 and 3, and so on; conv1_1 is the last layer."""
+    """Rename a key after `classifier.`; suffix 4 joins the maps of stages 4 and 3, and so on; conv1_1 is the last."""
     if match := re.fullmatch(r"(conv|bn)([12])_([234])\.(.+)", leaf):
         layer = {"conv": "conv", "bn": "norm"}[match[1]] + match[2]
         return f"decoder.blocks.{4 - int(match[3])}.{layer}.{match[4]}"
@@ -119,7 +119,7 @@ def _convert_decoder_key(leaf: str) -> str | None:
 
 
 def convert_key(key: str) -> str | None:
-    """Our key for one of the original layout, or None if it is unknown (or `temp`, which becomes four)."""
+    """Rename a key of the original layout; None if it is unknown (or `temp`, which becomes four keys)."""
     if match := re.fullmatch(r"backbone\.([0-3])\.(.+)", key):
         return _convert_vision_key(int(match[1]), match[2])
     if match := re.fullmatch(r"lang_stage([1-4])\.(.+)", key):
@@ -128,31 +128,31 @@ def convert_key(key: str) -> str | None:
 
 
 def is_dropped(key: str) -> bool:
-    """Whether a key of the original layout is on the list of what is left out."""
+    """Whether a key of the original layout is on the list of dropped keys."""
     return any(re.fullmatch(pattern, key) for pattern in DROPPED)
 
 
 def convert_state_dict(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the tensors of an original state dict to our keys.
+    """Rename the keys of an original state dict.
 
     Args:
-        state_dict: the original layout, without prefix. Temperatures, which published checkpoints lack, become 1.
+        state_dict: in the original layout, without prefix. Missing temperatures, as in published checkpoints, are 1.
 
     Returns:
-        Tensors by the keys of `CrossVLTModel.state_dict()`, floats in float32; only 1x1 convolutions change shape, to
-        that of a Linear.
+        Tensors by the keys of `CrossVLTModel.state_dict()`, floats in float32. 1x1 convolutions get the shape of a
+        Linear.
 
     Raises:
-        ValueError: lists the keys that are neither mapped nor on the list of what is left out.
+        ValueError: lists unknown keys.
     """
     state_dict = dict(state_dict)
     temperatures = state_dict.pop("temp", torch.ones(NUM_STAGES))
     if temperatures.shape != (NUM_STAGES,):
-        raise ValueError(f"temp has shape {list(temperatures.shape)}; give one temperature for each of four stages.")
+        raise ValueError(f"`temp` must have shape [4], a temperature for each stage, got {list(temperatures.shape)}.")
     renamed = {key: convert_key(key) for key in state_dict if not is_dropped(key)}
     if unknown := [key for key, new in renamed.items() if new is None]:
         raise ValueError(
-            f"{len(unknown)} keys are not of a CrossVLT checkpoint: {', '.join(unknown[:20])}"
+            f"{len(unknown)} keys are unknown in a CrossVLT checkpoint: {', '.join(unknown[:20])}"
             f"{', ...' if len(unknown) > 20 else ''}."
         )
     converted = {str(new): _as_linear_float32(key, state_dict[key]) for key, new in renamed.items()}
@@ -164,13 +164,13 @@ def convert_state_dict(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _as_linear_float32(key: str, tensor: Tensor) -> Tensor:
-    """The weight of a fusion's 1x1 convolution as that of a Linear, and floats of every precision in float32."""
+    """Convert floats to float32, and the 1x1 convolutions of a fusion to the shape of a Linear."""
     tensor = tensor.float() if tensor.is_floating_point() else tensor
     return tensor.squeeze(-1) if re.search(r"\.attn[12]\.", key) and tensor.ndim == 3 else tensor
 
 
 def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of what lies in the memory of another, which safetensors cannot store."""
+    """Copy tensors that share memory, since safetensors cannot save them."""
     seen: set[int] = set()
     own = {}
     for key, tensor in tensors.items():
@@ -180,17 +180,17 @@ def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def count_indices(state_dict: dict[str, Tensor], pattern: str) -> int:
-    """How many different numbers stand in the one group of a pattern with which keys begin."""
+    """Count the different values of the group of a pattern at the start of keys."""
     return len({match[1] for key in state_dict if (match := re.match(pattern, key))})
 
 
 def infer_swin_config(state_dict: dict[str, Tensor], stage_prefix: str, patch_prefix: str) -> dict[str, Any]:
-    """Fields of `CrossVLTVisionConfig` from the shapes of a Swin v1 in Microsoft's names.
+    """Infer fields of `CrossVLTVisionConfig` from the shapes of a Swin v1 with Microsoft's names.
 
     Args:
         state_dict: the weights.
-        stage_prefix: what stands before `blocks.0...`, with `{}` for the stage (from 0).
-        patch_prefix: what stands before `proj.weight` of the patch embedding.
+        stage_prefix: prefix of `blocks.0...`, with `{}` for the stage (from 0).
+        patch_prefix: prefix of `proj.weight` of the patch embedding.
 
     Raises:
         KeyError: if a tensor is missing.
@@ -207,7 +207,7 @@ def infer_swin_config(state_dict: dict[str, Tensor], stage_prefix: str, patch_pr
         "window_size": (round(tables[0].shape[0] ** 0.5) + 1) // 2,
         "mlp_ratio": state_dict[f"{prefixes[0]}blocks.0.mlp.fc1.weight"].shape[0] / patch.shape[0],
         "qkv_bias": f"{prefixes[0]}blocks.0.attn.qkv.bias" in state_dict,
-        "use_absolute_embeddings": "absolute_pos_embed" in state_dict,  # which the config refuses
+        "use_absolute_embeddings": "absolute_pos_embed" in state_dict,  # refused by the config
     }
 
 
@@ -229,19 +229,19 @@ def _infer_text_config(state_dict: dict[str, Tensor]) -> dict[str, Any]:
 def infer_config(
     state_dict: dict[str, Tensor], *, num_attention_heads: int | None = None, **overrides: Any
 ) -> CrossVLTConfig:
-    """The config of an original checkpoint, from the shapes of its tensors.
+    """Infer the config of an original checkpoint from the shapes of its tensors.
 
-    Shapes do not tell the number of heads of the language encoder, nor the width of a head of the fusion
-    (`fusion_head_dim`, 64), nor rates of dropout and stochastic depth (the paper's).
+    The number of heads of the language encoder, the width of heads of the fusion (`fusion_head_dim`) and the rates of
+    dropout and stochastic depth cannot be inferred; they have the values of the paper.
 
     Args:
-        state_dict: the original layout, without prefix.
-        num_attention_heads: of the language encoder; None takes them to be 64 wide, as in BERT: 12 in the paper.
+        state_dict: in the original layout, without prefix.
+        num_attention_heads: of the language encoder; None for heads of width 64, as in BERT: 12 in the paper.
         overrides: fields of [`CrossVLTConfig`]; a dict for `vision_config` or `text_config` sets single fields of it.
-            The authors' code has no ablations, so a checkpoint fits only the "both" and "all" of the config.
+            The ablations of the config do not fit, since the authors' code has none.
 
     Raises:
-        ValueError: if a tensor is missing from which a size is read, or there is no such field.
+        ValueError: if a tensor is missing, or there is no such field.
     """
     if unknown := overrides.keys() - CrossVLTConfig.__annotations__.keys():
         raise ValueError(f"CrossVLTConfig has no field {sorted(unknown)[0]!r}.")
@@ -262,50 +262,56 @@ def infer_config(
     except KeyError as error:
         raise ValueError(f"This is not a CrossVLT checkpoint: it has no key {error}.") from error
     except (IndexError, ZeroDivisionError) as error:
-        raise ValueError("This is not a CrossVLT checkpoint: a tensor has no width.") from error
+        raise ValueError(
+            "This is not a CrossVLT checkpoint: a tensor has too few dimensions, or one of size 0."
+        ) from error
     except StrictDataclassError as error:
-        raise ValueError(f"The sizes make no valid config. {' '.join(str(error).split())}") from error
+        raise ValueError(
+            f"The sizes of the tensors do not give a valid config. {' '.join(str(error).split())}"
+        ) from error
 
 
 def _processor_for(config: CrossVLTConfig, tokenizer: str | None) -> CrossVLTProcessor | None:
-    """The processor that belongs to a checkpoint; None if no tokenizer is given and BERT's vocabulary does not fit."""
+    """Make the processor of a checkpoint; None if the default tokenizer has too many tokens."""
     chosen = default_tokenizer() if tokenizer is None else load_tokenizer(tokenizer)
     if len(chosen) <= config.text_config.vocab_size:
         longest = min(21, config.text_config.max_position_embeddings)
         return CrossVLTProcessor.from_tokenizer(chosen, max_length=longest)
-    message = f"has {len(chosen)} tokens, but the checkpoint only {config.text_config.vocab_size}"
+    message = f"has {len(chosen)} tokens, but the checkpoint has {config.text_config.vocab_size}"
     if tokenizer is not None:
-        raise ValueError(f"The tokenizer {tokenizer} {message}; give the one that it was trained with.")
+        raise ValueError(f"The tokenizer {tokenizer} {message}; use the tokenizer of its training.")
     return None
 
 
 def convert_checkpoint(
     source: str | Path, output_dir: str | Path, *, tokenizer: str | None = None, **overrides: Any
 ) -> CrossVLTConfig:
-    """Convert a checkpoint of the authors' code to a folder that `from_pretrained` loads.
+    """Convert a checkpoint of the authors' code to a folder for `from_pretrained`.
 
     Args:
         source: the `.pth` file: a bare state dict, or `{"model": ..., "args": ..., ...}`, with or without `module.`
-            prefix. Nothing but plain data is read from it.
-        output_dir: the folder to write: config, weights, and a processor if the tokenizer fits. Files of these names
-            are replaced.
-        tokenizer: Hub id or folder of the tokenizer; None is that of bert-base-uncased, which comes with the package.
-        overrides: as in [`infer_config`], `num_attention_heads` included, for what the shapes do not tell.
+            prefix. Only plain data is loaded from it.
+        output_dir: the folder to write: config, weights, and a processor if the tokenizer fits. Existing files of
+            these names are replaced.
+        tokenizer: Hub id or folder of the tokenizer; None for that of bert-base-uncased, which is in this package.
+        overrides: of [`infer_config`], including `num_attention_heads`, for values that cannot be inferred.
 
     Returns:
         The config that was written.
 
     Raises:
         OSError: if the source does not exist or the folder cannot be written.
-        ValueError: if the source is damaged, refused, or its keys or shapes are not those of a CrossVLT checkpoint.
+        ValueError: if the source is damaged or refused, or is not a CrossVLT checkpoint.
     """
     state_dict = read_state_dict(source)
     if broken := [key for key, value in state_dict.items() if not value.isfinite().all()]:
-        raise ValueError(f"{broken[0]} in {source} holds NaN or infinite values; give a checkpoint from before that.")
+        raise ValueError(
+            f"{broken[0]} in {source} must be finite, got NaN or infinite values; use an earlier checkpoint."
+        )
     config = infer_config(state_dict, **overrides)
     converted = convert_state_dict(state_dict)
     if Path(output_dir).is_file():
-        raise FileExistsError(f"{output_dir} is a file; give a folder.")
+        raise FileExistsError(f"{output_dir} must be a folder, got a file.")
     processor = _processor_for(config, tokenizer)
     with torch.device("meta"):
         model = CrossVLTModel(config)
@@ -315,9 +321,9 @@ def convert_checkpoint(
         processor.save_pretrained(output_dir)
         return config
     for stale in ("processor_config.json", "tokenizer.json", "tokenizer_config.json"):
-        (Path(output_dir) / stale).unlink(missing_ok=True)  # of another checkpoint, converted to this folder before
+        (Path(output_dir) / stale).unlink(missing_ok=True)  # of a checkpoint that was converted to this folder before
     logger.warning(
-        f"bert-base-uncased has {len(default_tokenizer())} tokens, but the checkpoint only "
-        f"{config.text_config.vocab_size}: no processor is written; give the tokenizer with which it was trained."
+        f"No processor is written: bert-base-uncased has {len(default_tokenizer())} tokens, but the checkpoint has "
+        f"{config.text_config.vocab_size}; pass the tokenizer of its training."
     )
     return config

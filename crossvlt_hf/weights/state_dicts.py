@@ -1,10 +1,11 @@
-"""Reading other people's weight files safely, renaming their keys, and loading them strictly."""
+"""Read files of weights safely, rename keys, and load state dicts strictly."""
 
 import argparse
 import pickle
 import re
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 Rules = list[tuple[str, str]]
 
 _NUMPY_SCALAR = np.float64(0).__reduce__()[0]
-# Training loops store their arguments, and a best score as a numpy number, beside the weights. Both are plain data.
+# Plain data that training loops save beside the weights: their arguments, and scores as numbers of numpy
 _PLAIN_GLOBALS: list[Any] = [
     argparse.Namespace,
     np.dtype,
@@ -29,22 +30,22 @@ _PLAIN_GLOBALS: list[Any] = [
 
 
 def _load_pickle(path: Path) -> Any:
-    """`torch.load` of plain data only, mapped into memory where the format allows."""
+    """`torch.load` for plain data only, memory-mapped if possible."""
     try:
         with torch.serialization.safe_globals(_PLAIN_GLOBALS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the protocol of the pickle
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # damaged zip archives and pickles can raise anything
-        # torch's own words are left out: they recommend to switch the protection off
+    except Exception as error:  # of any kind, for damaged zip archives and pickles
+        # without the message of torch, which recommends to turn the protection off
         wanted = re.search(r"(?:GLOBAL|global|class) `?([\w.]+)", re.sub(r"\x1b\[[\d;]*m", "", str(error)))
         if isinstance(error, pickle.UnpicklingError) and wanted:
             raise ValueError(
-                f"{path} is refused: it asks for `{wanted[1]}`, which is not plain data, and loading it could run "
-                "code. Save the bare state dict again from a program that you trust."
+                f"{path} is refused: it has `{wanted[1]}`, which is not plain data and could run code. Save the bare "
+                "state dict in a program that you trust."
             ) from error
         if isinstance(error, pickle.UnpicklingError):
             raise ValueError(f"{path} is refused: it is not a PyTorch checkpoint of plain data.") from error
-        raise ValueError(f"{path} is not a whole PyTorch checkpoint ({type(error).__name__}).") from error
+        raise ValueError(f"{path} is damaged or not a PyTorch checkpoint ({type(error).__name__}).") from error
 
 
 def _is_plain(tensor: Any) -> bool:
@@ -52,18 +53,19 @@ def _is_plain(tensor: Any) -> bool:
 
 
 def _unwrap(checkpoint: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict inside `{"model": ..., "args": ...}` and the like, without a `module.` prefix."""
-    for name in ("model", "state_dict", "model"):  # one in the other, in either order
+    """Get the state dict from `{"model": ..., "args": ...}` or similar, without `module.` prefix."""
+    for name in ("model", "state_dict", "model"):  # may be nested, in either order
         if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(name), Mapping):
             checkpoint = checkpoint[name]
     if not isinstance(checkpoint, Mapping) or len(checkpoint) == 0:
         what = "nothing" if isinstance(checkpoint, Mapping) else f"a {type(checkpoint).__name__}"
-        raise ValueError(f"{path} holds {what}; give a state dict, or a dict with one in `model`.")
+        raise ValueError(f"{path} must have a state dict, or a dict with one in `model`, got {what}.")
     state_dict = {str(key).removeprefix("module."): value for key, value in checkpoint.items()}
-    if len(state_dict) < len(checkpoint):
-        raise ValueError(f"{path} has keys that differ only in a `module.` in front; leave one of each.")
+    counts = Counter(str(key).removeprefix("module.") for key in checkpoint)
+    if twice := [key for key, count in counts.items() if count > 1]:
+        raise ValueError(f"{path} must have {twice[0]!r} either with or without the prefix `module.`, not both.")
     if odd := [key for key, value in state_dict.items() if not _is_plain(value)]:
-        raise ValueError(f"{path} holds no state dict: {odd[0]!r} is not a dense tensor.")
+        raise ValueError(f"{path} must have a state dict of dense tensors, but {odd[0]!r} is none.")
     return state_dict
 
 
@@ -71,29 +73,29 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read the state dict in a PyTorch or safetensors file, on the CPU.
 
     Args:
-        path: a `.pth`, `.pt` or `.bin` file with a bare state dict, or with one under `model` or `state_dict`, with or
-            without a `module.` prefix; or a `.safetensors` file.
+        path: a `.pth`, `.pt` or `.bin` file with a state dict, which may be in `model` or `state_dict` and may have a
+            `module.` prefix; or a `.safetensors` file.
 
     Returns:
         The tensors by key, without the `module.` prefix.
 
     Raises:
         OSError: if there is no such file.
-        ValueError: if it is damaged, holds no state dict, or wants to run code (it is then not run).
+        ValueError: if it is damaged, has no state dict, or has code (which is not run).
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"There is no checkpoint file {path}; give the path of a .pth or .safetensors file.")
+        raise FileNotFoundError(f"There is no checkpoint file {path}.")
     if path.suffix != ".safetensors":
         return _unwrap(_load_pickle(path), path)
     try:
         return _unwrap(load_file(path), path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
 
 
 def rename(key: str, rules: Rules) -> str | None:
-    """The first rule (pattern of the whole key, replacement) that fits, applied; None if none does."""
+    """Apply the first rule (pattern of the whole key, replacement) that matches; None if none does."""
     for pattern, replacement in rules:
         if match := re.fullmatch(pattern, key):
             return match.expand(replacement)
@@ -106,15 +108,15 @@ def _listing(keys: Iterable[str]) -> str:
 
 
 def load_strictly(model: nn.Module, state_dict: dict[str, Tensor], source: str) -> None:
-    """Assign every tensor to its parameter or buffer; nothing may be missing, left over or of another shape.
+    """Assign all tensors to parameters and buffers; keys and shapes must match.
 
     Args:
-        model: takes the tensors themselves, without a copy; may be on the meta device.
-        state_dict: tensors by the model's keys.
-        source: where they come from, for the error.
+        model: it takes the tensors without a copy, and may be on the meta device.
+        state_dict: tensors by the keys of the model.
+        source: of the tensors, for the message.
 
     Raises:
-        ValueError: lists the keys that do not fit.
+        ValueError: lists the keys that do not match.
     """
     problems = _find_problems(model.state_dict(), state_dict)
     if any(problems.values()):
@@ -124,7 +126,7 @@ def load_strictly(model: nn.Module, state_dict: dict[str, Tensor], source: str) 
 
 
 def _find_problems(own: dict[str, Tensor], given: dict[str, Tensor]) -> dict[str, Iterable[str]]:
-    """The keys that do not fit, by the kind of misfit."""
+    """The keys that do not match, by problem."""
     shared = own.keys() & given.keys()
     shapes = [
         f"{key} has shape {list(given[key].shape)} instead of {list(own[key].shape)}"

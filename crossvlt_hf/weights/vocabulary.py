@@ -1,4 +1,4 @@
-"""Tokenizers: that of bert-base-uncased, which comes with the package, any other by name; what they do not know."""
+"""Load tokenizers, count words that are unknown to them, and add words."""
 
 import copy
 import unicodedata
@@ -16,7 +16,7 @@ from ..processing_crossvlt import CrossVLTProcessor, counted, word_spans
 
 
 def default_tokenizer() -> BertTokenizer:
-    """The tokenizer of bert-base-uncased, with which the paper's models were trained; needs no network."""
+    """The tokenizer of bert-base-uncased, as for the models of the paper; needs no network."""
     vocabulary = files("crossvlt_hf") / "assets" / "bert-base-uncased-vocab.txt"
     words = vocabulary.read_text(encoding="utf-8").splitlines()
     return BertTokenizer(vocab={word: index for index, word in enumerate(words)}, do_lower_case=True)
@@ -26,27 +26,27 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     """Load a tokenizer from the Hub or a folder.
 
     Raises:
-        OSError: if there is none under that name.
+        OSError: if there is no such tokenizer.
     """
     try:
         return AutoTokenizer.from_pretrained(name_or_path)
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise OSError(
-            f"No tokenizer can be loaded from {name_or_path!r}; give a Hub id or a folder with tokenizer.json."
+            f"No tokenizer can be loaded from {name_or_path!r}; it must be a Hub id or a folder with tokenizer.json."
         ) from error
 
 
 @dataclass(frozen=True)
 class ReadingSummary:
-    """What a model reads of many expressions.
+    """Unknown words and cut expressions of a data set.
 
     Args:
-        expressions: how many there are.
-        cut: how many are longer than the limit of tokens.
-        words: how many words they have.
-        unknown: how many of these the vocabulary does not know.
-        unknown_words: the most frequent of these, at most 10, each once.
-        unread: of how many expressions the vocabulary knows nothing.
+        expressions: number of expressions.
+        cut: number of expressions with too many tokens, which are cut.
+        words: number of words.
+        unknown: number of words that are not in the vocabulary.
+        unknown_words: the most frequent unknown words, at most 10.
+        unread: number of expressions without any known token.
     """
 
     expressions: int
@@ -58,24 +58,24 @@ class ReadingSummary:
 
     def __str__(self) -> str:
         if not self.unknown:
-            share = "the vocabulary knows all words"
+            share = "all words are in the vocabulary"
         else:
             examples = ", ".join(self.unknown_words)
-            share = f"{100 * self.unknown / self.words:.1f} % of the words are unknown to the vocabulary ({examples})"
-        unread = f"; of {self.unread:,} nothing is read" if self.unread else ""
+            share = f"{100 * self.unknown / self.words:.1f} % of the words are not in the vocabulary ({examples})"
+        unread = f"; {self.unread:,} without any known word" if self.unread else ""
         expressions = counted(self.expressions, "expression")
-        return f"{expressions}: {share}; {self.cut:,} longer than the model reads{unread}."
+        return f"{expressions}: {share}; {self.cut:,} too long and cut{unread}."
 
 
 def summarize_reading(processor: CrossVLTProcessor, texts: Iterable[str]) -> ReadingSummary:
-    """Count the words that the vocabulary does not know and the expressions that are cut.
+    """Count unknown words and cut expressions.
 
     Args:
-        processor: the model's.
-        texts: the expressions, repeated ones counted as often as they occur.
+        processor: of the model.
+        texts: expressions; duplicates are counted.
 
     Raises:
-        ValueError: if one of them is not an expression.
+        ValueError: if an expression is invalid.
     """
     counts = Counter(texts)
     unknown: Counter[str] = Counter()
@@ -93,24 +93,24 @@ def summarize_reading(processor: CrossVLTProcessor, texts: Iterable[str]) -> Rea
 
 
 def add_words(model: CrossVLTModel, processor: CrossVLTProcessor, words: str | Iterable[str]) -> list[str]:
-    """Give a checkpoint words that its vocabulary does not know, so that training can teach them.
+    """Add words to the vocabulary of a checkpoint, to learn them in training.
 
-    A new word is read as a whole, in whatever case and with whatever accents the tokenizer ignores; it is never taken
-    for a part of another word, and how all other words are read stays as it was. What underscores join, such as
-    "traffic_light", is one word. Its embedding starts near the mean of those that the model knows. Save model and
-    processor together afterwards, and make the optimizer after it.
+    A new word is one token, in any case and with any accents that the tokenizer ignores. It does not match parts of
+    other words, and the tokens of other words stay the same. Underscores join words: "traffic_light" is one word. New
+    embeddings start near the mean of the known ones. Make the optimizer afterwards, and save model and processor
+    together.
 
     Args:
-        model: it is changed: its word embedding grows where it has no row left.
-        processor: the model's; its tokenizer is changed.
-        words: words, or texts of which the unknown words are taken; punctuation is left out.
+        model: it is changed: its word embedding grows if it has too few rows.
+        processor: of the model; its tokenizer is changed.
+        words: words or texts; their unknown words are added, without punctuation.
 
     Returns:
-        The words that were added, as the tokenizer writes them, in their order; none that it knew already.
+        The added words, as the tokenizer writes them, in order.
 
     Raises:
-        ValueError: if one of the texts is not an expression, or the tokenizer would not find a new word in it; nothing
-            is changed then.
+        ValueError: if a text is not a valid expression, or the tokenizer would not find a new word in it; then nothing
+            is changed.
     """
     texts = [words] if isinstance(words, str) else list(words)
     tokenizer = processor.tokenizer
@@ -137,13 +137,13 @@ def add_words(model: CrossVLTModel, processor: CrossVLTProcessor, words: str | I
 
 
 def _joins(character: str) -> bool:
-    """Whether it joins what stands beside it to one word: a letter, mark, digit, emoji, underscore or joiner."""
+    """Whether a character joins its neighbours to one word: a letter, mark, digit, emoji, underscore or joiner."""
     category = unicodedata.category(character)
     return category[0] in "LMN" or category in ("Pc", "So", "Cf")
 
 
 def _whole_words(text: str, unknown: Collection[str]) -> Iterator[str]:
-    """The unknown words of a text with all that joins them to others: an added token is found between other signs."""
+    """The unknown words of a text, with all characters joined to them, since added tokens only match whole words."""
     whole = 0
     for start, end in word_spans(text):
         if text[start:end] not in unknown or start < whole:
@@ -159,12 +159,12 @@ def _whole_words(text: str, unknown: Collection[str]) -> Iterator[str]:
 def _check_that_they_are_found(
     tokenizer: PreTrainedTokenizerBase, new: list[AddedToken], parts: dict[str, list[str]]
 ) -> None:
-    """Raise ValueError, which names them, if there are new words that a tokenizer does not find in sentences.
+    """Raise ValueError if a tokenizer would not find new words in texts.
 
     Args:
         tokenizer: it is not changed.
         new: the words.
-        parts: texts, and which of the words each has.
+        parts: the words of each text.
     """
     trial = copy.deepcopy(tokenizer)
     trial.add_tokens(new)
@@ -174,13 +174,13 @@ def _check_that_they_are_found(
         lost += [word for word in words if trial.convert_tokens_to_ids(word) not in ids]
     if lost:
         raise ValueError(
-            f"The tokenizer would not find {', '.join(map(repr, dict.fromkeys(lost)))} in a text even if added; write "
-            "such words between spaces, or use another tokenizer."
+            f"The tokenizer would not find {', '.join(map(repr, dict.fromkeys(lost)))} in a text; write such words "
+            "between spaces, or use another tokenizer."
         )
 
 
 def _normalised(tokenizer: PreTrainedTokenizerBase, word: str) -> str:
-    """A word without what the tokenizer ignores, case and accents; signs that it reads one by one with spaces."""
+    """Normalise a word like the tokenizer: case, accents, and spaces between characters that are tokens."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or backend.normalizer is None:
         return word.lower() if getattr(tokenizer, "do_lower_case", False) else word
@@ -189,7 +189,7 @@ def _normalised(tokenizer: PreTrainedTokenizerBase, word: str) -> str:
 
 @torch.no_grad()
 def _start_near_the_mean(weight: Tensor, known: list[int], new: range) -> None:
-    """Rows of a (words, D) embedding: the mean of the known ones, a little apart from each other."""
+    """Fill new rows of a (words, D) embedding with the mean of the known rows and a little noise."""
     values = weight[known].float()
     generator = torch.Generator().manual_seed(len(known))
     noise = torch.randn(len(new), weight.shape[1], generator=generator).to(weight.device)

@@ -298,7 +298,7 @@ def test_what_is_not_read_is_said(rows, checkpoint, tmp_path, capsys):
         (said,) = [line for line in printed.err.splitlines() if line.startswith("3 expressions: ")]
         assert "3.0 % of the words are unknown to the vocabulary (" in said
         assert {"xyzzy", "plugh"} <= set(said.replace("(", " ").replace(")", " ").replace(",", " ").split())
-        assert said.endswith("; 1 longer than the model reads.")
+        assert said.endswith("; 1 too long and cut.")
         counts = json.loads(printed.out)
         assert (counts["predictions"], counts["cut"], counts["unknown"], counts["errors"]) == (3, 1, 1, 1)
         lines = list(Shards(output, 2, 500, file_format).read())
@@ -526,7 +526,7 @@ def test_expressions_of_which_nothing_is_read(rows, checkpoint, tmp_path, capsys
     assert "cannot be read" in capsys.readouterr().err.splitlines()[-1]
     assert run(rows, "--output", tmp_path / "skip", "--on-error", "skip", checkpoint=checkpoint) == 0
     printed = capsys.readouterr()
-    assert any("of 1 nothing is read" in line for line in printed.err.splitlines())
+    assert any("1 without any known word" in line for line in printed.err.splitlines())
     counts = json.loads(printed.out)
     assert (counts["predictions"], counts["unknown"], counts["errors"]) == (2, 1, 1)
     assert [bool(line["error"]) for line in lines_of(tmp_path / "skip")] == [False, True, False]

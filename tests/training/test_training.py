@@ -303,7 +303,7 @@ def test_command_line_tells_errors_in_one_line(tmp_path, capsys):
     assert main([str(write_config(tmp_path)), "optimization.batch_size=1000"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "28 references to train on" in error
+    assert "references to train on, got 28" in error
 
 
 # ---- the parts
@@ -437,7 +437,7 @@ def test_six_lines_fine_tune_the_built_in_checkpoint(own_data, capfd):
     output, errors = capfd.readouterr()
     reading = next(line for line in errors.splitlines() if "expressions" in line)
     assert reading.startswith("Reading 8 expressions: ")
-    assert "4 longer than the model reads" in reading
+    assert "4 too long and cut" in reading
     _, before = load_checkpoint("built-in")
     model, processor = load_checkpoint("runs/mine/last")
     assert before.read_expressions(["the walrus"])[0].unknown_words == ("walrus",)
@@ -457,7 +457,7 @@ def test_words_that_are_not_added_are_counted(own_data, capsys):
         r"Reading 8 expressions: \d\.\d % of the words are unknown to the vocabulary \(walrus\); 4 longer", line
     )
     assert run.processor(text="the walrus", return_tensors="pt")["input_ids"].shape == (1, 12)
-    with pytest.raises(ValueError, match=r"`model\.max_length` must be at most 32, the model's positions, got 99"):
+    with pytest.raises(ValueError, match=r"`model\.max_length` must be at most 32, the number of positions, got 99"):
         TrainingRun(load_config("my.yaml", [*FEW, "model.max_length=99"]))
 
 
@@ -479,7 +479,7 @@ def test_the_built_in_checkpoint_has_a_name(tmp_path, monkeypatch, capfd, comman
     data = ["--data", "refshapes", "--split", "test", "--option", "scenes=2", "--device", "cpu"]
     assert crossvlt([*command, "--model", "built-in", *(data if command == ["evaluate"] else [])]) == 0
     if command == ["evaluate"]:
-        assert capfd.readouterr().err.startswith("Reading 2 expressions: the vocabulary knows all words; 0 longer")
+        assert capfd.readouterr().err.startswith("Reading 2 expressions: all words are in the vocabulary; 0 too long")
 
 
 # ---- whole runs
@@ -782,7 +782,7 @@ def test_frozen_parts_stay(tmp_path):
     changed = {name for name, value in weights(run).items() if not torch.equal(value, before[name])}
     assert not any(name.startswith(("text_model.embeddings", "vision_model")) for name in changed)
     assert any(name.startswith("decoder") for name in changed)
-    with pytest.raises(ValueError, match=r"`model\.freeze` names 'nothing'"):
+    with pytest.raises(ValueError, match=r"`model\.freeze` must be prefixes of parameter names, got 'nothing'"):
         small_run(tmp_path / "other", model={**SMALL["model"], "freeze": ["nothing"]})
 
 
@@ -855,7 +855,7 @@ def test_a_request_to_end_keeps_what_was_done(finished, tmp_path, monkeypatch, c
     monkeypatch.undo()
     step = 3 if moment == "_step" else 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert f"Stopped by {signal.Signals(number).name} after step {step} of 6. Nothing is lost: the same" in last
+    assert f"Stopped by {signal.Signals(number).name} after step {step} of 6. Nothing is lost: rerun" in last
     assert list_checkpoints(tmp_path / "run" / "checkpoints")[-1].name == f"step-{step}"
     assert [signal.getsignal(other) for other in (signal.SIGTERM, signal.SIGINT)] == handlers
     assert main([config, "--resume"]) == 0

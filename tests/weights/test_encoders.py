@@ -166,10 +166,10 @@ def test_saves_and_loads(swin, bert, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"text_config": {"depths": [12, 1, 1, 1]}}, "has 9 layers, but 12 are wanted"),
-        ({"text_config": {"depths": [8, 1, 1, 1]}, "text_layers_in_later_stages": True}, "11 are wanted"),
-        ({"vision_config": {"embed_dim": 32}}, "leave the sizes of the checkpoint"),
-        ({"vision_config": {"depths": [1, 2, 4, 2]}}, "lack 13 weights"),
+        ({"text_config": {"depths": [12, 1, 1, 1]}}, "has 9 layers, but 12 are needed"),
+        ({"text_config": {"depths": [8, 1, 1, 1]}, "text_layers_in_later_stages": True}, "11 are needed"),
+        ({"vision_config": {"embed_dim": 32}}, "do not override the sizes of the checkpoint"),
+        ({"vision_config": {"depths": [1, 2, 4, 2]}}, "do not have 13 weights"),
     ],
 )
 def test_what_does_not_fit(swin, bert, overrides, message):
@@ -193,14 +193,14 @@ def test_what_would_be_another_network(swin, bert, tmp_path):
     model = BertModel.from_pretrained(bert)
     model.config.is_decoder = True
     model.save_pretrained(tmp_path / "decoder")
-    with pytest.raises(ValueError, match="is a decoder"):
+    with pytest.raises(ValueError, match="must be a BERT encoder, got a decoder"):
         from_pretrained_encoders(swin, tmp_path / "decoder", **HEADS)
 
 
 def test_other_kinds_of_checkpoint(swin, bert, tmp_path):
-    with pytest.raises(ValueError, match="of type 'bert'; give one of type 'swin'"):
+    with pytest.raises(ValueError, match="of type 'swin', got one of type 'bert'"):
         from_pretrained_encoders(bert, bert)
-    with pytest.raises(ValueError, match="of type 'swin'; give one of type 'bert'"):
+    with pytest.raises(ValueError, match="of type 'bert', got one of type 'swin'"):
         from_pretrained_encoders(swin, swin)
     with pytest.raises(OSError, match="nowhere"):
         from_pretrained_encoders(tmp_path / "nowhere", bert)
@@ -214,5 +214,5 @@ def test_missing_weights_are_an_error(bert, swin, tmp_path):
     state_dict = model.state_dict()
     del state_dict["encoder.layer.3.output.dense.weight"]
     model.save_pretrained(tmp_path, state_dict=state_dict)
-    with pytest.raises(ValueError, match=r"lacks 1 weights .*: encoder.layer.3.output.dense.weight"):
+    with pytest.raises(ValueError, match=r"but 1 are missing .*: encoder.layer.3.output.dense.weight"):
         from_pretrained_encoders(swin, tmp_path, **HEADS)

@@ -147,8 +147,8 @@ def test_signs_of_which_nothing_is_known(tokenizer, text, named, text_read):
     assert f"does not know {named}, so that nothing of it is read" in reading_note(text, read)
     summary = summarize_reading(processor, [text, "the cup", text])
     assert summary.unread == 2
-    assert str(summary).endswith(" longer than the model reads; of 2 nothing is read.")
-    assert "knows all words" not in str(summary)
+    assert str(summary).endswith(" too long and cut; 2 without any known word.")
+    assert "all words" not in str(summary)
 
 
 NOTHING = ["\u200b", "\x00\x01", "\u0301", "\ufeff\u202e", "\u00ad \u200d\n"]
@@ -195,9 +195,9 @@ def test_summary(processor):
     assert (summary.words, summary.unknown) == (26, 2)
     assert summary.unknown_words == ("walrus",)
     assert str(summary) == (
-        "5 expressions: 7.7 % of the words are unknown to the vocabulary (walrus); 1 longer than the model reads."
+        "5 expressions: 7.7 % of the words are not in the vocabulary (walrus); 1 too long and cut."
     )
-    assert "knows all words" in str(summarize_reading(processor, iter(["the cup"])))
+    assert "all words are in the vocabulary" in str(summarize_reading(processor, iter(["the cup"])))
     assert summarize_reading(processor, []).words == 0
 
 
