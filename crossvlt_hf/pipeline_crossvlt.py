@@ -53,6 +53,33 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
     processor: Any
     model: Any
 
+    def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
+        """Join a model and its processor.
+
+        Args:
+            model: a `CrossVLTModel`.
+            args: see [`Pipeline`].
+            kwargs: the same, `processor` among them, a `CrossVLTProcessor`, and options of a call.
+
+        Raises:
+            ValueError: if one of the two is missing or something else; says what must be given.
+        """
+        # by what they have, as classes differ where the code comes out of a checkpoint folder
+        if not hasattr(getattr(model, "config", None), "presence_head"):
+            load = "such as `CrossVLTModel.from_pretrained(checkpoint)`"
+            raise ValueError(f"`model` must be a CrossVLTModel, {load}, got {type(model).__name__}.")
+        super().__init__(model, *args, **kwargs)
+        if not hasattr(self.processor, "read_expressions"):
+            parts = {"tokenizer": self.tokenizer, "image_processor": self.image_processor}
+            given = ", ".join(f"`{name}`" for name, part in parts.items() if part is not None)
+            none = f"{given} alone" if given else "none"
+            got = none if self.processor is None else type(self.processor).__name__
+            raise ValueError(
+                "`processor` must be a CrossVLTProcessor, which has the image processor and the tokenizer, such as "
+                "`CrossVLTProcessor.from_pretrained(checkpoint)` or `CrossVLTProcessor(image_processor, tokenizer)`, "
+                f"got {got}."
+            )
+
     def __call__(
         self, image: Any, text: str | Sequence[str] | Sequence[Sequence[str]] | None = None, **kwargs: Any
     ) -> Any:

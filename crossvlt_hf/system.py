@@ -1,11 +1,14 @@
-"""Signals that end a run (SIGTERM and Ctrl-C), one-line errors, old names."""
+"""Signals that end a run (SIGTERM and Ctrl-C), one-line errors, old names, extras."""
 
+import json
 import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
+from shlex import quote
 from types import FrameType
 from typing import Any, Self
 
@@ -108,3 +111,37 @@ def old_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
         return getattr(import_module(place), attribute)
 
     return find
+
+
+def install_command(extra: str) -> str:
+    """The command that installs an extra of this package from where the package itself was installed.
+
+    Args:
+        extra: its name, such as "train".
+    """
+    clone = Path(__file__).resolve().parents[1]
+    if (clone / "pyproject.toml").is_file():  # also one that is not installed, but on the path
+        place = "." if Path.cwd() == clone else str(clone)
+        return f"pip install -e {quote(f'{place}[{extra}]')}"
+    return f"pip install {quote(_requirement(extra))}"
+
+
+def _requirement(extra: str) -> str:
+    """What pip is told, by what it noted of where the package came from (`direct_url.json`)."""
+    from importlib.metadata import PackageNotFoundError, distribution
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
+    name = f"{__package__}[{extra}]"
+    try:
+        note = json.loads(distribution(str(__package__)).read_text("direct_url.json") or "{}")
+    except (PackageNotFoundError, ValueError):
+        note = {}
+    address = note.get("url", "")
+    if address.startswith("file:"):
+        path = url2pathname(urlsplit(address).path)  # of a folder or a wheel, which may be gone
+        return f"{path}[{extra}]" if Path(path).exists() else name
+    if "vcs_info" in note:
+        revision = note["vcs_info"].get("requested_revision")
+        return f"{name} @ {note['vcs_info']['vcs']}+{address}{f'@{revision}' if revision else ''}"
+    return f"{name} @ {address}" if address else name

@@ -1,6 +1,6 @@
 """Label a folder of images in bulk with Ray Data, on one machine or a cluster: masks as COCO run lengths, in Parquet.
 
-    pip install "crossvlt_hf[train]" "ray[data]"
+    pip install ".[train]" "ray[data]"   # in the clone
     python examples/batch_ray.py my-data --output labels                    # my-data/metadata.jsonl, as below
     python examples/batch_ray.py my-data --model my-crossvlt --actors 8 --device cuda --dtype bfloat16 --batch-size 32
     python examples/batch_ray.py --scenes 12 --output labels                # drawn scenes of RefShapes

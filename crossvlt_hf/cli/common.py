@@ -15,6 +15,7 @@ from tyro.conf import UseAppendAction, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from ..checks import check_least, read_number, say_known
+from ..system import install_command
 
 
 if TYPE_CHECKING:
@@ -255,7 +256,7 @@ def needs_extra(extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise ValueError(f"This needs {error.name}: pip install 'crossvlt_hf[{extra}]'.") from error
+        raise ValueError(f"This needs {error.name}: {install_command(extra)}") from error
 
 
 def need_matplotlib() -> None:

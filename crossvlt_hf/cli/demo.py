@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-TILE = 384  # largest side in pixels of an image in the panel
-SIDE = 96  # side in pixels of a drawn scene
+TILE = 384  # side in pixels of a drawn scene, and largest side of a photograph in the panel
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def _write_panel(options: Demo) -> None:
     model, processor = load_or_built_in(options.model, device=options.device)
     pipeline = ReferringImageSegmentationPipeline(model=model, processor=processor, device=model.device)
     tiles = []
-    for question in (*photograph_questions(), *drawn_questions(options.seed, SIDE)):
+    for question in (*photograph_questions(), *drawn_questions(options.seed, TILE)):
         (result,) = pipeline(question.image, text=question.expression)
         print(json.dumps(_describe(question, result)), flush=True)
         tiles.append(_draw(question, result))

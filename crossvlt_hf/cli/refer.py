@@ -1,12 +1,13 @@
 """`crossvlt refer`: make referring expressions from labelled objects."""
 
+import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from tyro.conf import Positional, arg
 
-from ..checks import taking_options
+from ..checks import check_least, taking_options
 from .common import Command, Settings, checked_settings, needs_extra, parse_settings
 
 
@@ -19,6 +20,7 @@ Form = Literal["coco", "yolo", "labelme", "voc", "hub"]
 Family = Literal[
     "noun", "attribute", "absolute", "relation", "ordinal", "superlative", "negation", "plural", "no_target"
 ]
+MANY = 500  # images for which it is worth while to start processes
 FAMILIES: tuple[Family, ...] = get_args(Family)
 
 
@@ -44,6 +46,7 @@ class Refer(Command):
         copy: Copy the images instead of linking to them.
         sheet: Number of examples on the contact sheet.
         seed: Seed of the choice of objects and expressions.
+        workers: Processes that read images and make expressions. By default one for each core from 500 images on.
     """
 
     labels: Positional[Annotated[str, arg(metavar="LABELS")]]
@@ -62,9 +65,11 @@ class Refer(Command):
     copy: bool = False
     sheet: int = 36
     seed: int = 0
+    workers: int | None = None
 
     def check(self) -> None:
-        """Check that settings are name=value."""
+        """Check that settings are name=value, and the number of processes."""
+        check_least("workers", self.workers, 0)
         checked_settings(self.option, "`--option` ")
 
 
@@ -80,6 +85,7 @@ def _refer_options(options: Refer) -> "ReferOptions":
         exhaustive=not options.incomplete,
         seed=options.seed,
         on_error=options.on_error,
+        workers=options.workers or 0,
     )
 
 
@@ -98,6 +104,8 @@ def refer(options: Refer) -> None:
             split=options.split if form in ("hub", "voc") else None,
             **parse_settings(options.option),
         )
+    if options.workers is None and len(source) >= MANY:
+        choices = replace(choices, workers=os.cpu_count() or 1)
     report = write_references(
         source, options.output, choices, split=options.split or "train", copy=options.copy, sheet=options.sheet
     )

@@ -43,8 +43,10 @@ from crossvlt_hf.data.refshapes import EXTRAS, FAMILIES, SPLITS
 from crossvlt_hf.prediction.shards import FORMATS
 from crossvlt_hf.processing_crossvlt import find_parts
 from crossvlt_hf.publishing.export import FILES
+from crossvlt_hf.system import install_command
 
 
+ROOT = Path(__file__).parents[2]
 KEYS = ["expression", "score", "box", "area", "seconds", "mask", "text_read", "unknown_words"]
 
 
@@ -403,7 +405,7 @@ def test_explain_refuses_in_one_line(capsys, checkpoint, photo_file, option, val
 def test_explain_needs_matplotlib(monkeypatch, capsys, checkpoint, photo_file):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     errors = refusal(capsys, "segment", photo_file, "the cup", "--model", checkpoint, "--explain")
-    assert "pip install 'crossvlt_hf[plot]'" in errors
+    assert f"This needs matplotlib: {install_command('plot')}\n" in errors
 
 
 @pytest.mark.usefixtures("_matplotlib")
@@ -932,7 +934,44 @@ def test_demo_page_without_gradio(monkeypatch, capsys):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "gradio", None)
     errors = refusal(capsys, "demo", "--serve", "--port", "0")
-    assert "This needs gradio: pip install 'crossvlt_hf[demo]'." in errors
+    assert f"This needs gradio: {install_command('demo')}\n" in errors
+
+
+INSTALLED = {  # what pip notes of where the package came from, and the command for an extra
+    "an index": (None, "pip install 'crossvlt_hf[train]'"),
+    "a folder": ("file://{here}/a%20clone", "pip install '{here}/a clone[train]'"),
+    "a wheel": ("file://{here}/wheel.whl", "pip install '{here}/wheel.whl[train]'"),
+    "a folder that is gone": ("file://{here}/gone", "pip install 'crossvlt_hf[train]'"),
+    "git": ("https://x.org/y.git", "pip install 'crossvlt_hf[train] @ git+https://x.org/y.git@v1'"),
+    "an address": ("https://x.org/y.whl", "pip install 'crossvlt_hf[train] @ https://x.org/y.whl'"),
+}
+
+
+@pytest.mark.parametrize("source", INSTALLED)
+def test_the_command_for_an_extra_fits_the_installation(tmp_path, source):
+    address, wanted = INSTALLED[source]
+    (tmp_path / "a clone").mkdir()
+    (tmp_path / "wheel.whl").touch()
+    for folder in ("site/crossvlt_hf", "site/crossvlt_hf-0.1.0.dist-info"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "site/crossvlt_hf/__init__.py").touch()
+    shutil.copy(ROOT / "crossvlt_hf" / "system.py", tmp_path / "site/crossvlt_hf")
+    note = tmp_path / "site/crossvlt_hf-0.1.0.dist-info"
+    (note / "METADATA").write_text("Metadata-Version: 2.1\nName: crossvlt_hf\nVersion: 0.1.0\n")
+    if address is not None:
+        more = {"vcs_info": {"vcs": "git", "requested_revision": "v1"}} if source == "git" else {}
+        (note / "direct_url.json").write_text(json.dumps({"url": address.format(here=tmp_path), **more}))
+    code = "from crossvlt_hf.system import install_command; print(install_command('train'))"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout == wanted.format(here=tmp_path) + "\n", done.stderr
+
+
+def test_the_command_for_an_extra_in_a_clone(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert install_command("train") == "pip install -e '.[train]'"
+    monkeypatch.chdir(tmp_path)
+    assert install_command("train") == f"pip install -e '{ROOT}[train]'"
 
 
 def test_demo_on_a_device_that_is_not_there(capsys):

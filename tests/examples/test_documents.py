@@ -39,7 +39,7 @@ BLOCKS = {name: code_blocks((ROOT / name).read_text()) for name in DOCUMENTS}
 RUN_ELSEWHERE = {
     "pip install .": "the wheel is built in test_cards; .ci/run installs",
     'pip install ".[train,plot]"': "the same",
-    'pip install "crossvlt_hf[train]"': "the same",
+    'pip install ".[train]"': "the same",
     "pre-commit install": "changes the clone; its hooks are `make check`",
     "crossvlt demo --serve": "test_page",
     "crossvlt demo --output panel.png": "test_cli",

@@ -627,6 +627,37 @@ def test_from_model_and_processor(folder, expected, auto_class):
     assert_same(pipe(ONE, text=WORDS), expected[0])
 
 
+@pytest.mark.parametrize(
+    ("parts", "got"),
+    [
+        (lambda _: {}, "got none"),
+        (lambda p: {"tokenizer": p.tokenizer}, "got `tokenizer` alone"),
+        (lambda p: {"image_processor": p.image_processor}, "got `image_processor` alone"),
+        (
+            lambda p: {"tokenizer": p.tokenizer, "image_processor": p.image_processor},
+            "got `tokenizer`, `image_processor` alone",
+        ),
+        (lambda p: {"processor": p.tokenizer}, "got BertTokenizer"),
+        (lambda p: {"processor": p.image_processor, "tokenizer": p.tokenizer}, "got SegformerImageProcessor"),
+        (lambda _: {"processor": "built-in"}, "got str"),
+    ],
+)
+def test_without_a_processor(model, processor, parts, got):
+    wanted = rf"`processor` must be a CrossVLTProcessor, .*from_pretrained\(checkpoint\).*{got}"
+    with pytest.raises(ValueError, match=wanted):
+        ReferringImageSegmentationPipeline(model=model, **parts(processor))
+    if parts(processor).keys() & {"processor"} and not isinstance(parts(processor)["processor"], str):
+        with pytest.raises(ValueError, match=wanted):
+            pipeline(TASK, model=model, **parts(processor))
+
+
+@pytest.mark.parametrize("wrong", ["built-in", None, lambda model: model.vision_model, lambda model: model.config])
+def test_without_a_model(model, processor, wrong):
+    given = wrong(model) if callable(wrong) else wrong
+    with pytest.raises(ValueError, match=rf"`model` must be a CrossVLTModel, such as .* got {type(given).__name__}"):
+        ReferringImageSegmentationPipeline(model=given, processor=processor)
+
+
 def test_evaluation_mode(folder):
     assert not pipeline(TASK, model=folder, device="cpu").model.training
 

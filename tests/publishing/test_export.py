@@ -29,6 +29,7 @@ from crossvlt_hf.publishing.export import (
     load_exported,
     load_outputs,
 )
+from crossvlt_hf.system import install_command
 from crossvlt_hf.training.build import refshapes_tokenizer
 from crossvlt_hf.weights.checkpoint import load_checkpoint
 from crossvlt_hf.weights.vocabulary import default_tokenizer
@@ -187,7 +188,7 @@ def test_wrong_wishes(built_in, tmp_path, capsys, monkeypatch):
     assert "is a file" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert crossvlt(["export", "--output", str(tmp_path / "new")]) == 2
-    assert "pip install 'crossvlt_hf[export]'" in capsys.readouterr().err
+    assert f"This needs onnxscript: {install_command('export')}\n" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 

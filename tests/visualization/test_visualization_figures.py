@@ -1,6 +1,7 @@
 """The figures of `crossvlt_hf.visualization`: of an explanation, of an evaluation, of a run."""
 
 import json
+import re
 import sys
 import warnings
 from dataclasses import replace
@@ -19,6 +20,7 @@ from crossvlt_hf.data.sources.folder import load_folder
 from crossvlt_hf.evaluation import EvaluationOptions, choose_samples, evaluate, evaluation_gallery, find_masks
 from crossvlt_hf.evaluation.gallery import draw_tile
 from crossvlt_hf.metrics import Sample, mask_areas
+from crossvlt_hf.system import install_command
 from crossvlt_hf.training import training_curves
 from crossvlt_hf.training.pictures import draw_predictions
 from crossvlt_hf.visualization import PALETTE, explain, explanation_figure
@@ -338,7 +340,7 @@ def test_figures_say_what_they_need(monkeypatch, explained):
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'crossvlt_hf\[plot\]'") as error:
+    with pytest.raises(ModuleNotFoundError, match=re.escape(install_command("plot"))) as error:
         explanation_figure(explained)
     assert error.value.name == "matplotlib"
 

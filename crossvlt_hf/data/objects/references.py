@@ -14,8 +14,10 @@ from zlib import crc32
 import numpy as np
 from datasets import Dataset
 from PIL import Image
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
-from ...checks import check_known
+from ...checks import check_known, check_least
 from ...processing_crossvlt import opening
 from ..files import new_folder
 from ..masks import pack
@@ -45,6 +47,7 @@ class ReferOptions:
         exhaustive: false if objects of the named classes may be unlabelled.
         seed: of the choice of expressions.
         on_error: "stop" at an unreadable image, or "skip" and count it.
+        workers: processes that read images and make expressions; the expressions do not depend on their number.
     """
 
     families: Sequence[str] = FAMILIES
@@ -55,6 +58,7 @@ class ReferOptions:
     exhaustive: bool = True
     seed: int = 0
     on_error: OnError = "stop"
+    workers: int = 0
 
     def __post_init__(self) -> None:
         for family in self.families:
@@ -64,6 +68,7 @@ class ReferOptions:
                 f"`per_family` and `per_image` must be 1 or more and `least_area` within [0, 1), got "
                 f"{self.per_family}, {self.per_image}, {self.least_area}."
             )
+        check_least("workers", self.workers, 0)
 
 
 @dataclass
@@ -139,22 +144,43 @@ def refer(
         ValueError: if its labels are broken, and `on_error` is "stop".
     """
     options, report = options or ReferOptions(), report if report is not None else Report()
-    for index in range(len(source)):
-        try:
-            scene = source[index]
-            if options.colours:
-                objects = scene.describe()
-            else:
-                scene.check_size()
-                objects = scene.describe(colours=False)
-        except (OSError, ValueError) as error:
+    outcomes = DataLoader(_Outcomes(source, options), None, num_workers=options.workers, collate_fn=_as_it_is)
+    for index, outcome in enumerate(outcomes):
+        if isinstance(outcome, Exception):
             if options.on_error == "stop":
-                raise
-            report.broken.append(" ".join(str(error).split()))
+                raise outcome
+            report.broken.append(" ".join(str(outcome).split()))
             continue
-        expressions = _expressions(scene, objects, source.labels, options)
+        scene, objects, expressions = outcome
         report.add(objects, expressions, options.least_area)
         yield index, scene, expressions
+
+
+class _Outcomes(TorchDataset):
+    """For each image its scene, described objects and expressions, or the error that reading it raised.
+
+    A loader's worker would raise another error, with its own traceback in the message.
+    """
+
+    def __init__(self, source: ObjectSource, options: ReferOptions) -> None:
+        self.source, self.options = source, options
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[ObjectScene, list[DescribedObject], list[Expression]] | Exception:
+        try:
+            scene = self.source[index]
+            if not self.options.colours:
+                scene.check_size()
+            objects = scene.describe(colours=self.options.colours)
+        except (OSError, ValueError) as error:
+            return error
+        return scene, objects, _expressions(scene, objects, self.source.labels, self.options)
+
+
+def _as_it_is(outcome: Any) -> Any:
+    return outcome
 
 
 def _expressions(

@@ -112,11 +112,15 @@ def test_without_a_look_at_colours(tmp_path):
 
 def test_the_same_from_the_same_seed(tmp_path):
     labels = write_coco(tmp_path)
-    for name, seed in (("one", 0), ("again", 0), ("other", 1)):
-        refer(labels, "--images", tmp_path / "images", "--output", tmp_path / name, "--seed", seed)
-    one, again, other = ((tmp_path / name / "metadata.jsonl").read_text() for name in ("one", "again", "other"))
-    assert one == again
+    for name, seed, workers in (("one", 0, 0), ("again", 0, 0), ("two", 0, 2), ("other", 1, 0)):
+        options = ["--output", tmp_path / name, "--seed", seed, "--workers", workers]
+        assert refer(labels, "--images", tmp_path / "images", *options) == 0
+    one, again, two, other = (
+        (tmp_path / name / "metadata.jsonl").read_text() for name in ("one", "again", "two", "other")
+    )
+    assert one == again == two, "The expressions depend on the number of processes."
     assert one != other
+    assert (tmp_path / "one" / "report.json").read_text() == (tmp_path / "two" / "report.json").read_text()
 
 
 def test_a_picture_is_the_same_whatever_stands_before_it(tmp_path):
@@ -146,12 +150,13 @@ def test_incomplete_labels_are_marked(tmp_path):
     assert {row["family"] for row in rows} <= {"noun", "attribute", "absolute"}
 
 
-def test_a_broken_row_stops_in_one_line_or_is_skipped_and_counted(tmp_path, capsys):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_row_stops_in_one_line_or_is_skipped_and_counted(tmp_path, capsys, workers):
     labels = write_coco(tmp_path)
     table = json.loads(labels.read_text())
     table["annotations"][0]["segmentation"] = [[1, 2]]
     labels.write_text(json.dumps(table))
-    options = ["--images", tmp_path / "images", "--output", tmp_path / "out"]
+    options = ["--images", tmp_path / "images", "--output", tmp_path / "out", "--workers", workers]
     assert refer(labels, *options) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -168,6 +173,7 @@ def test_a_broken_row_stops_in_one_line_or_is_skipped_and_counted(tmp_path, caps
     [
         (["--least-area", "2"], "least_area"),
         (["--per-family", "0"], "per_family"),
+        (["--workers", "-1"], "workers"),
         (["--least-area", "0.9"], "There are no expressions"),
         (["--form", "voc"], "SegmentationClass"),
         (["--option", "colour=1"], "--option"),
