@@ -54,17 +54,17 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
     model: Any
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
-        """Join a model and its processor.
+        """Make a pipeline of a model and its processor.
 
         Args:
             model: a `CrossVLTModel`.
             args: see [`Pipeline`].
-            kwargs: the same, `processor` among them, a `CrossVLTProcessor`, and options of a call.
+            kwargs: also of [`Pipeline`], with `processor`, a `CrossVLTProcessor`, and default options of calls.
 
         Raises:
-            ValueError: if one of the two is missing or something else; says what must be given.
+            ValueError: if model or processor is missing or has another type.
         """
-        # by what they have, as classes differ where the code comes out of a checkpoint folder
+        # Checks attributes, since code from a checkpoint folder has other classes
         if not hasattr(getattr(model, "config", None), "presence_head"):
             load = "such as `CrossVLTModel.from_pretrained(checkpoint)`"
             raise ValueError(f"`model` must be a CrossVLTModel, {load}, got {type(model).__name__}.")

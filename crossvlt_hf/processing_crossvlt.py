@@ -1,13 +1,15 @@
-"""Processor of CrossVLT: images and expressions to tensors, logits back to masks of the original pixels."""
+"""Processor of CrossVLT: images and expressions to tensors, and logits to masks of the original size."""
 
 import copy
 import math
 import operator
 import os
+import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BytesIO
 from numbers import Real
 from pathlib import Path
@@ -34,15 +36,15 @@ ImageLike: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
 IgnoreIndex = int | Literal["auto"] | None
 Meaning = Literal["ignored", "object", "absent"] | None
 
-OVERSHOOT = 0.01  # by which floats may leave their range, as rounding and resizing make them
-LEAST_OF_16_BITS = 1020  # a picture of 0 to 65535 that nowhere reaches this is black in 8 bits, up to 3
+OVERSHOOT = 0.01  # of floats beyond their range, from rounding and resizing
+LEAST_OF_16_BITS = 1020  # an image of 0 to 65535 below this is black in 8 bits (at most 3)
 IGNORED = 255
 OBJECT_VALUES = (1, 255, 65535)
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 BERT_POSITIONS = 512
-PRESENCE_THRESHOLD = 0.5  # where a model has a presence head and no other threshold is given
+PRESENCE_THRESHOLD = 0.5  # default for models with a presence head
 IMAGE_LAYOUTS = ("channels_first", "channels_last", "none")
-# Of the library's kinds of arguments, those that this processor reads
+# The kinds of arguments of Transformers that this processor has
 MODALITIES = ("text_kwargs", "images_kwargs")
 REFUSED_TEXT_KWARGS = {
     "is_split_into_words": "an expression is a text",
@@ -51,21 +53,22 @@ REFUSED_TEXT_KWARGS = {
     "text_target": "an expression is one text",
     "text_pair_target": "an expression is one text",
 }
-# Of the library's arguments for images, those that would do nothing here or displace the masks
+# Arguments for images that would have no effect or displace the masks
 REFUSED_IMAGE_KWARGS = {
     "do_center_crop": "the model takes the whole image, resized",
     "crop_size": "the model takes the whole image, resized",
     "do_pad": "the model takes the whole image, resized",
     "pad_size": "the model takes the whole image, resized",
-    "do_reduce_labels": "masks hold 1 on the object and 0 off it",
+    "do_reduce_labels": "masks have 1 for the object and 0 for background",
     "image_seq_length": "there are no image tokens",
 }
-# A fast tokenizer keeps padding and truncation as a state, which calls of several threads must not change under way
+# Padding and truncation are a state of fast tokenizers, which other threads must not change during a call
 _TOKENIZING = RLock()
+_HALF_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def counted(number: int, noun: str) -> str:
-    """A number with its noun, of which more than one end in s: "1 mask", "2 masks"."""
+    """A number with its noun, with s in the plural: "1 mask", "2 masks"."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
@@ -74,25 +77,23 @@ class ImageTooLargeError(ValueError):
 
 
 class ImageDepthError(ValueError):
-    """An image has 16 bits, but its values are those of 8 bits, so that it would be nearly black."""
+    """An image of 16 bits has values of 8 bits, and would be nearly black."""
 
 
 class NothingReadError(ValueError):
-    """An expression has no token between [CLS] and [SEP], so that all such expressions would give one mask."""
+    """An expression has no token between [CLS] and [SEP], so all such expressions would give the same mask."""
 
     def __init__(self, expression: str, where: str = "An expression") -> None:
-        super().__init__(
-            f"{where} is {expression!r}, of which the tokenizer reads nothing; say which object is meant."
-        )
+        super().__init__(f"{where} must describe an object, got {expression!r}, which has no tokens.")
         self.expression = expression
 
 
 class LossyMaskError(ValueError):
-    """A mask is in a file format that does not keep its values."""
+    """A mask has a file format that changes values."""
 
 
 def similar_path(path: str) -> str | None:
-    """An existing path that differs in letter case, Unicode normalisation or the kind of slash; None without one."""
+    """An existing path that only differs in letter case, Unicode normalisation or slashes; None if there is none."""
     asked = Path(path.replace("\\", "/"))
     found = Path(asked.anchor)
     for part in asked.parts[len(found.parts) :]:
@@ -112,18 +113,17 @@ def _plain_name(name: str) -> str:
 
 @contextmanager
 def opening(name: str, kind: str = "image") -> Iterator[None]:
-    """Re-raise whatever Pillow raises while it reads a file: its plugins raise any exception on corrupt files.
+    """Re-raise the errors of Pillow with the file name; its plugins raise any exception on corrupt files.
 
     Args:
         name: of the file, for the message.
         kind: "image" or "mask", for the message.
 
     Raises:
-        FileNotFoundError: if there is no such file; a file whose name differs only in letter case, Unicode
-            normalisation or the kind of slash is named.
-        OSError: if it cannot be read.
-        ImageTooLargeError: if it is larger than Pillow allows.
-        ImageDepthError: if `load_pixels` finds it black.
+        FileNotFoundError: if there is no such file; suggests a similar path (see `similar_path`).
+        OSError: if the file cannot be read.
+        ImageTooLargeError: if the image is larger than Pillow allows.
+        ImageDepthError: see `load_pixels`.
     """
     try:
         yield
@@ -132,7 +132,7 @@ def opening(name: str, kind: str = "image") -> Iterator[None]:
         hint = f"did you mean {similar}?" if similar else "check its path."
         raise FileNotFoundError(f"There is no {kind} file {name}; {hint}") from error
     except Image.DecompressionBombError as error:
-        message = f"{name} is refused as too large ({error}); raise PIL.Image.MAX_IMAGE_PIXELS."
+        message = f"{name} is too large ({error}); raise PIL.Image.MAX_IMAGE_PIXELS."
         raise ImageTooLargeError(message) from error
     except ImageDepthError as error:
         raise ImageDepthError(f"{name}: {error}") from error
@@ -142,10 +142,10 @@ def opening(name: str, kind: str = "image") -> Iterator[None]:
 
 
 def _lower_bytes(image: Image.Image) -> tuple[Image.Image, slice] | None:
-    """A picture of the lower 8 of the 16 bits for each colour, if `image` has as many and is not loaded yet.
+    """Open the lower 8 bits of an image with 16 bits per channel, before it is loaded.
 
     Returns:
-        The picture, not loaded, and the channels of it that hold colours; None for an image of other depth.
+        An image, not loaded, and its channels of colours; None for an image of another depth.
     """
     opened: Any = image
     args = opened.tile[0].args if getattr(image, "tile", None) else ""
@@ -153,9 +153,9 @@ def _lower_bytes(image: Image.Image) -> tuple[Image.Image, slice] | None:
     kind, depth, order = str(raw).partition(";16")
     if kind not in ("RGB", "RGBA", "LA") or not depth:
         return None
-    # N is the order of the machine
+    # N is the native byte order
     swapped = "L" if order == "B" or (order == "N" and sys.byteorder == "big") else "B"
-    # grey and alpha are four bytes, of which Pillow takes no other order: the second is the lower one of grey
+    # Pillow has no other order for grey and alpha; of their four bytes, the second is the lower one of grey
     other = "RGBA" if kind == "LA" else f"{kind};16{swapped}"
     place = opened.fp.tell()
     opened.fp.seek(0)
@@ -166,12 +166,12 @@ def _lower_bytes(image: Image.Image) -> tuple[Image.Image, slice] | None:
 
 
 def load_pixels(image: Image.Image) -> None:
-    """Load the pixels of an opened picture.
+    """Load the pixels of an opened image.
 
-    Of 16 bits for each colour Pillow keeps the upper 8, in which a picture of 0 to 255 has nothing.
+    Pillow only keeps the upper 8 of 16 bits per channel, so values of 0 to 255 would be black.
 
     Raises:
-        ImageDepthError: if it is such a picture; one that is black in all bits is not.
+        ImageDepthError: if only the lower 8 bits have values.
     """
     lower = _lower_bytes(image)
     image.load()
@@ -180,8 +180,8 @@ def load_pixels(image: Image.Image) -> None:
     highest = _highest(image, slice(0, 3))
     if highest < LEAST_OF_16_BITS >> 8 and (highest or _highest(*lower)):
         raise ImageDepthError(
-            "An image of 16 bits for each colour, of which Pillow keeps the upper 8, holds next to nothing in these "
-            "and would be nearly black. It looks like one of 8 bits: save it as such."
+            "An image of 16 bits per channel must use the upper 8 bits, which Pillow keeps; it would be nearly black. "
+            "It looks like an image of 8 bits: save it as such."
         )
 
 
@@ -190,15 +190,15 @@ def _highest(image: Any, channels: slice) -> int:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """A copy turned as its EXIF orientation says; EXIF data that cannot be read are left out."""
+    """Copy an image with its EXIF orientation applied, if its EXIF data can be read."""
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # corrupt EXIF data raise as many kinds of errors as corrupt pixels
+    except Exception:  # of any kind, for corrupt EXIF data
         return image.copy()
 
 
 def _read(source: str | Path, timeout: float | None) -> str | Path | BytesIO:
-    """What Pillow opens: the path, or the bytes behind a URL."""
+    """The path, or the bytes of a URL, for Pillow."""
     if not str(source).startswith(("http://", "https://", "data:")):
         return source
     request = Request(str(source), headers={"User-Agent": "crossvlt_hf"})  # some servers refuse urllib's own
@@ -207,7 +207,7 @@ def _read(source: str | Path, timeout: float | None) -> str | Path | BytesIO:
 
 
 def _open(source: str | Path, timeout: float | None, upright: bool) -> Image.Image:
-    """The image in a file or behind a URL."""
+    """Load the image of a file or URL."""
     name = str(source) if len(str(source)) < 200 else f"{str(source)[:60]}..."
     with opening(name), Image.open(_read(source, timeout)) as image:
         load_pixels(image)
@@ -222,11 +222,11 @@ def _to_numpy(array: np.ndarray | Tensor) -> np.ndarray:
 
 
 def _channels_last(array: np.ndarray | Tensor, layout: str | None) -> np.ndarray:
-    """(height, width) or (height, width, channels); without a layout, where both could be, a tensor is channels first.
+    """Convert to (height, width) or (height, width, channels); ambiguous tensors have the channels first.
 
     Args:
         array: with the channels first, last or absent.
-        layout: "channels_first", "channels_last" or "none", the library's `input_data_format`.
+        layout: "channels_first", "channels_last" or "none", as `input_data_format` of Transformers.
     """
     values = _to_numpy(array)
     first = isinstance(array, Tensor) if layout is None else layout == "channels_first"
@@ -234,25 +234,25 @@ def _channels_last(array: np.ndarray | Tensor, layout: str | None) -> np.ndarray
         first = not first
     if values.ndim == 3 and first:
         values = np.moveaxis(values, 0, -1)
-    given = "" if layout is None or (values.ndim == 2) == (layout == "none") else f", but `input_data_format` {layout}"
+    given = "" if layout is None or (values.ndim == 2) == (layout == "none") else f" with `input_data_format` {layout}"
     if given or values.ndim not in (2, 3) or values.shape[2:] not in ((), (1,), (3,), (4,)) or 0 in values.shape:
         raise ValueError(
-            f"An image has shape {tuple(array.shape)}{given}; give (height, width), or 1, 3 or 4 channels "
-            "first or last."
+            "An image must have shape (height, width), or 1, 3 or 4 channels first or last, got shape "
+            f"{tuple(array.shape)}{given}."
         )
     return values[..., 0] if values.shape[2:] == (1,) else values
 
 
 def _check_numbers(values: np.ndarray) -> np.ndarray:
     if values.dtype.kind not in "buif":
-        raise ValueError(f"An image has dtype {values.dtype}; give numbers.")
+        raise ValueError(f"An image must have numbers, got dtype {values.dtype}.")
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise ValueError("An image holds NaN or infinite values; give finite ones.")
+        raise ValueError("An image must have finite values, got NaN or infinite ones.")
     return values
 
 
 def _decode(image: Any, timeout: float | None, layout: str | None, upright: bool) -> Image.Image | np.ndarray:
-    """A PIL image of 8 bits, or numbers whose range is still to be found: (height, width[, channels])."""
+    """Decode to a PIL image of 8 bits, or to a (height, width[, channels]) array of unknown range."""
     if isinstance(image, np.ndarray | Tensor):
         return _check_numbers(_channels_last(image, layout))
     if isinstance(image, str | Path):
@@ -262,9 +262,9 @@ def _decode(image: Any, timeout: float | None, layout: str | None, upright: bool
             load_pixels(image)
         image = _upright(image) if upright else image
     else:
-        raise ValueError(f"An image is of type {type(image).__name__}; give a path, URL, PIL image, array or tensor.")
+        raise ValueError(f"An image must be a path, URL, PIL image, array or tensor, got {type(image).__name__}.")
     if 0 in image.size:
-        raise ValueError(f"An image has size {image.size}; give one of at least one pixel.")
+        raise ValueError(f"An image must have at least one pixel, got size {image.size}.")
     if image.mode != "F" and not image.mode.startswith("I"):
         return image
     values = _check_numbers(np.asarray(image))  # Pillow would clip these to 255
@@ -275,84 +275,84 @@ def _decode(image: Any, timeout: float | None, layout: str | None, upright: bool
 
 
 def _looks_like(low: float, high: float) -> str:
-    """What is said of floats that are neither 0 to 1, nor 0 to 255, nor 0 to 65535."""
+    """A hint for floats that are neither 0 to 1, nor 0 to 255, nor 0 to 65535."""
     if -0.5 < low < 0 and 0.5 < high < 1.5:
-        return " It reaches a little beyond 0 to 1, as resizing makes it: clip it."
+        return " The range is slightly more than 0 to 1, as after resizing: clip it."
     if -1.01 <= low < -0.5 and 0 < high <= 1.01:
-        return " This looks like an image scaled to -1 to 1: give (x + 1) / 2."
+        return " This looks like an image scaled to -1 to 1: use (x + 1) / 2."
     if low < 0 and high < 4:
         return (
-            " This looks like an image that is normalised already: give it as it was before (x * image_std + "
-            "image_mean), or give the model itself your `pixel_values`."
+            " This looks like a normalised image: undo it (x * image_std + image_mean), or pass it to the model as "
+            "`pixel_values`."
         )
     return " Clip or rescale it."
 
 
 def _is_of_0_to_1(image: np.ndarray) -> bool:
-    """Whether floats are an image of 0 to 1, and not a black one of 0 to 255: most values are not whole numbers."""
+    """Whether floats are from 0 to 1, not a black image of 0 to 255: most values are not whole numbers."""
     seen = image[image != 0]
     return image.max() <= 1 + OVERSHOOT and seen.size > 0 and bool((seen % 1 != 0).mean() > 0.5)
 
 
 def _check_that_they_are_of_one_range(images: Sequence[np.ndarray]) -> None:
-    """Raise ValueError if some floats are 0 to 1 and others 0 to 255: one reading cannot be right for both."""
+    """Raise ValueError if some images are from 0 to 1 and others from 0 to 255."""
     if images[0].dtype.kind != "f" or max(float(image.max()) for image in images) <= 1 + OVERSHOOT:
         return
     small = [number for number, image in enumerate(images, start=1) if _is_of_0_to_1(image)]
     if small:
         raise ValueError(
-            f"The images of a call must be of one range, but of {len(images)} of floats number {small[0]} holds 0 to "
-            "1, and others larger values; give all as 0 to 1, or all as 0 to 255."
+            f"The images of a call must have the same range, but image {small[0]} of {len(images)} with floats is "
+            "from 0 to 1, and others have larger values; use 0 to 1 or 0 to 255 for all."
         )
 
 
 def _find_white(images: Sequence[np.ndarray]) -> int:
-    """What stands for white in numbers of one kind, floats or integers, that are judged together: 1, 255 or 65535.
+    """The value of white in all images of floats, or of integers: 1, 255 or 65535.
 
-    Floats between the ranges, as an image has that was normalised or overshoots its range, would give a black picture.
+    Floats between these ranges, as of a normalised image, would give a black image.
 
     Raises:
-        ValueError: if the numbers fit no range.
+        ValueError: if no range fits.
     """
     floats = images[0].dtype.kind == "f"
     low = min(float(image.min()) for image in images)
-    # the alpha channel of integers may be that of Pillow's transparent value, which says nothing of the colours
+    # not the alpha channel of integers, which may come from the transparent value of Pillow
     high = max(float((image if floats or image.max() > 65535 else _colours(image)).max()) for image in images)
     _check_that_they_are_of_one_range(images)
     slack = OVERSHOOT if floats else 0
     if low >= -slack:
         if floats and high <= 1 + slack:
             return 1
-        # a photo of 0 to 255 reaches more than this, unless it was made of integers
+        # a photo of 0 to 255 has values of 4 or more, or whole numbers
         if high <= 255 + slack and (not floats or high >= 4 or all((image % 1 == 0).all() for image in images)):
             return 255
         if LEAST_OF_16_BITS <= high <= 65535:
             return 65535
     shown = (low, high) if floats else (int(low), int(high))
     raise ValueError(
-        f"An image holds values from {shown[0]} to {shown[1]}; give 0 to 1, 0 to 255 or (16 bits) 0 to 65535."
+        f"An image must be from 0 to 1, 0 to 255 or (16 bits) 0 to 65535, got values from {shown[0]} to {shown[1]}."
         + (_looks_like(low, high) if floats else " Clip or rescale it.")
     )
 
 
 def _check_that_16_bits_are_used(images: Sequence[np.ndarray]) -> None:
-    """Raise ImageDepthError if uint16 images, judged together, hold those of 8 bits; black ones are right so."""
+    """Raise ImageDepthError if all uint16 images have values of 8 bits, unless they are black."""
     high = max(int(_colours(image).max()) for image in images)
     if 0 < high < LEAST_OF_16_BITS:
         clip = "" if high <= 255 else ".clip(0, 255)"
         raise ImageDepthError(
-            f"An image of 16 bits holds nothing above {high} of 65535 and would be nearly black. It looks like one of "
-            f'8 bits: give `image{clip}.astype("uint8")`; if it really is so dark, `image / 65535`.'
+            f"An image of 16 bits has no value above {high} of 65535, and would be nearly black. It looks like an "
+            f'image of 8 bits: use `image{clip}.astype("uint8")`, or `image / 65535` if it is so dark.'
         )
 
 
 def _colours(values: np.ndarray) -> np.ndarray:
-    """The channels of (height, width[, channels]) but for alpha."""
+    """The channels of (height, width[, channels]) without alpha."""
     return values[..., :3] if values.shape[2:] == (4,) else values
 
 
 def _whites(decoded: Sequence[Image.Image | np.ndarray]) -> list[int]:
-    """What stands for white in each of the images of a call; those whose dtype does not say are judged together."""
+    """The value of white in each image of a call, by its dtype or inferred from all images of that kind."""
     known = {"?": 1, "B": 255, "H": 65535}
     kinds = ["B" if isinstance(image, Image.Image) else image.dtype.char for image in decoded]
     kinds = [kind if kind in known else "f" if kind in "efdg" else "i" for kind in kinds]
@@ -365,16 +365,16 @@ def _whites(decoded: Sequence[Image.Image | np.ndarray]) -> list[int]:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """8-bit RGB of an 8-bit image of any mode; what is transparent shows white."""
+    """Convert an 8-bit image of any mode to RGB, on white where it is transparent."""
     if image.mode in ("La", "RGBa"):
-        image = image.convert(image.mode.upper())  # with premultiplied alpha Pillow converts to nothing else
+        image = image.convert(image.mode.upper())  # the only conversion of Pillow for premultiplied alpha
     if not image.has_transparency_data:
         return image.convert("RGB")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
 
 
 def _paint(decoded: Image.Image | np.ndarray, white: int) -> Image.Image:
-    """8-bit RGB of what `_decode` gives."""
+    """Convert a result of `_decode` to 8-bit RGB."""
     if isinstance(decoded, Image.Image):
         return _on_white(decoded)
     if decoded.dtype != np.uint8:
@@ -383,29 +383,29 @@ def _paint(decoded: Image.Image | np.ndarray, white: int) -> Image.Image:
 
 
 def to_rgb(image: ImageLike, timeout: float | None = 60.0, *, upright: bool = True) -> Image.Image:
-    """Turn whatever shows an image into an 8-bit RGB image, upright as its EXIF orientation says.
+    """Convert an image in any form to 8-bit RGB, with its EXIF orientation applied.
 
     Args:
         image: a path, a URL (http, https, data), a PIL image of any mode, or an array or tensor with the channels
-            first, last or absent. Its numbers may be bool, 0 to 1 (floats), 0 to 255, or 0 to 65535, with a maximum of
-            at least 1020 unless it is uint16 and black. What is transparent shows white; of an animation it is the
-            first picture.
-        timeout: seconds to wait for the server of a URL; None waits for ever.
+            first, last or absent. Numbers may be bool, 0 to 1 (floats), 0 to 255, or 0 to 65535 with a maximum of at
+            least 1020, unless it is uint16 and black. Transparent pixels become white; animations give their first
+            image.
+        timeout: seconds to wait for the server of a URL; None for no limit.
         upright: whether to apply the EXIF orientation.
 
     Raises:
-        OSError: if a file or URL cannot be reached or is not an image.
+        OSError: if a file or URL cannot be read or is not an image.
         ValueError: if an array is not an image (such as normalised values), or an image is larger than Pillow allows.
-        ImageDepthError: if an image of 16 bits holds one of 8 bits, which would be nearly black.
+        ImageDepthError: if an image of 16 bits has values of 8 bits, and would be nearly black.
     """
     return _to_rgb_and_white([image], timeout=timeout, upright=upright)[0][0]
 
 
 def to_rgb_together(images: Sequence[ImageLike], timeout: float | None = 60.0) -> list[Image.Image]:
-    """The same for images that belong together: the range of their numbers is judged of all at once.
+    """Convert images that belong together like `to_rgb`, and infer the range of their numbers from all of them.
 
-    A dark image of 0 to 255 may hold nothing above 1, which alone would make it a bright one of 0 to 1, and one of 16
-    bits nothing above 255.
+    A dark image of 0 to 255 may have no value above 1, and alone would be a bright one of 0 to 1. One of 16 bits may
+    have no value above 255.
     """
     return [image for image, _ in _to_rgb_and_white(images, timeout=timeout)]
 
@@ -422,12 +422,12 @@ def _to_rgb_and_white(
 
 
 def _is_a_mask(values: np.ndarray) -> bool:
-    """Whether (height, width, channels) hold nothing but the values that masks have."""
+    """Whether a (height, width, channels) array only has the values of masks."""
     return bool((values == values[..., :1]).all() and np.isin(values, (0, *OBJECT_VALUES)).all())
 
 
 def _alpha_is_the_mask(colours: np.ndarray, shown: np.ndarray) -> bool:
-    """Whether colours are no mask themselves: one is seen, and what is hidden does not look like the object."""
+    """Whether the mask is in the alpha channel: the colours are not a mask, but one visible colour."""
     if (colours == colours[:1, :1]).all():
         return True
     visible, hidden = colours[shown], colours[~shown]
@@ -438,39 +438,39 @@ def _alpha_is_the_mask(colours: np.ndarray, shown: np.ndarray) -> bool:
 
 
 def _without_alpha(values: np.ndarray) -> np.ndarray:
-    """The channels of a mask that hold it: the colours, or the alpha channel if the colours hold none.
+    """Select the channels of a mask: the colours, or the alpha channel if the colours are not a mask.
 
     Raises:
-        ValueError: if the two contradict each other.
+        ValueError: if both could be the mask.
     """
     colours, alpha = values[..., :-1], values[..., -1]
     shown = alpha != 0
     if (alpha == alpha.flat[0]).all():
         return colours
     if _alpha_is_the_mask(colours, shown):
-        # true or false, as what is seen is the object, and not ignored, whatever 255 means elsewhere
+        # bool, since visible pixels are the object, never ignored, whatever 255 means in other masks
         return shown if np.isin(alpha, (0, *OBJECT_VALUES)).all() else alpha
     if (shown == colours.any(-1)).all():
         return colours
     listed = [np.unique(colours[where].reshape(-1, colours.shape[-1]), axis=0).tolist() for where in (shown, ~shown)]
     seen, hidden = (", ".join(str(each[0] if len(set(each)) == 1 else each) for each in part[:4]) for part in listed)
     raise ValueError(
-        f"A mask has varying transparency that contradicts its colours: it shows {seen} and hides "
-        f"{hidden or 'nothing'}, so that either could be the object. Save the mask without transparency, or give one "
-        "of the two: the colours, such as `mask.convert('RGB')`, or the alpha channel, such as "
+        f"The transparency of a mask must not contradict its colours, got visible {seen} and hidden "
+        f"{hidden or 'nothing'}, either of which could be the object. Save the mask without transparency, or use the "
+        "colours, such as `mask.convert('RGB')`, or the alpha channel, such as "
         "`mask.convert('RGBA').getchannel('A')`."
     )
 
 
 def _palette_values(image: Image.Image, ignored: int | None) -> tuple[np.ndarray, bool]:
-    """The (height, width) numbers of a palette image, and whether they are labels, of which 255 is ignored.
+    """The (height, width) values of a palette image, and whether they are labels, in which 255 is ignored.
 
-    They are the indices, unless the palette makes a picture in black and white of them: then true where it is white,
-    or 1 if that is the index 1. A palette that shows all that is used in one colour, or has no colour for it, says
-    nothing. One of greys that are equal to their indices is like no palette.
+    Values are the indices, but if the palette is black and white, they are true for white (1 for white index 1). A
+    palette with one colour for all used indices, or without their colours, has no effect, nor has one of greys equal
+    to their indices.
 
     Raises:
-        ValueError: if index 0 is shown as a colour of its own and not black, so that the object could be either.
+        ValueError: if index 0 has a colour other than black, so that the object is ambiguous.
     """
     indices, palette = np.array(image.getchannel(0)), image.getpalette("RGB") or []
     colours = [tuple(palette[start : start + 3]) for start in range(0, len(palette) - 2, 3)]
@@ -487,14 +487,14 @@ def _palette_values(image: Image.Image, ignored: int | None) -> tuple[np.ndarray
         return (picture if ignored is None else np.where(indices == ignored, indices, picture)), False
     if telling and judged.get(0, BLACK) != BLACK:
         raise ValueError(
-            f"A mask has a palette that shows index 0 as the colour {judged[0]}, not black, so that the object "
-            "could be either; give a mask in black and white, or an array with 1 on the object."
+            f"The palette of a mask must have black for index 0, got {judged[0]}, so the object is ambiguous; use a "
+            "mask in black and white, or an array with 1 for the object."
         )
     return indices, True
 
 
 def _picture_values(image: Image.Image, ignored: int | None) -> tuple[np.ndarray, bool]:
-    """The numbers in a PIL image, and whether they are labels of a palette."""
+    """The values of a PIL image, and whether they are labels of a palette."""
     check_mask_format(image)
     with opening(str(getattr(image, "filename", "")) or "The mask", "mask"):
         load_pixels(image)
@@ -510,7 +510,7 @@ def _picture_values(image: Image.Image, ignored: int | None) -> tuple[np.ndarray
     elif image.mode in ("La", "RGBa"):
         image = image.convert({"La": "LA"}.get(image.mode, "RGBA"))
     if image.mode not in ("1", "L", "LA", "RGB", "RGBA", "F") and not image.mode.startswith("I"):
-        raise ValueError(f"A mask has mode {image.mode}; give one of 1, L, LA, P, RGB, RGBA or I;16.")
+        raise ValueError(f"A mask must have mode 1, L, LA, P, RGB, RGBA or I;16, got {image.mode}.")
     values = np.asarray(image)
     if image.mode.startswith("I") and isinstance(hidden, int):
         values = np.stack([values, (values != hidden).astype(values.dtype)], axis=-1)
@@ -518,29 +518,29 @@ def _picture_values(image: Image.Image, ignored: int | None) -> tuple[np.ndarray
 
 
 def check_mask_format(image: Image.Image) -> None:
-    """Raise LossyMaskError if a picture that Pillow opened is a JPEG, whatever the name of its file is."""
+    """Raise LossyMaskError if an image that Pillow opened is a JPEG, whatever its file name."""
     if image.format in ("JPEG", "MPO"):
         raise LossyMaskError(
-            "A mask is a JPEG, whose compression smears the values of masks; save masks as PNG, of a JPEG "
-            "that cannot be made again as `mask.convert('L').point(lambda value: 255 * (value > 127))`."
+            "A mask must not be a JPEG, since its compression changes values; save masks as PNG, or convert a JPEG by "
+            "`mask.convert('L').point(lambda value: 255 * (value > 127))`."
         )
 
 
 def _mask_values(mask: Any, ignored: int | None = None) -> tuple[np.ndarray, bool]:
-    """The (height, width) numbers of a mask in any form, and whether they are labels, of which 255 is ignored.
+    """The (height, width) values of a mask in any form, and whether they are labels, in which 255 is ignored.
 
     Args:
         mask: see `to_label_map`.
-        ignored: the value that is said to be ignored, which no picture in black and white is made of.
+        ignored: value of ignored pixels, which a palette of black and white keeps.
     """
     if not isinstance(mask, Image.Image | np.ndarray | Tensor):
-        raise ValueError(f"A mask is of type {type(mask).__name__}; give a PIL image, array or tensor.")
+        raise ValueError(f"A mask must be a PIL image, array or tensor, got {type(mask).__name__}.")
     values, labels = _picture_values(mask, ignored) if isinstance(mask, Image.Image) else (_to_numpy(mask), False)
     shape = values.shape
     if values.dtype.kind not in "buif":
-        raise ValueError(f"A mask has dtype {values.dtype}; its values must be numbers.")
+        raise ValueError(f"A mask must have numbers, got dtype {values.dtype}.")
     if 0 in shape:
-        raise ValueError(f"A mask has shape {shape}; give (height, width).")
+        raise ValueError(f"A mask must have shape (height, width), got {shape}.")
     if values.ndim == 3 and 1 in (shape[0], shape[-1]):
         values = values.squeeze(0 if shape[0] == 1 else -1)
     if values.ndim == 3 and shape[0] in (2, 3, 4) and shape[-1] not in (2, 3, 4):
@@ -550,29 +550,29 @@ def _mask_values(mask: Any, ignored: int | None = None) -> tuple[np.ndarray, boo
     if values.ndim == 3 and (values == values[..., :1]).all():
         values = values[..., 0]
     if values.ndim != 2:
-        raise ValueError(f"A mask has shape {shape}, and not one value for each pixel; give (height, width).")
+        raise ValueError(f"A mask must have shape (height, width) with one value per pixel, got {shape}.")
     return values, labels
 
 
 def _unknown_values(found: list, levels: list) -> str:
-    """What is said of a mask whose values do not say what is the object.
+    """The message for a mask with an ambiguous object.
 
     Args:
         found: all of its values, in order.
-        levels: those but 0 and what is ignored: more than one, or one that the object does not have.
+        levels: values other than 0 and the ignored one: several, or one that is not usual for the object.
     """
     shown = f"[{', '.join(map(str, found[:8]))}{', ...' if len(found) > 8 else ''}]"
-    wanted = f"A mask holds the values {shown}; give 0 and 1, 0 and 255 (16 bits: 65535), or 0, 1 and 255."
+    wanted = f"A mask must have values 0 and 1, 0 and 255 (16 bits: 65535), or 0, 1 and 255, got {shown}."
     if any(level != level for level in levels):
-        return f"{wanted} NaN is no value of a mask."
+        return f"{wanted} NaN is not allowed."
     if len(found) > 8:
-        return f"{wanted} This looks like a soft or lossily compressed mask: give `mask > threshold`."
+        return f"{wanted} This looks like a soft or lossily compressed mask: use `mask > threshold`."
     if set(levels) <= {1, IGNORED}:
-        return f"{wanted} Here {IGNORED} is not said to be ignored: give `ignore_index={IGNORED}`, or `mask != 0`."
+        return f"{wanted} If {IGNORED} is to be ignored, set `ignore_index={IGNORED}`; otherwise use `mask != 0`."
     odd = next(level for level in reversed(levels) if level not in (1, IGNORED))
     whole = float(odd).is_integer()
-    ignore = f"; if it is to be ignored, `ignore_index={int(odd)}`" if whole else ""
-    return f"{wanted} If {odd} is the object, give `mask == {odd}`{ignore}."
+    ignore = f"; if it is to be ignored, set `ignore_index={int(odd)}`" if whole else ""
+    return f"{wanted} If {odd} is the object, use `mask == {odd}`{ignore}."
 
 
 def _to_label_map(values: np.ndarray, ignored: int | None) -> np.ndarray:
@@ -587,7 +587,7 @@ def _to_label_map(values: np.ndarray, ignored: int | None) -> np.ndarray:
 
 
 def check_ignore_index(ignore_index: Any) -> IgnoreIndex:
-    """What says which value of a mask is ignored: an int (of whatever kind of integer), None or "auto".
+    """Check the value of ignored pixels: an integer of any type, None or "auto".
 
     Raises:
         ValueError: if it is something else.
@@ -601,7 +601,9 @@ def check_ignore_index(ignore_index: Any) -> IgnoreIndex:
     except TypeError:
         whole = None
     if whole in (None, 0, 1):
-        raise ValueError(f"`ignore_index` must be a whole number but 0 and 1, None or 'auto', got {ignore_index!r}.")
+        raise ValueError(
+            f"`ignore_index` must be an integer other than 0 and 1, None or 'auto', got {ignore_index!r}."
+        )
     return whole
 
 
@@ -613,25 +615,25 @@ def _meaning_of_255(values: np.ndarray, labels: bool) -> Meaning:
 
 
 def meaning_of_255(mask: Any) -> Meaning:
-    """What "auto" takes 255 for in the numbers of a mask.
+    """The meaning of 255 in a mask, for "auto".
 
     Returns:
-        "ignored", "object"; "absent" where the object is 1 and 255 does not occur, so that it would be ignored; None
-        where nothing says so, as in masks that are black, or true and false.
+        "ignored" or "object"; "absent" if the object is 1 and there is no 255, which would be ignored; None if it is
+        unknown, as in black masks and masks of bool.
     """
     return _meaning_of_255(*_mask_values(mask))
 
 
 def check_meaning_of_255(found: Iterable[tuple[Meaning, str]]) -> None:
-    """Check that 255 means the same in all masks that belong together.
+    """Check that 255 means the same in all masks of a data set or call.
 
-    Without this check a mask of ignored pixels only would become an object, beside others in which the object is 1.
+    Otherwise a mask with only ignored pixels would become an object, beside masks in which the object is 1.
 
     Args:
-        found: what `meaning_of_255` says of each mask, and what to call it.
+        found: result of `meaning_of_255` for each mask, and its name for messages.
 
     Raises:
-        ValueError: if 255 could be the object in one mask, and is ignored, or would be, in another.
+        ValueError: if 255 could be the object in a mask, and is or would be ignored in another.
     """
     seen: dict[Meaning, str] = {}
     for meaning, name in found:
@@ -640,22 +642,21 @@ def check_meaning_of_255(found: Iterable[tuple[Meaning, str]]) -> None:
         return
     if "ignored" in seen:
         raise ValueError(
-            f"255 must mean the same in all masks: in {seen['ignored']} it is ignored, as a 1 beside it or a palette "
-            f"says, but nothing in {seen['object']} says so, and it could be the object. Give `ignore_index=255` if "
-            "it is ignored in all of them, or save masks of 0 and 1."
+            f"255 must mean the same in all masks: it is ignored in {seen['ignored']}, which has 1 or a palette, but "
+            f"could be the object in {seen['object']}. Set `ignore_index=255` if it is ignored in all masks, or save "
+            "masks of 0 and 1."
         )
     raise ValueError(
-        f"255 must mean the same in all masks: in {seen['absent']} the object is 1, so that 255 in {seen['object']} "
-        "could be the object or ignored. Give `ignore_index=None` if it is the object, `ignore_index=255` if it is "
-        "ignored."
+        f"255 must mean the same in all masks: the object is 1 in {seen['absent']}, so 255 in {seen['object']} could "
+        "be the object or ignored. Set `ignore_index=None` if it is the object, `ignore_index=255` if it is ignored."
     )
 
 
 def to_label_maps(masks: Sequence[Any], ignore_index: IgnoreIndex = "auto") -> list[np.ndarray]:
-    """The same as `to_label_map` for masks that belong together: "auto" judges all of them at once.
+    """Convert masks that belong together like `to_label_map`, with the same meaning of 255 for "auto".
 
     Raises:
-        ValueError: also if the object is 1 in one mask, and 255, which could be ignored too, in another.
+        ValueError: as `to_label_map`, and if the meaning of 255 is ambiguous (see `check_meaning_of_255`).
     """
     ignored = check_ignore_index(ignore_index)
     read = [_mask_values(mask, None if ignored == "auto" else ignored) for mask in masks]
@@ -668,27 +669,27 @@ def to_label_maps(masks: Sequence[Any], ignore_index: IgnoreIndex = "auto") -> l
 
 
 def to_label_map(mask: Image.Image | np.ndarray | Tensor, ignore_index: IgnoreIndex = "auto") -> np.ndarray:
-    """Turn a mask into (height, width) uint8: 1 on the object, 0 off it, 255 ignored.
+    """Convert a mask to (height, width) uint8: 1 for the object, 0 for background, 255 to ignore.
 
     Args:
-        mask: PIL image, array or tensor. The object has the value 1, 255 or (16 bits) 65535, and everything else 0.
-            The values of a palette image are its indices (VOC and DAVIS: 1 on the object, 255 ignored), but if all of
-            it is black and white, what is seen: the object is white. An alpha channel that varies is the mask if the
-            colours hold none, and may otherwise hide what is black; one that contradicts the colours is refused. A
-            JPEG is refused, as it does not keep values.
-        ignore_index: the value of pixels to ignore, whatever else the mask holds; None ignores nothing. "auto" ignores
-            255 in palette indices, and where the mask also holds 1; otherwise 255 is the object. So a mask of 0 and
-            255 that belongs to others with 0, 1 and 255 needs `ignore_index=255` (or `to_label_maps`).
+        mask: PIL image, array or tensor. The object has the value 1, 255 or (16 bits) 65535, the background 0. Values
+            of a palette image are its indices (VOC and DAVIS: 1 for the object, 255 ignored); in a palette of black
+            and white, the object is white. An alpha channel that varies is the mask if the colours are not, and may
+            hide black pixels otherwise; one that contradicts the colours is refused. A JPEG is refused, since it
+            changes values.
+        ignore_index: value of ignored pixels; None for no such value. "auto" ignores 255 in palette indices, and in
+            masks that also have 1; otherwise 255 is the object. A mask of 0 and 255 in a data set with masks of 0, 1
+            and 255 therefore needs `ignore_index=255` (or `to_label_maps`).
 
     Raises:
-        ValueError: if it is not two-dimensional, or its values do not say what is the object.
+        ValueError: if the mask is not two-dimensional, or the object is ambiguous.
         OSError: if the file of a PIL image is corrupt.
     """
     return to_label_maps([mask], ignore_index)[0]
 
 
 def resize_label_map(label_map: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """A (height, width) uint8 label map in another (height, width), by the nearest pixel."""
+    """Resize a (height, width) uint8 label map, by nearest-neighbour interpolation."""
     return np.asarray(Image.fromarray(label_map).resize((shape[1], shape[0]), Image.Resampling.NEAREST))
 
 
@@ -697,30 +698,33 @@ def _as_images(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
         return list(images) if images.ndim == 4 else [images]
     entries: list[Any] = list(images) if isinstance(images, list | tuple) else [images]
     if not entries:
-        raise ValueError(f"`images` is {images!r}; give at least one image.")
+        raise ValueError(f"`images` must have at least one image, got {images!r}.")
     if odd := [entry for entry in entries if isinstance(entry, list | tuple) and len(entry) != 1]:
-        raise ValueError(
-            f"`images` holds a list of {len(odd[0])} images; give one image for each list of expressions."
-        )
+        raise ValueError(f"`images` must have one image per list of expressions, got a list of {len(odd[0])} images.")
     return [entry[0] if isinstance(entry, list | tuple) else entry for entry in entries]
 
 
 def says_nothing(text: str) -> bool:
-    """Whether nothing of a text is seen: only spaces, control and zero-width characters, and accents of no letter."""
+    """Whether a text has no visible character: only spaces, control and zero-width characters, and lone accents."""
     kinds = map(unicodedata.category, text)
     return all(kind[0] in "ZM" or kind in ("Cc", "Cf") for kind in kinds)
 
 
+def is_damaged(text: str) -> bool:
+    """Whether a text has half a surrogate pair, as from a damaged escape in JSON; Arrow and files cannot store it."""
+    return _HALF_SURROGATE.search(text) is not None
+
+
 def check_that_something_is_read(tokenizer: Any, expressions: Sequence[str], input_ids: Any) -> None:
-    """See that every expression has a token.
+    """Check that every expression has a token.
 
     Args:
-        tokenizer: that has read them.
-        expressions: as they were written.
-        input_ids: a row of token ids for each, with [CLS] and [SEP], padded or not; or the only row.
+        tokenizer: the tokenizer.
+        expressions: its input.
+        input_ids: a row of token ids for each expression, with [CLS] and [SEP] and possibly padding; or a single row.
 
     Raises:
-        NothingReadError: if a row has none but those that the tokenizer adds to every expression.
+        NothingReadError: if a row only has [CLS] and [SEP].
     """
     rows = input_ids.tolist() if isinstance(input_ids, np.ndarray | Tensor) else input_ids
     rows = rows if isinstance(rows[0], list | tuple) else [rows]
@@ -731,18 +735,18 @@ def check_that_something_is_read(tokenizer: Any, expressions: Sequence[str], inp
 
 
 def _as_expressions(text: Any) -> list[str] | list[list[str]]:
-    """Check the nesting of expressions: one, a list, or a list of lists."""
+    """Check expressions: a text, a list, or a list of lists."""
     entries = [text] if isinstance(text, str) else list(text) if isinstance(text, list | tuple) else None
     if not entries:
-        raise ValueError(f"`text` is {text!r}; give an expression or a list of expressions.")
+        raise ValueError(f"`text` must be an expression or a list of expressions, got {text!r}.")
     nested = [isinstance(entry, list | tuple) for entry in entries]
     if any(nested) and not all(nested):
-        raise ValueError("`text` mixes expressions and lists of expressions; give one kind.")
+        raise ValueError("`text` must not have both expressions and lists of expressions.")
     for expression in _flat(entries):
         if not isinstance(expression, str) or says_nothing(expression):
-            raise ValueError(f"An expression is {expression!r}; say which object is meant.")
-        if any("\ud800" <= character <= "\udfff" for character in expression):
-            raise ValueError(f"The expression {expression!r} holds half of a surrogate pair; give valid Unicode.")
+            raise ValueError(f"An expression must be text that describes an object, got {expression!r}.")
+        if is_damaged(expression):
+            raise ValueError(f"An expression must be valid Unicode, got {expression!r} with half a surrogate pair.")
     return [list(entry) for entry in entries] if any(nested) else entries
 
 
@@ -751,14 +755,14 @@ def _flat(entries: list) -> list:
 
 
 class ReadExpression(NamedTuple):
-    """What a model reads of an expression; see [`CrossVLTProcessor.read_expressions`].
+    """The part of an expression that a model reads; see [`CrossVLTProcessor.read_expressions`].
 
     Args:
-        text_read: the part of the expression within the limit of tokens, as it was written.
-        unknown_words: words of the whole expression that the vocabulary does not know, each once, in their order; of
-            signs without a word, none of which it knows, all of what is read.
+        text_read: the part within the limit of tokens.
+        unknown_words: words of the whole expression that are not in the vocabulary, each once, in order. For unknown
+            signs without a word, the text itself.
         cut: whether the expression is longer than the limit.
-        known: whether the vocabulary knows anything of what is read; otherwise all such expressions give one mask.
+        known: whether any token is in the vocabulary; otherwise all such expressions give the same mask.
     """
 
     text_read: str
@@ -768,12 +772,12 @@ class ReadExpression(NamedTuple):
 
 
 def _is_of_a_word(character: str) -> bool:
-    """Whether it is a letter, a digit or an emoji, no punctuation and no space."""
+    """Whether a character is a letter, a digit or an emoji."""
     return unicodedata.category(character)[0] in "LN" or unicodedata.category(character) == "So"
 
 
 def word_spans(text: str) -> Iterator[tuple[int, int]]:
-    """Start and end of each word: letters, digits and emoji together, with their accents and joiners."""
+    """Start and end of each word: letters, digits and emoji, with their accents and joiners."""
     start = None
     for position, character in enumerate(text):
         inside = _is_of_a_word(character)
@@ -787,24 +791,24 @@ def word_spans(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _as_read(text: str, words: tuple[str, ...], cut: bool, known: bool) -> ReadExpression:
-    """What is read; signs of which the vocabulary knows none stand for the words that an expression lacks."""
+    """Make a result, in which an unknown text without words is the unknown word."""
     return ReadExpression(text, words if words or known else (text.strip(),), cut, known)
 
 
 def reading_note(expression: str, read: ReadExpression) -> str | None:
-    """A sentence on what a model does not read of an expression; None if it reads all of it."""
+    """A sentence about the parts of an expression that a model does not read; None if it reads everything."""
     notes = []
     if read.unknown_words:
         words = ", ".join(map(repr, read.unknown_words))
-        nothing = "" if read.known else ", so that nothing of it is read"
+        nothing = "" if read.known else ", and no other token of it"
         notes.append(f"the vocabulary does not know {words}{nothing}")
     if read.cut:
         notes.append(f"it is too long, and only {read.text_read!r} is read")
-    return f"The expression {expression!r} is not read as it is: {'; '.join(notes)}." if notes else None
+    return f"The expression {expression!r} is not read completely: {'; '.join(notes)}." if notes else None
 
 
 def _not_covered(text: str, known: list[tuple[int, int]]) -> tuple[str, ...]:
-    """The words of a text of which a character lies in no known token's (start, end)."""
+    """The words of a text with a character outside the (start, end) of known tokens."""
     covered = {position for start, end in known for position in range(start, end)}
     left = [position for position in range(len(text)) if position not in covered]
     if not any(_is_of_a_word(text[position]) for position in left):
@@ -818,7 +822,11 @@ def _not_covered(text: str, known: list[tuple[int, int]]) -> tuple[str, ...]:
 
 
 def pair_expressions(num_images: int, text: str | Sequence) -> list[list[str]]:
-    """The expressions of each image."""
+    """Group expressions by image.
+
+    Raises:
+        ValueError: if the numbers do not match.
+    """
     expressions = _as_expressions(text)
     if isinstance(expressions[0], list):
         groups = expressions
@@ -834,66 +842,66 @@ def pair_expressions(num_images: int, text: str | Sequence) -> list[list[str]]:
             f"{counted(len(groups), 'expression or list')}."
         )
     if [] in groups:
-        raise ValueError(f"Image {groups.index([])} has no expressions; give each at least one.")
+        raise ValueError(f"Every image must have an expression, got none for image {groups.index([])}.")
     return groups
 
 
 def _as_sizes(target_sizes: Any) -> list[tuple[int, ...]]:
     sizes = target_sizes.tolist() if isinstance(target_sizes, np.ndarray | Tensor) else list(target_sizes)
     if any(not isinstance(size, Sequence | np.ndarray | Tensor) or len(size) != 2 or min(size) < 1 for size in sizes):
-        raise ValueError(f"The target sizes are {sizes}; give (height, width) of at least 1 pixel for each.")
+        raise ValueError(f"`target_sizes` must be (height, width) of at least 1 pixel for each result, got {sizes}.")
     return [(int(height), int(width)) for height, width in sizes]
 
 
 def _as_masks(masks: Any, counts: list[int]) -> list:
-    """One mask for each expression; `counts` says how many expressions each image has."""
+    """List a mask for each expression; `counts` has the number of expressions of each image."""
     if not isinstance(masks, list | tuple):
         shape = tuple(getattr(masks, "shape", (0, 0)))
         batch = len(shape) == 4 or (len(shape) == 3 and (shape[0] == sum(counts) or shape[-1] not in (1, 3, 4)))
         masks = list(masks) if batch else [masks]
     nested = any(isinstance(entry, list | tuple) for entry in masks)
     if nested and [len(entry) if isinstance(entry, list | tuple) else 1 for entry in masks] != counts:
-        raise ValueError("`segmentation_maps` is not nested as `text`; give each image as many masks as expressions.")
+        raise ValueError("`segmentation_maps` must be nested like `text`, with a mask for each expression.")
     flat = _flat(list(masks))
     if len(flat) != sum(counts):
         raise ValueError(
-            f"There must be one mask for each expression, got {counted(sum(counts), 'expression')} and "
+            f"There must be a mask for each expression, got {counted(sum(counts), 'expression')} and "
             f"{counted(len(flat), 'mask')}."
         )
     return flat
 
 
 def check_threshold(threshold: float | None, name: str = "threshold") -> None:
-    """Raise ValueError unless it is None or a probability above 0 and below 1."""
+    """Raise ValueError unless a threshold is None or a probability above 0 and below 1."""
     if threshold is not None and not (isinstance(threshold, Real) and 0 < threshold < 1):
-        raise ValueError(f"`{name}` is {threshold!r}; give a probability above 0 and below 1.")
+        raise ValueError(f"`{name}` must be a probability above 0 and below 1, got {threshold!r}.")
 
 
 def resolve_presence_threshold(threshold: Any, has_head: bool) -> float | None:
-    """What stands for "auto": 0.5 for a model with a presence head, None for another.
+    """Resolve "auto": 0.5 for a model with a presence head, otherwise None.
 
     Raises:
-        ValueError: if it is neither "auto" nor None nor a probability, or a probability for a model without the head.
+        ValueError: if it is neither "auto" nor None nor a probability, or the model has no presence head.
     """
     if isinstance(threshold, str) and threshold == "auto":
         return PRESENCE_THRESHOLD if has_head else None
     check_threshold(threshold, "presence_threshold")
     if threshold is not None and not has_head:
         raise ValueError(
-            f"`presence_threshold` is {threshold}, but the model has no presence head (`config.presence_head`); leave "
-            "it out."
+            f"`presence_threshold` must be None for a model without a presence head (`config.presence_head`), got "
+            f"{threshold}."
         )
     return threshold
 
 
 def check_min_area(instances: bool, min_area: int | None) -> None:
-    """Raise ValueError unless it is None or, where instances are asked for, a whole number of pixels above 0."""
+    """Raise ValueError unless `min_area` is None or, with `instances`, a number of pixels above 0."""
     if min_area is None:
         return
     if isinstance(min_area, bool) or not isinstance(min_area, int) or min_area < 1:
         raise ValueError(f"`min_area` must be a number of pixels of at least 1, got {min_area!r}.")
     if not instances:
-        raise ValueError(f"`min_area` is {min_area}, but `instances` False; ask for the instances, or leave it out.")
+        raise ValueError(f"`min_area` must be None without `instances`, got {min_area}.")
 
 
 def mask_box(mask: Tensor) -> list[int] | None:
@@ -905,7 +913,7 @@ def mask_box(mask: Tensor) -> list[int] | None:
 
 
 def _join(count: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The component, 0, 1, ..., of each of `count` things, of which `first[i]` and `second[i]` are connected."""
+    """The component, 0, 1, ..., of each of `count` things, with connections between `first[i]` and `second[i]`."""
     labels = np.arange(count)
     while True:
         low = np.minimum(labels[first], labels[second])
@@ -921,8 +929,7 @@ def _join(count: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def find_parts(mask: Tensor) -> tuple[Tensor, int]:
     """The largest connected part of a mask, the upper one of two equal ones, and the number of parts.
 
-    Written here since neither torch, numpy nor Pillow labels components and SciPy is not needed for anything else.
-    The runs of pixels in each row are joined with those that they touch in the next, also at a corner.
+    Implemented here, since torch, numpy and Pillow cannot label components, and SciPy is not a dependency.
 
     Args:
         mask: (height, width) bool.
@@ -940,10 +947,10 @@ def find_instances(mask: Tensor, min_area: int = 1) -> list[dict[str, Any]]:
 
     Args:
         mask: (height, width) bool.
-        min_area: smaller parts are left out, in pixels.
+        min_area: least area of a part, in pixels.
 
     Returns:
-        For each part "mask", (height, width) bool, "box", as `mask_box` gives it, and "area" in pixels.
+        For each part "mask", (height, width) bool, "box" (see `mask_box`), and "area" in pixels.
     """
     labels = label_parts(mask)
     areas = labels.flatten().bincount()[1:].tolist()
@@ -954,26 +961,34 @@ def find_instances(mask: Tensor, min_area: int = 1) -> list[dict[str, Any]]:
     ]
 
 
-def label_parts(mask: Tensor) -> Tensor:
-    """The connected parts of a (height, width) bool mask, as (height, width) int64: 1, 2, ... and 0 off the mask."""
+def label_parts(mask: Tensor, corners: bool = True) -> Tensor:
+    """Label the connected parts of a mask.
+
+    Args:
+        mask: (height, width) bool.
+        corners: whether pixels that only touch at a corner are connected.
+
+    Returns:
+        (height, width) int64: 1, 2, ... from the top down, and 0 off the mask.
+    """
     labels = torch.zeros_like(mask, dtype=torch.int64)
     if (box := mask_box(mask)) is not None:
         left, top, right, bottom = box
-        inside = _label_parts(mask[top:bottom, left:right].detach().cpu().numpy())
+        inside = _label_parts(mask[top:bottom, left:right].detach().cpu().numpy(), corners)
         labels[top:bottom, left:right] = torch.from_numpy(inside).to(mask.device)
     return labels
 
 
-def _label_parts(mask: np.ndarray) -> np.ndarray:
-    """`label_parts` of what is not empty."""
+def _label_parts(mask: np.ndarray, corners: bool) -> np.ndarray:
+    """`label_parts` of a mask that is not empty."""
     height, width = mask.shape
-    row = width + 2  # so that the runs of two rows never touch in the flattened mask
+    row = width + 2  # so that runs of different rows do not touch in the flattened mask
     flat = np.zeros(height * row + 1, dtype=np.int8)
     flat[:-1].reshape(height, row)[:, 1:-1] = mask
     steps = np.diff(flat)
     starts, ends = np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)  # of the runs; the ends are exclusive
-    lower = np.searchsorted(ends, starts + row, side="left")
-    upper = np.searchsorted(starts, ends + row, side="right")
+    lower = np.searchsorted(ends, starts + row, side="left" if corners else "right")
+    upper = np.searchsorted(starts, ends + row, side="right" if corners else "left")
     touching = np.maximum(upper - lower, 0)
     above = np.repeat(np.arange(len(starts)), touching)
     below = np.arange(touching.sum()) + np.repeat(lower - np.cumsum(touching) + touching, touching)
@@ -984,42 +999,78 @@ def _label_parts(mask: np.ndarray) -> np.ndarray:
 
 
 def _as_logits(outputs: Any) -> Tensor:
-    """The (B, 2, H, W) logits of an output of the model, checked."""
+    """Check the (B, 2, H, W) logits of an output of the model."""
     if isinstance(outputs, tuple):
-        raise ValueError("`outputs` is a tuple; call the model without `return_dict=False`.")
+        raise ValueError(
+            "`outputs` must be an output of the model or logits, got a tuple; call the model without "
+            "`return_dict=False`."
+        )
     if not isinstance(outputs, Tensor):
         outputs = outputs["logits"] if isinstance(outputs, dict) else outputs.logits
     logits: Tensor = outputs
     if logits.ndim != 4 or logits.shape[1] != 2 or 0 in logits.shape[2:] or not logits.is_floating_point():
         raise ValueError(
-            f"The logits have shape {tuple(logits.shape)} and dtype {logits.dtype}; give floats (B, 2, H, W)."
+            f"Logits must be floats of shape (B, 2, H, W), got shape {tuple(logits.shape)} and dtype {logits.dtype}."
         )
     if logits.isnan().any():
-        raise ValueError("The logits hold NaN: the weights or the image are broken, and there is no mask in them.")
+        raise ValueError("Logits must not be NaN: the weights or the image are broken.")
     return logits
 
 
-def _as_presence(outputs: Any, pairs: int, threshold: float | None) -> list[float] | None:
-    """The probability that something fits each of the pairs; None if the output does not say it."""
+def _as_presence(outputs: Any, pairs: int, threshold: float | None) -> list[float] | list[None]:
+    """The probability of a target for each pair; None for each if the output has none."""
     check_threshold(threshold, "presence_threshold")
     found = outputs.get("presence_logits") if isinstance(outputs, dict) else getattr(outputs, "presence_logits", None)
     if found is None and threshold is not None:
         raise ValueError(
-            f"`presence_threshold` is {threshold}, but there are no `presence_logits`: give the whole output of a "
-            "model with a presence head (`config.presence_head`), or None."
+            "`presence_threshold` must be None without `presence_logits`, which are in the output of a model with a "
+            f"presence head (`config.presence_head`), got {threshold}."
         )
     if found is None:
-        return None
+        return [None] * pairs
     if found.shape != (pairs,) or found.isnan().any():
-        raise ValueError(f"The presence logits must be {counted(pairs, 'number')}, one for each pair, got {found}.")
+        raise ValueError(f"`presence_logits` must have a number for each of {counted(pairs, 'pair')}, got {found}.")
     return found.float().sigmoid().tolist()
 
 
+def _sizes_of_results(logits: Tensor, target_sizes: Any) -> list[tuple[int, ...]]:
+    """(height, width) of each result."""
+    sizes = [tuple(logits.shape[-2:])] * len(logits) if target_sizes is None else _as_sizes(target_sizes)
+    if len(sizes) != len(logits):
+        raise ValueError(
+            f"There must be a target size for each result, got {counted(len(logits), 'result')} and "
+            f"{counted(len(sizes), 'target size')}."
+        )
+    return sizes
+
+
+@dataclass(frozen=True)
+class _ResultOptions:
+    """Options of `CrossVLTProcessor.post_process_masks`."""
+
+    threshold: float | None
+    presence_threshold: float | None
+    largest_part: bool
+    return_probabilities: bool
+    instances: bool
+    min_area: int | None
+
+    def __post_init__(self) -> None:
+        check_threshold(self.threshold)
+        check_min_area(self.instances, self.min_area)
+
+    def margin(self, presence: float | None) -> float:
+        """The log-odds above which a pixel belongs to the mask of a pair with a certain presence."""
+        if presence is not None and self.presence_threshold is not None and presence < self.presence_threshold:
+            return math.inf
+        return 0.0 if self.threshold is None else math.log(self.threshold / (1 - self.threshold))
+
+
 def estimate_iou(margin: Tensor, mask: Tensor) -> float:
-    """What a model that is as sure as it should be expects of a mask: expected intersection over expected union.
+    """Estimate the IoU of a mask by expected intersection over expected union, for a well-calibrated model.
 
     Args:
-        margin: (height, width) float, the log-odds of the object at each pixel.
+        margin: (height, width) float, log-odds of the object at each pixel.
         mask: (height, width) bool.
 
     Returns:
@@ -1031,10 +1082,10 @@ def estimate_iou(margin: Tensor, mask: Tensor) -> float:
 
 
 def check_calibration(points: Any) -> list[list[float]] | None:
-    """The points of a score calibration, checked: see `CrossVLTProcessor`.
+    """Check the points of a score calibration: see `CrossVLTProcessor`.
 
     Raises:
-        ValueError: if they are not pairs of shares, the first of which rise and the second of which do not fall.
+        ValueError: unless they are pairs of values from 0 to 1, with rising first and non-decreasing second values.
     """
     if points is None:
         return None
@@ -1053,30 +1104,31 @@ def check_calibration(points: Any) -> list[list[float]] | None:
 
 
 def _check_text_kwargs(text_kwargs: dict[str, Any]) -> None:
-    """Raise ValueError for arguments of the tokenizer with which expressions and rows no longer belong together."""
+    """Raise ValueError for arguments of the tokenizer that would give other rows than one per expression."""
     for name, reason in REFUSED_TEXT_KWARGS.items():
         if text_kwargs.get(name) not in (None, False):
             raise ValueError(f"`{name}` is not supported: {reason}.")
     if not text_kwargs.get("add_special_tokens", True):
-        raise ValueError("`add_special_tokens=False` is not supported: the model reads the sentence at [CLS].")
+        raise ValueError("`add_special_tokens=False` is not supported: the model takes the sentence from [CLS].")
     if isinstance(longest := text_kwargs.get("max_length"), int) and longest < 3:
-        raise ValueError(f"`max_length` must leave room for a word between [CLS] and [SEP], 3 or more, got {longest}.")
+        raise ValueError(f"`max_length` must be at least 3, for a token between [CLS] and [SEP], got {longest}.")
 
 
 class CrossVLTProcessor(ProcessorMixin):
-    """Image processor and BERT tokenizer of CrossVLT in one.
+    """Image processor and tokenizer of CrossVLT.
 
     Args:
-        image_processor: `SegformerImageProcessor`, which squashes to a square, 480x480 in the paper.
+        image_processor: `SegformerImageProcessor`, which resizes to 480x480 in the paper, without keeping the aspect
+            ratio.
         tokenizer: the tokenizer of the language encoder.
-        score_calibration: [estimate, expected IoU] points, both rising from 0 to 1, which `crossvlt evaluate
-            --calibrate` fits. With them a score is the expected IoU of the mask: what lies between the points is
-            interpolated, from what `estimate_iou` gives, times the presence. None keeps the mean probability.
-        ignore_index: the value of pixels to ignore in masks, where a call says nothing else: see `to_label_map`.
+        score_calibration: [estimate, expected IoU] points, both rising from 0 to 1, fitted by `crossvlt evaluate
+            --calibrate`. Scores are then expected IoUs, interpolated between the points from `estimate_iou` times the
+            presence. With None, scores are mean probabilities.
+        ignore_index: default value of ignored pixels in masks: see `to_label_map`.
 
-    An expression has at most `max_length` tokens, [CLS] and [SEP] included: the tokenizer's `model_max_length`, or the
-    paper's 21 where that is 512 or more (BERT's positions). Longer ones are cut (and keep their [SEP], which the
-    authors' code cuts off), shorter ones are padded.
+    An expression has at most `max_length` tokens, including [CLS] and [SEP]: `model_max_length` of the tokenizer, or
+    21, as in the paper, if that is at least 512 (the positions of BERT). Longer expressions are cut (they keep [SEP],
+    unlike in the authors' code), shorter ones are padded.
 
     Example:
     ```python
@@ -1100,13 +1152,13 @@ class CrossVLTProcessor(ProcessorMixin):
         self.ignore_index = ignore_index
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Check `ignore_index` whenever it is set. The library allows no property of the name of an argument."""
+        """Check `ignore_index`, which cannot be a property, since `ProcessorMixin` sets attributes itself."""
         super().__setattr__(name, check_ignore_index(value) if name == "ignore_index" else value)
 
     @property
     def max_length(self) -> int:
-        """The most tokens of an expression, [CLS] and [SEP] included."""
-        # where version 0.1 kept it
+        """The most tokens of an expression, including [CLS] and [SEP]."""
+        # Version 0.1 saved it in `init_kwargs`
         length = self.tokenizer.init_kwargs.get("max_length") or self.tokenizer.model_max_length
         return int(length) if length < BERT_POSITIONS else 21
 
@@ -1115,7 +1167,7 @@ class CrossVLTProcessor(ProcessorMixin):
         """Height and width to which images are resized.
 
         Raises:
-            ValueError: if the image processor keeps the aspect ratio, so that there is no one size.
+            ValueError: if the image processor keeps the aspect ratio, and has no fixed size.
         """
         size = dict(self.image_processor.size)
         if not (size.get("height") and size.get("width")):
@@ -1124,32 +1176,30 @@ class CrossVLTProcessor(ProcessorMixin):
 
     @property
     def text_kwargs(self) -> dict[str, Any]:
-        """Defaults of the tokenizer's arguments, which `ProcessorMixin` reads."""
+        """Default arguments of the tokenizer, for `ProcessorMixin`."""
         return {"padding": "max_length", "truncation": True, "max_length": self.max_length}
 
     @classmethod
     def from_tokenizer(
         cls, tokenizer: PreTrainedTokenizerBase, image_size: int | tuple[int, int] = 480, max_length: int = 21
     ) -> "CrossVLTProcessor":
-        """A processor with the paper's image processing.
+        """Make a processor with the image processing of the paper.
 
         Args:
-            tokenizer: the tokenizer of the language encoder.
-            image_size: the side, or height and width, to which images are squashed.
-            max_length: the most tokens of an expression; it becomes `model_max_length` of the processor's copy of the
-                tokenizer.
+            tokenizer: the tokenizer of the language encoder; the processor has a copy.
+            image_size: side, or height and width, to which images are resized.
+            max_length: the most tokens of an expression, from 3 to 511; `model_max_length` of the copy.
 
         Raises:
-            ValueError: if `max_length` leaves no room for a word or reaches 512, or the size is not positive.
+            ValueError: if `max_length` or `image_size` is out of range.
         """
         if not 3 <= max_length < BERT_POSITIONS:
             raise ValueError(
-                f"`max_length` is {max_length}; give at least 3, for [CLS], a word and [SEP], and at most "
-                f"{BERT_POSITIONS - 1}."
+                f"`max_length` must be from 3 ([CLS], a token and [SEP]) to {BERT_POSITIONS - 1}, got {max_length}."
             )
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         if not (isinstance(height, int) and isinstance(width, int) and min(height, width) > 0):
-            raise ValueError(f"`image_size` is {image_size!r}; give the side, or height and width, in pixels.")
+            raise ValueError(f"`image_size` must be the side, or height and width, in pixels, got {image_size!r}.")
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.init_kwargs.pop("max_length", None)
         tokenizer.model_max_length = max_length
@@ -1157,26 +1207,25 @@ class CrossVLTProcessor(ProcessorMixin):
 
     @classmethod
     def _get_arguments_from_pretrained(cls, name: str, processor_dict: dict | None = None, **kwargs: Any) -> list:
-        """Load the image processor's Pillow backend also where torchvision is installed, whose pixels differ slightly.
+        """Load the image processor with the Pillow backend, unless `backend=` is given.
 
-        The paper's protocol resizes with Pillow, and a checkpoint should give one mask everywhere. `backend=` says
-        otherwise.
+        The paper resizes with Pillow; pixels of torchvision differ slightly.
         """
         backend = kwargs.pop("backend", "pil")
         image_processor = AutoImageProcessor.from_pretrained(name, backend=backend, **kwargs)
         return [image_processor, AutoTokenizer.from_pretrained(name, **kwargs)]
 
     def to_dict(self) -> dict[str, Any]:
-        """What is saved, and where the code is."""
+        """The values to save, with the entry about code."""
         own = {"ignore_index": self.ignore_index, "auto_map": {"AutoProcessor": AUTO_MAP["AutoProcessor"]}}
         return {**super().to_dict(), **own}
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
-        """Save the processor and, so that the folder is loadable without this package, its code.
+        """Save the processor and its code, so that the folder loads without this package.
 
         Args:
-            save_directory: folder; it is made where there is none.
-            push_to_hub: whether to upload what was saved.
+            save_directory: folder, which is created if it does not exist.
+            push_to_hub: whether to upload the folder.
             kwargs: see [`ProcessorMixin.save_pretrained`], and of `push_to_hub`.
         """
         options = take_hub_options(save_directory, kwargs) if push_to_hub else {}
@@ -1188,7 +1237,7 @@ class CrossVLTProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        """What a call returns, labels aside, and `expressions_per_image` where an image has several."""
+        """The outputs of a call, except labels and `expressions_per_image`."""
         return [*super().model_input_names, "original_sizes"]
 
     def __call__(
@@ -1201,67 +1250,66 @@ class CrossVLTProcessor(ProcessorMixin):
         """Prepare B pairs of an image and an expression.
 
         Args:
-            images: an image (see `to_rgb` for what may be one), a list of them, or a batch (B, C, H, W). Whether
-                floats are 0 to 1 or 0 to 255 is judged of all images together.
-            text: for one image, an expression or a list of them; for a list of images, a list with an expression, or a
-                list of expressions, for each (or one expression for all).
-            segmentation_maps: a mask (see `to_label_map`) for each expression, nested as `text` or in one flat list,
-                each of its image's size.
-            kwargs: `ignore_index`, the value of pixels to ignore in the masks: None for no such value; "auto", the
-                default, takes 255, if any of the masks also holds 1 or has a palette: see `to_label_map`. Others are
-                the image processor's and the tokenizer's, such as `size`, `resample`, `do_rescale`, `rescale_factor`,
-                `do_normalize`, `image_mean`, `image_std`, `input_data_format`, `max_length`, `padding`,
-                `return_tensors`, `device`; also as `images_kwargs` and `text_kwargs`. `rescale_factor` multiplies the
-                numbers as they are given; `do_rescale=False` says that they are 0 to 1. What cannot be done (cropping,
-                padding, other layouts than the model's) is refused.
+            images: an image (see `to_rgb`), a list of images, or a batch (B, C, H, W). All images decide if the range
+                of floats is 0 to 1 or 0 to 255.
+            text: for one image, an expression or a list of expressions; for several, a list with an expression or a
+                list of expressions for each (or one expression for all).
+            segmentation_maps: a mask (see `to_label_map`) of the size of its image for each expression, nested like
+                `text` or in a flat list.
+            kwargs: `ignore_index` of the masks (see `to_label_map`), and arguments of the image processor and the
+                tokenizer, also as `images_kwargs` and `text_kwargs`, such as `size`, `resample`, `do_rescale`,
+                `rescale_factor`, `do_normalize`, `image_mean`, `image_std`, `input_data_format`, `max_length`,
+                `padding`, `return_tensors`, `device`. `rescale_factor` multiplies the given numbers;
+                `do_rescale=False` is for numbers from 0 to 1. Cropping, padding of images and other layouts of the
+                output are not supported.
 
         Returns:
             pixel_values (images, 3, 480, 480) float32, each image once; input_ids, token_type_ids and attention_mask
             (B, 21) int64; original_sizes (B, 2) int64: height and width of the (upright) image of each expression;
-            labels (B, 480, 480) int64: 1 on the object, 0 off it, 255 ignored; where an image has several expressions,
-            expressions_per_image (images,) int64: how many, which the model needs to know.
+            labels (B, 480, 480) int64: 1 for the object, 0 for background, 255 to ignore; if an image has several
+            expressions, expressions_per_image (images,) int64, which the model needs.
 
         Raises:
             OSError: if an image file is missing or is not an image.
-            ValueError: if numbers of images, expressions and masks differ, one of them is not what it should be, or an
-                argument is unknown or cannot be honoured.
+            ValueError: if numbers of images, expressions and masks differ, an input is invalid, or an argument is
+                unknown or not supported.
         """
         if images is None and text is None:
-            raise ValueError("You need to provide at least one input: give `images`, `text` or both.")
+            raise ValueError("You need to provide at least one input: `images`, `text` or both.")
         if images is None and segmentation_maps is not None:
-            raise ValueError("There are `segmentation_maps` but no `images`; give both.")
+            raise ValueError("`segmentation_maps` needs `images`.")
         text_kwargs, images_kwargs, ignore_index = self._sort_kwargs(kwargs)
         device = images_kwargs.pop("device", None)
-        data: dict[str, Any] = {}
         groups = None if text is None else self._group(images, text)
-        if groups is not None:
-            said = text if images is None and isinstance(text, str) else _flat(groups)
-            data |= self._tokenize(said, **text_kwargs)
-            check_that_something_is_read(self.tokenizer, _flat([said]), data["input_ids"])
+        data = {} if groups is None else self._prepare_text(images, text, groups, text_kwargs)
         if images is not None:
             entries = _as_images(images)
             counts = [1] * len(entries) if groups is None else [len(group) for group in groups]
             data |= self._prepare_images(entries, counts, images_kwargs)
             if segmentation_maps is not None:
-                shapes = [values.shape[-2:] for values in data["pixel_values"]]
-                shapes = [shape for shape, count in zip(shapes, counts, strict=True) for _ in range(count)]
-                masks = to_label_maps(_as_masks(segmentation_maps, counts), ignore_index)
-                data["labels"] = list(map(self._prepare_mask, masks, data["original_sizes"], shapes))
+                data["labels"] = self._prepare_masks(_as_masks(segmentation_maps, counts), counts, data, ignore_index)
         features = BatchFeature(data, tensor_type=text_kwargs.get("return_tensors"))
         return features if device is None else features.to(device)
 
     @staticmethod
     def _group(images: Any, text: Any) -> list[list[str]]:
-        """The expressions of each image, or all in one group without images."""
+        """The expressions of each image; without images, a single group."""
         if images is not None:
             return pair_expressions(len(_as_images(images)), text)
         expressions = _flat(_as_expressions(text))
         if not expressions:
-            raise ValueError(f"`text` is {text!r}, without an expression; give at least one.")
+            raise ValueError(f"`text` must have at least one expression, got {text!r}.")
         return [expressions]
 
+    def _prepare_text(self, images: Any, text: Any, groups: list[list[str]], text_kwargs: Any) -> dict[str, Any]:
+        """Tokenize expressions; a single text without an image gives a single row, as of a tokenizer."""
+        expressions = text if images is None and isinstance(text, str) else _flat(groups)
+        tokens = dict(self._tokenize(expressions, **text_kwargs))
+        check_that_something_is_read(self.tokenizer, _flat([expressions]), tokens["input_ids"])
+        return tokens
+
     def _sort_kwargs(self, kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], IgnoreIndex]:
-        """The arguments of the tokenizer and of the image processor, checked, and `ignore_index`."""
+        """Check arguments, and sort them: those of the tokenizer, those of the image processor, and `ignore_index`."""
         ignore_index = check_ignore_index(kwargs.pop("ignore_index", self.ignore_index))
         self._check_names(kwargs)
         try:
@@ -1270,18 +1318,18 @@ class CrossVLTProcessor(ProcessorMixin):
             raise ValueError(" ".join(str(error).split())) from error
         text_kwargs, images_kwargs = merged["text_kwargs"], merged["images_kwargs"]
         if text_kwargs.get("padding_side", self.tokenizer.padding_side) != "right":
-            raise ValueError("`padding_side` is 'left', but [CLS] has to come first; give 'right'.")
+            raise ValueError("`padding_side` must be 'right', since [CLS] must be the first token, got 'left'.")
         _check_text_kwargs(text_kwargs)
         kind, other = images_kwargs.pop("return_tensors", None), text_kwargs.get("return_tensors")
         if kind is not None and other is not None and kind != other:
-            raise ValueError(f"`return_tensors` must be one for images and text, got {kind!r} and {other!r}.")
+            raise ValueError(f"`return_tensors` must be the same for images and text, got {kind!r} and {other!r}.")
         text_kwargs["return_tensors"] = other if kind is None else kind
         if images_kwargs.get("device") is not None and text_kwargs["return_tensors"] not in ("pt", TensorType.PYTORCH):
             raise ValueError("`device` needs `return_tensors='pt'`.")
         return text_kwargs, self._check_images_kwargs(images_kwargs), ignore_index
 
     def _check_names(self, kwargs: Any) -> None:
-        """Raise ValueError if an argument is unknown, which the library only warns of."""
+        """Raise ValueError for unknown arguments, for which Transformers only warns."""
         kinds = {
             name: kind for name, kind in self.valid_processor_kwargs.__annotations__.items() if name in MODALITIES
         }
@@ -1291,13 +1339,11 @@ class CrossVLTProcessor(ProcessorMixin):
             name for kind in (*kinds, "common_kwargs") if isinstance(kwargs.get(kind), dict) for name in kwargs[kind]
         }
         if unknown := sorted((kwargs.keys() | nested) - known):
-            raise ValueError(
-                f"`{unknown[0]}` must be an argument of the image processor or tokenizer, and is not one."
-            )
+            raise ValueError(f"`{unknown[0]}` is not an argument of the image processor or the tokenizer.")
 
     @staticmethod
     def _check_images_kwargs(images_kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The arguments that are not None, in the library's words; those that cannot be honoured are refused."""
+        """Check the arguments that are not None, and convert them for the image processor."""
         given = {name: value for name, value in images_kwargs.items() if value is not None}
         for name, reason in REFUSED_IMAGE_KWARGS.items():
             if given.pop(name, None):
@@ -1315,7 +1361,7 @@ class CrossVLTProcessor(ProcessorMixin):
         layouts = {name: getattr(value, "value", value) for name, value in layouts.items()}
         if layouts["data_format"] not in (None, "channels_first"):
             raise ValueError(
-                f"`data_format` must be 'channels_first', as the model reads it, got {layouts['data_format']!r}."
+                f"`data_format` must be 'channels_first', as in the model, got {layouts['data_format']!r}."
             )
         if layouts["input_data_format"] not in (None, *IMAGE_LAYOUTS):
             raise ValueError(
@@ -1324,19 +1370,19 @@ class CrossVLTProcessor(ProcessorMixin):
         return {**given, "input_data_format": layouts["input_data_format"]}
 
     def read_expressions(self, texts: Sequence[str]) -> list[ReadExpression]:
-        """Find out what a model reads of expressions: where they are cut, and which words are unknown.
+        """Find out where expressions are cut, and which of their words are unknown.
 
         Args:
             texts: expressions.
 
         Returns:
-            One for each, in their order. A word is unknown if a part of it becomes the tokenizer's unknown token, or
-            no token at all; what becomes bytes, as in some vocabularies, is not. Of a word at the limit `text_read`
-            has the part that is read, or nothing of it where a tokenizer written in Python does not tell its position.
+            A result for each, in order. A word is unknown if a part of it becomes the unknown token or no token;
+            byte tokens are known. If the limit is inside a word, `text_read` has the part within it, or none of the
+            word with a slow tokenizer, which gives no positions.
 
         Raises:
-            ValueError: if one of them is not an expression.
-            NothingReadError: if the tokenizer finds no token in one, such as one of damaged characters.
+            ValueError: if an expression is invalid.
+            NothingReadError: if an expression has no tokens, such as one of damaged characters.
         """
         expressions = _flat(_as_expressions(texts)) if len(texts) else []
         if not expressions:
@@ -1354,7 +1400,7 @@ class CrossVLTProcessor(ProcessorMixin):
             return self.tokenizer(text, **kwargs)
 
     def _read_by_position(self, text: str, count: int, ids: list[int], spans: list[tuple[int, int]]) -> ReadExpression:
-        """Read a text, of which `count` tokens are kept, with the (start, end) of all its tokens."""
+        """Read a text from the (start, end) of its tokens; `count` of them are kept."""
         unknown = self.tokenizer.unk_token_id
         words = _not_covered(text, [span for span, token in zip(spans, ids, strict=True) if token != unknown])
         kept = self._kept(count, spans)
@@ -1366,11 +1412,11 @@ class CrossVLTProcessor(ProcessorMixin):
         return _as_read(text, words, cut, known)
 
     def _kept(self, count: int, tokens: list) -> list:
-        """Those of all tokens that are read, where `count` are."""
+        """The tokens within the limit, `count` of them."""
         return tokens[max(0, len(tokens) - count) :] if self.tokenizer.truncation_side == "left" else tokens[:count]
 
     def _read_by_word(self, text: str, count: int) -> ReadExpression:
-        """Read a text, of which `count` tokens are kept, with a tokenizer that does not tell their positions."""
+        """Read a text with a tokenizer without positions; `count` tokens are kept."""
 
         def tokens(part: str) -> list[int]:
             return self._tokenize(part, add_special_tokens=False, verbose=False)["input_ids"]
@@ -1400,9 +1446,9 @@ class CrossVLTProcessor(ProcessorMixin):
         return data
 
     def _rescaling(self, given: dict[str, Any], whites: list[int]) -> dict[str, Any]:
-        """`do_rescale` and `rescale_factor` for images that were brought to 0 to 255, as if they were as given.
+        """Adapt `do_rescale` and `rescale_factor`, which are for the given numbers, to images from 0 to 255.
 
-        The image processor's own factor is meant for 0 to 255; any other for the numbers as they are.
+        The default factor of the image processor is for 0 to 255; any other is for the given numbers.
         """
         own = self.image_processor
         do_rescale = given.get("do_rescale", own.do_rescale)
@@ -1412,19 +1458,29 @@ class CrossVLTProcessor(ProcessorMixin):
         what = f"`rescale_factor={factor}`" if do_rescale else "`do_rescale=False`"
         if len(set(whites)) > 1:
             ranges = " and ".join(f"0 to {white}" for white in sorted(set(whites)))
-            raise ValueError(f"{what} needs images of one range, got {ranges}.")
+            raise ValueError(f"{what} needs images of the same range, got {ranges}.")
         if not do_rescale and whites[0] != 1 and given.get("do_normalize", own.do_normalize):
             raise ValueError(
-                f"{what} needs images of floats from 0 to 1, got 0 to {whites[0]}; leave it out, or give "
-                "`do_normalize=False` too."
+                f"{what} needs images of floats from 0 to 1, got 0 to {whites[0]}; remove it, or add "
+                "`do_normalize=False`."
             )
         return {"do_rescale": True, "rescale_factor": factor * whites[0] / 255}
 
     @staticmethod
-    def _prepare_mask(label_map: np.ndarray, size: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
-        if label_map.shape != size:
-            raise ValueError(f"A mask has size {label_map.shape}, but its image {size} (height, width).")
-        return resize_label_map(label_map, shape).astype(np.int64)
+    def _prepare_masks(
+        masks: list[Any], counts: list[int], data: dict[str, Any], ignore_index: IgnoreIndex
+    ) -> list[np.ndarray]:
+        """Convert the masks of all expressions to labels of the size of their resized images."""
+        shapes = [values.shape[-2:] for values in data["pixel_values"]]
+        shapes = [shape for shape, count in zip(shapes, counts, strict=True) for _ in range(count)]
+        labels = []
+        for values, size, shape in zip(
+            to_label_maps(masks, ignore_index), data["original_sizes"], shapes, strict=True
+        ):
+            if values.shape != size:
+                raise ValueError(f"A mask must have the size of its image {size} (height, width), got {values.shape}.")
+            labels.append(resize_label_map(values, shape).astype(np.int64))
+        return labels
 
     def post_process_masks(
         self,
@@ -1438,75 +1494,65 @@ class CrossVLTProcessor(ProcessorMixin):
         instances: bool = False,
         min_area: int | None = None,
     ) -> list[dict[str, Any]]:
-        """Bring the logits back to the original pixels.
+        """Convert logits to masks of the original size.
 
         Args:
-            outputs: output of the model, with `logits` (B, 2, H, W), or these alone.
-            target_sizes: height and width of each result, such as `inputs["original_sizes"]`; None keeps (H, W).
-            threshold: the least probability of the object that a pixel of the mask exceeds; None takes the larger of
-                the two logits, which is a threshold of 0.5 and what the paper does.
-            return_probabilities: whether to give the probability of the object at each pixel too.
-            largest_part: whether to keep only the largest connected part of each mask, without the specks that make a
-                box wider than the object.
-            presence_threshold: the mask is empty where the probability that something fits the expression is below
-                this; None empties none. It needs the whole output of a model with a presence head.
-            instances: whether to list the connected parts of each mask, as of several objects that do not touch.
-            min_area: the least area of an instance, in pixels; None is 1. The mask keeps what is smaller.
+            outputs: output of the model, with `logits` (B, 2, H, W), or the logits.
+            target_sizes: height and width of each result, such as `inputs["original_sizes"]`; None for (H, W).
+            threshold: the mask has the pixels with a probability above this; None for 0.5, as in the paper.
+            return_probabilities: whether to return the probabilities of the object.
+            largest_part: whether to keep only the largest connected part of each mask.
+            presence_threshold: masks are empty if the probability of a target is below this; None for no such masks.
+                It needs the output of a model with a presence head.
+            instances: whether to return the connected parts of each mask.
+            min_area: least area of an instance, in pixels; None for 1. Masks keep smaller parts.
 
         Returns:
-            For each of the B pairs: "mask", (height, width) bool; "score", the expected IoU of the mask if the
-            processor has a `score_calibration`, else the mean probability of the object over the mask's pixels, 0.0
-            for an empty mask; with a presence head "presence", the probability that something fits; "box",
-            [x_min, y_min, x_max, y_max] in pixels, the maxima exclusive, None for an empty mask; "parts", the number
-            of connected parts that were found, those that `largest_part` left out included (pixels that touch at a
-            corner are connected); with `return_probabilities`, "probabilities", (height, width) float32 from 0 to 1;
-            with `instances`, "instances", from the largest to the smallest "mask", "box" and "area" (in pixels).
+            For each pair: "mask", (height, width) bool; "score", the expected IoU of the mask if the processor has a
+            `score_calibration`, otherwise the mean probability of the object in the mask, 0.0 for an empty mask;
+            "box", [x_min, y_min, x_max, y_max] in pixels, the maxima exclusive, None for an empty mask; "parts", the
+            number of connected parts (also at corners) before `largest_part`; with a presence head "presence", the
+            probability of a target; on request "probabilities", (height, width) float32 from 0 to 1, and "instances",
+            largest first, with "mask", "box" and "area" (in pixels).
 
         Raises:
-            ValueError: if the number of sizes is not B, a size is not positive, the threshold not in (0, 1), or the
-                logits are NaN.
+            ValueError: if there are not B sizes, a size or `min_area` is not positive, a threshold is not in (0, 1),
+                or logits are NaN.
         """
         logits = _as_logits(outputs)
-        sizes = [tuple(logits.shape[-2:])] * len(logits) if target_sizes is None else _as_sizes(target_sizes)
-        if len(sizes) != len(logits):
-            raise ValueError(
-                f"There must be one target size for each result, got {counted(len(logits), 'result')} and "
-                f"{counted(len(sizes), 'target size')}."
-            )
-        check_threshold(threshold)
-        check_min_area(instances, min_area)
-        presence = _as_presence(outputs, len(logits), presence_threshold)
-        margin_threshold = 0.0 if threshold is None else math.log(threshold / (1 - threshold))
-        # One map is resized instead of two: the object's probability is a sigmoid of the logits' difference.
+        options = _ResultOptions(
+            threshold, presence_threshold, largest_part, return_probabilities, instances, min_area
+        )
+        presences = _as_presence(outputs, len(logits), presence_threshold)
+        # Only one map is resized: the probability of the object is a sigmoid of the difference of the logits
         margins = logits[:, 1].float() - logits[:, 0].float()
-        results = []
-        for number, (margin, size) in enumerate(zip(margins, sizes, strict=True)):
-            if margin.shape != size:
-                margin = F.interpolate(margin[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
-            there = None if presence is None else presence[number]
-            absent = there is not None and presence_threshold is not None and there < presence_threshold
-            result = self._result(margin, math.inf if absent else margin_threshold, largest_part, there)
-            if return_probabilities:
-                result["probabilities"] = margin.sigmoid()
-            if instances:
-                result["instances"] = find_instances(result["mask"], min_area or 1)
-            results.append(result)
-        return results
+        rows = zip(margins, _sizes_of_results(logits, target_sizes), presences, strict=True)
+        return [self._result(*row, options) for row in rows]
 
-    def _result(self, margin: Tensor, threshold: float, largest_part: bool, presence: float | None) -> dict[str, Any]:
-        mask = margin > threshold
+    def _result(
+        self, margin: Tensor, size: tuple[int, ...], presence: float | None, options: "_ResultOptions"
+    ) -> dict[str, Any]:
+        if margin.shape != size:
+            margin = F.interpolate(margin[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+        mask = margin > options.margin(presence)
         largest, parts = find_parts(mask)
-        mask = largest if largest_part else mask
+        mask = largest if options.largest_part else mask
         result = {"mask": mask, "score": self.score(margin, mask, presence), "box": mask_box(mask), "parts": parts}
-        return result if presence is None else {**result, "presence": presence}
+        if presence is not None:
+            result["presence"] = presence
+        if options.return_probabilities:
+            result["probabilities"] = margin.sigmoid()
+        if options.instances:
+            result["instances"] = find_instances(mask, options.min_area or 1)
+        return result
 
     def score(self, margin: Tensor, mask: Tensor, presence: float | None = None) -> float:
         """The score of a mask: see `post_process_masks`.
 
         Args:
-            margin: (height, width) float, the log-odds of the object at each pixel.
+            margin: (height, width) float, log-odds of the object at each pixel.
             mask: (height, width) bool.
-            presence: the probability that something fits the expression, of a model with a presence head.
+            presence: probability of a target, of a model with a presence head.
         """
         if not mask.any():
             return 0.0
@@ -1519,17 +1565,17 @@ class CrossVLTProcessor(ProcessorMixin):
     def post_process_semantic_segmentation(
         self, outputs: Any, target_sizes: Sequence[tuple[int, int]] | Tensor | None = None
     ) -> list[Tensor]:
-        """The masks of `post_process_masks` as label maps, as Transformers' own segmentation processors give them.
+        """Convert logits to label maps, like the segmentation processors of Transformers.
 
         Args:
             outputs: output of the model, with `logits` (B, 2, H, W).
-            target_sizes: height and width of each result; None keeps (H, W).
+            target_sizes: height and width of each result; None for (H, W).
 
         Returns:
-            B tensors (height, width) int64: 1 on the object, 0 off it.
+            B tensors (height, width) int64: 1 for the object, 0 for background.
 
         Raises:
-            ValueError: as `post_process_masks`.
+            ValueError: see `post_process_masks`.
         """
         return [result["mask"].long() for result in self.post_process_masks(outputs, target_sizes)]
 

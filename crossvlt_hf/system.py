@@ -114,20 +114,16 @@ def old_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
 
 
 def install_command(extra: str) -> str:
-    """The command that installs an extra of this package from where the package itself was installed.
-
-    Args:
-        extra: its name, such as "train".
-    """
+    """The command to install an extra, such as "train", from the same source as this package."""
     clone = Path(__file__).resolve().parents[1]
-    if (clone / "pyproject.toml").is_file():  # also one that is not installed, but on the path
+    if (clone / "pyproject.toml").is_file():  # also if it is on the path without installation
         place = "." if Path.cwd() == clone else str(clone)
         return f"pip install -e {quote(f'{place}[{extra}]')}"
     return f"pip install {quote(_requirement(extra))}"
 
 
 def _requirement(extra: str) -> str:
-    """What pip is told, by what it noted of where the package came from (`direct_url.json`)."""
+    """The requirement for pip, with the source in its `direct_url.json`."""
     from importlib.metadata import PackageNotFoundError, distribution
     from urllib.parse import urlsplit
     from urllib.request import url2pathname
@@ -139,7 +135,7 @@ def _requirement(extra: str) -> str:
         note = {}
     address = note.get("url", "")
     if address.startswith("file:"):
-        path = url2pathname(urlsplit(address).path)  # of a folder or a wheel, which may be gone
+        path = url2pathname(urlsplit(address).path)  # of a folder or a wheel, which may not exist any more
         return f"{path}[{extra}]" if Path(path).exists() else name
     if "vcs_info" in note:
         revision = note["vcs_info"].get("requested_revision")

@@ -49,7 +49,7 @@ def words(folder: Path, expressions: list[str], summary: dict) -> tuple[np.ndarr
     encoded = tokenizer.encode_batch(expressions)
     for expression, entry in zip(expressions, encoded, strict=True):
         if all(entry.special_tokens_mask):
-            raise SystemExit(f"Of the expression {expression!r} nothing is read; say which object is meant.")
+            raise SystemExit(f"An expression must describe an object, got {expression!r}, which has no tokens.")
     return np.array([entry.ids for entry in encoded]), np.array([entry.attention_mask for entry in encoded])
 
 

@@ -1,13 +1,12 @@
 """How readers treat flaws of data sets: refuse, skip or repair them, and warn."""
 
-import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from ..checks import check_known
-from ..processing_crossvlt import says_nothing
+from ..processing_crossvlt import is_damaged, says_nothing
 from .masks import check_polygons, is_number
 
 
@@ -17,8 +16,14 @@ EMPTY_MASKS: tuple[EmptyMasks, ...] = ("error", "no_target", "skip")
 EMPTY_SENTENCES: tuple[EmptySentences, ...] = ("error", "skip")
 
 
+class FlawOptions(TypedDict, total=False):
+    """Options of all readers: see [`Flaws`]."""
+
+    empty_masks: EmptyMasks
+    empty_sentences: EmptySentences
+
+
 SHORT_PARTS = ("part of fewer than three points left out", "parts of fewer than three points left out")
-HALF_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def clean_expressions(expressions: Iterable[Any], where: str) -> list[str]:
@@ -29,11 +34,10 @@ def clean_expressions(expressions: Iterable[Any], where: str) -> list[str]:
     """
     texts = list(expressions)
     if not texts:
-        raise ValueError(f"{where} has no expression; give at least one.")
+        raise ValueError(f"{where} must have at least one expression.")
     for text in texts:
-        # A damaged escape in JSON becomes half of a surrogate pair, which Arrow cannot store
-        if not isinstance(text, str) or says_nothing(text) or HALF_SURROGATE.search(text):
-            raise ValueError(f"{where} has the expression {text!r}; give text.")
+        if not isinstance(text, str) or says_nothing(text) or is_damaged(text):
+            raise ValueError(f"{where} must have text as expression, got {text!r}.")
     return [text.strip() for text in texts]
 
 
@@ -82,7 +86,7 @@ class Flaws:
     dataset: str
     empty_masks: EmptyMasks = "error"
     empty_sentences: EmptySentences = "error"
-    met: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    met: dict[tuple[str, str], list[str]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         check_known("empty_masks", self.empty_masks, EMPTY_MASKS)

@@ -39,9 +39,9 @@ from datasets import Dataset, Features, List, Value
 from PIL import Image
 
 from ..checks import check_known
-from ..processing_crossvlt import LossyMaskError
+from ..processing_crossvlt import LossyMaskError, is_damaged
 from .features import Mask, Picture
-from .flaws import HALF_SURROGATE, Flaws
+from .flaws import Flaws
 from .masks import MERGES, Merge, has_object
 
 
@@ -122,7 +122,7 @@ def _check_names(record: Record) -> None:
     path = record.image.get("path") if isinstance(record.image, dict) else record.image
     names = (path, record.image_id, record.ref_id, record.split, record.dataset, record.family)
     for name in map(str, (*names, *record.ann_ids)):
-        if HALF_SURROGATE.search(name):
+        if is_damaged(name):
             raise ValueError(f"{record.where} has the name {name[:60]!r}, which is not valid Unicode.")
 
 

@@ -275,7 +275,7 @@ def test_strange_expressions(tmp_path, capsys, checkpoint, photo_file, photo):
 def test_an_expression_of_which_nothing_is_known(capsys, checkpoint, photo_file, expression, named):
     code, output, error = run(capsys, "segment", photo_file, expression, "--model", checkpoint)
     assert code == 0
-    assert f"does not know {named}, so that nothing of it is read" in error
+    assert f"does not know {named}, and no other token of it" in error
     assert json.loads(output)["unknown_words"] == [expression]
 
 
@@ -385,7 +385,7 @@ def test_explain_a_word_and_a_pixel(capsys, checkpoint, photo_file):
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--explain-word", "spoon", "must be one of those that the model read, [CLS] the cup [SEP], got 'spoon'"),
+        ("--explain-word", "spoon", "must be one of those in the input ([CLS] the cup [SEP]), got 'spoon'"),
         ("--explain-word", "", "got ''"),
         ("--explain-pixel", "80,0", "in an image of 80x60 (width x height), got (80, 0)"),
         ("--explain-pixel", "0,60", "(0, 60)"),
@@ -653,7 +653,7 @@ def test_convert_without_processor(capsys, caplog, originals):
     code, output, _ = run(capsys, "convert", originals / "original.pth", "out", *HEADS)
     assert code == 0
     assert output.count("\n") == 1
-    assert "no processor is written" in caplog.text  # in a process of its own on stderr
+    assert "No processor is written" in caplog.text  # in a process of its own on stderr
 
 
 @pytest.mark.parametrize(

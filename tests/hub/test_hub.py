@@ -344,7 +344,7 @@ for request in wrong:
     told = run(without_package, "-c", script).stdout.splitlines()
     assert len(told) == len(wrong)
     assert [line for line in told if "must be base64" in line] == told[:4]
-    assert "looks like one of 8 bits" in told[4]
+    assert "looks like an image of 8 bits" in told[4]
     assert "the limit is 50,000,000" in told[5]
     assert told[-1].startswith('A request must be {"inputs"')
     answer = json.loads((tmp_path / "answer.json").read_text())

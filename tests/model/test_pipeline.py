@@ -571,9 +571,9 @@ def test_floats_of_a_list_are_judged_together(pipe, form, as_rows):
     shown = [Image.fromarray(np.asarray(form(image)).astype(np.uint8)) for image in (bright, dark)]
     assert_all_same(pipe(*given(bright, dark)), pipe(shown, text=WORDS[0]))
     for images in ((bright, bright / 255), (bright / 255, bright), (dark, bright, bright / 255)):
-        with pytest.raises(ValueError, match="must be of one range"):
+        with pytest.raises(ValueError, match="must have the same range"):
             pipe(*given(*images))
-        with pytest.raises(ValueError, match="must be of one range"):
+        with pytest.raises(ValueError, match="must have the same range"):
             pipe.processor([form(image) for image in images], [WORDS[0]] * len(images))
     unit = given(bright / 255, bright / 510)
     assert len(pipe(*unit)) == 2
@@ -584,7 +584,7 @@ def test_16_bits_of_a_list_are_judged_together(pipe, form):
     """Alone, an image of 16 bits that holds 0 to 255 looks like one of 8 bits."""
     grey = np.asarray(THREE.convert("RGB")).astype(np.uint16)
     for images in (form(grey), [form(grey)] * 2, {"image": form(grey), "text": WORDS[0]}):
-        with pytest.raises(ValueError, match="looks like one of 8 bits"):
+        with pytest.raises(ValueError, match="looks like an image of 8 bits"):
             pipe(images, **({} if isinstance(images, dict) else {"text": WORDS[0]}))
     deep = pipe([form(grey * 257), form(grey)], text=WORDS[0])
     shown = [np.asarray(form(each)).astype(np.uint8) for each in (grey, np.round(grey / 257))]
@@ -806,13 +806,13 @@ def test_an_expression_of_which_nothing_is_read(pipe, text, form):
     row = {"image": ONE, "text": [WORDS[0], text]}
     call = {"arguments": lambda: pipe(ONE, text=[WORDS[0], text]), "dict": lambda: pipe(row)}
     call |= {"list of dicts": lambda: pipe([row]), "stream": lambda: list(pipe(iter([row])))}
-    with pytest.raises(ValueError, match=r"An expression is .*say which object is meant"):
+    with pytest.raises(ValueError, match="An expression must be text that describes an object"):
         call[form]()
 
 
 @pytest.mark.parametrize("text", ["...", "🦓", "xyzzy, plugh"])
 def test_an_expression_of_which_nothing_is_known(pipe, text):
-    with pytest.warns(UserWarning, match="so that nothing of it is read"):
+    with pytest.warns(UserWarning, match="and no other token of it"):
         (result,) = pipe(ONE, text=text)
     assert result["unknown_words"]
 

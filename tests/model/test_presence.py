@@ -105,7 +105,7 @@ def test_without_the_head_presence_is_absent(processor):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"presence_threshold": 0}, "`presence_threshold` is 0; give a probability above 0 and below 1"),
+        ({"presence_threshold": 0}, "`presence_threshold` must be a probability above 0 and below 1, got 0"),
         ({"presence_threshold": 1.5}, "`presence_threshold` is 1.5"),
         ({"presence_threshold": "high"}, "`presence_threshold` is 'high'"),
         ({"min_area": 3}, "`min_area` is 3, but `instances` False"),
@@ -121,7 +121,7 @@ def test_options_that_cannot_be(processor, changes, message):
 
 @pytest.mark.parametrize("presence", [(1.0,), (1.0, float("nan")), ((1.0,), (2.0,))])
 def test_presence_that_cannot_be(processor, presence):
-    with pytest.raises(ValueError, match="presence logits must be 2 numbers"):
+    with pytest.raises(ValueError, match="`presence_logits` must have a number for each of 2 pairs"):
         processor.post_process_masks(outputs(presence))
 
 
@@ -340,7 +340,7 @@ def test_a_model_with_the_head_that_gives_tuples_is_exported(shapes, tmp_path):
 def test_what_the_page_says_of_scores(shapes, model, processor):
     with_head, words = shapes
     assert "always segments something" in score_note(model, processor)
-    assert "draws nothing" in score_note(with_head, words)
+    assert "the mask is empty" in score_note(with_head, words)
     assert "expected overlap" not in score_note(with_head, words)
     processor.score_calibration = [[0.5, 0.5]]
     assert "expected overlap" in score_note(model, processor)
@@ -428,7 +428,7 @@ def test_evaluate_calibrates_the_checkpoint(saved, tmp_path, capsys):
         (["--calibrate"], "`--model` must be a folder with a processor_config.json, got None"),
         (["--calibrate", "--shuffle"], "leave out --shuffle"),
         (["--reliability", "picture.jpg"], "`--reliability` must be a file name that ends in .png, got 'picture.jpg'"),
-        (["--presence-threshold", "7"], "`presence_threshold` is 7.0"),
+        (["--presence-threshold", "7"], "`presence_threshold` must be a probability above 0 and below 1, got 7.0"),
         (["--min-area", "0"], "`min_area` must be an integer of at least 1, got 0"),
     ],
 )

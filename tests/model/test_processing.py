@@ -418,7 +418,7 @@ def test_size_and_length_are_saved(tmp_path, image_size, shape, length):
 
 @pytest.mark.parametrize("length", [-1, 0, 2])
 def test_length_without_room_for_a_word(length):
-    with pytest.raises(ValueError, match=f"`max_length` is {length};"):
+    with pytest.raises(ValueError, match=rf"`max_length` must be from 3 .* got {length}\."):
         CrossVLTProcessor.from_tokenizer(tiny_tokenizer(), max_length=length)
 
 
@@ -620,7 +620,7 @@ def test_mask_is_of_the_upright_image(tmp_path):
     label = SMALL(tmp_path / "turned.png", "a cup", upright, return_tensors="pt")["labels"][0]
     assert label[:4].all()
     assert not label[4:].any()
-    with pytest.raises(ValueError, match=r"\(5, 6\), but its image \(6, 5\)"):
+    with pytest.raises(ValueError, match=r"size of its image \(6, 5\).* got \(5, 6\)"):
         SMALL(tmp_path / "turned.png", "a cup", SPOT)
 
 
@@ -751,7 +751,7 @@ def test_extreme_logits():
 
 @pytest.mark.parametrize("threshold", [0, 1, -0.1, 1.5, 50, float("nan"), float("inf")])
 def test_threshold_out_of_range(threshold):
-    with pytest.raises(ValueError, match=f"`threshold` is {threshold};"):
+    with pytest.raises(ValueError, match=f"`threshold` must be a probability above 0 and below 1, got {threshold}"):
         SMALL.post_process_masks({"logits": torch.zeros(1, 2, 4, 4)}, threshold=threshold)
 
 
@@ -785,20 +785,20 @@ def test_nothing_given():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "expression is ''"),
-        ("  \n\t", "expression is "),
-        (["a cup", ""], "expression is ''"),
-        ([["a cup", "  "]], "expression is '  '"),
-        ([], r"`text` is \[\]"),
-        (5, "`text` is 5"),
-        (b"a cup", "`text` is b'a cup'"),
-        ({"a cup"}, "`text` is {'a cup'}"),
-        (["a cup", ["man"]], "mixes"),
-        ([[["a cup"]]], r"expression is \['a cup'\]"),
-        ([["a cup", 7]], "expression is 7"),
+        ("", "expression must .* got ''"),
+        ("  \n\t", "expression must .* got '  "),
+        (["a cup", ""], "expression must .* got ''"),
+        ([["a cup", "  "]], "expression must .* got '  '"),
+        ([], r"`text` must .* got \[\]"),
+        (5, "`text` must .* got 5"),
+        (b"a cup", "`text` must .* got b'a cup'"),
+        ({"a cup"}, "`text` must .* got {'a cup'}"),
+        (["a cup", ["man"]], "must not have both"),
+        ([[["a cup"]]], r"expression must .* got \['a cup'\]"),
+        ([["a cup", 7]], "expression must .* got 7"),
         ([7], "7"),
         ([None], "None"),
-        (["a cup", 7], "mixes|7"),
+        (["a cup", 7], "must not have both|7"),
     ],
 )
 def test_bad_text(images, text, message):
@@ -813,11 +813,11 @@ def test_bad_text(images, text, message):
         (2, ["a cup", "man", "bus"], "2 images and 3 "),
         (2, [["a cup", "man"]], "2 images and 1 "),
         (1, [["a cup"], ["man"]], "got 1 image and 2 "),
-        (2, [["a cup"], []], "Image 1 has no expressions"),
-        (1, [[]], "Image 0 has no expressions"),
-        (0, ["a cup"], r"`images` is \[\]"),
-        (0, "a cup", r"`images` is \[\]"),
-        (0, None, r"`images` is \[\]"),
+        (2, [["a cup"], []], "Every image must have an expression, got none for image 1"),
+        (1, [[]], "Every image must have an expression, got none for image 0"),
+        (0, ["a cup"], r"`images` must have at least one image, got \[\]"),
+        (0, "a cup", r"`images` must have at least one image, got \[\]"),
+        (0, None, r"`images` must have at least one image, got \[\]"),
     ],
 )
 def test_counts_of_images_and_expressions_differ(count, text, message):
@@ -936,13 +936,13 @@ def test_decompression_bomb(site, monkeypatch, remote):
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (np.zeros((6, 5)), r"\(6, 5\), but its image \(5, 6\)"),
-        (Image.new("L", (5, 6)), r"\(6, 5\), but its image \(5, 6\)"),
+        (np.zeros((6, 5)), r"size of its image \(5, 6\).* got \(6, 5\)"),
+        (Image.new("L", (5, 6)), r"size of its image \(5, 6\).* got \(6, 5\)"),
         (np.full(SIZE, 2), r"\[2\]"),
         (np.full(SIZE, -1), r"\[-1\]"),
         (np.full(SIZE, np.nan), "nan"),
         (np.full(SIZE, 0.5), r"0\.5"),
-        (Image.fromarray(GREY), r"values \["),
+        (Image.fromarray(GREY), r"values .* got \["),
         (np.zeros(5), r"\(5,\)"),
         (np.zeros((1, *SIZE, 2)), r"\(5, 6, 2\)|\(1, 5, 6, 2\)"),
         (np.zeros((1, 0, 6)), r"\(1, 0, 6\)"),
@@ -1046,7 +1046,7 @@ def test_arguments_do_what_the_image_processor_does(kwargs, form):
         ({"do_pad": True}, "`do_pad` is not supported"),
         ({"pad_size": {"height": 40, "width": 40}}, "`pad_size` is not supported"),
         ({"do_reduce_labels": True}, "`do_reduce_labels` is not supported"),
-        ({"do_normalise": False}, "`do_normalise` must be an argument"),
+        ({"do_normalise": False}, "`do_normalise` is not an argument"),
     ],
 )
 def test_arguments_that_are_refused(kwargs, message):
@@ -1065,7 +1065,7 @@ def test_a_device_needs_tensors():
 def test_return_tensors_of_the_images_alone():
     inputs = SMALL(COLOUR, "a cup", images_kwargs={"return_tensors": "pt"})
     assert all(isinstance(value, torch.Tensor) for value in inputs.values())
-    with pytest.raises(ValueError, match="`return_tensors` must be one"):
+    with pytest.raises(ValueError, match="`return_tensors` must be the same"):
         SMALL(COLOUR, "a cup", images_kwargs={"return_tensors": "pt"}, text_kwargs={"return_tensors": "np"})
 
 
@@ -1082,12 +1082,12 @@ def normalised(mean: object, std: object) -> np.ndarray:
 
 
 LOOKS = {
-    "ImageNet": (normalised(MEAN, STD), "normalised already.*pixel_values"),
-    "ImageNet, dark": (normalised(MEAN, STD) * 0.4 - 1, "normalised already"),
-    "CLIP": (normalised([0.48, 0.46, 0.41], [0.27, 0.26, 0.28]), "normalised already"),
-    "-1 to 1": (UNIT * 2 - 1, r"scaled to -1 to 1: give \(x \+ 1\) / 2"),
-    "overshoot below": (UNIT - 0.05, "from -0.05.*a little beyond 0 to 1.*clip it"),
-    "overshoot on both sides": (UNIT * 1.2 - 0.1, "a little beyond 0 to 1.*clip it"),
+    "ImageNet": (normalised(MEAN, STD), "normalised image.*pixel_values"),
+    "ImageNet, dark": (normalised(MEAN, STD) * 0.4 - 1, "normalised image"),
+    "CLIP": (normalised([0.48, 0.46, 0.41], [0.27, 0.26, 0.28]), "normalised image"),
+    "-1 to 1": (UNIT * 2 - 1, r"scaled to -1 to 1: use \(x \+ 1\) / 2"),
+    "overshoot below": (UNIT - 0.05, "from -0.05.*slightly more than 0 to 1.*clip it"),
+    "overshoot on both sides": (UNIT * 1.2 - 0.1, "slightly more than 0 to 1.*clip it"),
     "overshoot of 0 to 255": (UNIT * 260 - 3, "Clip or rescale"),
     "above 16 bits": (UNIT * 70_000, "Clip or rescale"),
     "overshoot above": (UNIT * 1.2, "Clip or rescale"),
@@ -1140,7 +1140,7 @@ def test_16_bits_that_hold_8_are_not_a_black_picture(form, high):
     values = np.maximum((COLOUR / 255 * high).round(), 1).astype(np.uint16)
     top = values[..., 0].max() if form == "PIL" else values.max()
     clip = r"\.clip\(0, 255\)" if top > 255 else ""
-    with pytest.raises(ImageDepthError, match=rf'nothing above {top} of 65535.*give `image{clip}.astype\("uint8"\)`'):
+    with pytest.raises(ImageDepthError, match=rf'no value above {top} of 65535.*use `image{clip}.astype\("uint8"\)`'):
         SMALL(SIXTEEN_BITS[form](values), "a cup")
     # a dark image beside others of 16 bits, a black one, and what the message says
     bright = SIXTEEN_BITS[form](COLOUR.astype(np.uint16) * 257)
@@ -1209,7 +1209,7 @@ def test_files_of_16_bits_that_hold_8(tmp_path, kind):
     grey = GREY.astype(np.uint16)
     path.write_bytes(DEEP_FILES[kind](grey))
     for image in (path, str(path), Image.open(path), Image.open(io.BytesIO(path.read_bytes()))):
-        with pytest.raises(ImageDepthError, match="looks like one of 8 bits"):
+        with pytest.raises(ImageDepthError, match="looks like an image of 8 bits"):
             SMALL(image, "a cup")
     with pytest.raises(ImageDepthError, match=r"8\s*bits"):
         open_picture({"path": str(path)}) and pixels(open_picture({"path": str(path)}))
@@ -1343,22 +1343,22 @@ def test_masks_as_people_have_them(kind, tmp_path):
         np.testing.assert_array_equal(read_mask(tmp_path / f"mask.{suffix}"), expected)
 
 
-CONTRADICTS = "varying transparency that contradicts its colours: it"
+CONTRADICTS = "transparency of a mask must not contradict its colours, got"
 REFUSED = {
-    "0 and 128": (lambda: SPOT * 128, r"\[0, 128\].*If 128 is the object, give `mask == 128`"),
+    "0 and 128": (lambda: SPOT * 128, r"\[0, 128\].*If 128 is the object, use `mask == 128`"),
     "objects": (lambda: np.where(SPOT, 3, 2), r"\[2, 3\]"),
     "soft": (lambda: GREY, "lossily compressed"),
     "white and red": (
         lambda: palette_mask(SPOT, {0: (255, 255, 255), 1: (255, 0, 0)}),
-        r"\(255, 255, 255\), not black",
+        r"must have black for index 0, got \(255, 255, 255\)",
     ),
     "palette of objects": (lambda: palette_mask(np.where(SPOT, 3, 0), {3: (9, 9, 9)}), r"\[0, 3\]"),
     "colours": (lambda: IMAGE, r"\(5, 6, 3\)"),
-    "colours and alpha": (lambda: with_alpha(WHITE, np.where(GREY > 50, 255, 0)), "varying transparency"),
+    "colours and alpha": (lambda: with_alpha(WHITE, np.where(GREY > 50, 255, 0)), CONTRADICTS),
     "half transparent": (lambda: with_alpha(255, GREY), "lossily compressed"),
     "L, object transparent": (
         lambda: transparent(Image.fromarray(WHITE), 255),
-        CONTRADICTS + " shows 0 and hides 255",
+        CONTRADICTS + " visible 0 and hidden 255",
     ),
     "L, 0 and 1, object transparent": (lambda: transparent(Image.fromarray(SPOT.astype(np.uint8)), 1), CONTRADICTS),
     "L, labels, object transparent": (lambda: transparent(Image.fromarray(EDGE), 1), CONTRADICTS),
@@ -1382,12 +1382,12 @@ REFUSED = {
     "tensor (4, H, W)": (lambda: torch.tensor(np.stack([WHITE] * 3 + [255 - WHITE])), CONTRADICTS),
     "a value above": (
         lambda: np.where(SPOT, 255, 128),
-        r"If 128 is the object, give `mask == 128`; if it is to be ig",
+        r"If 128 is the object, use `mask == 128`; if it is to be ig",
     ),
     "a value below": (lambda: np.where(SPOT, 0, -1), r"If -1 is the object.*`ignore_index=-1`"),
-    "a fraction": (lambda: np.where(SPOT, 0.5, 0.0), r"\[0.0, 0.5\].*If 0.5 is the object, give `mask == 0.5`\.$"),
-    "NaN": (lambda: np.where(SPOT, np.nan, 0), "NaN is no value of a mask"),
-    "CMYK": (lambda: Image.new("CMYK", (6, 5)), "mode CMYK"),
+    "a fraction": (lambda: np.where(SPOT, 0.5, 0.0), r"\[0.0, 0.5\].*If 0.5 is the object, use `mask == 0.5`\.$"),
+    "NaN": (lambda: np.where(SPOT, np.nan, 0), "NaN is not allowed"),
+    "CMYK": (lambda: Image.new("CMYK", (6, 5)), "A mask must have mode .* got CMYK"),
     "16 bits": (lambda: SPOT.astype(np.uint16) * 32768, r"\[0, 32768\]"),
 }
 
@@ -1443,7 +1443,7 @@ def test_255_is_ignored_in_all_masks_of_a_call_or_in_none():
 def test_255_alone_beside_1_in_a_call(one):
     white = np.where(SPOT, 255, 0).astype(np.uint8)
     for number, masks in enumerate(([one, white], [white, one]), start=1):
-        with pytest.raises(ValueError, match=rf"in mask {number} the object is 1.*255 in mask {3 - number}"):
+        with pytest.raises(ValueError, match=rf"the object is 1 in mask {number}.*255 in mask {3 - number}"):
             SMALL(IMAGE, ["a cup", "man"], masks)
         for ignored, expected in ((None, 1), (255, 255)):
             labels = SMALL(IMAGE, ["a cup", "man"], masks, size={"height": 5, "width": 6}, ignore_index=ignored)[
@@ -1534,7 +1534,7 @@ def test_ignore_index_must_be_a_whole_number(value):
 
 
 def test_labels_with_255_where_nothing_is_to_be_ignored():
-    with pytest.raises(ValueError, match=r"\[0, 1, 255\].*255 is not said to be ignored: give `ignore_index=255`"):
+    with pytest.raises(ValueError, match=r"\[0, 1, 255\].*If 255 is to be ignored, set `ignore_index=255`"):
         to_label_map(EDGE, ignore_index=None)
 
 
@@ -1667,12 +1667,12 @@ def test_a_file_that_is_there_under_another_name(tmp_path, monkeypatch, name):
         ({"is_split_into_words": True}, "`is_split_into_words` is not supported"),
         ({"return_overflowing_tokens": True}, "`return_overflowing_tokens` is not supported"),
         ({"text_pair": ["a cup"]}, "`text_pair` is not supported"),
-        ({"add_special_tokens": False}, "reads the sentence at"),
-        ({"max_length": 2}, "`max_length` must leave room for a word"),
+        ({"add_special_tokens": False}, "takes the sentence from"),
+        ({"max_length": 2}, "`max_length` must be at least 3"),
         ({"image_std": [0.0, 0.0, 0.0]}, "`image_std` must not be 0"),
         ({"resample": "bogus"}, "`resample` must be one of nearest"),
-        ({"fps": 3}, "`fps` must be an argument of the image processor or tokenizer"),
-        ({"videos_kwargs": {"fps": 3}}, "must be an argument of the image processor or tokenizer"),
+        ({"fps": 3}, "`fps` is not an argument of the image processor or the tokenizer"),
+        ({"videos_kwargs": {"fps": 3}}, "is not an argument of the image processor or the tokenizer"),
     ],
 )
 def test_arguments_that_would_break_the_result(processor, photo, arguments, message):

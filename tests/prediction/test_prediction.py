@@ -177,7 +177,7 @@ def test_what_is_broken_stops_or_is_told_in_its_line(rows, checkpoint, tmp_path,
         1: "There is no image file",
         2: "is not JSON",
         4: "leads out of",
-        5: "has the expression ' '; give text",
+        5: "must have text as expression, got ' '",
         6: "must be an object",
         7: "has no image, but `expression`; add one of image, file_name",
         8: "cut.png cannot be read",
@@ -199,7 +199,7 @@ def test_broken_rows_of_a_data_set(rows, checkpoint, tmp_path, capsys):
     assert run(tmp_path / "saved", "--output", tmp_path / "out", "--on-error", "skip", checkpoint=checkpoint) == 0
     lines = lines_of(tmp_path / "out")
     assert [line["error"] is None for line in lines] == [False, True, False, False, True]
-    assert "row 2 is refused as too large" in lines[2]["error"]
+    assert "row 2 is too large" in lines[2]["error"]
     rows.write_text('{"image": "0.png", "expression": "the cup", "id": "half \\ud800"}\n')
     for file_format in ("jsonl", "parquet"):
         output = tmp_path / file_format
@@ -296,7 +296,7 @@ def test_what_is_not_read_is_said(rows, checkpoint, tmp_path, capsys):
         assert run(rows, *options, checkpoint=checkpoint) == 0
         printed = capsys.readouterr()
         (said,) = [line for line in printed.err.splitlines() if line.startswith("3 expressions: ")]
-        assert "3.0 % of the words are unknown to the vocabulary (" in said
+        assert "3.0 % of the words are not in the vocabulary (" in said
         assert {"xyzzy", "plugh"} <= set(said.replace("(", " ").replace(")", " ").replace(",", " ").split())
         assert said.endswith("; 1 too long and cut.")
         counts = json.loads(printed.out)
@@ -514,7 +514,7 @@ def test_an_image_of_16_bits_that_holds_8_is_named(rows, checkpoint, tmp_path, c
     Image.fromarray(np.asarray(Image.open(path).convert("L")).astype(np.uint16)).save(path)
     assert run(rows, "--output", tmp_path / "out", checkpoint=checkpoint) == 2
     (line,) = capsys.readouterr().err.splitlines()[-1:]
-    assert "looks like one of 8 bits" in line
+    assert "looks like an image of 8 bits" in line
 
 
 @pytest.mark.parametrize("text", ["\u200b", "\ufffd"])

@@ -454,7 +454,7 @@ def test_words_that_are_not_added_are_counted(own_data, capsys):
     run = TrainingRun(load_config("my.yaml", [*FEW, "model.add_words=false", "model.max_length=12"]))
     line = capsys.readouterr().err.splitlines()[0]
     assert re.search(
-        r"Reading 8 expressions: \d\.\d % of the words are unknown to the vocabulary \(walrus\); 4 longer", line
+        r"Reading 8 expressions: \d\.\d % of the words are not in the vocabulary \(walrus\); 4 too long", line
     )
     assert run.processor(text="the walrus", return_tensors="pt")["input_ids"].shape == (1, 12)
     with pytest.raises(ValueError, match=r"`model\.max_length` must be at most 32, the number of positions, got 99"):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from ...processing_crossvlt import ImageDepthError, ImageTooLargeError, opening, says_nothing, to_rgb
+from ...processing_crossvlt import ImageDepthError, ImageTooLargeError, is_damaged, opening, says_nothing, to_rgb
 
 
 MAX_UPLOAD = 20 * 2**20  # bytes
@@ -69,7 +69,7 @@ def read_expressions(text: str | None) -> list[str]:
     for number, line in enumerate(lines, start=1):
         if len(line) > MAX_LETTERS:
             raise InputError(f"Line {number} has {len(line):,} characters; the limit is {MAX_LETTERS}.")
-        if any("\ud800" <= character <= "\udfff" for character in line):
+        if is_damaged(line):
             raise InputError(f"Line {number} is not valid text; please type it again.")
     return expressions
 
