@@ -20,7 +20,7 @@ Form = Literal["coco", "yolo", "labelme", "voc", "hub"]
 Family = Literal[
     "noun", "attribute", "absolute", "relation", "ordinal", "superlative", "negation", "plural", "no_target"
 ]
-MANY = 500  # images for which it is worth while to start processes
+MANY = 500  # images from which processes are started
 FAMILIES: tuple[Family, ...] = get_args(Family)
 
 
@@ -46,7 +46,7 @@ class Refer(Command):
         copy: Copy the images instead of linking to them.
         sheet: Number of examples on the contact sheet.
         seed: Seed of the choice of objects and expressions.
-        workers: Processes that read images and make expressions. By default one for each core from 500 images on.
+        workers: Processes that read images and make expressions. By default one per core from 500 images on.
     """
 
     labels: Positional[Annotated[str, arg(metavar="LABELS")]]

@@ -1,16 +1,18 @@
-"""What the readers share: splits, JSON files, folders, and paths of image files."""
+"""Splits, JSON files, folders, columns, and image files of data sets, for all readers."""
 
 import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from datasets import Dataset
+from PIL import ExifTags, Image
 
-from ..processing_crossvlt import counted, similar_path
+from ..processing_crossvlt import counted, opening, similar_path
 
 
 COCO_FOLDERS = ("images/mscoco/images/train2014", "images/train2014", "train2014")
@@ -83,6 +85,35 @@ def rows_of(table: Any, where: str) -> list[Any]:
     if not isinstance(table, list):
         raise ValueError(f"{where} must hold a list, got {str(table)[:40]!r}.")
     return table
+
+
+def require_columns(dataset: Dataset, columns: Iterable[str], name: str = "The data set") -> None:
+    """Raise ValueError unless a data set has certain columns."""
+    if missing := [column for column in columns if column not in dataset.column_names]:
+        raise ValueError(f"{name} must have a column {missing[0]!r}, got {', '.join(dataset.column_names)}.")
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation of an opened image, from 1 (upright) to 8."""
+    # not that of a PNG file's class, which would decode the image
+    turn = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    return turn if isinstance(turn, int) and 1 <= turn <= 8 else 1
+
+
+def stored_size(image: Image.Image, upright: bool) -> tuple[int, int]:
+    """(height, width) of an opened image, with or without its EXIF orientation."""
+    return (image.width, image.height) if upright and orientation(image) >= 5 else (image.height, image.width)
+
+
+@cache
+def header_size(path: str) -> tuple[int, int]:
+    """(height, width) of an image file with its EXIF orientation; reads only its header.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    with opening(path, "image"), Image.open(path) as image:
+        return stored_size(image, upright=True)
 
 
 def image_size(image: Any, where: str) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 from datasets import Dataset
 
+from ..checks import check_known
 from .files import check_split
 from .masks import Merge
 from .record import check_merge
@@ -12,7 +13,7 @@ from .refshapes import SPLITS, Split, load_refshapes
 from .sources.folder import METADATA, load_folder, splits_of
 from .sources.hub import JXU124, REFCOCO_M, load_jxu124, load_refcoco_m
 from .sources.phrasecut import load_phrasecut
-from .sources.refer import LAYOUTS, Text, check_text, is_refer_folder, load_refer, load_refer_folder
+from .sources.refer import LAYOUTS, TEXTS, Text, is_refer_folder, load_refer, load_refer_folder
 
 
 NAMES = (*LAYOUTS, "phrasecut", *JXU124, REFCOCO_M, "refshapes")
@@ -57,7 +58,7 @@ def load_data(
         OSError: if a file is missing.
         ValueError: if there is no such data set, split or option, or a file is broken; names file and row.
     """
-    check_text(text)
+    check_known("text", text, TEXTS)
     check_merge(merge)
     if name in LAYOUTS:
         return load_refer(name, split, root=_folder(name, root), text=text, merge=merge, **options)
@@ -67,7 +68,7 @@ def load_data(
     if folder is not None and is_refer_folder(folder):
         return load_refer_folder(folder, split, text=text, merge=merge, **options)
     if text != "raw":
-        raise ValueError(f"`text` is {text!r}, but {name} has its expressions in one form; leave it out.")
+        raise ValueError(f"`text` must be 'raw' for {name}, which has one form of expressions, got {text!r}.")
     if folder is not None:
         return _load_own(folder, split, merge, options)
     if name == "phrasecut":

@@ -32,7 +32,7 @@ from PIL import Image
 from safetensors.torch import save
 
 import crossvlt_hf
-from crossvlt_hf.data.files import read_json
+from crossvlt_hf.data.files import header_size, read_json
 from crossvlt_hf.data.masks import decode_mask, encode_mask, read_mask
 from crossvlt_hf.data.sources import folder as folders
 from crossvlt_hf.data.sources import phrasecut, refer
@@ -231,10 +231,10 @@ class Picture(Reader):
 
     def read(self, data: bytes) -> None:
         path = self.write("picture", data)
-        for read in (read_mask, folders.upright_size):
+        for read in (read_mask, header_size):
             with suppress(DOCUMENTED):
                 read(str(path))
-        folders.upright_size.cache_clear()
+        header_size.cache_clear()
         to_rgb(path)
 
 

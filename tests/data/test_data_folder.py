@@ -115,10 +115,13 @@ def test_a_folder_for_each_split(tmp_path):
     with pytest.raises(ValueError, match=r"`split` must be one of .*: train, validation; got 'test'"):
         load_folder(tmp_path, "test")
     write(tmp_path, row(split="train"), name="test/metadata.jsonl")
-    with pytest.raises(ValueError, match=r"metadata.jsonl, line 1 has the split 'train' in the folder of 'test'"):
+    with pytest.raises(ValueError, match=r"metadata.jsonl, line 1 has the split 'train', but is in the folder 'test'"):
         load_folder(tmp_path, "test")
     write(tmp_path, row())
-    with pytest.raises(ValueError, match=r"has a metadata.jsonl and others in test, train, validation"):
+    with pytest.raises(
+        ValueError,
+        match=r"must have a metadata.jsonl for all splits or for each split, got both \(in test, train, validation",
+    ):
         load_folder(tmp_path, "train")
 
 
@@ -169,9 +172,9 @@ def test_sizes_come_from_the_header(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{", "is not JSON"),
-        ("[" * 100_000, "is not JSON"),
-        ("[1]", r"holds '\[1\]'; give an object"),
+        ("{", "must be JSON"),
+        ("[" * 100_000, "must be JSON"),
+        ("[1]", r"must be an object .* got '\[1\]'"),
         (row(image=...), "has no `image` or `file_name`, but `expression`, `mask`"),
         (row(image="../a.png"), "leads out of"),
         (row(image="/etc/passwd"), "leads out of"),
@@ -179,29 +182,32 @@ def test_sizes_come_from_the_header(tmp_path, monkeypatch):
         (row(image=5), "`image`, must have the path of a file, got .5."),
         (row(image=""), "`image`, must have the path of a file, got ..\\."),
         (row(expression=..., caption="cup"), "has no `expression` or `expressions`, but `image`, `mask`, `caption`"),
-        (row(expressions=["cup"]), "has both `expression` and `expressions`; give one"),
-        (row(expression=""), "has the expression ''"),
-        (row(expression="\ud800"), "has the expression"),
-        (row(expression=5), "has the expression 5"),
-        (row(expression=..., expressions="cup"), "has 'cup' as `expressions`; give a list"),
-        (row(expression=..., expressions=[]), "has no expression"),
-        (row(expression=..., expressions=["cup", " "]), "has the expression ' '"),
+        (row(expressions=["cup"]), "has both `expression` and `expressions`; remove one"),
+        (row(expression=""), "must have text as expression, got ''"),
+        (row(expression="\ud800"), "must have text as expression"),
+        (row(expression=5), "must have text as expression, got 5"),
+        (row(expression=..., expressions="cup"), "must have a list of texts as `expressions`, got 'cup'"),
+        (row(expression=..., expressions=[]), "must have at least one expression"),
+        (row(expression=..., expressions=["cup", " "]), "must have text as expression, got ' '"),
         (
             row(mask=..., label="x"),
-            "has none of `mask`, .*`segmentation`, but `image`, `expression`, `label`; give one",
+            "must have `mask`, .*`segmentation` or .*, but `image`, `expression`, `label`",
         ),
         (row(mask=5), "`mask`, must have the path of a file, got .5."),
-        (row(polygons=[box(1, 1, 2, 2)]), "has `mask` and `polygons`; give one"),
-        (row(mask=..., polygons=[box(1, 1, 2, 2)], no_target=True), "has `polygons`, but says that nothing is meant"),
-        (row(mask=..., polygons=[]), "has none of `mask`"),
+        (row(polygons=[box(1, 1, 2, 2)]), "has both `mask` and `polygons`; remove one"),
+        (row(mask=..., polygons=[box(1, 1, 2, 2)], no_target=True), "has both `polygons` and no target"),
+        (row(mask=..., polygons=[]), "must have `mask`, "),
         (row(mask=..., polygons=5), ", `polygons`: A segmentation must be polygons or run lengths, got '5'"),
         (row(mask=..., polygons=[[1, 2]]), r", `polygons`: A polygon must be .* got \[1, 2\]"),
-        (row(mask=..., polygons=[[0.1, 0.1, 0.9, 0.1, 0.5, 0.9]]), "between 0 and 1; give pixels, x times 32"),
+        (
+            row(mask=..., polygons=[[0.1, 0.1, 0.9, 0.1, 0.5, 0.9]]),
+            "`polygons` in pixels, got values from 0 to 1; multiply x by 32",
+        ),
         (row(mask=..., segmentation={"size": [32, 24], "counts": "04"}), "`segmentation`: Run lengths have size"),
-        (row(no_target="yes"), "`no_target` 'yes'; give true or false"),
-        (row(no_target=True, has_target=True), "contradicts itself"),
-        (row(split=["train"]), r"has .\['train'\]. as `split`; give text"),
-        (row(family={}), "has '{}' as `family`; give text"),
+        (row(no_target="yes"), "must have true or false as `has_target` and `no_target`, got None and 'yes'"),
+        (row(no_target=True, has_target=True), "must not have True for both"),
+        (row(split=["train"]), r"must have text or a number as `split`, got .\['train'\]."),
+        (row(family={}), "must have text or a number as `family`, got '{}'"),
     ],
 )
 def test_broken_rows(tmp_path, line, words):
@@ -221,7 +227,7 @@ def test_missing_files(tmp_path):
     with pytest.raises(ValueError, match="has no rows"):
         load_folder(folder)
     (folder / "metadata.jsonl").write_bytes(b'{"image": "\xff"}')
-    with pytest.raises(ValueError, match=r"metadata.jsonl is not in UTF-8"):
+    with pytest.raises(ValueError, match=r"metadata.jsonl must be in UTF-8"):
         load_folder(folder)
     (folder / "metadata.jsonl").unlink()
     with pytest.raises(FileNotFoundError, match=r"no metadata.jsonl in .*; write one"):
@@ -328,11 +334,11 @@ def test_writing_other_rows(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"mask": None}, "Row 2 has no `mask`"),
-        ({"expressions": [""]}, "Row 2 has the expression ''"),
-        ({"mask": np.zeros((5, 5), np.uint8)}, r"Row 2 has a mask of shape \(5, 5\)"),
-        ({"mask": np.full((HEIGHT, WIDTH), 7)}, "with values up to 7"),
-        ({"image": Image.fromarray(photo(seed=5))}, "Row 2 has the image_id 'a' of another image"),
+        ({"mask": None}, "Row 2 must have `mask`"),
+        ({"expressions": [""]}, "Row 2 must have text as expression, got ''"),
+        ({"mask": np.zeros((5, 5), np.uint8)}, r"The mask of Row 2 must have .* got shape \(5, 5\)"),
+        ({"mask": np.full((HEIGHT, WIDTH), 7)}, "and values up to 7"),
+        ({"image": Image.fromarray(photo(seed=5))}, "Row 2 must have its own image_id, got 'a'"),
     ],
 )
 def test_broken_rows_leave_nothing_behind(tmp_path, changes, words):
@@ -412,9 +418,9 @@ def test_broken_data_sets():
             "mask": [[box(2, 3, 8, 5)], [[1.0, 2.0]]],
         }
     )
-    with pytest.raises(ValueError, match="no column 'text'; it has image, expression, mask"):
+    with pytest.raises(ValueError, match="must have a column 'text', got image, expression, mask"):
         from_dataset(source, expression="text")
-    with pytest.raises(ValueError, match="mine, row 1 has the expression ' '"):
+    with pytest.raises(ValueError, match="mine, row 1 must have text as expression, got ' '"):
         from_dataset(source, name="mine")
     source = source.remove_columns("expression").add_column("expression", ["cup", "bus"])
     with pytest.raises(ValueError, match=r"mine, row 1: A polygon must be .* got \[1.0, 2.0\]"):
@@ -537,7 +543,7 @@ def test_255_alone_beside_masks_whose_object_is_1(tmp_path, kind, first):
     masks = [ONES[kind](), Image.fromarray(with_border(0 * blob()))]
     masks = masks if first else masks[::-1]
     ones, white = (r"(mask0|row 0)", r"(mask1|row 1)") if first else (r"(mask1|row 1)", r"(mask0|row 0)")
-    message = rf"in \S*.*{ones}.* the object is 1.*{white}.*`ignore_index=None`.*`ignore_index=255`"
+    message = rf"the object is 1 in .*{ones}.*255 in \S*.*{white}.*`ignore_index=None`.*`ignore_index=255`"
     for load in loaders(tmp_path / "mixed", *masks):
         with pytest.raises(ValueError, match=message):
             load()
@@ -592,7 +598,7 @@ def test_masks_that_records_hold_keep_what_they_ignore(tmp_path):
     ("mask", "words"),
     [
         (Image.fromarray(blob() * 128), r"mask0.png: .*\[0, 128\].*`mask == 128`"),
-        (Image.fromarray(photo()), "mask0.png: .*not one value for each pixel"),
+        (Image.fromarray(photo()), "mask0.png: .*with one value per pixel"),
     ],
 )
 def test_masks_of_unknown_meaning_are_named(tmp_path, mask, words):
@@ -605,14 +611,14 @@ def test_masks_of_unknown_meaning_are_named(tmp_path, mask, words):
 def test_jpeg_masks_are_refused_whatever_their_name_is(tmp_path, name, ignore_index):
     folder = write(tmp_path / "jpeg", row(mask=name))
     Image.fromarray(blob() * 255).save(folder / name, "JPEG", quality=100)
-    with pytest.raises(ValueError, match=rf"line \d: .*{name}: A mask is a JPEG.*PNG"):
+    with pytest.raises(ValueError, match=rf"line \d: .*{name}: A mask must not be a JPEG.*PNG"):
         load_data(str(folder), "train", ignore_index=ignore_index)
     pictures = {"image": [Image.fromarray(photo())], "expression": ["cup"]}
     for cell in ({"bytes": (folder / name).read_bytes(), "path": None}, {"bytes": None, "path": str(folder / name)}):
         for feature in (ImageFeature(), Picture()):
             kinds = Features({"image": ImageFeature(), "expression": Value("string"), "mask": ImageFeature()})
             table = Dataset.from_dict({**pictures, "mask": [cell]}, features=kinds).cast_column("mask", feature)
-            with pytest.raises(ValueError, match=r"row 0.*A mask is a JPEG"):
+            with pytest.raises(ValueError, match=r"row 0.*A mask must not be a JPEG"):
                 from_dataset(table, ignore_index=ignore_index)
 
 

@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from ...processing_crossvlt import load_pixels, opening
-from ..files import entries, field, image_size, inside, read_json, require_folder
+from ..files import entries, field, header_size, image_size, inside, read_json, require_folder
 from ..masks import check_lossless, check_polygons, decode_segmentation, encode_mask
-from .object_record import ObjectRecord, ObjectScene, ObjectSource, header_size
+from .object_record import ObjectRecord, ObjectScene, ObjectSource
 
 
 class LabelMeObjects(ObjectSource):

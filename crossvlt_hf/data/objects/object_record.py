@@ -3,16 +3,16 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 from ...processing_crossvlt import load_pixels, opening, to_rgb
+from ..files import stored_size
 from ..masks import decode_segmentation, encode_mask
 from .attributes import DescribedObject, describe
 
@@ -142,17 +142,6 @@ class ObjectScene:
         return describe(picture, masks, labels, crowds=crowds, **options)
 
 
-def stored_size(image: Image.Image, upright: bool) -> tuple[int, int]:
-    """(height, width) of an opened image, with or without its EXIF orientation."""
-    return (image.width, image.height) if upright and orientation(image) >= 5 else (image.height, image.width)
-
-
-def orientation(image: Image.Image) -> int:
-    """The EXIF orientation of an opened image, from 1 (upright) to 8."""
-    turn = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
-    return turn if isinstance(turn, int) and 1 <= turn <= 8 else 1
-
-
 def small_mask(segmentation: Any, size: tuple[int, int], small: tuple[int, int]) -> NDArray[np.uint8]:
     """Decode a segmentation at another size: (height, width) uint8 of 0 and 1.
 
@@ -199,17 +188,6 @@ def find_images(folder: Path) -> dict[str, Path]:
     """The image files below a folder, by relative path without suffix, sorted."""
     found = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES)
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in found}
-
-
-@cache
-def header_size(path: str) -> tuple[int, int]:
-    """(height, width) of an image file with its EXIF orientation; reads only its header.
-
-    Raises:
-        OSError: if it cannot be read.
-    """
-    with opening(path, "image"), Image.open(path) as image:
-        return stored_size(image, upright=True)
 
 
 def segmentation_of_map(labels: NDArray, value: int) -> dict[str, Any]:

@@ -19,13 +19,13 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ...checks import check_known, check_least
 from ...processing_crossvlt import opening
-from ..files import new_folder
+from ..files import new_folder, orientation
 from ..masks import pack
 from ..record import Record, build_dataset
 from ..sources.folder import METADATA
 from .attributes import DescribedObject
 from .engine import FAMILIES, Expression, make_expressions
-from .object_record import ObjectScene, ObjectSource, orientation
+from .object_record import ObjectScene, ObjectSource
 from .rows import HubObjects
 from .words import in_table, lookup
 
@@ -157,9 +157,9 @@ def refer(
 
 
 class _Outcomes(TorchDataset):
-    """For each image its scene, described objects and expressions, or the error that reading it raised.
+    """Scene, described objects and expressions of each image, or the error of reading it.
 
-    A loader's worker would raise another error, with its own traceback in the message.
+    Errors are returned, since workers of a loader would raise them with a traceback in the message.
     """
 
     def __init__(self, source: ObjectSource, options: ReferOptions) -> None:

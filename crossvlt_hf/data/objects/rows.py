@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from datasets import ClassLabel, Dataset, Value
 from datasets import Image as ImageFeature
 from numpy.typing import NDArray
 from PIL import Image
 
 from ...checks import check_known
-from ...processing_crossvlt import load_pixels, to_rgb
+from ...processing_crossvlt import label_parts, load_pixels, to_rgb
+from ..files import require_columns
 from ..masks import check_lossless, encode_mask
 from .coco import check_segmentation
 from .object_record import ObjectRecord, ObjectScene, ObjectSource, segmentation_of_map
@@ -72,8 +74,7 @@ class HubObjects(ObjectSource):
         self.class_column = class_column or _first(plain, _CLASS_KEYS) if self.kind == "mask" else None
         self.id_column, self.exhaustive_column = image_id, exhaustive
         needed = [c for c in (image, self.column, self.class_column, image_id, exhaustive) if c is not None]
-        if missing := [column for column in needed if column not in plain.column_names]:
-            raise ValueError(f"The data set has no column {missing[0]!r}; it has {', '.join(plain.column_names)}.")
+        require_columns(plain, needed)
         if self.kind == "mask" and self.class_column is None:
             raise ValueError("The data set must have a column of classes; set `class_column`.")
         self.dataset = _undecoded(plain.select_columns(list(dict.fromkeys(needed))), image)
@@ -148,9 +149,10 @@ class HubObjects(ObjectSource):
         found = []
         for value in (int(v) for v in np.unique(table) if int(v) not in (*self.background, 255)):
             label = self._class(value, where)
-            for number, part in enumerate(connected_parts(table == value)):
-                if part.mean() >= SPECK:
-                    found.append(ObjectRecord(label, encode_mask(part), f"{value}-{number}"))
+            parts = label_parts(torch.from_numpy(table == value), corners=False).numpy()
+            for number, area in enumerate(np.bincount(parts.ravel())[1:], start=1):
+                if area >= SPECK * parts.size:
+                    found.append(ObjectRecord(label, encode_mask(parts == number), f"{value}-{number - 1}"))
         return found
 
 
@@ -174,8 +176,7 @@ def _find_labels(dataset: Dataset, kind: Kind | None, column: str | None) -> tup
 
 
 def _kind_of(dataset: Dataset, column: str) -> Kind:
-    if column not in dataset.column_names:
-        raise ValueError(f"The data set has no column {column!r}; it has {', '.join(dataset.column_names)}.")
+    require_columns(dataset, [column])
     if isinstance(dataset.features[column], ImageFeature):
         return "mask" if column in _MASKS else "semantic"
     return "objects"
@@ -279,32 +280,3 @@ def to_segmentation(mask: Any, size: tuple[int, int], where: str) -> Any:
     if (isinstance(mask, dict) and "counts" in mask) or (isinstance(mask, list) and len(mask) != size[0]):
         return check_segmentation(mask, size, where)
     return encode_mask(np.asarray(_array(mask, size, where).any(axis=2)))
-
-
-def connected_parts(mask: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
-    """The parts of a mask that hang together by edges, from the top down, each as (height, width) bool."""
-    framed = np.pad(mask, ((0, 0), (1, 1))).astype(np.int8)
-    rows, starts = np.nonzero(np.diff(framed, axis=1) == 1)
-    ends = np.nonzero(np.diff(framed, axis=1) == -1)[1]
-    parent = list(range(len(rows)))
-
-    def root(run: int) -> int:
-        while parent[run] != run:
-            parent[run] = parent[parent[run]]
-            run = parent[run]
-        return run
-
-    firsts = np.searchsorted(rows, np.arange(mask.shape[0] + 1))
-    for row in range(1, mask.shape[0]):
-        above, here = int(firsts[row - 1]), int(firsts[row])
-        while above < firsts[row] and here < firsts[row + 1]:
-            if starts[above] < ends[here] and starts[here] < ends[above]:
-                parent[root(here)] = root(above)
-            if ends[above] < ends[here]:
-                above += 1
-            else:
-                here += 1
-    parts: dict[int, NDArray[np.bool_]] = {}
-    for run, (row, start, end) in enumerate(zip(rows.tolist(), starts.tolist(), ends.tolist(), strict=True)):
-        parts.setdefault(root(run), np.zeros(mask.shape, dtype=bool))[row, start:end] = True
-    return list(parts.values())

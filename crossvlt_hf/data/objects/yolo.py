@@ -8,8 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from ..files import require_folder
-from .object_record import ObjectRecord, ObjectScene, ObjectSource, find_images, header_size
+from ..files import header_size, require_folder
+from .object_record import ObjectRecord, ObjectScene, ObjectSource, find_images
 
 
 _NAMES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names")

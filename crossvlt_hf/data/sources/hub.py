@@ -1,24 +1,25 @@
-"""Data sets of the Hub: RefCOCO, RefCOCO+ and RefCOCOg without images by jxu124, and RefCOCO-M by moondream."""
+"""Data sets of the Hub: RefCOCO, RefCOCO+ and RefCOCOg (without images) by jxu124, and RefCOCO-M by moondream."""
 
 import json
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from datasets import Dataset, load_dataset
 from datasets import Image as ImageFeature
 
-from ..files import COCO_FOLDERS, check_split, field, image_size, inside, require_files
-from ..flaws import EmptyMasks, EmptySentences, Flaws
+from ...checks import check_known
+from ..files import COCO_FOLDERS, check_split, field, image_size, inside, require_columns, require_files
+from ..flaws import FlawOptions, Flaws
 from ..masks import Merge, pack
 from ..record import Record, build_dataset, check_merge
-from .refer import Text, check_text, expressions_of
+from .refer import TEXTS, Text, expressions_of
 
 
 REFCOCO_M = "moondream/refcoco-m"
 
-# The names of splits that people use, and those of the Hub
+# The usual names of splits, and those on the Hub
 _UNC = {"train": "train", "validation": "validation", "test": "test", "testA": "test", "testB": "testB"}
 JXU124: dict[str, dict[str, str]] = {
     "jxu124/refcoco": _UNC,
@@ -29,13 +30,12 @@ _JXU124_COLUMNS = ("ref_id", "ann_id", "image_id", "split", "sentences", "raw_an
 
 
 def _columns(base: Dataset, names: tuple[str, ...], source: str) -> Dataset:
-    """A data set of these columns only, so that no image is decoded on the way.
+    """Select columns, so that no other image is decoded.
 
     Raises:
-        ValueError: if one is missing.
+        ValueError: if a column is missing.
     """
-    if missing := [name for name in names if name not in base.column_names]:
-        raise ValueError(f"{source} has no column {missing[0]!r}; it has {', '.join(base.column_names)}.")
+    require_columns(base, names, source)
     return base.with_format(None).select_columns(list(names))
 
 
@@ -43,21 +43,21 @@ def _parse(row: dict[str, Any], name: str, source: str) -> dict[str, Any]:
     try:
         return dict(json.loads(row[name]))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{source} has {str(row[name])[:60]!r} as `{name}`, not an object in JSON.") from error
+        raise ValueError(f"{source} must have a JSON object as `{name}`, got {str(row[name])[:60]!r}.") from error
 
 
 def jxu124_records(
     base: Dataset, name: str, root: Path, images: Path | None, text: Text, flaws: Flaws
 ) -> Iterator[Record]:
-    """Records of the rows of `jxu124/refcoco` and its sisters.
+    """Make records of the rows of `jxu124/refcoco`, `jxu124/refcocoplus` or `jxu124/refcocog`.
 
     Args:
         base: the rows.
-        name: of the data set, for the records and messages.
-        root: below which `image_path` leads to an image, or a folder train2014 as in the layout of REFER has it.
-        images: the folder of the images, instead.
-        text: "raw" or "sent".
-        flaws: what to do with sentences without text.
+        name: of the data set, for records and messages.
+        root: folder of `image_path`, or of a train2014 as in the layout of REFER.
+        images: folder of the images, instead.
+        text: see `expressions_of`.
+        flaws: how to treat empty sentences.
 
     Raises:
         ValueError: if a row is broken; names it.
@@ -95,22 +95,20 @@ def load_jxu124(
     path: str | Path | None = None,
     text: Text = "raw",
     merge: Merge = "union",
-    empty_masks: EmptyMasks = "error",
-    empty_sentences: EmptySentences = "error",
+    **flaws: Unpack[FlawOptions],
 ) -> Dataset:
-    """RefCOCO, RefCOCO+ or RefCOCOg (umd) from the Hub, with COCO's images from a folder.
+    """Load RefCOCO, RefCOCO+ or RefCOCOg (umd) from the Hub, with the images of COCO from a folder.
 
     Args:
         name: "jxu124/refcoco", "jxu124/refcocoplus" or "jxu124/refcocog".
         split: "train", "val" (or "validation"), "testA" (the Hub calls it "test"), "testB"; RefCOCOg: "test".
-        root: the folder that holds the images as `image_path` says (coco/train2014/...), or in `train2014`,
-            `images/train2014` or `images/mscoco/images/train2014`.
-        images: the folder of the images, if it is elsewhere.
+        root: folder of the images: in `image_path` (coco/train2014/...), `train2014`, `images/train2014` or
+            `images/mscoco/images/train2014`.
+        images: folder of the images, if it is elsewhere.
         path: of a local copy of the data set.
-        text: "raw" as people wrote it, or "sent", in lower case without punctuation.
-        merge: how the parts of an object join: see `decode_segmentation`.
-        empty_masks: what to do with a target without a pixel: see `Flaws`.
-        empty_sentences: what to do with a sentence without text: see `Flaws`.
+        text: see `expressions_of`.
+        merge: how to merge the parts of an object: see `decode_segmentation`.
+        flaws: `empty_masks` and `empty_sentences`: see `Flaws`.
 
     Returns:
         A row for each reference: see `record`.
@@ -119,33 +117,32 @@ def load_jxu124(
         OSError: if images are missing, or the Hub cannot be reached.
         ValueError: if there is no such data set or split, or a row is broken; names it.
     """
-    if name not in JXU124:
-        raise ValueError(f"`name` is {name!r}; give one of {', '.join(JXU124)}.")
-    flaws = Flaws(name, empty_masks, empty_sentences)
-    check_text(text)
+    check_known("name", name, JXU124)
+    found = Flaws(name, **flaws)
+    check_known("text", text, TEXTS)
     check_merge(merge)
     split = JXU124[name][check_split(split, tuple(JXU124[name]), name)]
     base = load_dataset(str(path or name), split=split)
-    records = list(jxu124_records(base, name, Path(root), Path(images) if images else None, text, flaws))
+    records = list(jxu124_records(base, name, Path(root), Path(images) if images else None, text, found))
     require_files(
         ((str(record.image), record.where) for record in records),
         "image",
-        "They are those of COCO's train2014; give their folder as `images`.",
+        "They are the images of COCO's train2014; set `images` to their folder.",
     )
-    return build_dataset(records, flaws, merge=merge)
+    return build_dataset(records, found, merge=merge)
 
 
 def refcoco_m_records(base: Dataset, flaws: Flaws) -> Iterator[Record]:
-    """Records of the rows of `moondream/refcoco-m`, one for each sample; their images are not decoded.
+    """Make a record of each sample of `moondream/refcoco-m`, without decoding images.
 
     Args:
         base: the rows.
-        flaws: what to do with sentences without text.
+        flaws: how to treat empty sentences.
 
     Raises:
         ValueError: if a row is broken; names it.
     """
-    # not decoded, as `datasets` would turn an image by its EXIF data, which COCO's annotations leave alone
+    # not decoded, since `datasets` would apply the EXIF orientation, which annotations of COCO do not
     rows = _columns(base, ("image", "image_id", "samples"), REFCOCO_M).cast_column("image", ImageFeature(decode=False))
     for number, row in enumerate(rows):
         for sample in row["samples"]:
@@ -169,17 +166,15 @@ def load_refcoco_m(
     *,
     path: str | Path | None = None,
     merge: Merge = "union",
-    empty_masks: EmptyMasks = "error",
-    empty_sentences: EmptySentences = "error",
+    **flaws: Unpack[FlawOptions],
 ) -> Dataset:
-    """RefCOCO-M, the validation split of RefCOCO with better masks; its images come with it.
+    """Load RefCOCO-M, the validation split of RefCOCO with better masks, from the Hub, with images.
 
     Args:
-        split: "validation" (or "val"), the only one.
+        split: "validation" (or "val"), the only split.
         path: of a local copy of the data set.
-        merge: see `decode_segmentation`; here the masks have one part.
-        empty_masks: what to do with a target without a pixel: see `Flaws`.
-        empty_sentences: what to do with a sentence without text: see `Flaws`.
+        merge: see `decode_segmentation`; has no effect on masks with one part, as here.
+        flaws: `empty_masks` and `empty_sentences`: see `Flaws`.
 
     Returns:
         A row for each object: see `record`.
@@ -188,6 +183,6 @@ def load_refcoco_m(
         OSError: if the Hub cannot be reached.
         ValueError: if there is no such split, or a row is broken; names it.
     """
-    split, flaws = check_split(split, ("validation",), REFCOCO_M), Flaws(REFCOCO_M, empty_masks, empty_sentences)
+    split, found = check_split(split, ("validation",), REFCOCO_M), Flaws(REFCOCO_M, **flaws)
     base = load_dataset(str(path or REFCOCO_M), split=split)
-    return build_dataset(refcoco_m_records(base, flaws), flaws, merge=merge)
+    return build_dataset(refcoco_m_records(base, found), found, merge=merge)

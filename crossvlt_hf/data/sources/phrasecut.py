@@ -1,4 +1,4 @@
-"""PhraseCut: phrases about regions of the images of Visual Genome, often of several objects.
+"""PhraseCut: phrases about regions of images of Visual Genome, often of several objects.
 
 ```
 <root>/image_data_split3000.json
@@ -7,13 +7,14 @@
 ```
 """
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from datasets import Dataset
 
 from ..files import check_split, entries, field, find_folder, image_size, inside, read_json, require_files, rows_of
-from ..flaws import EmptyMasks, EmptySentences, Flaws
+from ..flaws import FlawOptions, Flaws
 from ..masks import FARTHEST, is_number, pack_outlines
 from ..record import Record, build_dataset
 
@@ -22,14 +23,14 @@ SPLITS = ("train", "val", "test", "miniv")
 
 
 def _outlines(task: Any, where: str, flaws: Flaws) -> list[list[list[float]]]:
-    """The polygons of all instances of a task; one of a single point, which no evaluation draws, is left out."""
+    """The polygons of all instances of a task, without those of a single point, which evaluations do not draw."""
     outlines = []
     for instance in entries(task, "Polygons", where):
         if isinstance(instance, list) and instance and all(map(_is_point, instance)):
-            instance = [instance]  # one polygon that is not in a list
+            instance = [instance]  # a polygon outside a list
         for outline in instance if isinstance(instance, list) else [None]:
             if not isinstance(outline, list) or not all(map(_is_point, outline)):
-                raise ValueError(f"{where} has the polygon {str(outline)[:60]!r}; it must be a list of [x, y].")
+                raise ValueError(f"{where} must have polygons of points [x, y], got {str(outline)[:60]!r}.")
             outlines.append(outline)
     drawn = [outline for outline in outlines if len(outline) > 1]
     for _ in range(len(outlines) - len(drawn)):
@@ -40,71 +41,75 @@ def _outlines(task: Any, where: str, flaws: Flaws) -> list[list[list[float]]]:
 
 
 def _is_point(point: Any) -> bool:
-    """Whether it is [x, y] in pixels, near enough to an image for Pillow to draw."""
+    """Whether it is [x, y] in pixels, within the range that Pillow can draw."""
     numbers = isinstance(point, list) and len(point) == 2 and all(map(is_number, point))
     return numbers and all(abs(x) <= FARTHEST for x in point)
 
 
 def _image_id(image: dict[str, Any], image_id: Any) -> str:
-    """The id that an image has in COCO, where it is from there; many are, also of the test splits of RefCOCO."""
+    """The id of an image, in COCO if it is from COCO, as many are, also of the test splits of RefCOCO."""
     return f"coco {image['coco_id']}" if image.get("coco_id") is not None else f"visual genome {image_id}"
 
 
-def load_phrasecut(
-    split: str | None,
-    *,
-    root: str | Path,
-    images: str | Path | None = None,
-    empty_masks: EmptyMasks = "error",
-    empty_sentences: EmptySentences = "error",
-) -> Dataset:
-    """A split of PhraseCut, a row for each phrase.
+@dataclass(frozen=True)
+class _Source:
+    """The phrases of a split, and the images of all splits."""
 
-    The masks are drawn as the authors' evaluation draws them: see `draw_outlines`.
+    split: str
+    path: Path
+    table: Path
+    folder: Path
+    images: dict[str, Any]
+    flaws: Flaws
+
+    def record(self, row: int, task: Any) -> Record:
+        where = f"{self.path}, task {field(task, 'task_id', f'{self.path}, row {row}')}"
+        image_id = field(task, "image_id", where)
+        if str(image_id) not in self.images:
+            raise ValueError(f"{where} has the image_id {image_id!r}, which is not in {self.table}.")
+        image = self.images[str(image_id)]
+        size = image_size(image, f"{self.table}, image {image_id!r},")
+        return Record(
+            image=inside(self.folder, f"{image_id}.jpg", where),
+            image_id=_image_id(image, image_id),
+            ref_id=task["task_id"],
+            expressions=self.flaws.expressions([field(task, "phrase", where)], where),
+            mask=pack_outlines(_outlines(task, where, self.flaws), *size),
+            split=self.split,
+            dataset="phrasecut",
+            where=where,
+            ann_ids=tuple(entries(task, "ann_ids", where)),
+        )
+
+
+def load_phrasecut(
+    split: str | None, *, root: str | Path, images: str | Path | None = None, **flaws: Unpack[FlawOptions]
+) -> Dataset:
+    """Load a split of PhraseCut, with a row for each phrase.
+
+    Masks are drawn as in the authors' evaluation: see `draw_outlines`.
 
     Args:
-        split: "train", "val", "test" or "miniv", 100 images of the validation that "val" does not have.
-        root: the folder that holds the annotations.
-        images: the folder of the images, if it is not `images` below the root.
-        empty_masks: what to do with a target without a pixel: see `Flaws`.
-        empty_sentences: what to do with a phrase without text: see `Flaws`.
+        split: "train", "val", "test" or "miniv" (100 images of the validation, which are not in "val").
+        root: folder of the annotations.
+        images: folder of the images; by default `images` in the root.
+        flaws: `empty_masks` and `empty_sentences`: see `Flaws`.
 
     Returns:
-        See `record`. `ref_id` is the task's; `image_id` is "coco 123" where the image comes from COCO, so that
-        `exclude_images` finds it, and otherwise "visual genome 123".
+        See `record`. `ref_id` is that of the task; `image_id` is "coco 123" for an image of COCO, so that
+        `exclude_images` recognises it, otherwise "visual genome 123".
 
     Raises:
         OSError: if a file or images are missing.
-        ValueError: if there is no such split, or the file is broken; names file and task.
+        ValueError: if there is no such split, or a file is broken; names file and task.
     """
-    split, flaws = check_split(split, SPLITS, "phrasecut"), Flaws("phrasecut", empty_masks, empty_sentences)
+    split, found = check_split(split, SPLITS, "phrasecut"), Flaws("phrasecut", **flaws)
     folder = find_folder(Path(root), ("images",), images)
     table, path = Path(root) / "image_data_split3000.json", Path(root) / f"refer_{split}.json"
-    images_of_table = rows_of(read_json(table), str(table))
-    known = {str(field(image, "image_id", f"{table}, an image")): image for image in images_of_table}
-
-    def record(row: int, task: Any) -> Record:
-        source = f"{path}, task {field(task, 'task_id', f'{path}, row {row}')}"
-        image_id = field(task, "image_id", source)
-        if str(image_id) not in known:
-            raise ValueError(f"{source} has the image_id {image_id!r}, which {table} does not have.")
-        image = known[str(image_id)]
-        return Record(
-            image=inside(folder, f"{image_id}.jpg", source),
-            image_id=_image_id(image, image_id),
-            ref_id=task["task_id"],
-            expressions=flaws.expressions([field(task, "phrase", source)], source),
-            mask=pack_outlines(_outlines(task, source, flaws), *image_size(image, f"{table}, image {image_id!r},")),
-            split=split,
-            dataset="phrasecut",
-            where=source,
-            ann_ids=tuple(entries(task, "ann_ids", source)),
-        )
-
-    records = [record(row, task) for row, task in enumerate(rows_of(read_json(path), str(path)))]
-    require_files(
-        ((str(record.image), record.where) for record in records),
-        "image",
-        f"Put them into {folder}, or give another folder as `images`.",
-    )
-    return build_dataset(records, flaws)
+    rows = rows_of(read_json(table), str(table))
+    known = {str(field(image, "image_id", f"{table}, an image")): image for image in rows}
+    source = _Source(split, path, table, folder, known, found)
+    records = [source.record(row, task) for row, task in enumerate(rows_of(read_json(path), str(path)))]
+    needed = ((str(record.image), record.where) for record in records)
+    require_files(needed, "image", f"Put them into {folder}, or set `images`.")
+    return build_dataset(records, found)

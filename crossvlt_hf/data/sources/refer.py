@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+, RefCOCOg, RefCLEF and gRefCOCO in the layout that the authors of REFER gave them.
+"""RefCOCO, RefCOCO+, RefCOCOg, RefCLEF and gRefCOCO in the layout of REFER.
 
 ```
 <root>/refcoco/{instances.json, refs(unc).p, refs(google).p}
@@ -10,8 +10,7 @@
 <root>/images/saiapr_tc-12/8000.jpg  (also saiapr_tc-12)
 ```
 
-A folder of any other name in this form, with an instances.json and a file refs(...) or grefs(...), is read too: see
-`load_refer_folder`.
+Other folders with an instances.json and a file refs(...) or grefs(...) are read by `load_refer_folder`.
 """
 
 import pickle
@@ -21,10 +20,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from datasets import Dataset
 
+from ...checks import check_known
 from ..files import (
     COCO_FOLDERS,
     check_split,
@@ -36,7 +36,7 @@ from ..files import (
     read_json,
     require_files,
 )
-from ..flaws import EmptyMasks, EmptySentences, Flaws
+from ..flaws import FlawOptions, Flaws
 from ..masks import Merge, is_drawn, pack
 from ..record import Record, build_dataset, check_merge
 
@@ -47,15 +47,15 @@ TEXTS: tuple[Text, ...] = ("raw", "sent")
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a data set lies below the root, and what it is split into.
+    """The files and splits of a data set.
 
     Args:
-        folder: of the annotations.
-        split_by: who split it; part of the name of the file of references.
-        splits: their names.
-        images: folders in which the images may be.
-        refs: how the name of the file of references begins.
-        any_number: whether a reference means a list of objects, or none (-1).
+        folder: folder of the annotations, below the root.
+        split_by: author of the splits; part of the name of the file of references.
+        splits: names of the splits.
+        images: possible folders of the images, below the root.
+        refs: start of the name of the file of references.
+        any_number: whether the target of a reference is a list of objects, or none (-1).
     """
 
     folder: str
@@ -81,7 +81,7 @@ LAYOUTS = {
     "grefcoco": Layout("grefcoco", "unc", ("train", "val", "testA", "testB"), refs="grefs", any_number=True),
 }
 
-# What pickle has no code of its own for
+# Plain types without an opcode of their own
 _PLAIN_CLASSES: dict[tuple[str, str], type] = {
     (module, name): kind
     for module in ("builtins", "__builtin__")
@@ -90,7 +90,7 @@ _PLAIN_CLASSES: dict[tuple[str, str], type] = {
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Reads containers, strings and numbers; whatever else a pickle asks for is neither imported nor run."""
+    """Loads containers, strings and numbers; anything else is refused, and neither imported nor run."""
 
     def find_class(self, module: str, name: str) -> type:
         if (module, name) in _PLAIN_CLASSES:
@@ -99,39 +99,41 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def _check_numbers(data: bytes) -> None:
-    """Whether no object has a number for which the unpickler would set gigabytes aside."""
+    """Raise UnpicklingError for a memo index for which the unpickler would allocate gigabytes."""
     for opcode, argument, _ in pickletools.genops(data):
         if opcode.name.endswith("PUT") and (argument or 0) > len(data):
-            raise pickle.UnpicklingError(f"one of its objects has the number {argument}.")
+            raise pickle.UnpicklingError(f"a memo index is {argument}.")
 
 
 def read_plain_pickle(path: Path) -> Any:
-    """What a pickle of plain data holds.
+    """Load a pickle of plain data.
 
     Raises:
         OSError: if there is no such file.
-        ValueError: if it is damaged, or asks for anything but plain data (which is then not run).
+        ValueError: if it is damaged, or has anything but plain data (which is not run).
     """
     try:
         data = path.read_bytes()
         _check_numbers(data)
-        # Python 2 wrote the originals: its strings are bytes
+        # The original files are of Python 2, whose strings are bytes
         return _PlainUnpickler(BytesIO(data), encoding="utf-8", errors="replace").load()
     except pickle.UnpicklingError as error:
         if str(error).startswith("`"):
             raise ValueError(
-                f"{path} is refused: it asks for {error}, which is not plain data, and loading it could run code."
+                f"{path} is refused: it has {error}, which is not plain data and could run code."
             ) from error
-        raise ValueError(f"{path} is not a whole pickle of references: {error}") from error
+        raise ValueError(f"{path} is damaged or not a pickle of references: {error}") from error
     except OSError:
         raise
-    except Exception as error:  # a damaged pickle can raise anything
-        raise ValueError(f"{path} is not a whole pickle of references ({type(error).__name__}: {error}).") from error
+    except Exception as error:  # of any kind, for a damaged pickle
+        raise ValueError(
+            f"{path} is damaged or not a pickle of references ({type(error).__name__}: {error})."
+        ) from error
 
 
 @dataclass(frozen=True)
 class _Instances:
-    """Images and objects of an instances.json, by id; ids are text, as those of RefCLEF are."""
+    """Images and objects of an instances.json, by id. Ids are text, as in RefCLEF."""
 
     path: Path
     images: dict[str, dict[str, Any]]
@@ -139,18 +141,18 @@ class _Instances:
 
     def image(self, image_id: Any, source: str) -> dict[str, Any]:
         if str(image_id) not in self.images:
-            raise ValueError(f"{source} has the image_id {image_id!r}, which {self.path} does not have.")
+            raise ValueError(f"{source} has the image_id {image_id!r}, which is not in {self.path}.")
         return self.images[str(image_id)]
 
     def segmentation(self, ann_id: Any, image_id: Any, source: str, flaws: Flaws) -> Any:
-        """The polygons or run lengths of an object; [] if it has none and that is allowed."""
+        """The polygons or run lengths of an object; [] if it has none, and empty masks are allowed."""
         annotation = self.annotations.get(str(ann_id))
         if annotation is None:
-            raise ValueError(f"{source} has the ann_id {ann_id!r}, which {self.path} does not have.")
+            raise ValueError(f"{source} has the ann_id {ann_id!r}, which is not in {self.path}.")
         owner = field(annotation, "image_id", f"{self.path}, annotation {ann_id!r},")
         if str(owner) != str(image_id):
             raise ValueError(
-                f"{source} has the ann_id {ann_id!r} of the image {owner!r}, not of its own {image_id!r}."
+                f"{source} must have an ann_id of its image {image_id!r}, got {ann_id!r} of the image {owner!r}."
             )
         segmentation = annotation.get("segmentation")
         if segmentation is None and flaws.empty_masks != "error":
@@ -161,7 +163,7 @@ class _Instances:
 
 
 def _read_instances(path: Path, wanted: set[str]) -> _Instances:
-    """Read an instances.json; of the objects that are not wanted, most of the file, nothing is kept."""
+    """Read an instances.json, without unused objects, which are most of the file."""
 
     def slim(entry: dict[str, Any]) -> dict[str, Any] | None:
         if "segmentation" not in entry:
@@ -176,12 +178,12 @@ def _read_instances(path: Path, wanted: set[str]) -> _Instances:
 
 
 def _by_id(rows: list[Any], where: str) -> dict[str, Any]:
-    """The rows by their ids, which must differ: which of two would be meant?"""
+    """Index rows by id; raise ValueError if two have the same."""
     found: dict[str, Any] = {}
     for row in rows:
         key = str(field(row, "id", where))
         if key in found:
-            raise ValueError(f"{where}, has the id {key}, which another one has, too.")
+            raise ValueError(f"{where} must have its own id, got {key}, which another one has.")
         found[key] = row
     return found
 
@@ -191,25 +193,25 @@ def _find_refs(folder: Path, layout: Layout) -> Path:
     for path in paths:
         if path.is_file():
             return path
-    raise FileNotFoundError(f"There is no file {paths[0]} (or .json); get the annotations, or give another `root`.")
+    raise FileNotFoundError(f"There is no file {paths[0]} (or .json); download the annotations, or set `root`.")
 
 
 _REFS = re.compile(r"(g?refs)\((.+)\)\.(p|json)")
 
 
 def _refs_files(folder: Path) -> dict[str, tuple[Path, str]]:
-    """The files of references of a folder and what their names begin with, by who split them."""
+    """The files of references of a folder with the start of their names, by author of the splits."""
     found = {path: _REFS.fullmatch(path.name) for path in sorted(folder.iterdir())} if folder.is_dir() else {}
     return {match[2]: (path, match[1]) for path, match in found.items() if match is not None}
 
 
 def is_refer_folder(folder: Path) -> bool:
-    """Whether a folder holds annotations in the form of REFER, whatever its name is."""
+    """Whether a folder has annotations in the format of REFER."""
     return (folder / "instances.json").is_file() and bool(_refs_files(folder))
 
 
 def _belongs(named: str, split: str) -> bool:
-    """Whether a reference whose split is named so is in a split; "testAB" is in testA and in testB."""
+    """Whether a reference with a certain name of its split belongs to a split; "testAB" belongs to testA and testB."""
     if split.startswith("test") and named.startswith("test"):
         return split[4:] in named[4:]
     return named == split
@@ -218,19 +220,19 @@ def _belongs(named: str, split: str) -> bool:
 def _read_refs(path: Path) -> list[Any]:
     refs = read_json(path) if path.suffix == ".json" else read_plain_pickle(path)
     if not isinstance(refs, list):
-        raise ValueError(f"{path} holds a {type(refs).__name__}, not a list of references.")
+        raise ValueError(f"{path} must have a list of references, got a {type(refs).__name__}.")
     return refs
 
 
 def _named(refs: list[Any], path: Path) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """The references with file and id, for messages, and the names of their splits."""
+    """References with file and id, for messages, and the names of their splits."""
     for row, ref in enumerate(refs):
         where = f"{path}, ref {field(ref, 'ref_id', f'{path}, row {row}')}"
         yield where, ref, str(field(ref, "split", where))
 
 
 def _splits(names: Iterable[str]) -> tuple[str, ...]:
-    """The splits that there are, in order; "testAB" is of testA and of testB."""
+    """The splits of a file, in order; "testAB" stands for testA and testB."""
     parts = ([f"test{letter}" for letter in name[4:]] if name[:4] == "test" and name[4:] else [name] for name in names)
     return tuple(dict.fromkeys(split for part in parts for split in part))
 
@@ -238,10 +240,10 @@ def _splits(names: Iterable[str]) -> tuple[str, ...]:
 def _of_split(
     path: Path, split: str | None, splits: tuple[str, ...], name: str
 ) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
-    """A split as the data call it, and its references, each with file and id for messages.
+    """The name of a split in the data, and its references with file and id, for messages.
 
     Raises:
-        ValueError: if there is no such split, or it has no references; says which there are.
+        ValueError: if there is no such split, or it has no references; names the splits.
     """
     refs = list(_named(_read_refs(path), path))
     present = _splits(named for _, _, named in refs)
@@ -260,43 +262,33 @@ def _ann_ids(ref: dict[str, Any], any_number: bool, source: str) -> tuple[Any, .
 
 
 def expressions_of(ref: dict[str, Any], text: Text, where: str, flaws: Flaws, optional: bool = False) -> list[str]:
-    """The expressions of a reference: as written ("raw"), or "sent", in lower case without punctuation.
+    """The expressions of a reference.
 
     Args:
-        ref: with `sentences`.
-        text: which form.
+        ref: a reference with `sentences`.
+        text: "raw" as written, or "sent", in lower case without punctuation.
         where: file and reference, for messages.
-        flaws: what to do with empty ones.
-        optional: whether a reference may have none.
+        flaws: how to treat empty sentences.
+        optional: whether there may be no sentences.
 
     Raises:
-        ValueError: if there is none, or one is empty, unless that is allowed.
+        ValueError: if there are none, or one is empty, unless that is allowed.
     """
     may_lack = optional or flaws.empty_sentences == "skip"
     sentences = [] if may_lack and field(ref, "sentences", where) is None else entries(ref, "sentences", where)
     return flaws.expressions((field(sentence, text, where) for sentence in sentences), where, optional=optional)
 
 
-def check_text(text: str) -> None:
-    """Check the choice of text.
-
-    Raises:
-        ValueError: if there is no such choice.
-    """
-    if text not in TEXTS:
-        raise ValueError(f"`text` is {text!r}; give one of {', '.join(TEXTS)}.")
-
-
-# What is said of one and of many objects of references that have others
+# Warnings about one and about several empty objects of references that have other objects
 EMPTY_OBJECTS = (
-    "object left out beside others, as its mask has no pixel",
-    "objects left out beside others, as their masks have no pixel",
+    "object of several left out, as its mask is empty",
+    "objects of several left out, as their masks are empty",
 )
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Where the references of a data set come from, and what is done with them."""
+    """A file of references, and how to read it."""
 
     name: str
     path: Path
@@ -309,19 +301,19 @@ class _Source:
     def objects(
         self, where: str, segmentations: list[tuple[Any, Any]], size: tuple[int, int], merge: Merge
     ) -> list[tuple[Any, Any]]:
-        """Objects and their segmentations, without those that have no pixel beside others that do.
+        """Objects and their segmentations, without those with an empty mask unless all are empty.
 
         Raises:
-            ValueError: if there is such an object, and `empty_masks` is "error".
+            ValueError: if only some masks are empty, and `empty_masks` is "error".
         """
         drawn = [(ann_id, each) for ann_id, each in segmentations if each and _seems_drawn(each, size, merge)]
-        if len(drawn) in (0, len(segmentations)):  # without any it is for `empty_masks` to say what the reference is
+        if len(drawn) in (0, len(segmentations)):  # if all are empty, `empty_masks` applies to the reference
             return segmentations
         left_out = [ann_id for ann_id, _ in segmentations if ann_id not in dict(drawn)]
         if self.flaws.empty_masks == "error":
             raise ValueError(
-                f"{where} has the ann_id {left_out[0]!r}, whose mask has no pixel (beside the image, or without "
-                "area); correct or remove it, or give `empty_masks`: 'no_target' or 'skip'."
+                f"{where} has the ann_id {left_out[0]!r}, whose mask is empty (outside the image, or without area); "
+                "correct or remove it, or set `empty_masks` to 'no_target' or 'skip'."
             )
         for _ in left_out:
             self.flaws.add(*EMPTY_OBJECTS, where)
@@ -355,13 +347,13 @@ class _Source:
         require_files(
             ((str(record.image), record.where) for record in records),
             "image",
-            f"Put them into {self.images}, or give another folder as `images`.",
+            f"Put them into {self.images}, or set `images`.",
         )
         return build_dataset(records, self.flaws, merge=merge)
 
 
 def _seems_drawn(segmentation: Any, size: tuple[int, int], merge: Merge) -> bool:
-    """Whether an object has a pixel; of one that cannot be decoded, reading the row says why."""
+    """Whether the mask of an object is not empty; true if it is broken, which is an error when its row is read."""
     try:
         return is_drawn(segmentation, *size, merge)
     except (ValueError, TypeError):
@@ -369,7 +361,7 @@ def _seems_drawn(segmentation: Any, size: tuple[int, int], merge: Merge) -> bool
 
 
 def _is_cocos(file_name: Any, image_id: Any) -> bool:
-    """Whether an image is named as COCO names that of this id."""
+    """Whether an image has the file name of COCO for its id."""
     number = re.fullmatch(r"(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})\.jpg", str(file_name).rpartition("/")[2])
     return number is not None and number[1] == f"{image_id:0>12}"
 
@@ -382,42 +374,39 @@ def load_refer(
     images: str | Path | None = None,
     text: Text = "raw",
     merge: Merge = "union",
-    empty_masks: EmptyMasks = "error",
-    empty_sentences: EmptySentences = "error",
+    **flaws: Unpack[FlawOptions],
 ) -> Dataset:
-    """A split of a data set in the layout of REFER: see the module.
+    """Load a split of a data set in the layout of REFER: see the module.
 
-    The image of a reference is the one that instances.json names; the reference's own `file_name` is of no file. The
-    original names of the splits hold ("val" or "validation"; RefCOCO has testA and testB, no test). References of
-    gRefCOCO without a sentence, which the published file has, are left out, and a warning says how many.
+    The image of a reference is that in instances.json; its own `file_name` names no file. Splits have their original
+    names ("val" or "validation"; RefCOCO has testA and testB, no test). References of gRefCOCO without a sentence,
+    which the published file has, are left out with a warning.
 
     Args:
         name: one of `LAYOUTS`.
-        split: its name.
-        root: the folder that holds the data sets and the images.
-        images: the folder of the images, if it is elsewhere.
-        text: "raw" as people wrote it, or "sent", in lower case without punctuation.
-        merge: how the parts of an object join: see `decode_segmentation`.
-        empty_masks: what to do with a target without a pixel: see `Flaws`.
-        empty_sentences: what to do with a sentence without text: see `Flaws`.
+        split: name of the split.
+        root: folder of data sets and images.
+        images: folder of the images, if it is elsewhere.
+        text: see `expressions_of`.
+        merge: how to merge the parts of an object: see `decode_segmentation`.
+        flaws: `empty_masks` and `empty_sentences`: see `Flaws`.
 
     Returns:
-        A row for each reference: see `record`. Without a target are only references of gRefCOCO.
+        A row for each reference: see `record`. Only references of gRefCOCO may have no target.
 
     Raises:
         OSError: if a file or images are missing.
-        ValueError: if there is no such split, or the file is broken; names file and reference.
+        ValueError: if there is no such split, or a file is broken; names file and reference.
     """
-    if name not in LAYOUTS:
-        raise ValueError(f"`name` is {name!r}; give one of {', '.join(LAYOUTS)}.")
-    layout, flaws = LAYOUTS[name], Flaws(name, empty_masks, empty_sentences)
+    check_known("name", name, LAYOUTS)
+    layout, found = LAYOUTS[name], Flaws(name, **flaws)
     split = check_split(split, layout.splits, str(layout))
-    check_text(text)
+    check_known("text", text, TEXTS)
     check_merge(merge)
     folder = find_folder(Path(root), layout.images, images)
     path = _find_refs(Path(root) / layout.folder, layout)
     split, refs = _of_split(path, split, layout.splits, str(layout))
-    return _Source(name, path, folder, layout.any_number, text, flaws).load(refs, split, merge)
+    return _Source(name, path, folder, layout.any_number, text, found).load(refs, split, merge)
 
 
 def load_refer_folder(
@@ -428,46 +417,48 @@ def load_refer_folder(
     images: str | Path | None = None,
     text: Text = "raw",
     merge: Merge = "union",
-    empty_masks: EmptyMasks = "error",
-    empty_sentences: EmptySentences = "error",
+    **flaws: Unpack[FlawOptions],
 ) -> Dataset:
-    """A split of one's own data set in the form of REFER: a folder with an instances.json and a file of references.
+    """Load a split of your own data in the format of REFER: a folder with an instances.json and a file of references.
 
     Args:
-        folder: with instances.json and refs(...).p, refs(...).json, or, where a reference may mean several objects or
-            none (-1), grefs(...).p or grefs(...).json. Its name is that of the data set.
-        split: one that the file has.
-        split_by: what stands between the parentheses, where there are several such files.
-        images: the folder of the images; else `images` below the folder, or the places where REFER has them, below the
-            folder or beside it.
-        text: "raw" as people wrote it, or "sent", in lower case without punctuation.
-        merge: how the parts of an object join: see `decode_segmentation`.
-        empty_masks: what to do with a target without a pixel: see `Flaws`.
-        empty_sentences: what to do with a sentence without text: see `Flaws`.
+        folder: with instances.json and refs(...).p or .json, or grefs(...).p or .json, in which the target of a
+            reference may be several objects or none (-1). Its name is that of the data set.
+        split: a split in the file.
+        split_by: the part in parentheses, if there are several files.
+        images: folder of the images; by default `images` or the folders of REFER, in the folder or beside it.
+        text: see `expressions_of`.
+        merge: how to merge the parts of an object: see `decode_segmentation`.
+        flaws: `empty_masks` and `empty_sentences`: see `Flaws`.
 
     Returns:
-        A row for each reference: see `record`. `image_id` is "coco 139" where the image is named as COCO's, so that
-        `exclude_images` finds it.
+        A row for each reference: see `record`. `image_id` is "coco 139" for images with the file name of COCO, so that
+        `exclude_images` recognises them.
 
     Raises:
         OSError: if a file or images are missing.
-        ValueError: if there is no such split (says which there are), or the file is broken; names file and reference.
+        ValueError: if there is no such split (names the splits), or a file is broken; names file and reference.
     """
     folder = Path(folder).resolve()
     name = folder.name
-    flaws = Flaws(name, empty_masks, empty_sentences)
-    check_text(text)
+    found = Flaws(name, **flaws)
+    check_known("text", text, TEXTS)
     check_merge(merge)
-    files = _refs_files(folder)
-    if not files:
-        raise FileNotFoundError(f"There is no file refs(...) or grefs(...) in {folder}; get the annotations.")
-    if split_by is None and len(files) > 1:
-        raise ValueError(f"{folder} is split by {', '.join(files)}; give one of these as `split_by`.")
-    if split_by is not None and split_by not in files:
-        raise ValueError(f"`split_by` must be one of {', '.join(files)}, got {split_by!r}.")
-    path, kind = files[split_by or next(iter(files))]
+    path, kind = _choose_refs(folder, split_by)
     named, refs = _of_split(path, split, (), name)
     below = [str(base / place) for base in (folder, folder.parent) for place in (*COCO_FOLDERS, *_CLEF_FOLDERS)]
     below += [str(folder / "images"), str(folder.parent / "images")]
-    source = _Source(name, path, find_folder(folder, below, images), kind == "grefs", text, flaws, coco_ids=True)
+    source = _Source(name, path, find_folder(folder, below, images), kind == "grefs", text, found, coco_ids=True)
     return source.load(refs, named, merge)
+
+
+def _choose_refs(folder: Path, split_by: str | None) -> tuple[Path, str]:
+    """The file of references of a folder, and the start of its name."""
+    files = _refs_files(folder)
+    if not files:
+        raise FileNotFoundError(f"There is no file refs(...) or grefs(...) in {folder}; download the annotations.")
+    if split_by is None and len(files) > 1:
+        raise ValueError(f"Set `split_by` to one of {', '.join(files)}, the splits of {folder}.")
+    if split_by is not None:
+        check_known("split_by", split_by, files)
+    return files[split_by or next(iter(files))]

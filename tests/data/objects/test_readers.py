@@ -6,6 +6,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
+import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from fabricate_objects import (
@@ -29,8 +30,9 @@ from PIL import Image
 
 from crossvlt_hf.data.masks import encode_mask
 from crossvlt_hf.data.objects import ObjectSource, load_objects
-from crossvlt_hf.data.objects.rows import HubObjects, connected_parts
+from crossvlt_hf.data.objects.rows import HubObjects
 from crossvlt_hf.data.objects.yolo import read_names
+from crossvlt_hf.processing_crossvlt import label_parts
 
 
 def check(source: ObjectSource, labels=("cup", "cup", "dog"), loose: int = 0) -> None:
@@ -321,7 +323,7 @@ def test_hub_columns_must_be_there():
     rows = Dataset.from_list([{"image": png(np.asarray(picture())), "caption": "x"}])
     with pytest.raises(ValueError, match="`kind` and `labels`"):
         HubObjects(rows)
-    with pytest.raises(ValueError, match="no column 'masks'"):
+    with pytest.raises(ValueError, match="must have a column 'masks'"):
         HubObjects(rows, kind="semantic", labels="masks", names=["a", "b"])
     with pytest.raises(ValueError, match="`kind` must be one of"):
         HubObjects(rows, kind="panoptic")
@@ -332,7 +334,8 @@ def test_hub_columns_must_be_there():
 def test_parts_are_what_hangs_together(rows):
     """Checked by flooding from each part's first pixel."""
     table = np.array(rows)
-    parts = connected_parts(table)
+    labels = label_parts(torch.from_numpy(table), corners=False).numpy()
+    parts = [labels == number for number in range(1, labels.max() + 1)]
     assert np.array_equal(sum((part.astype(int) for part in parts), np.zeros(table.shape, int)), table.astype(int))
     for part in parts:
         flood = np.zeros_like(part)
