@@ -1,10 +1,10 @@
 """CrossVLT for Hugging Face Transformers: referring image segmentation.
 
-Importing the package registers its classes, so that `AutoConfig`, `AutoModel`, `AutoModelForSemanticSegmentation`,
-`AutoProcessor` and `pipeline("referring-image-segmentation")` know them. Without a model the pipeline takes a small
-one that comes with the package and knows some 500 words, for everyday things in photographs and for drawn shapes.
+Importing the package registers its classes for `AutoConfig`, `AutoModel`, `AutoModelForSemanticSegmentation`,
+`AutoProcessor` and `pipeline("referring-image-segmentation")`. The default model of the pipeline is the small built-in
+one, which knows some 500 words, for everyday things in photographs and for drawn shapes.
 
-It imports no Transformers to do so: each class is registered as soon as the module that must know it is imported.
+This does not import Transformers: each class is registered when the corresponding module of Transformers is imported.
 """
 
 import logging
@@ -25,7 +25,7 @@ _lazy, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)  # the nam
 
 TASK = "referring-image-segmentation"
 
-# Imported when taken from this one
+# Subpackages that are imported on first use
 _PACKAGES = (
     "benchmark",
     "data",
@@ -38,7 +38,7 @@ _PACKAGES = (
     "weights",
 )
 
-# Where modules of version 0.1 are now
+# Current names of modules of version 0.1
 _MOVED = {
     "cards": "publishing.card",
     "complexity": "benchmark.flops",
@@ -115,12 +115,12 @@ def _register_pipeline() -> None:
             default={"model": (str(DEFAULT_CHECKPOINT), "main")},
             type="multimodal",
         )
-    # Transformers warns where it chooses the model; no pipeline can tell a chosen model from a named one
+    # The warning of Transformers about the default model, since a pipeline does not know if its model is the default
     logging.getLogger("transformers.pipelines").addFilter(_name_the_built_in)
 
 
 def _name_the_built_in(record: logging.LogRecord) -> bool:
-    """Let Transformers' warning that no model was named say which one that means, and what it knows."""
+    """Let the warning of Transformers about the default model describe it."""
     from .weights.checkpoint import BUILT_IN_NOTE, DEFAULT_CHECKPOINT
 
     if str(record.msg).startswith(f"No model was supplied, defaulted to {DEFAULT_CHECKPOINT}"):
@@ -129,7 +129,7 @@ def _name_the_built_in(record: logging.LogRecord) -> bool:
 
 
 class _Registrar(MetaPathFinder):
-    """Takes each action once: when Transformers' module has been imported and ours is not half imported."""
+    """Runs each action once, when the module of Transformers is imported and that of this package is not partly so."""
 
     def __init__(self, actions: dict[tuple[str, str], Callable[[], None]]) -> None:
         self.actions = actions
@@ -154,14 +154,14 @@ class _Registrar(MetaPathFinder):
         self.act()
 
     def act(self) -> None:
-        """Take the actions whose modules are there."""
+        """Run the actions whose modules are imported."""
         for theirs, ours in list(self.actions):
             if theirs in sys.modules and not self.importing & {theirs, ours} and (theirs, ours) in self.actions:
                 self.actions.pop((theirs, ours))()
 
 
 class _OldNames(MetaPathFinder, Loader):
-    """Imports modules under their names of version 0.1, with a warning."""
+    """Imports modules by their names of version 0.1, with a warning."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         package, _, module = name.partition(".")
@@ -176,11 +176,11 @@ class _OldNames(MetaPathFinder, Loader):
         warn_of_old_name(module.__name__, new)
         names = vars(import_module(new))
         public = {name: value for name, value in names.items() if not name.startswith("__") or name == "__getattr__"}
-        vars(module).update(public)  # with `__getattr__` those that are imported at their first use
+        vars(module).update(public)  # with `__getattr__` for lazy names
 
 
 def _register() -> None:
-    """Register the classes: now where Transformers' modules are imported already, else once these are."""
+    """Register the classes, now or when the modules of Transformers are imported."""
     auto = "transformers.models.auto"
     registrar = _Registrar(
         {

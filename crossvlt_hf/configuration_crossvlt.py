@@ -1,7 +1,7 @@
 """Configuration of CrossVLT (Cho, Yu, Kang, IEEE TMM 2023, https://arxiv.org/abs/2408.07539).
 
-Two strict sub-configs whose field names are those of transformers' `SwinConfig` and `BertConfig`, so that the config
-of any Swin v1 or BERT checkpoint fits, and one config that joins them. Lists hold one entry per stage.
+The sub-configs have the field names of Transformers' `SwinConfig` and `BertConfig`, so they accept the config of any
+Swin v1 or BERT checkpoint. Lists have one entry per stage.
 """
 
 import json
@@ -19,8 +19,8 @@ from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, logging
 
 
 if TYPE_CHECKING:
-    # Never run. Transformers' loader of remote code fetches the files that a file names in such lines: so all four
-    # come along whichever is asked for, and a model loaded that way is saved whole again.
+    # Never executed: Transformers' loader of remote code downloads the files that these lines name, so that it has all
+    # of them, whichever is requested, and can save the model completely.
     from .modeling_crossvlt import CrossVLTModel  # noqa: F401
     from .pipeline_crossvlt import ReferringImageSegmentationPipeline  # noqa: F401
     from .processing_crossvlt import CrossVLTProcessor  # noqa: F401
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 NUM_STAGES = 4
-# How much of a name must agree with that of a field (`difflib`) to look like it, and to be surely a typing error
+# Similarities (`difflib`) from which a name may be a misspelt field, and certainly is one
 NEAR, ALIKE = 0.8, 0.9
-# The least by which a cosine is divided: CLIP's bound, whose scale is at most 100 (Radford et al., 2021, section 2.5)
+# The least divisor of a cosine, as in CLIP, whose scale is at most 100 (Radford et al., 2021, section 2.5)
 MIN_TEMPERATURE = 0.01
-# What a Swin checkpoint's config says of its own training, and not of the network
+# Fields of a Swin config about its training, not its architecture
 SWIN_TRAINING = ("image_size", "drop_path_rate")
 
 # The channels of the logits
 LABELS = {0: "background", 1: "object"}
 LABELS_MESSAGE = "`num_labels` must be 2 (`id2label` names the two channels, background and object), got {}."
 
-# What `trust_remote_code=True` finds in a checkpoint folder where this package is not installed
+# Where `trust_remote_code=True` finds classes in a checkpoint folder, without this package
 AUTO_MAP = {
     "AutoConfig": "configuration_crossvlt.CrossVLTConfig",
     "AutoModel": "modeling_crossvlt.CrossVLTModel",
@@ -58,11 +58,11 @@ IS_REMOTE_CODE = __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME)
 
 
 def copy_code(folder: str | Path) -> None:
-    """Put the files that `AUTO_MAP` and `CUSTOM_PIPELINES` name into a checkpoint folder.
+    """Copy the files of `AUTO_MAP` and `CUSTOM_PIPELINES` to a checkpoint folder.
 
-    Code that is there and differs is replaced, with a warning. With it go, where they are available and the folder has
-    none, what Inference Endpoints need. Links into the Hub's cache become files of the folder's own, so that what is
-    saved there next does not change the blobs that other revisions share.
+    Code that differs is replaced, with a warning. The files for Inference Endpoints are added if this package has them
+    and the folder has none. Links to blobs in the cache of the Hub are replaced by copies, so that saving does not
+    change blobs, which revisions share.
     """
     here, target = Path(__file__).parent, Path(folder)
     target.mkdir(parents=True, exist_ok=True)
@@ -81,20 +81,20 @@ def _update_code(source: Path, target: Path) -> None:
     if target.is_file() and target.read_bytes() == content:
         return
     if target.is_file():
-        logger.warning(f"{target} differs from the code of this model and is replaced by it.")
+        logger.warning(f"{target} differs from the code of this model and is replaced.")
     write_file(target, content)
 
 
 def write_file(path: str | Path, content: bytes, sync: bool = False) -> None:
-    """Write a file atomically; a link is replaced, not what it points to.
+    """Write a file atomically; a link is replaced, not its target.
 
     Args:
         path: of the file.
-        content: all of it.
-        sync: whether to wait until it is on the disk.
+        content: of the file.
+        sync: whether to wait until the file is on the disk.
 
     Raises:
-        OSError: if that fails; the file is then as it was.
+        OSError: if writing fails; an existing file is unchanged.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -106,31 +106,31 @@ def write_file(path: str | Path, content: bytes, sync: bool = False) -> None:
                 os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)  # there only if something failed
+        partial.unlink(missing_ok=True)  # exists only after an error
 
 
 class CarriesCode:
-    """For a config with which the model's code is saved, so that the folder is loadable without this package."""
+    """A config that saves the code of the model, so that the folder loads without this package."""
 
-    code: ClassVar[dict[str, Any]]  # what config.json says of it
+    code: ClassVar[dict[str, Any]]  # its entries in config.json
 
     @staticmethod
     def drop_code(kwargs: dict[str, Any]) -> None:
-        """Take what a saved config says of its code out of its fields."""
-        if not IS_REMOTE_CODE:  # else `pipeline` asks for the folder's code, not for ours
+        """Remove the entries about code from the fields of a saved config."""
+        if not IS_REMOTE_CODE:  # otherwise `pipeline` uses the code of the folder, not this package
             for name in ("auto_map", "custom_pipelines"):
                 kwargs.pop(name, None)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """A config of a saved one and of fields in place of its own; of what is no field, typing errors are found.
+        """Make a config from a saved one, with other values for some fields.
 
         Args:
-            config_dict: the saved one.
+            config_dict: the saved config.
             kwargs: see [`PreTrainedConfig.from_dict`].
 
         Raises:
-            ValueError: if one of `kwargs` can only be a misspelt field.
+            ValueError: if one of `kwargs` is certainly a misspelt field.
         """
         own: Any = cls
         _check_names(own, kwargs)
@@ -140,36 +140,36 @@ class CarriesCode:
         return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Save the config, and beside it the code of the model, so that the folder is loadable without this package.
+        """Save the config and the code of the model, so that the folder loads without this package.
 
         Args:
-            save_directory: folder; it is made where there is none.
-            push_to_hub: whether to upload what was saved.
+            save_directory: folder, which is created if it does not exist.
+            push_to_hub: whether to upload the folder.
             kwargs: see [`PreTrainedConfig.save_pretrained`], and of `push_to_hub`.
         """
         options = take_hub_options(save_directory, kwargs) if push_to_hub else {}
-        if not Path(save_directory).is_file():  # of which Transformers tells
+        if not Path(save_directory).is_file():  # which Transformers refuses
             copy_code(save_directory)
         super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
         if push_to_hub:
             self.push_to_hub(**options)  # type: ignore[attr-defined]
 
     def to_json_file(self, json_file_path: str | Path, use_diff: bool = True) -> None:
-        """Write what `to_json_string` gives, and where the code is."""
+        """Write the result of `to_json_string`, and the entries about code."""
         values = {**json.loads(self.to_json_string(use_diff=use_diff)), **self.code}  # type: ignore[attr-defined]
         write_file(json_file_path, (json.dumps(values, indent=2, sort_keys=True) + "\n").encode())
 
 
 def code_files(folder: str | Path) -> set[str]:
-    """Names of what `copy_code` has put into a folder."""
+    """Names of the files that `copy_code` has copied to a folder."""
     return {path.name for path in Path(folder).glob("*_crossvlt.py")} | {"handler.py", "requirements.txt"}
 
 
 def take_hub_options(folder: str | Path, options: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of `push_to_hub`, taken out of those of `save_pretrained(folder, push_to_hub=True, ...)`.
+    """Remove the arguments of `push_to_hub` from those of `save_pretrained(folder, push_to_hub=True, ...)`.
 
-    Transformers' own `save_pretrained` uploads what has changed in the folder; code that is there already, and what
-    other parts of a pipeline have saved, would be missing in the repository.
+    They are for a separate upload of the whole folder: `save_pretrained` of Transformers only uploads files that it
+    has changed, without existing code and files of other parts of a pipeline.
     """
     names = ("commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
     taken = {name: options.pop(name) for name in names if name in options}
@@ -181,27 +181,27 @@ def take_hub_options(folder: str | Path, options: dict[str, Any]) -> dict[str, A
 def _check_positive(config: PreTrainedConfig, *names: str) -> None:
     for name in names:
         if not 0 < getattr(config, name) < float("inf"):  # NaN is refused too
-            raise ValueError(f"`{name}` is {getattr(config, name)}; give a number above 0.")
+            raise ValueError(f"`{name}` must be above 0, got {getattr(config, name)}.")
 
 
 def _check_rates(config: PreTrainedConfig, *names: str) -> None:
     for name in names:
         if not 0 <= getattr(config, name) < 1:
-            raise ValueError(f"`{name}` is {getattr(config, name)}; give a probability of at least 0 and below 1.")
+            raise ValueError(f"`{name}` must be at least 0 and below 1, got {getattr(config, name)}.")
 
 
 def _check_activation(config: PreTrainedConfig) -> None:
     if config.hidden_act not in ACT2FN:
-        raise ValueError(f"`hidden_act` is {config.hidden_act!r}; give one that Transformers has, such as 'gelu'.")
+        raise ValueError(
+            f"`hidden_act` must be an activation of Transformers, such as 'gelu', got {config.hidden_act!r}."
+        )
 
 
 def _check_stages(config: PreTrainedConfig, *names: str) -> None:
     for name in names:
         values = getattr(config, name)
         if len(values) != NUM_STAGES:
-            raise ValueError(
-                f"`{name}` is {values}, which has {len(values)} entries; give one for each of the {NUM_STAGES} stages."
-            )
+            raise ValueError(f"`{name}` must have an entry for each of {NUM_STAGES} stages, got {values}.")
 
 
 def _field_names(config_class: type[PreTrainedConfig]) -> list[str]:
@@ -209,9 +209,9 @@ def _field_names(config_class: type[PreTrainedConfig]) -> list[str]:
 
 
 def _nearest(config_class: type[PreTrainedConfig], name: str) -> tuple[str, bool] | None:
-    """The field that a name resembles, and whether it is surely meant; None if there is none.
+    """The field with the most similar name, and whether the name is certainly a misspelling; None if none is similar.
 
-    A field of a sub-config is found under its own name, and never surely: other models have it in the whole config.
+    For a field of a sub-config it is never certain, since other models may have it in the whole config.
     """
     own = [*_field_names(config_class), "num_labels", "output_attentions"]
     if close := get_close_matches(name, own, n=1, cutoff=NEAR):
@@ -224,15 +224,15 @@ def _nearest(config_class: type[PreTrainedConfig], name: str) -> tuple[str, bool
 
 
 def _check_names(config_class: type[PreTrainedConfig], names: Iterable[str], *, saved: bool = False) -> None:
-    """Find typing errors in arguments that are no field, which Transformers keeps as attributes or drops in silence.
+    """Find misspelt fields in arguments, which Transformers would keep as attributes or ignore.
 
     Args:
-        config_class: of the config that they are given to.
+        config_class: of the config.
         names: the arguments.
-        saved: whether they are those of a saved config, whose checkpoint may be of a newer version with more fields.
+        saved: whether they are from a saved config, which may have fields of a newer version.
 
     Raises:
-        ValueError: if one can only be a typing error; of one that looks like it, or is saved, there is a warning.
+        ValueError: if a name is certainly a misspelling. If it may be one, or is saved, there is a warning instead.
     """
     for name in names:
         if name.startswith("_") or name in config_class.attribute_map or name in vars(PreTrainedConfig):
@@ -248,31 +248,31 @@ def _check_names(config_class: type[PreTrainedConfig], names: Iterable[str], *, 
 
 
 def _adopt(config: Any, field: str, own: type[PreTrainedConfig], library: str) -> Any:
-    """Take over what the `library`'s config (an instance, or its dict) of the same architecture says of the network.
+    """Convert a config of Transformers (an instance, or its dict) with the same architecture to fields of `own`.
 
-    How a Swin checkpoint was trained (`SWIN_TRAINING`) is its own affair: these fields keep the defaults here.
+    Fields about the training of a Swin checkpoint (`SWIN_TRAINING`) keep their defaults.
     """
     values = config.to_dict() if isinstance(config, PreTrainedConfig) else {} if config is None else config
     if not isinstance(values, dict):
-        raise ValueError(f"`{field}` is {config!r}; give a config or a dict of its fields.")
+        raise ValueError(f"`{field}` must be a config or a dict of its fields, got {config!r}.")
     model_type = values.get("model_type", own.model_type)
     if model_type == own.model_type:
         return config
     if model_type != library:
-        raise ValueError(f"`{field}` is of type {model_type!r}; give the config of a {library!r} checkpoint.")
-    # Of our own fields only: the library's dtype, architectures, ... are those of another model
+        raise ValueError(f"`{field}` must be the config of a {library!r} checkpoint, got one of type {model_type!r}.")
+    # Without dtype, architectures, ..., which belong to another model
     adopted = set(own.__annotations__) - set(SWIN_TRAINING)
     return {name: value for name, value in values.items() if name in adopted}
 
 
 def _take_over(config: PreTrainedConfig, kwargs: dict[str, Any], library: str | None = None) -> bool:
-    """Treat arguments that are the dict of a `library`'s config, as they say themselves, as `_adopt` does.
+    """Convert arguments that are the dict of a config of Transformers, like `_adopt`.
 
     Returns:
-        Whether they are a saved config.
+        Whether the arguments are a saved config.
 
     Raises:
-        ValueError: if they are those of another architecture.
+        ValueError: if they are from another architecture.
     """
     given = kwargs.pop("model_type", None)
     model_type = given or config.model_type
@@ -295,21 +295,21 @@ class CrossVLTVisionConfig(CarriesCode, PreTrainedConfig):
     """Swin Transformer v1 encoder, divided into four stages. Field names follow `transformers.SwinConfig`.
 
     Args:
-        image_size: side in pixels at which the weights were trained. Informative: every size is accepted.
-        patch_size: side in pixels of the square that becomes one position of the first grid.
+        image_size: side in pixels of the images in training. Only informative: every size is accepted.
+        patch_size: side of a patch in pixels. Each patch is a position of the first grid.
         num_channels: channels of the image.
-        embed_dim: width of stage 1; each later stage is twice as wide as the one before.
+        embed_dim: width of stage 1; it doubles at each stage.
         depths: Swin blocks in each stage.
         num_heads: attention heads in each stage.
-        window_size: side of the attention window, in positions. It is never shrunk for a small grid.
-        mlp_ratio: width of a block's MLP over the width of its stage.
+        window_size: side of the attention window, in positions. It stays the same for small grids.
+        mlp_ratio: width of the MLP of a block, relative to the width of its stage.
         qkv_bias: whether the query, key and value projections have a bias.
         hidden_dropout_prob: dropout after the patch embedding and in the MLPs and output projections.
         attention_probs_dropout_prob: dropout of the attention weights.
-        drop_path_rate: stochastic depth of the last block, on both branches; it rises linearly from 0 over all blocks.
+        drop_path_rate: stochastic depth of the last block, on both branches; it increases linearly from 0.
         hidden_act: activation of the MLPs.
-        use_absolute_embeddings: not supported; there so that a Swin config which has them is refused by name.
-        initializer_range: standard deviation of the truncated normal from which new weights are drawn.
+        use_absolute_embeddings: not supported; must be False.
+        initializer_range: standard deviation of the truncated normal distribution of new weights.
         layer_norm_eps: epsilon of the LayerNorms.
     """
 
@@ -341,7 +341,7 @@ class CrossVLTVisionConfig(CarriesCode, PreTrainedConfig):
     layer_norm_eps: float = 1e-5
 
     def __post_init__(self, **kwargs: Any) -> None:
-        # Derived values are properties: a stored copy (as SwinConfig has) goes stale when `embed_dim` is overridden.
+        # Derived values are properties; copies of a SwinConfig would be wrong if `embed_dim` is overridden.
         for derived in ("hidden_size", "hidden_sizes", "num_layers", "num_hidden_layers"):
             kwargs.pop(derived, None)
         self.drop_code(kwargs)
@@ -371,25 +371,27 @@ class CrossVLTVisionConfig(CarriesCode, PreTrainedConfig):
         return NUM_STAGES
 
     def validate_architecture(self) -> None:
-        """Check what no single field's type can say."""
+        """Check values and combinations of fields."""
         _check_stages(self, "depths", "num_heads")
         sides = [self.image_size] if isinstance(self.image_size, int) else self.image_size
         if min(sides, default=0) <= 0:
-            raise ValueError(f"`image_size` is {self.image_size}; give sides above 0.")
+            raise ValueError(f"`image_size` must be above 0, got {self.image_size}.")
         _check_positive(self, "patch_size", "num_channels", "embed_dim", "window_size", "mlp_ratio", "layer_norm_eps")
         _check_positive(self, "initializer_range")
         _check_activation(self)
         _check_rates(self, "hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
         if min(self.depths) < 1:
-            raise ValueError(f"`depths` is {self.depths}; give every stage at least one block.")
+            raise ValueError(f"`depths` must be at least 1 for every stage, got {self.depths}.")
         for stage, (width, heads) in enumerate(zip(self.hidden_sizes, self.num_heads, strict=True)):
             if heads < 1 or width % heads:
                 raise ValueError(
-                    f"`num_heads` is {self.num_heads}: {heads} heads do not divide the width {width} of stage "
-                    f"{stage + 1} (`embed_dim` {self.embed_dim} times {2**stage}); give a divisor of the width."
+                    f"`num_heads` must divide the width of each stage, got {self.num_heads}: stage {stage + 1} has "
+                    f"width {width} (`embed_dim` {self.embed_dim} times {2**stage})."
                 )
         if self.use_absolute_embeddings:
-            raise ValueError("`use_absolute_embeddings` is True, but CrossVLT takes any image size; give False.")
+            raise ValueError(
+                "`use_absolute_embeddings` must be False, since CrossVLT takes images of any size, got True."
+            )
 
 
 @strict
@@ -399,20 +401,20 @@ class CrossVLTTextConfig(CarriesCode, PreTrainedConfig):
     Args:
         vocab_size: number of tokens of the tokenizer.
         hidden_size: width of the words.
-        depths: BERT layers in each stage, behind the cross-attention block with which stages 2-4 begin. The paper's
-            (6, 1, 1, 1) makes [6, 2, 2, 2] transformer layers, 12 in all like BERT-base.
+        depths: BERT layers in each stage, after the cross-attention block of stages 2-4. The (6, 1, 1, 1) of the paper
+            are [6, 2, 2, 2] transformer layers, 12 in total as in BERT-base.
         num_attention_heads: attention heads, in self-attention and in cross-attention.
         intermediate_size: width of the feed-forward blocks.
         hidden_act: activation of the feed-forward blocks.
         hidden_dropout_prob: dropout after the embeddings and in every residual branch.
         attention_probs_dropout_prob: dropout of the attention weights.
-        max_position_embeddings: the most tokens an expression may have.
+        max_position_embeddings: the most tokens of an expression.
         type_vocab_size: number of token types.
-        initializer_range: standard deviation of the normal from which new weights are drawn.
+        initializer_range: standard deviation of the normal distribution of new weights.
         layer_norm_eps: epsilon of the LayerNorms.
         pad_token_id: id of the padding token.
-        context_dims: widths of the pixels that stages 2-4 read; None is an encoder without cross-attention. In a
-            [`CrossVLTModel`] it follows from the whole config.
+        context_dims: widths of the pixels that stages 2-4 attend to; None for an encoder without cross-attention. In a
+            [`CrossVLTModel`], it is derived from the whole config.
     """
 
     model_type = "crossvlt_text_model"
@@ -440,7 +442,7 @@ class CrossVLTTextConfig(CarriesCode, PreTrainedConfig):
     context_dims: list[int] | tuple[int, ...] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        # A BERT config says how many layers its checkpoint has; how many of them are used is what `depths` says.
+        # The number of layers of a BERT checkpoint; `depths` has the number that is used
         kwargs.pop("num_hidden_layers", None)
         self.drop_code(kwargs)
         saved = _take_over(self, kwargs, "bert")
@@ -451,7 +453,7 @@ class CrossVLTTextConfig(CarriesCode, PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Read a saved config; of a whole checkpoint with what the words read there, which follows from the whole."""
+        """Read a saved config; for a whole checkpoint, derive `context_dims` from its config."""
         values, kwargs = super().get_config_dict(*args, **kwargs)
         if values.get("model_type") == CrossVLTConfig.model_type:
             context_dims = CrossVLTConfig.from_dict(values).context_dims
@@ -463,7 +465,7 @@ class CrossVLTTextConfig(CarriesCode, PreTrainedConfig):
 
     @property
     def num_hidden_layers(self) -> int:
-        """Number of BERT layers in all stages, cross-attention blocks not counted."""
+        """Number of BERT layers in all stages, without cross-attention blocks."""
         return sum(self.depths)
 
     @property
@@ -472,31 +474,32 @@ class CrossVLTTextConfig(CarriesCode, PreTrainedConfig):
         return NUM_STAGES
 
     def validate_architecture(self) -> None:
-        """Check what no single field's type can say."""
+        """Check values and combinations of fields."""
         _check_stages(self, "depths")
         if min(self.depths) < 0 or self.depths[0] < 1:
             raise ValueError(
-                f"`depths` is {self.depths}; give stage 1 at least one BERT layer and no stage a negative number."
+                f"`depths` must be at least 1 for stage 1 and at least 0 for other stages, got {self.depths}."
             )
         _check_positive(self, "vocab_size", "hidden_size", "num_attention_heads", "intermediate_size")
         _check_positive(self, "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "initializer_range")
         _check_activation(self)
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
             raise ValueError(
-                f"`pad_token_id` is {self.pad_token_id}; give an id below `vocab_size` {self.vocab_size}."
+                f"`pad_token_id` must be None or from 0 to {self.vocab_size - 1}, got {self.pad_token_id}."
             )
         _check_rates(self, "hidden_dropout_prob", "attention_probs_dropout_prob")
         if self.context_dims is not None and (len(self.context_dims) != NUM_STAGES - 1 or min(self.context_dims) < 1):
-            raise ValueError(f"`context_dims` is {self.context_dims}; give a width above 0 for each of stages 2-4.")
+            raise ValueError(
+                f"`context_dims` must have a width above 0 for each of stages 2-4, got {self.context_dims}."
+            )
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"`num_attention_heads` is {self.num_attention_heads}, which does not divide `hidden_size` "
-                f"{self.hidden_size}; give a divisor of it."
+                f"`num_attention_heads` must divide `hidden_size` {self.hidden_size}, got {self.num_attention_heads}."
             )
 
 
-# Swin's own sizes (Liu et al., ICCV 2021, section 3.3), with the window of the checkpoints trained at 384 px for the
-# two larger ones, as the paper's base model has it. The text encoder is BERT-base in all of them.
+# The sizes of Swin (Liu et al., ICCV 2021, section 3.3). The two larger ones have the window of checkpoints for 384
+# pixels, as the base model of the paper. All have BERT-base as text encoder.
 SIZES = {
     "tiny": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24), "window_size": 7},
     "small": {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24), "window_size": 7},
@@ -507,27 +510,28 @@ SIZES = {
 
 @strict
 class CrossVLTConfig(CarriesCode, PreTrainedConfig):
-    """Configuration of [`CrossVLTModel`]; the defaults are the paper's base model.
+    """Configuration of [`CrossVLTModel`]; the defaults are the base model of the paper.
 
     Args:
-        vision_config: [`CrossVLTVisionConfig`], a dict of its fields, or a `SwinConfig`. Of the last all fields are
-            taken but `image_size` and `drop_path_rate`, which are of Swin's own training.
+        vision_config: [`CrossVLTVisionConfig`], a dict of its fields, or a `SwinConfig`. `image_size` and
+            `drop_path_rate` of a `SwinConfig` are not used, since they belong to its training.
         text_config: [`CrossVLTTextConfig`], a dict of its fields, or a `BertConfig`.
-        fusion_direction: who reads whom between the stages. "both" is the paper; "words_to_pixels" gives the words to
-            the pixels but no pixels to the words, as LAVT does; "pixels_to_words" the reverse; "late" neither. The
-            decoder's maps read the words in all four. A direction that is off has no parameters.
-        alignment_stages: the stages whose pixels are aligned with the sentence in training: "all" (the paper), "last"
-            or "none".
-        alignment_dim: width of the space in which pixels and sentence are compared.
-        alignment_temperature: the value at which the learnable temperature of each alignment starts, at least 0.01.
-            The network never divides by less, whatever is learned or loaded.
-        fusion_head_dim: width of one head of the fusion.
-        decoder_hidden_size: width of the decoder; None means half the width of the last vision stage, as in the paper.
-        dice_loss_weight: weight of a Dice term beside the cross-entropy; 0 (the paper) leaves it out.
-        presence_head: whether the model also says if anything in the image fits the expression (`presence_logits`).
-            The paper's model does not.
+        fusion_direction: direction of the cross-attention between the encoders: "both" (as in the paper),
+            "words_to_pixels" (only pixels attend to words, as in LAVT), "pixels_to_words" (only words attend to
+            pixels) or "late" (none). The maps for the decoder attend to the words in all cases. A direction that is
+            off has no parameters.
+        alignment_stages: stages with an alignment loss between pixels and sentence: "all" (as in the paper), "last" or
+            "none".
+        alignment_dim: width of the embeddings of pixels and sentence for the alignment.
+        alignment_temperature: initial value of the learnable temperature of each alignment, at least 0.01. The network
+            never divides by less than 0.01.
+        fusion_head_dim: width of a head of the fusion.
+        decoder_hidden_size: width of the decoder; None for half the width of the last vision stage, as in the paper.
+        dice_loss_weight: weight of a Dice loss; 0 for none, as in the paper.
+        presence_head: whether the model also predicts if the image has a target (`presence_logits`). The model of the
+            paper does not.
         presence_loss_weight: weight of the loss of the presence head.
-        initializer_range: standard deviation from which the weights outside the two encoders are drawn.
+        initializer_range: standard deviation of new weights outside the encoders.
         kwargs: see [`PreTrainedConfig`]. `id2label` names the channels of the logits, background and object.
 
     Example:
@@ -545,7 +549,7 @@ class CrossVLTConfig(CarriesCode, PreTrainedConfig):
         "vision_config": SubConfigSpec(CrossVLTVisionConfig),
         "text_config": SubConfigSpec(CrossVLTTextConfig),
     }
-    # What Trainer leaves out of its predictions: only the logits have a value there.
+    # Outputs that Trainer drops from its predictions; it only keeps the logits
     keys_to_ignore_at_inference = [
         "mask_loss",
         "dice_loss",
@@ -562,7 +566,7 @@ class CrossVLTConfig(CarriesCode, PreTrainedConfig):
         "fusion_attentions",
     ]
 
-    # A dict, a config or None at first; a config of ours from `__post_init__` on
+    # A dict, a config or None; after `__post_init__` a config of the types above
     vision_config: Any = None
     text_config: Any = None
     fusion_direction: Literal["both", "words_to_pixels", "pixels_to_words", "late"] = "both"
@@ -587,30 +591,30 @@ class CrossVLTConfig(CarriesCode, PreTrainedConfig):
         self.text_config = _adopt(self.text_config, "text_config", CrossVLTTextConfig, "bert")
         super().__post_init__(**kwargs)
         if self.num_labels != len(LABELS):
-            logger.warning(f"{LABELS_MESSAGE.format(self.num_labels)} No model can be made of this config.")
+            logger.warning(f"{LABELS_MESSAGE.format(self.num_labels)} This config cannot make a model.")
 
     @classmethod
     def from_size(cls, size: str, **kwargs: Any) -> "CrossVLTConfig":
-        """Configuration of a named size: "tiny", "small", "base" or "large" (Swin's own), with BERT-base.
+        """Make the configuration of a size: "tiny", "small", "base" or "large", as of Swin, with BERT-base.
 
         Args:
-            size: the name.
+            size: name of the size.
             kwargs: fields to override; a dict for `vision_config` or `text_config` overrides single fields of it.
 
         Raises:
             ValueError: if there is no such size.
         """
         if size not in SIZES:
-            raise ValueError(f"There is no size {size!r}; give one of {', '.join(SIZES)}.")
+            raise ValueError(f"`size` must be one of {', '.join(SIZES)}, got {size!r}.")
         overrides = kwargs.pop("vision_config", None) or {}
         if not isinstance(overrides, dict):
             raise ValueError(
-                f"`vision_config` is a {type(overrides).__name__}; give a dict of the fields to override."
+                f"`vision_config` must be a dict of fields to override, got a {type(overrides).__name__}."
             )
         return cls(vision_config={**SIZES[size], **overrides}, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, those of the language encoder with what the words read, which follows from the others."""
+        """All fields; those of the language encoder include `context_dims`, which is derived from other fields."""
         values = super().to_dict()
         values["text_config"]["context_dims"] = self.context_dims
         return values
@@ -627,44 +631,44 @@ class CrossVLTConfig(CarriesCode, PreTrainedConfig):
 
     @property
     def pixels_read_words(self) -> bool:
-        """Whether the vision encoder's stages pass on pixels that have read the words."""
+        """Whether pixels attend to words between the stages."""
         return self.fusion_direction in ("both", "words_to_pixels")
 
     @property
     def words_read_pixels(self) -> bool:
-        """Whether the language stages 2-4 begin by attending to the pixels."""
+        """Whether words attend to pixels in stages 2-4."""
         return self.fusion_direction in ("both", "pixels_to_words")
 
     @property
     def context_dims(self) -> list[int] | None:
-        """Widths of the pixels that the language stages 2-4 read; None if they read none."""
+        """Widths of the pixels that words attend to in stages 2-4; None if they do not."""
         return self.vision_config.hidden_sizes[1:] if self.words_read_pixels else None
 
     @property
     def aligned_stages(self) -> list[int]:
-        """Indices (from 0) of the stages that align pixels with the sentence."""
+        """Indices (from 0) of the stages with an alignment."""
         return {"all": list(range(NUM_STAGES)), "last": [NUM_STAGES - 1], "none": []}[self.alignment_stages]
 
     def validate_architecture(self) -> None:
-        """Check what no single field's type can say, in the sub-configs too (saving does not)."""
+        """Check values and combinations of fields, also of sub-configs, which saving does not check."""
         self.vision_config.validate()
         self.text_config.validate()
         _check_positive(self, "alignment_dim", "alignment_temperature", "fusion_head_dim", "initializer_range")
         if self.alignment_temperature < MIN_TEMPERATURE:
             raise ValueError(
-                f"`alignment_temperature` is {self.alignment_temperature}; give at least {MIN_TEMPERATURE}, below "
-                "which the network bounds it."
+                f"`alignment_temperature` must be at least {MIN_TEMPERATURE}, the least divisor of the network, got "
+                f"{self.alignment_temperature}."
             )
         if self.decoder_hidden_size is not None:
             _check_positive(self, "decoder_hidden_size")
         if not self.dice_loss_weight >= 0:
-            raise ValueError(f"`dice_loss_weight` is {self.dice_loss_weight}; give 0 or more.")
-        # A head without a loss would never learn, and its parameters would get no gradient
+            raise ValueError(f"`dice_loss_weight` must be at least 0, got {self.dice_loss_weight}.")
+        # With weight 0, the parameters of the head would get no gradient
         _check_positive(self, "presence_loss_weight")
         if (2 * self.vision_config.embed_dim) % self.fusion_head_dim:
             raise ValueError(
-                f"`fusion_head_dim` is {self.fusion_head_dim}, which does not divide the fusion's width "
-                f"{2 * self.vision_config.embed_dim} (twice `vision_config.embed_dim`); give a divisor of it."
+                f"`fusion_head_dim` must divide the width of the fusion {2 * self.vision_config.embed_dim} (twice "
+                f"`vision_config.embed_dim`), got {self.fusion_head_dim}."
             )
 
 

@@ -3,8 +3,8 @@
 "Cross-aware Early Fusion with Stage-divided Vision and Language Transformer Encoders for Referring Image
 Segmentation", https://arxiv.org/abs/2408.07539.
 
-The models; their layers are in `layers_crossvlt.py`. Shapes: B pairs of an image and an expression, T words (tokens),
-D their width, (H, W) the grid of a stage, C its width, N = H * W its positions. Pixels stay a grid (B, H, W, C).
+The layers are in `layers_crossvlt.py`. Shapes: B pairs of an image and an expression, T words (tokens) of width D,
+grid (H, W) of a stage with width C and N = H * W positions. Pixels always have the shape (B, H, W, C).
 """
 
 import math
@@ -58,18 +58,18 @@ from .layers_crossvlt import (
 
 logger = logging.get_logger(__name__)
 
-# Added to the attention scores of what must not be read. Finite, so that a row of nothing but padding stays finite,
-# and far inside float16's range, so that a score may come on top.
+# Added to the attention scores of masked positions. Finite, so that rows of padding stay finite, and well within the
+# range of float16, so that scores can be added.
 MASKED = -3e4
-# Cross-entropy weights of background and object, weight of the mask loss, label that both losses ignore
+# Cross-entropy weights of background and object, weight of the mask loss, ignored label
 CLASS_WEIGHTS = (0.9, 1.1)
 MASK_LOSS_WEIGHT = 2.0
 IGNORE_INDEX = 255
-# Positions of the finest map that the decoder reads at a time on a CPU: those of a picture of 512x512 pixels
+# Positions of the finest map that the decoder processes at a time on a CPU: those of an image of 512x512 pixels
 PART = 128 * 128
-# What others hand to forward with no effect: our processor its sizes, Transformers' decorators and Trainer the rest
+# Keyword arguments that forward accepts and ignores, of the processor, and of Transformers' decorators and Trainer
 PASSED_ALONG = ("original_sizes", "use_cache", "is_causal", "num_items_in_batch")
-# What the library's other models read and this one does not, whatever the attention function: words count from 0
+# Keyword arguments of other models that this one does not have
 UNSUPPORTED = ("position_ids", "inputs_embeds", "output_router_logits")
 ARGUMENTS = (
     "pixel_values",
@@ -87,9 +87,9 @@ class CrossVLTVisionOutput(ModelOutput):
     """Output of [`CrossVLTVisionModel`].
 
     Args:
-        last_hidden_state: (B, H, W, C) pixels that leave the last stage.
-        hidden_states: the patch embeddings, then the pixels that leave the blocks of each stage, (B, H, W, C) each.
-        attentions: the window attention of every block, (B * windows, heads, window**2, window**2) each.
+        last_hidden_state: (B, H, W, C) pixels after the last stage.
+        hidden_states: patch embeddings, then the pixels after the blocks of each stage, (B, H, W, C) each.
+        attentions: window attention of every block, (B * windows, heads, window**2, window**2) each.
     """
 
     last_hidden_state: Tensor | None = None
@@ -102,10 +102,10 @@ class CrossVLTTextOutput(ModelOutput):
     """Output of [`CrossVLTTextModel`].
 
     Args:
-        last_hidden_state: (B, T, D) words that leave the last stage.
-        text_hidden_states: the words that leave each stage, (B, T, D) each.
-        text_attentions: the self-attention of every BERT layer, (B, heads, T, T) each.
-        cross_attentions: the words' attention to the pixels in stages 2-4, (B, heads, T, N) each.
+        last_hidden_state: (B, T, D) words after the last stage.
+        text_hidden_states: words after each stage, (B, T, D) each.
+        text_attentions: self-attention of every BERT layer, (B, heads, T, T) each.
+        cross_attentions: attention of words to pixels in stages 2-4, (B, heads, T, N) each.
     """
 
     last_hidden_state: Tensor | None = None
@@ -119,25 +119,25 @@ class CrossVLTOutput(ModelOutput):
     """Output of [`CrossVLTModel`].
 
     Args:
-        loss: scalar, `2 * (mask_loss + dice_loss_weight * dice_loss) + alignment_loss`, and with a presence head
-            `+ presence_loss_weight * presence_loss`; with labels only.
+        loss: scalar, `2 * (mask_loss + dice_loss_weight * dice_loss) + alignment_loss`, plus with a presence head
+            `presence_loss_weight * presence_loss`; if there are labels.
         logits: (B, 2, height, width) float32 at the size of the image. Channel 1 is the referred object, channel 0 the
             background.
-        presence_logits: (B,) float32, the logit of the probability that something in the image fits the expression;
-            with `config.presence_head` only.
-        mask_loss: scalar, weighted cross-entropy of the logits.
-        dice_loss: scalar, one minus the soft Dice coefficient; where the config weighs it.
-        alignment_loss: scalar, the sum over stages of the binary cross-entropy of the alignment maps.
-        presence_loss: scalar, binary cross-entropy of the presence logits; with `config.presence_head` only.
-        alignment_maps: one (B, 1, H, W) float32 map for each aligned stage: cosine of every pixel with the sentence,
-            divided by the stage's temperature; with labels, or with `output_alignment_maps=True`.
-        hidden_states: as in [`CrossVLTVisionOutput`]; the pixels have read the words in the stages before.
+        presence_logits: (B,) float32 logits of the probability of a target; if `config.presence_head`.
+        mask_loss: scalar, weighted cross-entropy of the logits; if there are labels.
+        dice_loss: scalar, one minus the soft Dice coefficient; if there are labels and `config.dice_loss_weight`.
+        alignment_loss: scalar, sum over stages of the binary cross-entropy of the alignment maps; if there are labels.
+        presence_loss: scalar, binary cross-entropy of the presence logits; if there are labels and
+            `config.presence_head`.
+        alignment_maps: a (B, 1, H, W) float32 map for each aligned stage: cosine of every pixel with the sentence,
+            divided by the temperature of the stage; with labels or `output_alignment_maps=True`.
+        hidden_states: as in [`CrossVLTVisionOutput`]; from stage 2 on, pixels have attended to words.
         attentions: as in [`CrossVLTVisionOutput`].
         text_hidden_states: as in [`CrossVLTTextOutput`].
         text_attentions: as in [`CrossVLTTextOutput`].
         cross_attentions: as in [`CrossVLTTextOutput`].
-        fusion_hidden_states: what the fusions give, (B, H, W, C) each: stage 1, merged stage 1, stage 2, ... stage 4.
-        fusion_attentions: the pixels' attention to the words, (B, heads, N, T) each, in the same order.
+        fusion_hidden_states: outputs of the fusions, (B, H, W, C) each: stage 1, merged stage 1, stage 2, ... stage 4.
+        fusion_attentions: attention of pixels to words, (B, heads, N, T) each, in the same order.
     """
 
     loss: Tensor | None = None
@@ -161,9 +161,9 @@ class CrossVLTOutput(ModelOutput):
 
 
 def mask_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy (torch's weighted mean) of (B, 2, H, W) logits with (B, H, W) labels.
+    """Weighted cross-entropy of (B, 2, H, W) logits with (B, H, W) labels.
 
-    Equal to `F.cross_entropy(..., reduction="mean")`, but 0 and not NaN where every label is ignored.
+    Equal to `F.cross_entropy(..., reduction="mean")`, but 0 instead of NaN if all labels are ignored.
     """
     background, target = CLASS_WEIGHTS
     is_object = (labels == 1).to(logits.dtype)
@@ -173,7 +173,7 @@ def mask_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """One minus the soft Dice coefficient of the object's probability, mean over the batch."""
+    """One minus the soft Dice coefficient of the probability of the object, mean over the batch."""
     target = (labels == 1).to(logits.dtype)
     probability = F.softmax(logits, dim=1)[:, 1] * (labels != IGNORE_INDEX)
     intersection = (probability * target).sum((1, 2))
@@ -195,9 +195,9 @@ def alignment_loss(alignment_maps: Sequence[Tensor], labels: Tensor) -> Tensor:
 
 
 def presence_loss(presence_logits: Tensor, labels: Tensor) -> Tensor:
-    """Binary cross-entropy of (B,) logits: the target is whether the pair's (H, W) labels hold an object.
+    """Binary cross-entropy of (B,) logits; the target is whether the (H, W) labels of a pair have an object.
 
-    Pairs whose labels are all ignored are left out of the mean; of none the loss is 0.
+    The mean is over pairs with labels that are not ignored; it is 0 without any.
     """
     labels = labels.flatten(1)
     valid = (labels != IGNORE_INDEX).any(1).to(presence_logits.dtype)
@@ -213,28 +213,28 @@ def total_loss(
     dice_loss: Tensor | float = 0.0,
     presence_loss: Tensor | float = 0.0,
 ) -> Tensor:
-    """What is minimised (section III-D), with the optional Dice and presence terms."""
+    """The total loss (section III-D), with optional Dice and presence terms."""
     loss = MASK_LOSS_WEIGHT * (mask_loss + config.dice_loss_weight * dice_loss) + alignment_loss
     return loss + config.presence_loss_weight * presence_loss
 
 
-# ---- evaluation in the midst of training
+# ---- evaluation during training
 
-# Modules that are in evaluation mode for the time being, and how many `evaluating` contexts each is in
+# Modules that are temporarily in evaluation mode, and the number of their `evaluating` contexts
 _EVALUATING: dict[nn.Module, int] = {}
 _EVALUATING_LOCK = Lock()
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, and every module back into its own mode afterwards.
+    """Put a model into evaluation mode, and restore the mode of every module afterwards.
 
-    `model.eval()` and `model.train()` would not do: the second puts frozen BatchNorms and dropouts into training mode
-    as well. Contexts of several threads may overlap; the last one that ends restores the modes. A training step of
-    the same model must not run in another thread meanwhile: it would compute in evaluation mode.
+    Unlike `model.train()`, this leaves frozen BatchNorms and dropouts in evaluation mode. Contexts of several threads
+    may overlap; the last one restores the modes. Another thread must not train the model meanwhile: it would do so in
+    evaluation mode.
 
     Args:
-        model: any module; nothing of it is changed but the mode.
+        model: any module.
     """
     with _EVALUATING_LOCK:
         modules = [module for module in model.modules() if module.training or module in _EVALUATING]
@@ -256,10 +256,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def record_both_encoders(forward: Callable) -> Callable:
-    """Let `output_hidden_states` and `output_attentions` ask for all that a model can record of that kind.
+    """Let `output_hidden_states` and `output_attentions` record all outputs of that kind.
 
-    Transformers' `capture_outputs` switches on only the keys of exactly these names, and the cross-attentions with
-    the attentions, whatever `output_cross_attentions` says.
+    Transformers' `capture_outputs` only records the keys with exactly these names, and cross-attentions together with
+    attentions, regardless of `output_cross_attentions`.
     """
 
     @wraps(forward)
@@ -282,7 +282,7 @@ def record_both_encoders(forward: Callable) -> Callable:
 
 
 def _is_asked(key: str, kwargs: dict[str, Any], config: PreTrainedConfig) -> Any:
-    """Whether to record an output: as its own argument says, else that of its kind, else the config."""
+    """Whether to record an output, by its own argument, that of its kind, or the config."""
     kind = "hidden_states" if key.endswith("hidden_states") else "attentions"
     for name in (f"output_{key}", f"output_{kind}"):
         if kwargs.get(name) is not None:
@@ -291,23 +291,23 @@ def _is_asked(key: str, kwargs: dict[str, Any], config: PreTrainedConfig) -> Any
 
 
 def _warn_without_weights(model: PreTrainedModel) -> None:
-    """As the library's models do: only eager attention and functions of the user's own return their weights."""
+    """Warn, as other models do, that only eager attention and custom functions return attention weights."""
     for name in sorted(attention_implementations(model) - {"eager"}):
         if is_library_attention(name):
             logger.warning_once(
-                f"`{name}` attention does not return its weights, so the attentions asked for are empty. Load the "
+                f"`{name}` attention does not return its weights, so there are no attentions in the output. Load the "
                 'model with `attn_implementation="eager"`, or call `model.set_attn_implementation("eager")`.'
             )
 
 
 def attention_implementations(model: PreTrainedModel) -> set[str]:
-    """The names of the attention functions of a model and of its parts."""
+    """The names of the attention implementations of a model and its parts."""
     configs = [model.config, *(getattr(model.config, name) for name in model.config.sub_configs)]
     return {config._attn_implementation or "eager" for config in configs}
 
 
 def is_library_attention(name: str) -> bool:
-    """Whether an attention implementation is the library's, or eager, and not one that a user has registered."""
+    """Whether an attention implementation is of Transformers, not a custom one."""
     function = ALL_ATTENTION_FUNCTIONS.get(name)
     return (getattr(function, "__module__", None) or "transformers").startswith("transformers")
 
@@ -316,7 +316,7 @@ def is_library_attention(name: str) -> bool:
 
 
 def is_readable(x: Tensor) -> bool:
-    """Whether a look at the values costs nothing: they are on the CPU, and no graph is recorded."""
+    """Whether values can be checked at no cost: they are on the CPU, and no graph is compiled."""
     return type(x) is Tensor and x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
@@ -328,16 +328,16 @@ def check_tensors(**values: Any) -> None:
 
 
 def check_images(config: CrossVLTVisionConfig, pixel_values: Any) -> None:
-    """Raise ValueError unless they are (B, channels, height, width) floats of at least one pixel."""
+    """Raise ValueError unless images are (B, channels, height, width) floats of at least one pixel."""
     if not isinstance(pixel_values, Tensor):
         raise ValueError(f"`pixel_values` must be a tensor, got {type(pixel_values).__name__}.")
     channels = config.num_channels
     if pixel_values.ndim != 4 or pixel_values.shape[1] != channels or 0 in pixel_values.shape:
         raise ValueError(
-            f"`pixel_values` has shape {tuple(pixel_values.shape)}; give (batch, {channels}, height, width)."
+            f"`pixel_values` must have shape (batch, {channels}, height, width), got {tuple(pixel_values.shape)}."
         )
     if not pixel_values.is_floating_point():
-        raise ValueError(f"`pixel_values` has dtype {pixel_values.dtype}; give normalised floats.")
+        raise ValueError(f"`pixel_values` must be normalised floats, got dtype {pixel_values.dtype}.")
 
 
 def check_words(
@@ -354,10 +354,10 @@ def check_words(
         input_ids: (B, T) token ids.
         attention_mask: (B, T), or None.
         token_type_ids: (B, T), or None.
-        batch: how many expressions there must be; None is any number.
+        batch: required number of expressions; None for any number.
 
     Raises:
-        ValueError: if shapes or dtypes are others, or, on the CPU, an id is not in the vocabulary.
+        ValueError: if a shape or dtype is wrong, or, on the CPU, an id is not in the vocabulary.
     """
     if not isinstance(input_ids, Tensor):
         raise ValueError(f"`input_ids` must be a tensor, got {type(input_ids).__name__}.")
@@ -366,11 +366,11 @@ def check_words(
     for name, value in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids)):
         if value is not None and value.shape != input_ids.shape:
             raise ValueError(
-                f"`{name}` has shape {tuple(value.shape)}; give that of `input_ids`, {tuple(input_ids.shape)}."
+                f"`{name}` must have the shape of `input_ids` {tuple(input_ids.shape)}, got {tuple(value.shape)}."
             )
     kept = attention_mask
     if kept is not None and is_readable(kept) and not ((kept == 0) | (kept == 1)).all():
-        raise ValueError("`attention_mask` must be 1 on words and 0 on padding; it has other values.")
+        raise ValueError("`attention_mask` must be 1 for words and 0 for padding, got other values.")
     check_ids("input_ids", input_ids, config.vocab_size)
     check_ids("token_type_ids", token_type_ids, config.type_vocab_size)
 
@@ -381,53 +381,51 @@ def check_number_of_words(input_ids: Tensor, longest: int, batch: int | None) ->
     counted = input_ids.ndim == 2 and input_ids.shape[0] == (input_ids.shape[0] if batch is None else batch)
     if counted and input_ids.shape[0] > 0 and 1 <= input_ids.shape[1] <= longest:
         return
-    wanted = f"(batch, tokens) with 1 to {longest} tokens."
+    shape = f"(batch, tokens) with 1 to {longest} tokens"
+    hint = "" if batch is None else " For several expressions of an image, use `expressions_per_image`."
     if batch is not None:
-        wanted = (
-            f"one expression of 1 to {longest} tokens for each of the {batch} images. For several of one image give "
-            "`expressions_per_image`."
-        )
-    raise ValueError(f"`input_ids` has shape {tuple(input_ids.shape)}; give {wanted}")
+        shape = f"({batch}, tokens) with 1 to {longest} tokens, an expression for each image"
+    raise ValueError(f"`input_ids` must have shape {shape}, got {tuple(input_ids.shape)}.{hint}")
 
 
 def check_ids(name: str, ids: Tensor | None, size: int) -> None:
-    """Raise ValueError unless they are integers from 0 to `size` - 1; their values are read on the CPU alone."""
+    """Raise ValueError unless ids are integers and, if they are on the CPU, from 0 to `size` - 1."""
     if ids is None:
         return
     if ids.dtype not in (torch.int32, torch.int64):
-        raise ValueError(f"`{name}` has dtype {ids.dtype}; give int64.")
+        raise ValueError(f"`{name}` must be int64, got {ids.dtype}.")
     if is_readable(ids) and (ids.min() < 0 or ids.max() >= size):
         raise ValueError(
-            f"`{name}` holds {ids.min()} to {ids.max()}, but the model knows 0 to {size - 1}; give those of "
-            "its own tokenizer."
+            f"`{name}` must be from 0 to {size - 1}, got {ids.min()} to {ids.max()}; use the tokenizer of the model."
         )
 
 
 def check_labels(labels: Tensor, shape: tuple[int, int, int]) -> None:
-    """Raise ValueError unless they are integers of that (B, H, W), and on the CPU 0, 1 or 255."""
+    """Raise ValueError unless labels are integers of shape (B, H, W) and, if they are on the CPU, 0, 1 or 255."""
     if labels.shape != shape or labels.is_floating_point():
         raise ValueError(
-            f"`labels` has shape {tuple(labels.shape)} and dtype {labels.dtype}; give integers of shape {shape}: 1 on "
-            "the object, 0 off it, 255 to ignore."
+            f"`labels` must be integers of shape {shape}: 1 for the object, 0 for background, {IGNORE_INDEX} to "
+            f"ignore; got shape {tuple(labels.shape)} and dtype {labels.dtype}."
         )
     if is_readable(labels):
         values = labels.long()  # in int8, -1 would equal 255
         known = (values == 0) | (values == 1) | (values == IGNORE_INDEX)
         if not known.all():
             raise ValueError(
-                f"`labels` holds {labels[~known][0]}; give 1 on the object, 0 off it, {IGNORE_INDEX} to ignore."
+                f"`labels` must be 1 for the object, 0 for background or {IGNORE_INDEX} to ignore, got "
+                f"{labels[~known][0]}."
             )
 
 
 class CrossVLTPreTrainedModel(PreTrainedModel):
-    """Weight initialisation and what Transformers needs to know of the models."""
+    """Weight initialisation and properties of the models for Transformers."""
 
     config: CrossVLTConfig
     base_model_prefix = "model"
     main_input_name = "pixel_values"
     input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
-    # Every operation on tensors of two modules happens inside one of these, so that they may lie on different devices.
+    # All operations on tensors of two modules are inside one of these, so modules can be on different devices.
     _no_split_modules = [
         "CrossVLTPatchEmbeddings",
         "CrossVLTPatchMerging",
@@ -443,23 +441,23 @@ class CrossVLTPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    # In `from_pretrained`; elsewhere (`.to`, `from_config`) the weights are cast and only the computing is float32
+    # For `from_pretrained`; `.to` and `from_config` cast the weights, but the computation is always float32
     _keep_in_fp32_modules_strict = ["fusion", "merged_fusion"]
-    # What quantizers leave alone; see "int8 weights" in docs/performance.md
+    # Not quantized; see "int8 weights" in docs/performance.md
     _keep_in_fp32_modules = [r".*fusion"]
-    # Trainer must divide the loss by the accumulation steps itself.
+    # Trainer has to divide the loss by the number of accumulation steps.
     accepts_loss_kwargs = False
 
     def _get_files_timestamps(self, working_dir: Any) -> dict[str, float]:
-        """What `save_pretrained(push_to_hub=True)` need not upload if it is as old afterwards: no code, ever."""
+        """Timestamps of files that are not uploaded if they are unchanged: without code, which is always uploaded."""
         times = super()._get_files_timestamps(working_dir)
         return {name: time for name, time in times.items() if name not in code_files(working_dir)}
 
     def _attention_kwargs(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """What of forward's further arguments goes to the attention function.
+        """Select the arguments of forward for the attention function.
 
         Raises:
-            TypeError: for an argument that nothing reads, such as a misspelt one, which `**kwargs` would swallow.
+            TypeError: for an unknown argument, such as a misspelt one.
         """
         recorded = [f"output_{key}" for key in self._can_record_outputs or {}]
         read = [*recorded, "output_hidden_states", "output_attentions", *PASSED_ALONG]
@@ -480,10 +478,10 @@ class CrossVLTPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Give each part its start; `init.*` leaves alone what was loaded.
+        """Initialise weights; `init.*` skips loaded ones.
 
-        Linear of the language encoder, Embedding   normal, std `initializer_range`; the padding word 0
-        every other Linear, gates included          truncated normal, std `initializer_range`
+        Linear of the language encoder, Embedding   normal, std `initializer_range`; the padding token 0
+        other Linear, including gates               truncated normal, std `initializer_range`
         bias of a Linear                            0
         LayerNorm, BatchNorm                        weight 1, bias 0, running mean 0, running variance 1
         Conv2d (patch embedding, decoder)           torch's default
@@ -513,7 +511,7 @@ class CrossVLTPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
 
 
-# Weights of a whole checkpoint that belong to neither encoder
+# Weights of a whole checkpoint outside the encoders
 OF_THE_WHOLE = (
     r"^stages\.\d+\.(alignment|fusion|norm|gate|merged_fusion|merged_gate)\.",
     r"^decoder\.",
@@ -522,10 +520,10 @@ OF_THE_WHOLE = (
 
 
 class CrossVLTVisionModel(CrossVLTPreTrainedModel):
-    """The vision encoder: a Swin Transformer v1 without final norm, in four stages. On its own it reads no words."""
+    """The vision encoder: a Swin Transformer v1 in four stages, without final norm and without words."""
 
     config: CrossVLTVisionConfig
-    base_model_prefix = "vision_model"  # under which a whole checkpoint has its weights
+    base_model_prefix = "vision_model"  # prefix of its weights in a whole checkpoint
     _keys_to_ignore_on_load_unexpected = [r"^text_model\.", *OF_THE_WHOLE]
     input_modalities = ["image"]
     _can_record_outputs = {
@@ -550,8 +548,8 @@ class CrossVLTVisionModel(CrossVLTPreTrainedModel):
         """Encode (B, channels, height, width) normalised images of any size.
 
         Raises:
-            TypeError: for an argument that nothing reads.
-            ValueError: if they have another shape, or are not floats.
+            TypeError: for an unknown argument.
+            ValueError: if the images have another shape, or are not floats.
         """
         kwargs = self._attention_kwargs(kwargs)
         check_images(self.config, pixel_values)
@@ -564,10 +562,10 @@ class CrossVLTVisionModel(CrossVLTPreTrainedModel):
 
 
 class CrossVLTTextModel(CrossVLTPreTrainedModel):
-    """The language encoder: BERT in four stages. On its own it sees no pixels and skips the cross-attention blocks."""
+    """The language encoder: BERT in four stages. Without pixels, it skips the cross-attention blocks."""
 
     config: CrossVLTTextConfig
-    base_model_prefix = "text_model"  # under which a whole checkpoint has its weights
+    base_model_prefix = "text_model"  # prefix of its weights in a whole checkpoint
     _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", *OF_THE_WHOLE]
     main_input_name = "input_ids"
     input_modalities = ["text"]
@@ -579,7 +577,7 @@ class CrossVLTTextModel(CrossVLTPreTrainedModel):
 
     def __init__(self, config: CrossVLTTextConfig) -> None:
         super().__init__(config)
-        # Stage 1 has no pixels to read
+        # Stage 1 does not attend to pixels
         later: Sequence[int | None] = config.context_dims or [None] * (config.num_stages - 1)
         dims = [None, *later]
         self.embeddings = CrossVLTTextEmbeddings(config)
@@ -604,11 +602,11 @@ class CrossVLTTextModel(CrossVLTPreTrainedModel):
         token_type_ids: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CrossVLTTextOutput:
-        """Encode (B, T) token ids; `attention_mask` (B, T) is 1 on words and 0 on padding.
+        """Encode (B, T) token ids; `attention_mask` (B, T) is 1 for words and 0 for padding.
 
         Raises:
-            TypeError: for an argument that nothing reads.
-            ValueError: if shapes or dtypes do not fit; on the CPU also for ids outside the vocabulary.
+            TypeError: for an unknown argument.
+            ValueError: if shapes or dtypes are wrong; on the CPU also for ids outside the vocabulary.
         """
         kwargs = self._attention_kwargs(kwargs)
         check_words(self.config, input_ids, attention_mask, token_type_ids)
@@ -620,24 +618,24 @@ class CrossVLTTextModel(CrossVLTPreTrainedModel):
 
 
 def word_mask(attention_mask: Tensor | None, like: Tensor) -> Tensor | None:
-    """(B, T), 1 on words and 0 on padding -> (B, 1, 1, T), what is added to the attention scores."""
+    """Convert a (B, T) mask, 1 for words and 0 for padding, to (B, 1, 1, T) terms of the attention scores."""
     if attention_mask is None:
         return None
     return (attention_mask[:, None, None, :] == 0).to(like.dtype) * MASKED
 
 
 def repeat_images(pixels: Tensor, counts: Tensor, total: int) -> Tensor:
-    """(images, H, W, C) -> (total, H, W, C), each image `counts` times; counts on the CPU spare waiting for a GPU."""
+    """(images, H, W, C) -> (total, H, W, C), each image `counts` times; for counts on the CPU, a GPU does not wait."""
     order = torch.repeat_interleave(counts, output_size=total)
     return pixels.index_select(0, order.to(pixels.device, non_blocking=True))
 
 
 def in_parts(decoder: CrossVLTDecoder, feature_maps: list[Tensor]) -> Tensor:
-    """`decoder(feature_maps)`, a few pairs at a time where nothing but the memory depends on it.
+    """`decoder(feature_maps)`, on a CPU a few pairs at a time to save memory.
 
-    The decoder's maps are by far the largest of the network: those of eight expressions at 480x480 pixels would take
-    more than twice the memory of all that comes before. Training needs them all (BatchNorm, gradients), a graph that
-    is recorded must not depend on the size of the batch, and a GPU is faster with the whole batch.
+    The maps of the decoder are by far the largest: for eight expressions at 480x480 pixels they would take more than
+    twice the memory of all other layers. Training needs all maps (BatchNorm, gradients), a graph must not depend on
+    the batch size, and a GPU is faster with the whole batch.
     """
     finest = feature_maps[0]
     recorded = torch.is_grad_enabled() or is_symbolic(*finest.shape) or torch.compiler.is_compiling()
@@ -649,7 +647,7 @@ def in_parts(decoder: CrossVLTDecoder, feature_maps: list[Tensor]) -> Tensor:
 
 
 class CrossVLTModel(CrossVLTPreTrainedModel):
-    """CrossVLT: one image and one expression in, the mask of the object that the expression refers to out."""
+    """CrossVLT: segments the object in an image that an expression refers to."""
 
     _can_record_outputs = {
         **CrossVLTVisionModel._can_record_outputs,
@@ -660,8 +658,8 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
 
     def __init__(self, config: CrossVLTConfig) -> None:
         super().__init__(config)
-        config.validate()  # fields may have been set since the config was made
-        if config.num_labels != len(LABELS):  # which the config itself has to allow: the library sets it
+        config.validate()  # fields may have changed since the config was made
+        if config.num_labels != len(LABELS):  # a config must allow it, since Transformers sets it
             raise ValueError(LABELS_MESSAGE.format(config.num_labels))
         config.text_config.context_dims = config.context_dims
         self.vision_model = CrossVLTVisionModel._from_config(config.vision_config)
@@ -670,9 +668,9 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
         self.decoder = CrossVLTDecoder(config)
         self.presence_head = CrossVLTPresenceHead(config) if config.presence_head else None
         self.post_init()
-        # What the encoders alone leave out is part of this model
+        # `post_init` adds those of the encoders, which would hide unexpected weights of this model
         self._keys_to_ignore_on_load_unexpected: set[str] = set()
-        # FSDP refuses names of modules that do not exist: what an ablation or an optional head leaves out
+        # FSDP refuses names without modules, as in ablations and without the presence head
         self._no_split_modules &= {type(module).__name__ for module in self.modules()}
 
     @classmethod
@@ -680,15 +678,15 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
         """Load a checkpoint: see [`PreTrainedModel.from_pretrained`].
 
         Raises:
-            ValueError: if the temperature of an alignment is not a number, as after a training that went wrong.
+            ValueError: if the temperature of an alignment is NaN or infinite, as after a training that diverged.
         """
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # with `output_loading_info`
         for name, value in model.named_parameters():
             if name.endswith("alignment.temperature") and not value.is_meta and not value.isfinite().all():
                 raise ValueError(
-                    f"`{name}` of the checkpoint must be a finite number, got {value.item()}: its training went "
-                    "wrong, and its other weights are not to be trusted either. Load an earlier checkpoint."
+                    f"`{name}` of the checkpoint must be a finite number, got {value.item()}: its training diverged. "
+                    "Load an earlier checkpoint."
                 )
         return loaded
 
@@ -704,15 +702,15 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
     def get_image_features(
         self, pixel_values: Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple | BaseModelOutputWithPooling:
-        """Encode images by the vision encoder alone, which then has read no words.
+        """Encode images with the vision encoder, without words.
 
         Args:
             pixel_values: (B, channels, height, width) normalised images of any size.
             kwargs: see [`CrossVLTVisionModel`].
 
         Returns:
-            "last_hidden_state" (B, H, W, C), the grid of the last stage; "pooler_output" (B, C), its mean;
-            "hidden_states" and "attentions" as in [`CrossVLTVisionOutput`], if asked for.
+            "last_hidden_state" (B, H, W, C), the grid of the last stage; "pooler_output" (B, C), its mean; on request
+            "hidden_states" and "attentions" as in [`CrossVLTVisionOutput`].
         """
         found = self.vision_model(pixel_values, **{**kwargs, "return_dict": True})
         return BaseModelOutputWithPooling(
@@ -730,18 +728,17 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
         token_type_ids: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | BaseModelOutputWithPooling:
-        """Encode expressions by the language encoder alone, which then has read no pixels.
+        """Encode expressions with the language encoder, without pixels.
 
         Args:
             input_ids: (B, T) token ids, [CLS] first, padding last.
-            attention_mask: (B, T), 1 on words and 0 on padding; None means no padding.
+            attention_mask: (B, T), 1 for words and 0 for padding; None means no padding.
             token_type_ids: (B, T) token types; None means 0.
             kwargs: see [`CrossVLTTextModel`].
 
         Returns:
-            "last_hidden_state" (B, T, D), the words that leave the last stage; "pooler_output" (B, D), that of [CLS];
-            "hidden_states", the words that leave each stage, and "attentions", (B, heads, T, T) of every layer, if
-            asked for.
+            "last_hidden_state" (B, T, D), words after the last stage; "pooler_output" (B, D), that of [CLS]; on
+            request "hidden_states", (B, T, D) after each stage, and "attentions", (B, heads, T, T) of every layer.
         """
         found = self.text_model(input_ids, attention_mask, token_type_ids, **{**kwargs, "return_dict": True})
         return BaseModelOutputWithPooling(
@@ -765,29 +762,28 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
         expressions_per_image: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CrossVLTOutput:
-        """Segment in each image the object that its expression refers to.
+        """Segment the object in each image that its expression refers to.
 
         Args:
-            pixel_values: (B, channels, height, width) normalised images of any size, floats of any dtype. In training,
-                one pair alone must be larger than 16 pixels a side (4 patches), else BatchNorm has a single value.
-                With `expressions_per_image` (images, channels, height, width), each image once.
+            pixel_values: (B, channels, height, width) normalised images of any size, floats of any dtype; with
+                `expressions_per_image` (images, channels, height, width). In training, a single pair must have more
+                than 16 pixels (4 patches) a side, since BatchNorm needs several values.
             input_ids: (B, T) token ids of the expressions, [CLS] first, padding last.
-            attention_mask: (B, T), 1 on words and 0 on padding; None means no padding.
+            attention_mask: (B, T), 1 for words and 0 for padding; None means no padding.
             token_type_ids: (B, T) token types; None means 0.
-            labels: (B, height, width) integers: 1 on the object, 0 off it, 255 ignored.
-            output_alignment_maps: whether to compute the alignment maps where no labels call for them.
-            expressions_per_image: (images,) integers that sum up to B: how many consecutive expressions belong to
-                each image. They share what comes before the first fusion: the patch embedding and the blocks of vision
-                stage 1, whose hidden states and attentions are then of the images. None means one each.
+            labels: (B, height, width) integers: 1 for the object, 0 for background, 255 to ignore.
+            output_alignment_maps: whether to compute alignment maps without labels.
+            expressions_per_image: (images,) integers that sum up to B: the number of consecutive expressions of each
+                image; None for one each. They share the patch embedding and the blocks of vision stage 1, which then
+                have hidden states and attentions per image.
             kwargs: `output_hidden_states`, `output_attentions` (of both encoders and the fusion; these need eager
-                attention) or one kind alone, such as `output_cross_attentions`; `return_dict`; `original_sizes`, which
-                the processor gives for the way back, is not used. What an attention function of your own, registered
-                in `AttentionInterface`, reads goes to it.
+                attention) or one kind, such as `output_cross_attentions`; `return_dict`; `original_sizes` of the
+                processor, which is ignored; arguments of an attention function of your own in `AttentionInterface`.
 
         Raises:
             TypeError: for any other argument.
-            ValueError: if the shapes do not fit each other or the config; on the CPU also for token ids outside the
-                vocabulary and for other labels (on other devices, which would have to wait, torch fails by itself).
+            ValueError: if shapes do not match each other or the config; on the CPU also for token ids outside the
+                vocabulary and for other labels (other devices would have to wait; there torch fails itself).
         """
         kwargs = self._attention_kwargs(kwargs)
         self._check_inputs(pixel_values, input_ids, attention_mask, token_type_ids, labels, expressions_per_image)
@@ -831,7 +827,7 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
         self, logits: Tensor, presence_logits: Tensor | None, alignment_maps: list[Tensor], labels: Tensor
     ) -> dict[str, Tensor]:
         labels = labels.to(logits.device).long()
-        maps = [map_.to(logits.device) for map_ in alignment_maps]  # of a model that is split over several devices
+        maps = [map_.to(logits.device) for map_ in alignment_maps]  # for a model on several devices
         losses = {"mask_loss": mask_loss(logits, labels), "alignment_loss": alignment_loss(maps, labels)}
         if self.config.dice_loss_weight:
             losses["dice_loss"] = dice_loss(logits, labels)
@@ -841,7 +837,7 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
 
     @staticmethod
     def _count_expressions(images: int, input_ids: Tensor, expressions_per_image: Tensor | None) -> int:
-        """How many expressions there must be."""
+        """The number of expressions of a batch."""
         if expressions_per_image is None:
             return images
         counts = expressions_per_image
@@ -851,15 +847,15 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
             or counts.dtype not in (torch.int32, torch.int64)
         ):
             raise ValueError(
-                f"`expressions_per_image` is {counts!r}; give a tensor of {images} integers, one for each image."
+                f"`expressions_per_image` must be a tensor of {images} integers, one per image, got {counts!r}."
             )
-        # While a graph is recorded the values are not known, and to read them from a GPU would wait for it
+        # While a graph is compiled, values are unknown; reading them from a GPU would wait for it
         if not is_readable(counts):
             return input_ids.shape[0]
         if counts.min() < 1 or counts.sum() != input_ids.shape[0]:
             raise ValueError(
-                f"`expressions_per_image` is {counts.tolist()}; give numbers of at least 1 that sum up to the "
-                f"{input_ids.shape[0]} expressions in `input_ids`."
+                f"`expressions_per_image` must be at least 1 each and sum up to the {input_ids.shape[0]} expressions "
+                f"in `input_ids`, got {counts.tolist()}."
             )
         return input_ids.shape[0]
 
@@ -878,8 +874,8 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
         batch = self._count_expressions(images, input_ids, expressions_per_image)
         if self.training and batch == 1 and max(height, width) <= 4 * self.config.vision_config.patch_size:
             raise ValueError(
-                f"One image of {height}x{width} pixels leaves BatchNorm a single value in training; give a larger "
-                "image or several."
+                f"A single image must have more than {4 * self.config.vision_config.patch_size} pixels a side in "
+                f"training, since BatchNorm needs several values, got {height}x{width}."
             )
         check_words(self.config.text_config, input_ids, attention_mask, token_type_ids, batch)
         if labels is not None:

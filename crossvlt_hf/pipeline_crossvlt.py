@@ -1,4 +1,4 @@
-"""Pipeline `referring-image-segmentation`: images and expressions in, masks at the images' own size out."""
+"""Pipeline `referring-image-segmentation`: masks at the size of the images, from images and expressions."""
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence, Sized
@@ -29,11 +29,11 @@ from .processing_crossvlt import (
 
 
 RESULT_OPTIONS = ("threshold", "presence_threshold", "largest_part", "instances", "min_area", "return_probabilities")
-EXPRESSIONS_TOGETHER = 8  # of one image, where no `batch_size` is given: their memory grows with their number
+EXPRESSIONS_TOGETHER = 8  # default `batch_size` for a single image, to limit memory
 
 
 class ReferringImageSegmentationPipeline(ChunkPipeline):
-    """Segment in an image the objects that expressions refer to.
+    """Segment the objects in an image that expressions refer to.
 
     Example:
     ```python
@@ -83,36 +83,34 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
     def __call__(
         self, image: Any, text: str | Sequence[str] | Sequence[Sequence[str]] | None = None, **kwargs: Any
     ) -> Any:
-        """Segment.
+        """Segment images.
 
         Args:
-            image: an image (path, URL, PIL image, array, tensor), with `text` given; a list, generator or dataset of
-                images, with `text` one expression for all, or a list with an expression or a list of expressions for
-                each; or, without `text`, a dict `{"image": ..., "text": ...}`, or a list, generator or dataset of
-                such dicts.
-            text: the expressions, where they are not in `image`.
+            image: an image (path, URL, PIL image, array, tensor), or a list, generator or dataset of images; without
+                `text`, a dict `{"image": ..., "text": ...}`, or a list, generator or dataset of such dicts.
+            text: expression or list of expressions of an image; for several images, one expression for all, or a list
+                with an expression or a list of expressions for each.
             kwargs: `threshold`, `largest_part`, `instances`, `min_area` and `return_probabilities` (see
                 `CrossVLTProcessor.post_process_masks`), `presence_threshold` (the same; "auto", the default, is 0.5
-                for a model with a presence head), `batch_size` (pairs of image and expression that go through the
-                model together, where consecutive ones share their image; 1, or 8 for the expressions of a single
-                image), `timeout` in seconds for URLs.
+                for a model with a presence head), `batch_size` (number of pairs of an image and an expression in a
+                forward pass, in which consecutive pairs share their image; by default 1, or 8 for a single image),
+                `timeout` in seconds for URLs.
 
         Returns:
-            For one image a list with one dict for each of its expressions, in their order: "label" (the expression),
-            "text_read" (the part of it that the model read: all of it, unless it is too long), "unknown_words" (list
-            of the words that the vocabulary does not know), "score" (expected IoU of the mask where the checkpoint
-            has a score calibration, else the mean probability of the object over it; 0.0 if it is empty), "mask" (PIL
-            image of mode "L", 255 on the object, of the image's own upright size), "box" (dict of xmin, ymin, xmax,
-            ymax in pixels, the maxima exclusive; None if the mask is empty), with `largest_part` "parts" (number of
-            connected parts that were found, those left out included), with a presence head "presence" (probability
-            that something fits) and, on request, "instances" (the separate parts of the mask, from the
-            largest: "mask", "box" and "area" in pixels of each) and "probabilities" (float32 array, (height, width),
-            0 to 1). For a list a list of these; for a generator or dataset an iterator over these. A warning says
-            which expressions are not read as they are.
+            For one image a list with a dict for each expression, in order: "label" (the expression), "text_read" (the
+            part within the limit of tokens), "unknown_words" (list of words that are not in the vocabulary), "score"
+            (expected IoU of the mask if the checkpoint has a score calibration, otherwise mean probability of the
+            object in the mask; 0.0 if it is empty), "mask" (PIL image of mode "L", 255 on the object, with the upright
+            size of the image), "box" (dict of xmin, ymin, xmax, ymax in pixels, the maxima exclusive; None if the mask
+            is empty), with `largest_part` "parts" (number of connected parts before removal), with a presence head
+            "presence" (probability of a target) and, on request, "instances" (connected parts of the mask, largest
+            first: "mask", "box" and "area" in pixels of each) and "probabilities" ((height, width) float32 array, 0 to
+            1). For a list a list of these; for a generator or dataset an iterator. Expressions that are too long or
+            have unknown words give a warning.
 
         Raises:
             OSError: if an image cannot be read.
-            ValueError: if images and expressions do not fit each other.
+            ValueError: if images and expressions do not match.
         """
         if isinstance(image, np.ndarray | Tensor) and image.ndim == 4:
             image = list(image)
@@ -125,7 +123,7 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
             stream = _stream(image) if text is None else _with_text(_stream(image), _groups(text, length))
             return super().__call__(stream, **kwargs)
         if text is not None and isinstance(image, dict):
-            raise ValueError("`text` is given twice, in the dict and beside it; give it once.")
+            raise ValueError("`text` must be in the dict or an argument, not both.")
         pair = image if text is None else next(_with_text([image], pair_expressions(1, text)))
         kwargs.setdefault("batch_size", self._batch_size or EXPRESSIONS_TOGETHER)
         return super().__call__([pair], **kwargs)[0]
@@ -133,7 +131,7 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
         if unknown := kwargs.keys() - {"timeout", *RESULT_OPTIONS}:
             names = f"text, {', '.join(RESULT_OPTIONS)}, timeout and batch_size"
-            raise ValueError(f"The pipeline has no option {sorted(unknown)[0]!r}; it has {names}.")
+            raise ValueError(f"The pipeline has no option {sorted(unknown)[0]!r}; its options are {names}.")
         check_threshold(kwargs.get("threshold"))
         for name in ("largest_part", "instances", "return_probabilities"):
             if not isinstance(kwargs.get(name, False), bool):
@@ -146,13 +144,13 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
         return preprocess, forward, {}
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Save the model and its processor, from which the pipeline can be made again.
+        """Save the model and its processor, to load the pipeline again.
 
-        Transformers' own would leave the processor out and bind the folder to a copy of this file.
+        Transformers' method would not save the processor.
 
         Args:
-            save_directory: folder; it is made where there is none.
-            push_to_hub: whether to upload all of it, as a repository `repo_id`, or of the folder's name.
+            save_directory: folder, which is created if it does not exist.
+            push_to_hub: whether to upload the folder to the repository `repo_id`, by default with the folder's name.
             kwargs: of the model's `save_pretrained`, and of `push_to_hub`.
         """
         options = take_hub_options(save_directory, kwargs) if push_to_hub else {}
@@ -162,11 +160,12 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
             self.push_to_hub(**options)
 
     def preprocess(self, inputs: dict[str, Any], timeout: float | None = 60.0) -> Iterator[dict[str, Any]]:
-        """One chunk for each expression; the image is prepared once."""
+        """Make a chunk for each expression; the image is processed once."""
         if not isinstance(inputs, dict) or "image" not in inputs or inputs.get("text") is None:
             what = f"dict of {sorted(inputs)}" if isinstance(inputs, dict) else type(inputs).__name__
-            usage = 'give an image and `text`, or a dict {"image": ..., "text": ...}'
-            raise ValueError(f"An input is a {what}; {usage}.")
+            raise ValueError(
+                f'An input must be an image and `text`, or a dict {{"image": ..., "text": ...}}, got a {what}.'
+            )
         (expressions,) = pair_expressions(1, inputs["text"])
         image: ImageLike = to_rgb(inputs["image"], timeout)
         prepared = self.processor(image, return_tensors="pt").to(self.dtype)
@@ -176,7 +175,7 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
             yield {**place, "begun": _begin_result(expressions[index], read), **prepared, **words}
 
     def forward(self, model_inputs: dict[str, Any], **forward_params: Any) -> Any:
-        """Predict; a model that is being trained does so as if it were not, and goes on training."""
+        """Run the model in evaluation mode, also during training."""
         with evaluating(self.model):
             return super().forward(model_inputs, **forward_params)
 
@@ -187,10 +186,10 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
         presence_threshold: Any = "auto",
         **options: Any,
     ) -> dict[str, Any]:
-        """The results of a chunk, or of a batch of them: masks, which are kept, are smaller than logits."""
+        """Run a chunk or a batch of them, and make masks here, since they take less memory than logits."""
         is_first, is_last, begun, sizes = map(model_inputs.pop, ("is_first", "is_last", "begun", "original_sizes"))
         batched = isinstance(is_first, list)
-        if batched:  # every image is needed once
+        if batched:  # keep each image once
             first = [row for row, starts in enumerate(is_first) if starts or row == 0]
             counts = torch.tensor([*first[1:], len(is_first)]) - torch.tensor(first)
             model_inputs["pixel_values"] = model_inputs["pixel_values"][first]
@@ -205,12 +204,12 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
         return {"is_last": is_last, "result": results if batched else results[0]}
 
     def postprocess(self, model_outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """One result for each expression of an image."""
+        """Collect the results for the expressions of an image."""
         return [output["result"] for output in model_outputs]
 
 
 def _of_one_range(rows: Sequence[Any]) -> list[Any]:
-    """Images, or dicts with one, whose numbers are read together: what is 0 to 1 and what 0 to 255 is told by all."""
+    """Convert arrays in rows to images together, since all of them decide if the range is 0 to 1 or 0 to 255."""
     rows = list(rows)
     images = {n: row.get("image") if isinstance(row, dict) else row for n, row in enumerate(rows)}
     numbers = {n: image for n, image in images.items() if _holds_numbers(image)}
@@ -220,13 +219,13 @@ def _of_one_range(rows: Sequence[Any]) -> list[Any]:
 
 
 def _holds_numbers(image: Any) -> bool:
-    """Whether it is an image of numbers whose range is judged of all images of a call."""
+    """Whether an image has numbers of unknown range: an array, a tensor, or a PIL image with more than 8 bits."""
     deep = isinstance(image, Image.Image) and (image.mode == "F" or image.mode.startswith("I"))
     return deep or isinstance(image, np.ndarray | Tensor)
 
 
 def _is_stream(image: Any) -> bool:
-    """Whether it is a dataset, a generator or another iterable of images or rows, no image or row itself."""
+    """Whether it is a dataset, a generator or another iterable of images or rows."""
     return isinstance(image, Dataset) or (
         isinstance(image, Iterable) and not isinstance(image, dict | str | bytes | np.ndarray | Tensor | Image.Image)
     )
@@ -234,12 +233,12 @@ def _is_stream(image: Any) -> bool:
 
 def _stream(images: Any) -> Any:
     if isinstance(images, Dataset) and hasattr(images, "__len__"):
-        return (images[index] for index in range(len(images)))  # iteration over it need not end
-    return images if isinstance(images, Dataset) else (row for row in images)  # a data set of another library
+        return (images[index] for index in range(len(images)))  # since iterating over it may not end
+    return images if isinstance(images, Dataset) else (row for row in images)  # of another library
 
 
 def _groups(text: Any, length: int | None) -> Iterable[list[str]]:
-    """The expressions of each of `length` images; None means that nobody knows yet how many they are."""
+    """The expressions of each of `length` images; None if the number of images is unknown."""
     if length is not None:
         return pair_expressions(length, text)
     if isinstance(text, list | tuple):
@@ -248,8 +247,8 @@ def _groups(text: Any, length: int | None) -> Iterable[list[str]]:
 
 
 def _with_text(images: Iterable, groups: Iterable[list[str]]) -> Iterator[dict[str, Any]]:
-    """Rows of images, or of dicts with an image, and their expressions."""
-    counts = "There are not as many images as (lists of) expressions; give one or one list for each."
+    """Add expressions to images, or to dicts with an image."""
+    counts = "`text` must have an expression or a list of expressions for each image; the numbers differ."
     left = iter(groups)
     for image in images:
         expressions = next(left, None)
@@ -257,21 +256,21 @@ def _with_text(images: Iterable, groups: Iterable[list[str]]) -> Iterator[dict[s
             raise ValueError(counts)
         row = image if isinstance(image, dict) else {"image": image}
         if row.get("text") is not None:
-            raise ValueError("`text` is given twice, in the dict and beside it; give it once.")
+            raise ValueError("`text` must be in the dict or an argument, not both.")
         yield {**row, "text": expressions}
     if isinstance(groups, list) and next(left, None) is not None:
         raise ValueError(counts)
 
 
 def _begin_result(expression: str, read: ReadExpression) -> dict[str, Any]:
-    """What is known of a result before the model has seen the image."""
+    """The part of a result that does not depend on the image."""
     if note := reading_note(expression, read):
         warnings.warn(note, stacklevel=2)
     return {"label": expression, "text_read": read.text_read, "unknown_words": list(read.unknown_words)}
 
 
 def _end_result(begun: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-    """The result of an expression: what `_begin_result` gave, and what `post_process_masks` found."""
+    """Complete a result with that of `post_process_masks`."""
     result = {**begun, "score": found["score"], "mask": _to_pil(found["mask"]), "box": _named(found["box"])}
     if "presence" in found:
         result["presence"] = found["presence"]

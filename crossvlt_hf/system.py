@@ -1,4 +1,4 @@
-"""The process and its user: requests to end a run (SIGTERM and Ctrl-C), one-line errors, names that moved, extras."""
+"""Signals that end a run (SIGTERM and Ctrl-C), one-line errors, old names, extras."""
 
 import json
 import signal
@@ -17,10 +17,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class InterruptionError(Exception):
-    """A run was asked to end, and what it had done is kept.
+    """A signal ended a run, whose results so far are saved.
 
     Args:
-        message: what happened, and how to go on.
+        message: what happened, and how to continue.
         number: of the signal.
     """
 
@@ -30,13 +30,13 @@ class InterruptionError(Exception):
 
 
 class EndNow(KeyboardInterrupt):
-    """A request to end came while there was nothing to finish."""
+    """A signal arrived while there was nothing to finish."""
 
 
 class Interruption:
-    """Notes the first request to end, so that the step and a checkpoint are finished; a second one ends at once.
+    """A context that records the first signal, so that a run can finish its step; a second signal exits immediately.
 
-    To be used as a context. Elsewhere than in the main thread, which alone may handle signals, it notes nothing.
+    It has no effect outside the main thread, since other threads cannot handle signals.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class Interruption:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            asked = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # not what is ignored
+            asked = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # not ignored ones
             self._before = {number: signal.signal(number, self._note) for number in asked}
         return self
 
@@ -63,7 +63,7 @@ class Interruption:
 
     @contextmanager
     def at_once(self, possible: bool = True) -> Iterator[None]:
-        """While there is nothing to finish, a request raises EndNow."""
+        """Raise EndNow on a signal, while there is nothing to finish."""
         self._waits = not possible
         try:
             yield
@@ -72,16 +72,16 @@ class Interruption:
 
 
 def ignore_signals(_: int) -> None:
-    """For processes of a loader, which a signal to the whole group reaches too: what they feed is to be finished.
+    """Ignore signals in worker processes of a loader, which get the signals of their process group.
 
-    They end with the process that they feed, also if it is killed.
+    They end together with the main process, also if it is killed.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def in_one_line(error: BaseException) -> str:
-    """What an error says, without the traceback that a process of a loader puts around it."""
+    """The message of an error in one line, without the traceback that workers of a loader add."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if len(lines) > 1 and lines[1].startswith("Original Traceback"):
         kind = f"{type(error).__name__}: "
@@ -91,16 +91,16 @@ def in_one_line(error: BaseException) -> str:
 
 
 def warn_of_old_name(old: str, new: str, stacklevel: int = 3) -> None:
-    """Warn that a name of an earlier version was used; by default at the caller of the caller."""
+    """Warn about the use of an old name, by default at the caller of the caller."""
     warnings.warn(f"`{old}` is now `{new}`; the old name will be removed.", FutureWarning, stacklevel=stacklevel)
 
 
 def old_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
-    """A module's `__getattr__` that gives what it had in an earlier version, with a warning.
+    """Make a `__getattr__` of a module for names of an earlier version, with a warning.
 
     Args:
-        module: its name.
-        names: where each old name is now, with the module.
+        module: name of the module.
+        names: old names, and their current names with the module.
     """
 
     def find(name: str) -> Any:

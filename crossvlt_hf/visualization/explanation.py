@@ -206,7 +206,7 @@ def positions_of(tokens: Sequence[str], word: str) -> list[int]:
                 found.update(range(start, end + 1))
     if not found or not wanted:
         words = " ".join(word for word, _ in _join_pieces(tokens))
-        raise ValueError(f"The word must be one of those that the model read, {words}, got {word!r}.")
+        raise ValueError(f"The word must be one of those in the input ({words}), got {word!r}.")
     return sorted(found)
 
 

@@ -37,58 +37,64 @@ def test_sizes(size, width, blocks, window):
 
 
 def test_unknown_size():
-    with pytest.raises(ValueError, match="no size 'huge'; give one of tiny, small, base, large"):
+    with pytest.raises(ValueError, match="`size` must be one of tiny, small, base, large, got 'huge'"):
         CrossVLTConfig.from_size("huge")
 
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"vision_config": {"num_heads": [3, 8, 16, 32]}}, "3 heads do not divide the width 128 of stage 1"),
-        ({"vision_config": {"num_heads": [0, 8, 16, 32]}}, "0 heads do not divide"),
+        (
+            {"vision_config": {"num_heads": [3, 8, 16, 32]}},
+            r"`num_heads` must divide .* got \[3, 8, 16, 32\]: stage 1 has width 128",
+        ),
+        ({"vision_config": {"num_heads": [0, 8, 16, 32]}}, r"got \[0, 8, 16, 32\]: stage 1 has"),
         (
             {"vision_config": {"depths": [2, 2, 2]}},
-            r"`depths` is \[2, 2, 2\], which has 3 entries; give one for each of",
+            r"`depths` must have an entry for each of 4 stages, got \[2, 2, 2\]",
         ),
-        ({"vision_config": {"num_heads": [4, 8, 16, 32, 64]}}, "`num_heads` .* has 5 entries"),
-        ({"vision_config": {"depths": [2, 0, 2, 2]}}, "give every stage at least one block"),
-        ({"vision_config": {"window_size": 0}}, "`window_size` is 0; give a number above 0"),
-        ({"vision_config": {"patch_size": -4}}, "`patch_size` is -4; give a number above 0"),
-        ({"vision_config": {"embed_dim": 0}}, "`embed_dim` is 0"),
-        ({"vision_config": {"image_size": [480, 0]}}, r"`image_size` is \[480, 0\]; give sides above 0"),
-        ({"vision_config": {"image_size": []}}, r"`image_size` is \[\]"),
-        ({"vision_config": {"hidden_act": "nope"}}, "`hidden_act` is 'nope'"),
-        ({"text_config": {"pad_token_id": 40000}}, "`pad_token_id` is 40000; give an id below `vocab_size` 30522"),
-        ({"initializer_range": -1}, "`initializer_range` is -1"),
-        ({"presence_loss_weight": 0}, "`presence_loss_weight` is 0; give a number above 0"),
-        ({"alignment_temperature": float("nan")}, "`alignment_temperature` is nan"),
-        ({"dice_loss_weight": float("nan")}, "`dice_loss_weight` is nan"),
+        ({"vision_config": {"num_heads": [4, 8, 16, 32, 64]}}, "`num_heads` must have an entry for each of 4 stages"),
+        ({"vision_config": {"depths": [2, 0, 2, 2]}}, "`depths` must be at least 1 for every stage"),
+        ({"vision_config": {"window_size": 0}}, "`window_size` must be above 0, got 0"),
+        ({"vision_config": {"patch_size": -4}}, "`patch_size` must be above 0, got -4"),
+        ({"vision_config": {"embed_dim": 0}}, "`embed_dim` must be above 0, got 0"),
+        ({"vision_config": {"image_size": [480, 0]}}, r"`image_size` must be above 0, got \[480, 0\]"),
+        ({"vision_config": {"image_size": []}}, r"`image_size` must be above 0, got \[\]"),
+        ({"vision_config": {"hidden_act": "nope"}}, "`hidden_act` must be .* got 'nope'"),
+        ({"text_config": {"pad_token_id": 40000}}, "`pad_token_id` must be None or from 0 to 30521, got 40000"),
+        ({"initializer_range": -1}, "`initializer_range` must be above 0, got -1"),
+        ({"presence_loss_weight": 0}, "`presence_loss_weight` must be above 0, got 0"),
+        ({"alignment_temperature": float("nan")}, "`alignment_temperature` must be above 0, got nan"),
+        ({"dice_loss_weight": float("nan")}, "`dice_loss_weight` must be at least 0, got nan"),
         ({"num_stages": 3}, "`num_stages` is derived"),
-        ({"vision_config": {"drop_path_rate": 1.0}}, "`drop_path_rate` is 1.0; give a probability"),
-        ({"vision_config": {"use_absolute_embeddings": True}}, "`use_absolute_embeddings` is True"),
+        ({"vision_config": {"drop_path_rate": 1.0}}, "`drop_path_rate` must be at least 0 and below 1, got 1.0"),
+        ({"vision_config": {"use_absolute_embeddings": True}}, "`use_absolute_embeddings` must be False.* got True"),
         (
             {"text_config": {"num_attention_heads": 7}},
-            "`num_attention_heads` is 7, which does not divide `hidden_size`",
+            "`num_attention_heads` must divide `hidden_size` 768, got 7",
         ),
-        ({"text_config": {"depths": [12]}}, "`depths` .* has 1 entries"),
-        ({"text_config": {"depths": [0, 4, 4, 4]}}, "give stage 1 at least one BERT layer"),
-        ({"text_config": {"depths": [6, 1, -1, 1]}}, "no stage a negative number"),
-        ({"text_config": {"hidden_dropout_prob": -0.1}}, "`hidden_dropout_prob` is -0.1"),
-        ({"text_config": {"vocab_size": 0}}, "`vocab_size` is 0"),
+        ({"text_config": {"depths": [12]}}, r"`depths` must have an entry for each of 4 stages, got \[12\]"),
+        ({"text_config": {"depths": [0, 4, 4, 4]}}, "`depths` must be at least 1 for stage 1"),
+        ({"text_config": {"depths": [6, 1, -1, 1]}}, "at least 0 for other stages"),
+        (
+            {"text_config": {"hidden_dropout_prob": -0.1}},
+            "`hidden_dropout_prob` must be at least 0 and below 1, got -0.1",
+        ),
+        ({"text_config": {"vocab_size": 0}}, "`vocab_size` must be above 0, got 0"),
         ({"fusion_direction": "sideways"}, "fusion_direction.*'both', 'words_to_pixels', 'pixels_to_words', 'late'"),
         ({"alignment_stages": "first"}, "alignment_stages.*'all', 'last', 'none'"),
-        ({"fusion_head_dim": 60}, "`fusion_head_dim` is 60, which does not divide the fusion's width 256"),
-        ({"alignment_temperature": 0}, "`alignment_temperature` is 0"),
-        ({"decoder_hidden_size": -1}, "`decoder_hidden_size` is -1"),
-        ({"dice_loss_weight": -1.0}, "`dice_loss_weight` is -1.0; give 0 or more"),
+        ({"fusion_head_dim": 60}, "`fusion_head_dim` must divide the width of the fusion 256 .* got 60"),
+        ({"alignment_temperature": 0}, "`alignment_temperature` must be above 0, got 0"),
+        ({"decoder_hidden_size": -1}, "`decoder_hidden_size` must be above 0, got -1"),
+        ({"dice_loss_weight": -1.0}, "`dice_loss_weight` must be at least 0, got -1.0"),
         ({"alignment_dim": "wide"}, "'alignment_dim' expected int, got str"),
         ({"fusion_directon": "late"}, "no field `fusion_directon`; did you mean `fusion_direction`"),
         ({"vision_config": {"windowsize": 7}}, "did you mean `window_size`"),
         ({"text_config": {"depth": [1, 1, 1, 1]}}, "did you mean `depths`"),
-        ({"vision_config": 480}, "`vision_config` is 480; give a config or a dict"),
+        ({"vision_config": 480}, "`vision_config` must be a config or a dict of its fields, got 480"),
     ],
 )
-def test_wrong_values_name_field_value_and_mend(kwargs, message):
+def test_messages_have_the_field_what_it_must_be_and_the_value(kwargs, message):
     with pytest.raises((ValueError, StrictDataclassError), match=r"(?s)" + message):
         CrossVLTConfig(**kwargs)
 
@@ -196,14 +202,14 @@ def test_library_configs_fit():
         assert (config.vision_config.window_size, config.vision_config.depths) == (5, [1, 2, 3, 4])
         assert (config.text_config.hidden_size, config.text_config.depths) == (96, [6, 1, 1, 1])
         assert config.vision_config.model_type == "crossvlt_vision_model"
-    with pytest.raises(ValueError, match="of type 'swinv2'; give the config of a 'swin' checkpoint"):
+    with pytest.raises(ValueError, match="must be the config of a 'swin' checkpoint, got one of type 'swinv2'"):
         CrossVLTConfig(vision_config=Swinv2Config())
 
 
 def test_inconsistent_mutation_is_found_when_the_model_is_made():
     config = tiny_config()
     config.vision_config.num_heads = [3, 3, 3, 3]
-    with pytest.raises(StrictDataclassError, match="3 heads do not divide the width 8"):
+    with pytest.raises(StrictDataclassError, match=r"`num_heads` must divide .* stage 1 has width 8"):
         CrossVLTModel(config)
 
 
@@ -245,7 +251,7 @@ def test_no_model_has_other_than_two_classes(labels, caplog):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), -1.0, 0.0])
 def test_a_temperature_is_a_number(value, tmp_path):
-    with pytest.raises(StrictDataclassError, match="`alignment_temperature` is"):
+    with pytest.raises(StrictDataclassError, match="`alignment_temperature` must be"):
         tiny_config(alignment_temperature=value)
     if value not in (-1.0, 0.0):  # those are bounded where they are used, as a training can reach them
         model = CrossVLTModel(tiny_config())
@@ -288,14 +294,14 @@ def test_labels_have_names(tmp_path):
 
 @pytest.mark.parametrize("value", [0.0099, 1e-9, float("inf")])
 def test_temperatures_below_the_bound(value):
-    with pytest.raises(StrictDataclassError, match="`alignment_temperature` is"):
+    with pytest.raises(StrictDataclassError, match="`alignment_temperature` must be"):
         CrossVLTConfig(alignment_temperature=value)
     assert CrossVLTConfig(alignment_temperature=0.01).alignment_temperature == 0.01
 
 
 @pytest.mark.parametrize("dims", [[16, 32], [0, 16, 32], []])
 def test_widths_of_what_the_words_read(dims):
-    with pytest.raises(StrictDataclassError, match="`context_dims` is"):
+    with pytest.raises(StrictDataclassError, match="`context_dims` must"):
         CrossVLTTextConfig(context_dims=dims)
 
 
@@ -337,7 +343,7 @@ def test_code_that_differs_is_replaced_with_a_warning(tmp_path, caplog, monkeypa
     (tmp_path / "handler.py").write_text("# mine")
     tiny_config().save_pretrained(tmp_path)
     assert [record.message for record in caplog.records] == [
-        f"{changed} differs from the code of this model and is replaced by it."
+        f"{changed} differs from the code of this model and is replaced."
     ]
     assert changed.read_bytes() == code[changed]
     assert (tmp_path / "handler.py").read_text() == "# mine"  # a handler is the user's to write

@@ -497,5 +497,5 @@ def test_mask_image_of_labels_and_of_a_mask_image():
 
 @pytest.mark.parametrize("mask", [np.zeros(3, bool), np.zeros((2, 2, 2), bool), np.zeros((2, 2))])
 def test_mask_image_of_something_else(mask):
-    with pytest.raises(ValueError, match=r"^The mask (has|holds) "):
+    with pytest.raises(ValueError, match=r"^A mask must (have|hold) "):
         to_mask_image(mask)

@@ -188,7 +188,7 @@ def test_half_precision_checkpoints_make_a_float32_model(swin, bert, tmp_path):
 def test_what_would_be_another_network(swin, bert, tmp_path):
     weights = microsoft_state_dict(swin) | {"absolute_pos_embed": torch.zeros(1, 256, 16)}
     torch.save(weights, tmp_path / "swin.pth")
-    with pytest.raises(StrictDataclassError, match="`use_absolute_embeddings` is True"):
+    with pytest.raises(StrictDataclassError, match="`use_absolute_embeddings` must be False"):
         from_pretrained_encoders(tmp_path / "swin.pth", bert, **HEADS)
     model = BertModel.from_pretrained(bert)
     model.config.is_decoder = True
