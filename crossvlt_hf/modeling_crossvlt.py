@@ -51,6 +51,7 @@ from .layers_crossvlt import (
     CrossVLTVisionStage,
     CrossVLTWindowAttention,
     at_least_float32,
+    is_symbolic,
     upsample,
 )
 
@@ -376,7 +377,9 @@ def check_words(
 
 def check_number_of_words(input_ids: Tensor, longest: int, batch: int | None) -> None:
     """Raise ValueError unless ids have shape (B, T), with B = `batch` (if given) and T from 1 to `longest`."""
-    if input_ids.ndim == 2 and 0 < len(input_ids) == (batch or len(input_ids)) and 1 <= input_ids.shape[1] <= longest:
+    # Not `len`, which would fix the size in an export
+    counted = input_ids.ndim == 2 and input_ids.shape[0] == (input_ids.shape[0] if batch is None else batch)
+    if counted and input_ids.shape[0] > 0 and 1 <= input_ids.shape[1] <= longest:
         return
     shape = f"(batch, tokens) with 1 to {longest} tokens"
     hint = "" if batch is None else " For several expressions of an image, use `expressions_per_image`."
@@ -635,10 +638,10 @@ def in_parts(decoder: CrossVLTDecoder, feature_maps: list[Tensor]) -> Tensor:
     the batch size, and a GPU is faster with the whole batch.
     """
     finest = feature_maps[0]
-    size = max(PART // finest[0, 0].numel(), 1)
-    recorded = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if recorded or decoder.training or finest.device.type != "cpu" or len(finest) <= size:
+    recorded = torch.is_grad_enabled() or is_symbolic(*finest.shape) or torch.compiler.is_compiling()
+    if recorded or torch.jit.is_tracing() or decoder.training or finest.device.type != "cpu":
         return decoder(feature_maps)
+    size = max(PART // finest[0, 0].numel(), 1)
     parts = zip(*(maps.split(size) for maps in feature_maps), strict=True)
     return torch.cat([decoder(list(part)) for part in parts])
 

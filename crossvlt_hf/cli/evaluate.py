@@ -34,7 +34,7 @@ class Evaluate(DataCommand):
 
     Args:
         data: refcoco, refcoco+, refcocog, ..., refshapes, or a folder.
-        split: val, testA, testB, test, ...
+        split: val, testA, testB, test, ...; without it, an error names those that there are.
         root: Folder of the annotations and images.
         limit: Use only the first references.
         protocol: Compare masks at the input size of the model, as the paper does, or at the size of the image
@@ -53,7 +53,7 @@ class Evaluate(DataCommand):
     """
 
     data: str
-    split: str
+    split: str | None = None
     root: Annotated[str | None, arg(metavar="DIR")] = None
     limit: int | None = None
     protocol: Literal["paper", "original"] = "paper"

@@ -12,6 +12,7 @@ from .record import check_merge
 from .refshapes import SPLITS, Split, load_refshapes
 from .sources.folder import METADATA, load_folder, splits_of
 from .sources.hub import JXU124, REFCOCO_M, load_jxu124, load_refcoco_m
+from .sources.phrasecut import SPLITS as PHRASES
 from .sources.phrasecut import load_phrasecut
 from .sources.refer import LAYOUTS, TEXTS, Text, is_refer_folder, load_refer, load_refer_folder
 
@@ -60,6 +61,8 @@ def load_data(
     """
     check_known("text", text, TEXTS)
     check_merge(merge)
+    if name in NAMES:
+        check_split(split, _named_splits(name), str(LAYOUTS.get(name, name)))
     if name in LAYOUTS:
         return load_refer(name, split, root=_folder(name, root), text=text, merge=merge, **options)
     if name in JXU124:
@@ -76,6 +79,13 @@ def load_data(
     if name == REFCOCO_M:
         return load_refcoco_m(split, merge=merge, **options)
     return load_refshapes(cast(Split, check_split(split, SPLITS, name)), **options)
+
+
+def _named_splits(name: str) -> tuple[str, ...]:
+    """The splits of one of `NAMES`."""
+    if name in LAYOUTS:
+        return LAYOUTS[name].splits
+    return {"phrasecut": PHRASES, REFCOCO_M: ("validation",), "refshapes": SPLITS}.get(name) or tuple(JXU124[name])
 
 
 def _own_folder(name: str, root: str | Path | None) -> Path:

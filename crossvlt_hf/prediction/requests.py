@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from datasets import Dataset, load_dataset, load_from_disk
 
-from ..data.files import but_has, inside
+from ..data.files import but_has, check_split, inside
 from ..data.flaws import clean_expressions
 from ..data.load import NAMES, is_data_folder, load_data
 from ..data.sources.folder import METADATA
@@ -243,11 +243,16 @@ def _digest(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def _load_rows(source: str, split: str) -> Dataset:
-    """Load a data set from the Hub, from files, or saved by `save_to_disk`."""
+def _load_rows(source: str, split: str | None) -> Dataset:
+    """Load a data set from the Hub, from files, or saved by `save_to_disk`; without a split, "train"."""
     folder = Path(source)
     if (folder / "state.json").is_file():
+        _refuse({"split": split}, f"{source}, which was saved without splits")
         return load_from_disk(source)
+    split = split or "train"
+    if (folder / "dataset_dict.json").is_file():
+        saved = load_from_disk(source)
+        return saved[check_split(split, tuple(saved), source)]
     if not folder.exists() and (folder.is_absolute() or len(folder.parts) > 2 or source.startswith(".")):
         raise FileNotFoundError(f"There is no file or folder {source}; give one, or the id of a data set.")
     try:
@@ -338,7 +343,7 @@ def open_requests(
     else:
         _refuse({name: given[name] for name in ("option", "root")}, f"{source}, which `datasets` loads")
         _check_has_expressions(path)
-        requests = RowRequests(_load_rows(source, split or "train"), image_column, text_column)
+        requests = RowRequests(_load_rows(source, split), image_column, text_column)
     if not len(requests):
         raise ValueError(f"{source} has no rows to segment.")
     return requests

@@ -183,6 +183,19 @@ class OutputOptions:
     push_to_hub: str | None = None
 
 
+def _named_splits(source: dict[str, Any], root: str | None) -> str:
+    """What is said of the splits of a data set that is given without one; nothing if it has no name either."""
+    if not source.get("name"):
+        return ""
+    from ..data import load_data  # which takes a second to import, for a message alone
+
+    try:
+        load_data(str(source["name"]), root=source.get("root", root))
+    except (OSError, ValueError) as error:
+        return f" {error}"
+    return ""
+
+
 @strict
 @dataclass
 class TrainingConfig:
@@ -208,7 +221,8 @@ class TrainingConfig:
         for name in ("train", "validation", "exclude"):
             for number, source in enumerate(getattr(self.data, name)):
                 if not source.get("name") or not source.get("split"):
-                    raise ValueError(f"`data.{name}[{number}]` must have `name` and `split`, got {source}.")
+                    splits = _named_splits(source, self.data.root)
+                    raise ValueError(f"`data.{name}[{number}]` must have `name` and `split`, got {source}.{splits}")
         if self.model.checkpoint is None:
             return
         for name in ("vision_encoder", "text_encoder", "config", "tokenizer"):  # a checkpoint brings its own

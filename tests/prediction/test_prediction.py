@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import tiny_config, tiny_tokenizer
-from datasets import Dataset, Features, List, Value, load_dataset
+from datasets import Dataset, DatasetDict, Features, List, Value, load_dataset
 from datasets import Image as HubImage
 from documents import code_blocks
 from documents import run_python as run_block
@@ -530,3 +530,18 @@ def test_expressions_of_which_nothing_is_read(rows, checkpoint, tmp_path, capsys
     counts = json.loads(printed.out)
     assert (counts["predictions"], counts["unknown"], counts["errors"]) == (2, 1, 1)
     assert [bool(line["error"]) for line in lines_of(tmp_path / "skip")] == [False, True, False]
+
+
+def test_the_splits_of_saved_rows(checkpoint, tmp_path, capsys):
+    table = Dataset.from_dict({"image": [Image.new("RGB", (4, 4))], "text": ["the cup"]})
+    table.save_to_disk(tmp_path / "one")
+    DatasetDict({"held": table, "train": table}).save_to_disk(tmp_path / "two")
+    assert run(tmp_path / "one", "--split", "held", "--output", tmp_path / "a", checkpoint=checkpoint) == 2
+    assert "`--split` has no effect on" in capsys.readouterr().err
+    assert run(tmp_path / "two", "--split", "test", "--output", tmp_path / "b", checkpoint=checkpoint) == 2
+    assert "it has held, train" in capsys.readouterr().err
+    for number, options in enumerate(([], ["--split", "held"])):
+        assert run(tmp_path / "two", *options, "--output", tmp_path / f"c{number}", checkpoint=checkpoint) == 0
+    DatasetDict({"held": table}).save_to_disk(tmp_path / "three")
+    assert run(tmp_path / "three", "--output", tmp_path / "d", checkpoint=checkpoint) == 2
+    assert "it has held" in capsys.readouterr().err

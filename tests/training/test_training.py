@@ -233,6 +233,11 @@ def test_precision_none_and_no_are_two(tmp_path):
         ("data.masked_words=5", "`data.masked_words` must be a number between 0 and 1, got 5.0."),
         ("data.train=[refcoco]", "`data.train[0]` must be a table of names and values, got 'refcoco'."),
         ("data.train=[{name: refcoco}]", "`data.train[0]` must have `name` and `split`"),
+        (
+            "data.train=[{name: refcoco}]",
+            "`split` must be one of the splits of refcoco (unc): train, val, testA, testB.",
+        ),
+        ("data.train=[{split: train}]", "`data.train[0]` must have `name` and `split`, got {'split': 'train'}."),
         ("data.on_error=ignore", "`data.on_error` must be one of stop, skip, got 'ignore'."),
         ("output.trackers=wandb", "`output.trackers` must be a list of text, got 'wandb'."),
         ("output.folder=", "`output.folder` must be text, got null."),

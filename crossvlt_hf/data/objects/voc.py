@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...processing_crossvlt import check_mask_format, opening
-from ..files import require_folder
+from ..files import check_split, require_folder
 from .object_record import ObjectRecord, ObjectScene, ObjectSource, find_images, segmentation_of_map
 
 
@@ -56,9 +56,11 @@ class VocObjects(ObjectSource):
     def _stems(self, split: str | None) -> list[str]:
         if split is None:
             return [path.stem for path in sorted((self.folder / "SegmentationObject").glob("*.png"))]
-        path = self.folder / "ImageSets" / "Segmentation" / f"{split}.txt"
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no file {path}.")
+        lists = self.folder / "ImageSets" / "Segmentation"
+        names = sorted(path.stem for path in lists.glob("*.txt"))
+        if not names:
+            raise FileNotFoundError(f"There is no file {lists / f'{split}.txt'}, nor a list of another split.")
+        path = lists / f"{check_split(split, names, str(self.folder))}.txt"
         return path.read_text(encoding="utf-8").split()
 
     def __len__(self) -> int:

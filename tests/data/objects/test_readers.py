@@ -217,6 +217,13 @@ def test_voc(tmp_path):
 
 def test_voc_what_is_broken_is_named(tmp_path):
     write_voc(tmp_path)
+    lists = tmp_path / "ImageSets" / "Segmentation"
+    (lists / "trainval.txt").write_text("a\n")
+    with pytest.raises(ValueError, match=r"unknown split 'train' .* it has trainval, val"):
+        load_objects(tmp_path, split="train")
+    assert len(load_objects(tmp_path, split="validation")) == len(load_objects(tmp_path, split="val"))
+    for path in lists.iterdir():
+        path.unlink()
     with pytest.raises(FileNotFoundError, match=r"train\.txt"):
         load_objects(tmp_path, split="train")
     Image.new("L", (WIDTH, HEIGHT)).save(tmp_path / "SegmentationClass" / "a.png")
