@@ -539,7 +539,7 @@ def test_the_splits_of_saved_rows(checkpoint, tmp_path, capsys):
     assert run(tmp_path / "one", "--split", "held", "--output", tmp_path / "a", checkpoint=checkpoint) == 2
     assert "`--split` has no effect on" in capsys.readouterr().err
     assert run(tmp_path / "two", "--split", "test", "--output", tmp_path / "b", checkpoint=checkpoint) == 2
-    assert "it has held, train" in capsys.readouterr().err
+    assert "held, train; got 'test'" in capsys.readouterr().err
     for number, options in enumerate(([], ["--split", "held"])):
         assert run(tmp_path / "two", *options, "--output", tmp_path / f"c{number}", checkpoint=checkpoint) == 0
     DatasetDict({"held": table}).save_to_disk(tmp_path / "three")

@@ -235,7 +235,7 @@ def test_precision_none_and_no_are_two(tmp_path):
         ("data.train=[{name: refcoco}]", "`data.train[0]` must have `name` and `split`"),
         (
             "data.train=[{name: refcoco}]",
-            "`split` must be one of the splits of refcoco (unc): train, val, testA, testB.",
+            "`split` must be one of the splits of refcoco (unc): train, val, testA, testB",
         ),
         ("data.train=[{split: train}]", "`data.train[0]` must have `name` and `split`, got {'split': 'train'}."),
         ("data.on_error=ignore", "`data.on_error` must be one of stop, skip, got 'ignore'."),
