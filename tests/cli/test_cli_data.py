@@ -102,7 +102,7 @@ def test_evaluate_names_the_splits_of_ones_own_folder(tmp_path, capsys):
     assert main(["evaluate", "--data", str(tmp_path)]) == 2
     assert f"`split` must be one of the splits of {tmp_path}: mine, yours" in capsys.readouterr().err
     assert main(["evaluate", "--data", str(tmp_path), "--split", "test"]) == 2
-    assert "it has mine, yours" in capsys.readouterr().err
+    assert "mine, yours" in capsys.readouterr().err
 
 
 # ---- the built-in checkpoint
