@@ -432,7 +432,7 @@ def test_empty_mask(pipe):
 
 @pytest.mark.parametrize("threshold", [0, 1, -1, 50, float("nan")])
 def test_threshold_out_of_range(pipe, threshold):
-    with pytest.raises(ValueError, match=f"`threshold` is {threshold}"):
+    with pytest.raises(ValueError, match=f"`threshold` must be a probability above 0 and below 1, got {threshold}"):
         pipe(ONE, text=WORDS, threshold=threshold)
 
 
@@ -511,7 +511,7 @@ def test_bad_text(pipe, text, form):
         ([ONE, TWO], WORDS, "2 images and 3 "),
         ([ONE, TWO], [WORDS], "2 images and 1 "),
         (ONE, [WORDS, WORDS], "got 1 image and 2 "),
-        ([ONE, TWO], [WORDS, []], "Image 1 has no expressions"),
+        ([ONE, TWO], [WORDS, []], "Every image must have an expression, got none for image 1"),
     ],
 )
 def test_counts_of_images_and_expressions_differ(pipe, images, text, message):
@@ -800,13 +800,20 @@ def test_no_warning_where_all_is_read(pipe):
         pipe(ONE, text="The red cup, left!")
 
 
-@pytest.mark.parametrize("text", ["\u200b", "\x00", "\ufffd"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("\u200b", "An expression must be text that describes an object"),
+        ("\x00", "An expression must be text that describes an object"),
+        ("\ufffd", "An expression must describe an object, got '\ufffd', which has no tokens"),
+    ],
+)
 @pytest.mark.parametrize("form", ["arguments", "dict", "list of dicts", "stream"])
-def test_an_expression_of_which_nothing_is_read(pipe, text, form):
+def test_an_expression_of_which_nothing_is_read(pipe, text, message, form):
     row = {"image": ONE, "text": [WORDS[0], text]}
     call = {"arguments": lambda: pipe(ONE, text=[WORDS[0], text]), "dict": lambda: pipe(row)}
     call |= {"list of dicts": lambda: pipe([row]), "stream": lambda: list(pipe(iter([row])))}
-    with pytest.raises(ValueError, match="An expression must be text that describes an object"):
+    with pytest.raises(ValueError, match=message):
         call[form]()
 
 

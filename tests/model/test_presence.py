@@ -98,7 +98,7 @@ def test_without_the_head_presence_is_absent(processor):
     logits = outputs()["logits"]
     for given in (logits, {"logits": logits}):
         assert "presence" not in processor.post_process_masks(given)[0]
-        with pytest.raises(ValueError, match="there are no `presence_logits`"):
+        with pytest.raises(ValueError, match=r"`presence_threshold` must be None without `presence_logits`.*, got 0.5"):
             processor.post_process_masks(given, presence_threshold=0.5)
 
 
@@ -106,9 +106,9 @@ def test_without_the_head_presence_is_absent(processor):
     ("changes", "message"),
     [
         ({"presence_threshold": 0}, "`presence_threshold` must be a probability above 0 and below 1, got 0"),
-        ({"presence_threshold": 1.5}, "`presence_threshold` is 1.5"),
-        ({"presence_threshold": "high"}, "`presence_threshold` is 'high'"),
-        ({"min_area": 3}, "`min_area` is 3, but `instances` False"),
+        ({"presence_threshold": 1.5}, "`presence_threshold` must be a probability above 0 and below 1, got 1.5"),
+        ({"presence_threshold": "high"}, "`presence_threshold` must be a probability above 0 and below 1, got 'high'"),
+        ({"min_area": 3}, "`min_area` must be None without `instances`, got 3"),
         ({"instances": True, "min_area": 0}, "`min_area` must be a number of pixels of at least 1, got 0"),
         ({"instances": True, "min_area": 2.5}, "got 2.5"),
         ({"instances": True, "min_area": True}, "got True"),
@@ -298,7 +298,7 @@ def test_the_pipeline_refuses(segmenter, options):
 def test_the_pipeline_without_the_head(model, processor):
     segmenter = ReferringImageSegmentationPipeline(model=model, processor=processor)
     assert "presence" not in segmenter(Image.new("RGB", (8, 8)), text="the cup")[0]
-    with pytest.raises(ValueError, match="the model has no presence head"):
+    with pytest.raises(ValueError, match="`presence_threshold` must be None for a model without a presence head"):
         segmenter(Image.new("RGB", (8, 8)), text="the cup", presence_threshold=0.5)
 
 
@@ -311,7 +311,7 @@ def test_options_of_the_pipeline_and_of_a_call_go_together(shapes):
     (large,) = segmenter(image, text="the red circle", min_area=100, return_probabilities=True)
     assert large["instances"] == [part for part in every["instances"] if part["area"] >= 100]
     assert large["probabilities"].shape == (40, 50)
-    with pytest.raises(ValueError, match="`min_area` is 4, but `instances` False"):
+    with pytest.raises(ValueError, match="`min_area` must be None without `instances`, got 4"):
         segmenter(image, text="the red circle", instances=False, min_area=4)
     with pytest.raises(ValueError, match="`instances` must be True or False, got 'all'"):
         segmenter(image, text="the red circle", instances="all")
@@ -492,7 +492,7 @@ def test_segment_says_it(saved, shapes, tmp_path, capsys):
     without = CrossVLTModel(tiny_config(text_config={"vocab_size": len(shapes[1].tokenizer)}))
     without.save_pretrained(saved)
     assert crossvlt([*command, "--presence-threshold", "0.5"]) == 2
-    assert "the model has no presence head" in capsys.readouterr().err
+    assert "`presence_threshold` must be None for a model without a presence head" in capsys.readouterr().err
 
 
 # ---- configuration
