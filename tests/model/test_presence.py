@@ -98,7 +98,8 @@ def test_without_the_head_presence_is_absent(processor):
     logits = outputs()["logits"]
     for given in (logits, {"logits": logits}):
         assert "presence" not in processor.post_process_masks(given)[0]
-        with pytest.raises(ValueError, match=r"`presence_threshold` must be None without `presence_logits`.*, got 0.5"):
+        message = r"`presence_threshold` must be None without `presence_logits`.*, got 0\.5"
+        with pytest.raises(ValueError, match=message):
             processor.post_process_masks(given, presence_threshold=0.5)
 
 
