@@ -381,10 +381,10 @@ def check_number_of_words(input_ids: Tensor, longest: int, batch: int | None) ->
     counted = input_ids.ndim == 2 and input_ids.shape[0] == (input_ids.shape[0] if batch is None else batch)
     if counted and input_ids.shape[0] > 0 and 1 <= input_ids.shape[1] <= longest:
         return
-    shape = f"(batch, tokens) with 1 to {longest} tokens"
-    hint = "" if batch is None else " For several expressions of an image, use `expressions_per_image`."
+    shape, hint = f"(batch, tokens) with 1 to {longest} tokens", ""
     if batch is not None:
         shape = f"({batch}, tokens) with 1 to {longest} tokens, an expression for each image"
+        hint = " For several expressions of an image, use `expressions_per_image`."
     raise ValueError(f"`input_ids` must have shape {shape}, got {tuple(input_ids.shape)}.{hint}")
 
 

@@ -356,7 +356,9 @@ def _whites(decoded: Sequence[Image.Image | np.ndarray]) -> list[int]:
     known = {"?": 1, "B": 255, "H": 65535}
     kinds = ["B" if isinstance(image, Image.Image) else image.dtype.char for image in decoded]
     kinds = [kind if kind in known else "f" if kind in "efdg" else "i" for kind in kinds]
-    of_kind: Any = {kind: [image for image, own in zip(decoded, kinds, strict=True) if own == kind] for kind in kinds}
+    of_kind: dict[str, list[Any]] = {}
+    for own, image in zip(kinds, decoded, strict=True):
+        of_kind.setdefault(own, []).append(image)
     for kind in of_kind.keys() - known.keys():
         known[kind] = _find_white(of_kind[kind])
     if "H" in of_kind:
@@ -1403,12 +1405,11 @@ class CrossVLTProcessor(ProcessorMixin):
         """Read a text from the (start, end) of its tokens; `count` of them are kept."""
         unknown = self.tokenizer.unk_token_id
         words = _not_covered(text, [span for span, token in zip(spans, ids, strict=True) if token != unknown])
-        kept = self._kept(count, spans)
         known = any(token != unknown for token in self._kept(count, ids))
         if cut := len(spans) > count:
-            text = text[
-                min((start for start, _ in kept), default=0) : max((end for _, end in kept), default=0)
-            ].strip()
+            kept = self._kept(count, spans)
+            start, end = min((start for start, _ in kept), default=0), max((end for _, end in kept), default=0)
+            text = text[start:end].strip()
         return _as_read(text, words, cut, known)
 
     def _kept(self, count: int, tokens: list) -> list:
@@ -1423,8 +1424,9 @@ class CrossVLTProcessor(ProcessorMixin):
 
         found = [text[start:end] for start, end in word_spans(text)]
         unknown = [word for word in found if not tokens(word) or self.tokenizer.unk_token_id in tokens(word)]
-        cut = len(tokens(text)) > count
-        known = any(token != self.tokenizer.unk_token_id for token in self._kept(count, tokens(text)))
+        ids = tokens(text)
+        cut = len(ids) > count
+        known = any(token != self.tokenizer.unk_token_id for token in self._kept(count, ids))
         words = text.split() if cut else []
         from_the_left = self.tokenizer.truncation_side == "left"
         while words and len(tokens(" ".join(words))) > count:

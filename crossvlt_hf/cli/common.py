@@ -235,11 +235,6 @@ def check_probability(name: str, value: float | str | None) -> None:
         raise ValueError(f"`{name}` must be a probability above 0 and below 1, got {value!r}.")
 
 
-def check_min_area(value: int | None) -> None:
-    """Raise ValueError unless an area is None or at least one pixel."""
-    check_least("min_area", value, 1)
-
-
 def check_png(name: str, path: str | None) -> None:
     """Raise ValueError unless a path is None or that of a PNG file."""
     if path is not None and Path(path).suffix.lower() != ".png":

@@ -13,7 +13,6 @@ from .common import (
     DataCommand,
     Pixels,
     Png,
-    check_min_area,
     check_png,
     make_room,
     need_matplotlib,
@@ -72,7 +71,7 @@ class Evaluate(DataCommand):
         """Check numbers and file names, and that the score can be calibrated."""
         super().check()
         check_least("--limit", self.limit, 1)
-        check_min_area(self.min_area)
+        check_least("min_area", self.min_area, 1)
         check_png("--gallery", self.gallery)
         check_png("--reliability", self.reliability)
         if not self.calibrate:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from tyro.conf import Positional, arg
 
+from ..checks import check_least
 from .common import (
     Command,
     DType,
     Pixels,
     PresenceThreshold,
-    check_min_area,
     check_probability,
     load_or_built_in,
     need_matplotlib,
@@ -80,7 +80,7 @@ class Segment(Command):
         """Check that numbers are in range, and that the image is not overwritten."""
         check_probability("threshold", self.threshold)
         check_probability("presence_threshold", self.presence_threshold)
-        check_min_area(self.min_area)
+        check_least("min_area", self.min_area, 1)
         self.pixel()
         self.outputs()
 

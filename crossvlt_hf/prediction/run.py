@@ -24,7 +24,7 @@ from ..processing_crossvlt import (
     check_threshold,
     resolve_presence_threshold,
 )
-from ..system import ignore_signals, in_one_line
+from ..system import as_it_is, ignore_signals, in_one_line
 from ..weights.vocabulary import summarize_reading
 from .requests import Requests
 from .shards import Shards, row_schema
@@ -115,10 +115,6 @@ class _PreparedRows(TorchDataset):
 def _storable(text: str) -> str:
     """Replace what Arrow cannot store: file names may contain invalid bytes."""
     return text.encode(errors="replace").decode()
-
-
-def _as_it_is(rows: Any) -> Any:
-    return rows
 
 
 def _cut(rows: Iterable[_Row], batch_size: int) -> Iterator[list[_Piece]]:
@@ -268,7 +264,7 @@ def _load_rows(requests: Requests, processor: CrossVLTProcessor, indices: list[i
         Subset(_PreparedRows(requests, processor), indices),
         batch_size=None,
         num_workers=workers,
-        collate_fn=_as_it_is,
+        collate_fn=as_it_is,
         worker_init_fn=ignore_signals,
     )
 

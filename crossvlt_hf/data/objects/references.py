@@ -19,6 +19,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ...checks import check_known, check_least
 from ...processing_crossvlt import opening
+from ...system import as_it_is, ignore_signals
 from ..files import new_folder, orientation
 from ..masks import pack
 from ..record import Record, build_dataset
@@ -144,7 +145,13 @@ def refer(
         ValueError: if its labels are broken, and `on_error` is "stop".
     """
     options, report = options or ReferOptions(), report if report is not None else Report()
-    outcomes = DataLoader(_Outcomes(source, options), None, num_workers=options.workers, collate_fn=_as_it_is)
+    outcomes = DataLoader(
+        _Outcomes(source, options),
+        batch_size=None,
+        num_workers=options.workers,
+        collate_fn=as_it_is,
+        worker_init_fn=ignore_signals,
+    )
     for index, outcome in enumerate(outcomes):
         if isinstance(outcome, Exception):
             if options.on_error == "stop":
@@ -177,10 +184,6 @@ class _Outcomes(TorchDataset):
         except (OSError, ValueError) as error:
             return error
         return scene, objects, _expressions(scene, objects, self.source.labels, self.options)
-
-
-def _as_it_is(outcome: Any) -> Any:
-    return outcome
 
 
 def _expressions(
