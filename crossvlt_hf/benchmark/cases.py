@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from ..checks import check_known, check_least
+from ..system import check_known, check_least
 
 
 TASKS = ("inference", "training")

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..checks import check_known, check_least
+from ..system import check_known, check_least
 from ..weights.checkpoint import parse_device
 from .cases import Case, Grid
 from .flops import add_up, count_flops_by_part, count_parameters, count_training_flops

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_least
 from ..modeling_crossvlt import CrossVLTModel
+from ..system import check_least
 from ..weights.checkpoint import load_checkpoint
 from .cases import Case, weights_dtype
 from .peers import PEERS, Peer

@@ -22,8 +22,7 @@ from typing import Annotated, Any, Union
 
 import tyro
 
-from ..checks import did_you_mean
-from ..system import InterruptionError, in_one_line
+from ..system import InterruptionError, did_you_mean, in_one_line
 from .common import REGISTRY, Command
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
-from ..checks import check_known
+from ..system import check_known
 from .common import Command, Png, check_png, make_room, need_matplotlib
 
 

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 from tyro.conf import UseAppendAction, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from ..checks import check_least, read_number, say_known
-from ..system import install_command
+from ..system import check_least, install_command, read_number, say_known
 
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from ..checks import check_least, taking_options
+from ..system import check_least, taking_options
 from .common import (
     DataCommand,
     Pixels,

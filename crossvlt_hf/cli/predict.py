@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from ..checks import check_known, check_least, taking_options
+from ..system import check_known, check_least, taking_options
 from .common import DataCommand, check_probability, needs_extra, parse_settings
 
 

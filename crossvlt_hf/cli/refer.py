@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from tyro.conf import Positional, arg
 
-from ..checks import check_least, taking_options
+from ..system import check_least, taking_options
 from .common import Command, Settings, checked_settings, needs_extra, parse_settings
 
 

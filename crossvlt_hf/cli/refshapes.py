@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from ..checks import read_number
+from ..system import read_number
 from .common import Command, needs_extra
 
 

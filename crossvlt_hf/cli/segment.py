@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from tyro.conf import Positional, arg
 
-from ..checks import check_least
+from ..system import check_least
 from .common import (
     Command,
     DType,

@@ -11,7 +11,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from ..checks import check_least
+from ..system import check_least
 from .common import Command, checked_settings, needs_extra
 
 

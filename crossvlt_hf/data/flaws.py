@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
-from ..checks import check_known
 from ..processing_crossvlt import is_damaged, says_nothing
+from ..system import check_known
 from .masks import check_polygons, is_number
 
 

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from datasets import Dataset
 
-from ..checks import check_known
+from ..system import check_known
 from .files import check_split
 from .masks import Merge
 from .record import check_merge

@@ -38,8 +38,8 @@ import numpy as np
 from datasets import Dataset, Features, List, Value
 from PIL import Image
 
-from ..checks import check_known
 from ..processing_crossvlt import LossyMaskError, is_damaged
+from ..system import check_known
 from .features import Mask, Picture
 from .flaws import Flaws
 from .masks import MERGES, Merge, has_object

@@ -12,7 +12,6 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from ..checks import check_known, check_least
 from ..data.pairs import EvaluationPairs, reference_name
 from ..data.refshapes.dataset import Drawn
 from ..metrics import ReferringSegmentationMetric, Sample, mask_areas, match_instances
@@ -28,6 +27,7 @@ from ..processing_crossvlt import (
     resize_label_map,
     resolve_presence_threshold,
 )
+from ..system import check_known, check_least
 from ..weights.vocabulary import summarize_reading
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from torch.utils.data import Dataset as TorchDataset
 
-from ..checks import check_known, check_least
 from ..data.masks import encode_mask
 from ..data.readable import ON_ERROR
 from ..modeling_crossvlt import CrossVLTModel, evaluating
@@ -24,7 +23,7 @@ from ..processing_crossvlt import (
     check_threshold,
     resolve_presence_threshold,
 )
-from ..system import as_it_is, ignore_signals, in_one_line
+from ..system import as_it_is, check_known, check_least, ignore_signals, in_one_line
 from ..weights.vocabulary import summarize_reading
 from .requests import Requests
 from .shards import Shards, row_schema

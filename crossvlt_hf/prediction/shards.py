@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..checks import check_known, check_least, check_output_folder
 from ..configuration_crossvlt import write_file
+from ..system import check_known, check_least, check_output_folder
 
 
 FORMATS = ("jsonl", "parquet")

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from ..checks import check_known, check_output_folder
 from ..configuration_crossvlt import CrossVLTConfig
 from ..modeling_crossvlt import CrossVLTModel, evaluating
 from ..processing_crossvlt import PRESENCE_THRESHOLD, CrossVLTProcessor
+from ..system import check_known, check_output_folder
 
 
 FILES = {"onnx": "model.onnx", "torch-export": "model.pt2"}

@@ -13,11 +13,10 @@ from huggingface_hub import CommitInfo, HfApi, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import httpx, validate_repo_id
 
-from ..checks import check_output_folder
 from ..configuration_crossvlt import CrossVLTConfig
 from ..modeling_crossvlt import CrossVLTModel
 from ..processing_crossvlt import CrossVLTProcessor
-from ..system import old_names
+from ..system import check_output_folder, old_names
 from ..weights.checkpoint import load_checkpoint, resolve_checkpoint
 from .card import MARK, NO_EVIDENCE, render_checkpoint_card
 from .facts import FILES, Evidence

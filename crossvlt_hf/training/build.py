@@ -12,13 +12,13 @@ from accelerate.utils import LoggerType
 from datasets import Dataset
 from transformers import BertTokenizer, PreTrainedTokenizerBase
 
-from ..checks import check_known, did_you_mean, taking_options
 from ..configuration_crossvlt import CrossVLTConfig
 from ..data import NAMES, exclude_images, load_data
 from ..data.pairs import EvaluationPairs
 from ..data.refshapes import vocabulary
 from ..modeling_crossvlt import CrossVLTModel
 from ..processing_crossvlt import CrossVLTProcessor
+from ..system import check_known, did_you_mean, taking_options
 from ..weights.checkpoint import check_source, load_checkpoint
 from ..weights.encoders import from_pretrained_encoders
 from ..weights.vocabulary import add_words, default_tokenizer, load_tokenizer

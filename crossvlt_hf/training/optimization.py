@@ -12,9 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import SchedulerType, get_scheduler
 
-from ..checks import check_known
 from ..data.readable import Batch
 from ..modeling_crossvlt import CLASS_WEIGHTS, IGNORE_INDEX, CrossVLTModel, CrossVLTOutput, total_loss
+from ..system import check_known
 from .config import OptimizationOptions
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 
-from ..checks import read_number
+from ..system import read_number
 
 
 T = TypeVar("T")

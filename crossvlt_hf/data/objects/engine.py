@@ -13,7 +13,7 @@ from itertools import pairwise, product
 
 import numpy as np
 
-from ...checks import check_known
+from ...system import check_known
 from ..phrases import (
     ACROSS,
     CORNERS,

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ...checks import check_known
+from ...system import check_known
 from .object_record import ObjectSource
 
 

@@ -17,9 +17,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from ...checks import check_known, check_least
 from ...processing_crossvlt import opening
-from ...system import as_it_is, ignore_signals
+from ...system import as_it_is, check_known, check_least, ignore_signals
 from ..files import new_folder, orientation
 from ..masks import pack
 from ..record import Record, build_dataset

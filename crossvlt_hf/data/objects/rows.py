@@ -11,8 +11,8 @@ from datasets import Image as ImageFeature
 from numpy.typing import NDArray
 from PIL import Image
 
-from ...checks import check_known
 from ...processing_crossvlt import label_parts, load_pixels, to_rgb
+from ...system import check_known
 from ..files import require_columns
 from ..masks import check_lossless, encode_mask
 from .coco import check_segmentation

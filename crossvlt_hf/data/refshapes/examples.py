@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from ...checks import check_known
+from ...system import check_known
 from .expressions import QUERIES, Query, paraphrase, sample_queries
 from .scenes import COLOURS, SHAPES, Scene, Thing, draw, is_visible, sample_things
 

@@ -9,7 +9,7 @@ from typing import Any, Unpack
 from datasets import Dataset, load_dataset
 from datasets import Image as ImageFeature
 
-from ...checks import check_known
+from ...system import check_known
 from ..files import COCO_FOLDERS, check_split, field, image_size, inside, require_columns, require_files
 from ..flaws import FlawOptions, Flaws
 from ..masks import Merge, pack

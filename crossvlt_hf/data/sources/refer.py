@@ -24,7 +24,7 @@ from typing import Any, Literal, Unpack
 
 from datasets import Dataset
 
-from ...checks import check_known
+from ...system import check_known
 from ..files import (
     COCO_FOLDERS,
     check_split,

@@ -2,8 +2,8 @@
 
 import pytest
 
-from crossvlt_hf.checks import check_known, check_least, did_you_mean, read_number
 from crossvlt_hf.cli import read_options
+from crossvlt_hf.system import check_known, check_least, did_you_mean, read_number
 from crossvlt_hf.training.settings import convert, read_yaml
 
 
