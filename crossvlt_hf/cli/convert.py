@@ -19,6 +19,7 @@ class Convert(Command):
         tokenizer: Hub id or folder. The default is that of bert-base-uncased, which is built in.
         num_attention_heads: Heads of the language encoder. By default 64 wide, which makes 12 in the paper.
         fusion_head_dim: Width of a fusion head. The default is 64.
+        overwrite: Replace another checkpoint in the folder.
     """
 
     original: Positional[Annotated[str, arg(metavar="ORIGINAL.pth")]]
@@ -26,6 +27,7 @@ class Convert(Command):
     tokenizer: str | None = None
     num_attention_heads: int | None = None
     fusion_head_dim: int | None = None
+    overwrite: bool = False
 
 
 def convert(options: Convert) -> None:
@@ -34,7 +36,9 @@ def convert(options: Convert) -> None:
 
     names = ("num_attention_heads", "fusion_head_dim")
     overrides = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    config = convert_checkpoint(options.original, options.output_dir, tokenizer=options.tokenizer, **overrides)
+    config = convert_checkpoint(
+        options.original, options.output_dir, tokenizer=options.tokenizer, overwrite=options.overwrite, **overrides
+    )
     vision, text = config.vision_config, config.text_config
     summary = {
         "output": options.output_dir,

@@ -22,6 +22,7 @@ class Publish(Command):
         private: Make a new repository private.
         revision: Branch; it is created if it does not exist.
         create_pr: Open a pull request instead of a commit.
+        overwrite: With --folder, replace another checkpoint there, and write beside other files.
         overwrite_card: Replace a card that was written by hand.
         token: Token of the Hub. By default HF_TOKEN, or that of `hf auth login`.
         message: Commit message.
@@ -35,9 +36,18 @@ class Publish(Command):
     private: bool = False
     revision: str | None = None
     create_pr: bool = False
+    overwrite: bool = False
     overwrite_card: bool = False
     token: str | None = None
     message: str = "Upload CrossVLT"
+
+    def check(self) -> None:
+        """See that no option is given that has no effect on a folder, or on the Hub."""
+        hub = ("private", "revision", "create_pr", "token", "message")
+        place, names = ("a folder", hub) if self.folder is not None else ("the Hub", ("overwrite",))
+        for name in names:
+            if getattr(self, name) != getattr(Publish, name):
+                raise ValueError(f"`--{name.replace('_', '-')}` has no effect on {place}; leave it out.")
 
 
 def publish(options: Publish) -> None:
@@ -68,7 +78,8 @@ def _write(options: Publish, folder: str) -> None:
 
     model, processor = load_checkpoint(options.checkpoint)
     evidence = read_evidence(options.checkpoint, options.about, options.results)
-    print(write_repository(model, processor, folder, model_id=options.repo_id, evidence=evidence))
+    may = {"overwrite": options.overwrite, "overwrite_card": options.overwrite_card}
+    print(write_repository(model, processor, folder, model_id=options.repo_id, evidence=evidence, **may))
     print("Its card is README.md; add what only you know to about.yaml.", file=sys.stderr)
     if evidence.about.license is None:
         print("The card states no licence: set `license` in about.yaml.", file=sys.stderr)

@@ -13,11 +13,10 @@ from huggingface_hub import CommitInfo, HfApi, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import httpx, validate_repo_id
 
-from ..configuration_crossvlt import CrossVLTConfig
 from ..modeling_crossvlt import CrossVLTModel
 from ..processing_crossvlt import CrossVLTProcessor
-from ..system import check_output_folder, old_names
-from ..weights.checkpoint import load_checkpoint, resolve_checkpoint
+from ..system import old_names
+from ..weights.checkpoint import check_checkpoint_folder, load_checkpoint, resolve_checkpoint
 from .card import MARK, NO_EVIDENCE, render_checkpoint_card
 from .facts import FILES, Evidence
 
@@ -42,48 +41,45 @@ def write_repository(
     *,
     model_id: str | None = None,
     evidence: Evidence = NO_EVIDENCE,
+    overwrite: bool = False,
+    overwrite_card: bool = False,
 ) -> Path:
     """Write a folder with everything that a repository on the Hub needs.
 
     Args:
         model: in the dtype to save its weights in.
         processor: of the model.
-        folder: a new or empty folder, or that of a CrossVLT without a hand-written card.
+        folder: a new or empty folder, or that of this checkpoint.
         model_id: the model id in the code example of the card; None means the name of the folder.
         evidence: results, training and purpose, for the card; also written to files.
+        overwrite: replace another checkpoint, and write beside other files.
+        overwrite_card: replace a hand-written card.
 
     Returns:
         The folder: `model.safetensors`, `config.json`, processor and tokenizer files, the code of model, processor and
         pipeline, `handler.py` with `requirements.txt`, and the card, `README.md`.
 
     Raises:
-        ValueError: if the folder has other files, or `model_id` is not a valid name.
+        OSError: if the folder is a file.
+        ValueError: if the folder holds another checkpoint, other files or a hand-written card, or `model_id` is not a
+            valid name.
     """
     folder = Path(folder)
     model_id = folder.resolve().name if model_id is None else model_id
     validate_repo_id(model_id)
-    _check_folder(folder)
+    check_checkpoint_folder(folder, model.state_dict(), overwrite=overwrite)
+    card = folder / CARD
+    if not overwrite_card and card.is_file() and MARK not in card.read_text(encoding="utf-8", errors="replace"):
+        raise ValueError(
+            f"{card} was not rendered here; put its words into about.yaml and remove it, or give --overwrite-card."
+        )
     model.save_pretrained(folder)
     for file in folder.glob("*.safetensors"):
         file.chmod(0o644)  # safetensors makes files that only their owner can read
     processor.save_pretrained(folder)
     evidence.save(folder)
-    render_checkpoint_card(model, processor, model_id, evidence).save(folder / CARD)
+    render_checkpoint_card(model, processor, model_id, evidence).save(card)
     return folder
-
-
-def _is_checkpoint(folder: Path) -> bool:
-    try:
-        return CrossVLTConfig.get_config_dict(folder)[0].get("model_type") == CrossVLTConfig.model_type
-    except OSError:
-        return False
-
-
-def _check_folder(folder: Path) -> None:
-    check_output_folder(folder, "folder of a CrossVLT", lambda: _is_checkpoint(folder))
-    card = folder / CARD
-    if card.is_file() and MARK not in card.read_text(encoding="utf-8", errors="replace"):
-        raise ValueError(f"{card} was written by hand; move its text to about.yaml and remove it.")
 
 
 @contextmanager

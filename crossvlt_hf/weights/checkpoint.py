@@ -1,12 +1,16 @@
-"""Load checkpoints strictly: missing, unexpected and mismatched weights are errors."""
+"""Load checkpoints strictly: missing, unexpected and mismatched weights are errors. Check a folder before writing one."""
 
 import json
 import platform
+from collections.abc import Mapping
+from fnmatch import fnmatch
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 from transformers.utils import find_adapter_config_file
 
 from ..configuration_crossvlt import CrossVLTConfig
@@ -21,6 +25,13 @@ BUILT_IN_NOTE = (
     "the built-in checkpoint is used. It is small and was trained on rule-made expressions of 537 words, for "
     "photographs of rooms, people and clothing, kitchen and bathroom things, food and products, and for drawn shapes; "
     "its masks for other things are meaningless."
+)
+
+
+# Files of a checkpoint's folder: those written here, reports, and those that the Hub and git add
+OWN_FILES = (
+    *(".*", "*.json", "*.safetensors", "*_crossvlt.py", "handler.py", "requirements.txt", "about.yaml", "README.md"),
+    *("LICENSE*", "vocab.txt", "merges.txt", "*.model", "__pycache__"),
 )
 
 
@@ -153,3 +164,66 @@ def load_checkpoint(
     model, info, processor = loaded
     _check(source, info, model, processor)
     return model.to(target).eval(), processor
+
+
+def check_checkpoint_folder(
+    folder: str | Path, weights: Mapping[str, Tensor], *, overwrite: bool = False, alone: bool = True
+) -> None:
+    """Raise an error if writing a checkpoint to a folder would destroy another one.
+
+    Args:
+        folder: must be new or empty, or hold this checkpoint.
+        weights: state dict of the checkpoint.
+        overwrite: allow other contents.
+        alone: also refuse files that do not belong to a checkpoint, because the folder is uploaded as a whole.
+
+    Raises:
+        FileExistsError: if it is a file.
+        ValueError: if it holds something else and `overwrite` is False.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file; give a folder.")
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if overwrite or all(name.startswith(".") for name in names):
+        return
+    kind = _model_type(folder)
+    advice = "give a new folder, or allow it with --overwrite (in Python overwrite=True)"
+    if kind != CrossVLTConfig.model_type and (alone or kind is not None):
+        raise ValueError(f"{folder} is not empty, and no folder of a CrossVLT; {advice}.")
+    others = [name for name in names if not any(fnmatch(name, own) for own in OWN_FILES)]
+    if alone and others:
+        raise ValueError(f"{folder} holds {others[0]}, which does not belong to a checkpoint; {advice}.")
+    if kind is not None and not _has_weights(folder, weights):
+        raise ValueError(f"{folder} holds a checkpoint with other weights; {advice}.")
+
+
+def _model_type(folder: Path) -> str | None:
+    """The model type in the config of a folder; None if there is no config, "" if it cannot be read."""
+    try:
+        return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", ""))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, AttributeError):  # damaged, but not ours to replace
+        return ""
+
+
+def _has_weights(folder: Path, weights: Mapping[str, Tensor]) -> bool:
+    """Whether a folder has exactly these weights, or none."""
+    found: set[str] = set()
+    files = sorted(folder.glob("*.safetensors"))
+    try:
+        for path in files:
+            with safe_open(path, "pt") as file:
+                for name in sorted(file.keys()):
+                    if name not in weights or not _same(file.get_tensor(name), weights[name]):
+                        return False
+                    found.add(name)
+    except SafetensorError:  # damaged
+        return False
+    return not files or found == set(weights)
+
+
+def _same(kept: Tensor, new: Tensor) -> bool:
+    """Whether a tensor in a file equals a new one, which may be of higher precision."""
+    return kept.shape == new.shape and torch.equal(kept, new.detach().cpu().to(kept.dtype))

@@ -15,6 +15,7 @@ from transformers.utils import logging
 from ..configuration_crossvlt import NUM_STAGES, CrossVLTConfig
 from ..modeling_crossvlt import CrossVLTModel
 from ..processing_crossvlt import CrossVLTProcessor
+from .checkpoint import check_checkpoint_folder
 from .state_dicts import Rules, load_strictly, read_state_dict, rename
 from .vocabulary import default_tokenizer, load_tokenizer
 
@@ -284,16 +285,22 @@ def _processor_for(config: CrossVLTConfig, tokenizer: str | None) -> CrossVLTPro
 
 
 def convert_checkpoint(
-    source: str | Path, output_dir: str | Path, *, tokenizer: str | None = None, **overrides: Any
+    source: str | Path,
+    output_dir: str | Path,
+    *,
+    tokenizer: str | None = None,
+    overwrite: bool = False,
+    **overrides: Any,
 ) -> CrossVLTConfig:
     """Convert a checkpoint of the authors' code to a folder for `from_pretrained`.
 
     Args:
         source: the `.pth` file: a bare state dict, or `{"model": ..., "args": ..., ...}`, with or without `module.`
             prefix. Only plain data is loaded from it.
-        output_dir: the folder to write: config, weights, and a processor if the tokenizer fits. Existing files of
-            these names are replaced.
+        output_dir: the folder to write: config, weights, and a processor if the tokenizer fits. It may hold other
+            files, but no other checkpoint.
         tokenizer: Hub id or folder of the tokenizer; None for that of bert-base-uncased, which is in this package.
+        overwrite: replace another checkpoint in the folder.
         overrides: of [`infer_config`], including `num_attention_heads`, for values that cannot be inferred.
 
     Returns:
@@ -301,7 +308,8 @@ def convert_checkpoint(
 
     Raises:
         OSError: if the source does not exist or the folder cannot be written.
-        ValueError: if the source is damaged or refused, or is not a CrossVLT checkpoint.
+        ValueError: if the source is damaged or refused, or is not a CrossVLT checkpoint, or the folder holds another
+            checkpoint.
     """
     state_dict = read_state_dict(source)
     if broken := [key for key, value in state_dict.items() if not value.isfinite().all()]:
@@ -310,12 +318,11 @@ def convert_checkpoint(
         )
     config = infer_config(state_dict, **overrides)
     converted = convert_state_dict(state_dict)
-    if Path(output_dir).is_file():
-        raise FileExistsError(f"{output_dir} must be a folder, got a file.")
     processor = _processor_for(config, tokenizer)
     with torch.device("meta"):
         model = CrossVLTModel(config)
     load_strictly(model, converted, str(source))
+    check_checkpoint_folder(output_dir, model.state_dict(), overwrite=overwrite, alone=False)
     model.save_pretrained(output_dir)
     if processor is not None:
         processor.save_pretrained(output_dir)

@@ -456,8 +456,91 @@ def test_folders_of_others_are_left_alone(checkpoint, tmp_path):
         write_repository(*load_checkpoint(checkpoint), other)
     assert {path.name: path.read_bytes() for path in other.iterdir()} == before
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="is a file"):
+    with pytest.raises(FileExistsError, match="is a file"):
         write_repository(*load_checkpoint(checkpoint), tmp_path / "file")
+
+
+def change(model):
+    """The same network with other weights."""
+    torch.nn.init.zeros_(model.decoder.classifier.weight)
+    return model
+
+
+def test_another_checkpoint_is_not_replaced(checkpoint, tmp_path):
+    model, processor = load_checkpoint(checkpoint)
+    folder = write_repository(model, processor, tmp_path / "mine", model_id=NAME)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    other = change(copy.deepcopy(model))
+    for wrong in (other, copy.deepcopy(model).half()):
+        with pytest.raises(ValueError, match=r"mine holds another checkpoint, of other weights; .*--overwrite"):
+            write_repository(wrong, processor, folder, model_id=NAME)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    write_repository(model, processor, folder, model_id=NAME)  # itself
+    model.save_pretrained(folder, max_shard_size="100KB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    with pytest.raises(ValueError, match="another checkpoint"):
+        write_repository(other, processor, folder, model_id=NAME)
+    write_repository(model, processor, folder, model_id=NAME)
+    write_repository(other, processor, folder, model_id=NAME, overwrite=True)
+    assert not load_checkpoint(folder)[0].decoder.classifier.weight.any()
+    (folder / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="another checkpoint"):
+        write_repository(model, processor, folder, model_id=NAME)
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "thesis.tex", "photo.png", "pytorch_model.bin", "pictures"])
+def test_a_repository_does_not_go_beside_other_files(checkpoint, tmp_path, name):
+    model, processor = load_checkpoint(checkpoint)
+    folder = write_repository(model, processor, tmp_path / "mine")
+    for own in (".gitattributes", "LICENSE", "evaluation.json", "vocab.txt"):
+        (folder / own).touch()
+    write_repository(model, processor, folder)
+    (folder / name).mkdir() if name == "pictures" else (folder / name).write_text("mine")
+    with pytest.raises(ValueError, match=f"mine holds {name}, which is no file of a checkpoint"):
+        write_repository(model, processor, folder)
+    write_repository(model, processor, folder, overwrite=True)
+    assert (folder / name).exists()
+
+
+def test_a_clone_of_an_empty_repository_has_room(checkpoint, tmp_path):
+    (tmp_path / "clone" / ".git").mkdir(parents=True)
+    (tmp_path / "clone" / ".gitattributes").touch()
+    assert (write_repository(*load_checkpoint(checkpoint), tmp_path / "clone") / "README.md").is_file()
+
+
+def test_publish_to_a_folder_asks_before_it_replaces(checkpoint, tmp_path, monkeypatch, capsys):
+    from crossvlt_hf.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    command = ["publish", str(checkpoint), NAME, "--folder", "out"]
+    assert main(command) == 0
+    change(load_checkpoint(checkpoint)[0]).save_pretrained(checkpoint)
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "out holds another checkpoint, of other weights" in capsys.readouterr().err
+    assert main([*command, "--overwrite"]) == 0
+    (tmp_path / "out" / "README.md").write_text("# Mine\n")
+    assert main([*command, "--overwrite"]) == 2
+    assert "--overwrite-card" in capsys.readouterr().err
+    assert main([*command, "--overwrite-card"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--overwrite"], "`--overwrite` has no effect on the Hub"),
+        (["--folder", "out", "--private"], "`--private` has no effect on a folder"),
+        (["--folder", "out", "--create-pr"], "`--create-pr` has no effect on a folder"),
+        (["--folder", "out", "--revision", "x"], "`--revision` has no effect on a folder"),
+        (["--folder", "out", "--token", "x"], "`--token` has no effect on a folder"),
+        (["--folder", "out", "--message", "x"], "`--message` has no effect on a folder"),
+    ],
+)
+def test_publish_refuses_options_without_effect(checkpoint, capsys, options, told):
+    from crossvlt_hf.cli import main
+
+    assert main(["publish", str(checkpoint), NAME, *options]) == 2
+    assert told in capsys.readouterr().err
 
 
 REPORT = {"data": "refcoco", "split": "val", "metrics": {"mean_iou": 0.5}}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from parity.fill import case_inputs, fill_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModel, AutoProcessor, BertTokenizer
+from transformers import AutoModel, AutoProcessor, BertConfig, BertTokenizer
 
 from crossvlt_hf import CrossVLTConfig, CrossVLTModel
 from crossvlt_hf.weights.checkpoint import load_checkpoint
@@ -376,9 +376,23 @@ def test_default_tokenizer_does_not_fit(tmp_path, caplog):
 def test_no_processor_of_another_checkpoint_stays(tmp_path):
     fitting = original() | {WORD_EMBEDDINGS: torch.zeros(30522, 64)}
     convert_checkpoint(saved(tmp_path, fitting), tmp_path / "out", **HEADS)
-    convert_checkpoint(saved(tmp_path, original()), tmp_path / "out", **HEADS)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(ValueError, match="out holds another checkpoint, of other weights"):
+        convert_checkpoint(saved(tmp_path, original()), tmp_path / "out", **HEADS)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    convert_checkpoint(saved(tmp_path, original()), tmp_path / "out", overwrite=True, **HEADS)
     with pytest.raises((OSError, ValueError)):
         load_checkpoint(tmp_path / "out")
+
+
+def test_a_config_of_another_model_is_not_replaced(tmp_path):
+    BertConfig().save_pretrained(tmp_path / "bert")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="no folder of a CrossVLT"):
+        convert_checkpoint(saved(tmp_path, original()), tmp_path / "bert", **HEADS)
+    convert_checkpoint(saved(tmp_path, original()), tmp_path / "notes", **HEADS)
+    assert (tmp_path / "notes" / "notes.txt").read_text() == "mine"
 
 
 def tokenizer_folder(folder: Path, size: int) -> str:
