@@ -5,7 +5,7 @@ import re
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
@@ -178,6 +178,12 @@ def in_one_line(error: BaseException) -> str:
 def warn_of_old_name(old: str, new: str, stacklevel: int = 3) -> None:
     """Warn about the use of an old name, by default at the caller of the caller."""
     warnings.warn(f"`{old}` is now `{new}`; the old name will be removed.", FutureWarning, stacklevel=stacklevel)
+
+
+def some_names(names: Sequence[str], most: int = 5) -> str:
+    """The first of many names, for a message."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def old_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:

@@ -84,7 +84,8 @@ def _identify(source: str | Path, model: Any) -> str:
 
 def _report(requests: Any, reading: str) -> None:
     """Print which files are skipped, and which words are unknown."""
-    from ..prediction import ImageRequests, some_names
+    from ..prediction import ImageRequests
+    from ..system import some_names
 
     if isinstance(requests, ImageRequests) and (others := requests.skipped):
         files = "1 file that is not an image" if len(others) == 1 else f"{len(others)} files that are not images"

@@ -1,6 +1,6 @@
 """Batch prediction: segment a whole data set into shards, and resume after interruptions."""
 
-from .requests import ImageRequests, JsonlRequests, Request, Requests, RowRequests, open_requests, some_names
+from .requests import ImageRequests, JsonlRequests, Request, Requests, RowRequests, open_requests
 from .run import PredictionOptions, describe_reading, predict
 from .shards import FORMATS, Shards
 
@@ -17,5 +17,4 @@ __all__ = [
     "describe_reading",
     "open_requests",
     "predict",
-    "some_names",
 ]

@@ -16,6 +16,7 @@ from ..data.flaws import clean_expressions
 from ..data.load import NAMES, is_data_folder, load_data
 from ..data.sources.folder import METADATA
 from ..processing_crossvlt import ImageLike, counted, opening
+from ..system import some_names
 from .picture_files import find_pictures
 
 
@@ -24,7 +25,6 @@ TEXT_KEYS = ("expressions", "expression", "text", "texts", "sentences", "sentenc
 NAME_KEYS = ("ref_id", "id", "image_id")
 # Files in which `datasets` may find expressions
 TABLES = (".arrow", ".csv", ".json", ".jsonl", ".parquet", ".tsv", ".tar", ".zip")
-NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -261,12 +261,6 @@ def _load_rows(source: str, split: str | None) -> Dataset:
         raise
     except Exception as error:  # a broken file can raise anything
         raise OSError(f"{source} cannot be read as a data set. {type(error).__name__}: {error}") from error
-
-
-def some_names(names: Sequence[str]) -> str:
-    """The first names of a list, for a message."""
-    more = len(names) - NAMES_SHOWN
-    return ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _open_pictures(folder: Path, expressions: Sequence[str]) -> ImageRequests:

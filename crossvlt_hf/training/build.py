@@ -1,7 +1,7 @@
 """Build model, processor and data of a training run from its configuration."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from ..data import NAMES, exclude_images, load_data
 from ..data.pairs import EvaluationPairs
 from ..data.refshapes import vocabulary
 from ..modeling_crossvlt import CrossVLTModel
-from ..processing_crossvlt import CrossVLTProcessor
-from ..system import check_known, did_you_mean, taking_options
+from ..processing_crossvlt import CrossVLTProcessor, counted
+from ..system import check_known, did_you_mean, some_names, taking_options
 from ..weights.checkpoint import check_source, load_checkpoint
 from ..weights.encoders import from_pretrained_encoders
 from ..weights.vocabulary import add_words, default_tokenizer, load_tokenizer
@@ -118,12 +118,15 @@ def build_tokenizer(options: ModelOptions) -> PreTrainedTokenizerBase:
     return default_tokenizer() if name is None else load_tokenizer(name)
 
 
-def build_model(options: ModelOptions, datasets: Sequence[Dataset] = ()) -> tuple[CrossVLTModel, CrossVLTProcessor]:
+def build_model(
+    options: ModelOptions, datasets: Sequence[Dataset] = (), tell: Callable[[str], None] = lambda line: None
+) -> tuple[CrossVLTModel, CrossVLTProcessor]:
     """Build model and processor from a CrossVLT checkpoint, from pretrained encoders, or with random weights.
 
     Args:
         options: see `ModelOptions`.
         datasets: the training data, for `add_words`.
+        tell: called with a line about the words that are added.
 
     Raises:
         OSError: if a checkpoint is missing or broken.
@@ -142,7 +145,8 @@ def build_model(options: ModelOptions, datasets: Sequence[Dataset] = ()) -> tupl
             f"`model.max_length` must be at most {limit}, the number of positions, got {options.max_length}."
         )
     if options.add_words:
-        add_words(model, processor, [text for dataset in datasets for text in EvaluationPairs(dataset).texts()])
+        texts = [text for dataset in datasets for text in EvaluationPairs(dataset).texts()]
+        tell(_describe_added(add_words(model, processor, texts)))
     _freeze(model, options.freeze)
     if options.gradient_checkpointing:
         model.activation_checkpointing_enable()
@@ -156,6 +160,13 @@ def _freeze(model: CrossVLTModel, starts: Sequence[str]) -> None:
         raise ValueError(f"`model.freeze` must be prefixes of parameter names, got {unused[0]!r}.")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(tuple(starts)))
+
+
+def _describe_added(words: list[str]) -> str:
+    """The line of the log about words that were added."""
+    if not words:
+        return "No words were added: the vocabulary knows all of the training data."
+    return f"Added {counted(len(words), 'word')} of the training data to the vocabulary: {some_names(words, 10)}"
 
 
 def _resized(processor: CrossVLTProcessor, options: ModelOptions) -> CrossVLTProcessor:

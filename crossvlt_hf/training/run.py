@@ -112,12 +112,18 @@ class TrainingRun:
 
     def _build_model(self) -> None:
         with without_bars():
-            self.model, self.processor = build_model(self.config.model, self.batches.pairs.datasets)
+            self.model, self.processor = build_model(
+                self.config.model, self.batches.pairs.datasets, tell=self._say_once
+            )
         if self.accelerator.is_main_process:
             say(describe_reading(self.processor, self.batches.pairs.datasets))
         several_gpus = self.accelerator.num_processes > 1 and self.accelerator.device.type == "cuda"
         if self.config.optimization.sync_batch_norm and several_gpus:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+
+    def _say_once(self, line: str) -> None:
+        if self.accelerator.is_main_process:
+            say(line)
 
     def _build_optimization(self) -> None:
         options = self.config.optimization

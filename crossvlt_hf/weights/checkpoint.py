@@ -1,4 +1,7 @@
-"""Load checkpoints strictly: missing, unexpected and mismatched weights are errors. Check a folder before writing one."""
+"""Load checkpoints strictly: missing, unexpected and mismatched weights are errors.
+
+A folder is checked before a checkpoint is written to it.
+"""
 
 import json
 import platform

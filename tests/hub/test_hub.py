@@ -472,7 +472,7 @@ def test_another_checkpoint_is_not_replaced(checkpoint, tmp_path):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     other = change(copy.deepcopy(model))
     for wrong in (other, copy.deepcopy(model).half()):
-        with pytest.raises(ValueError, match=r"mine holds another checkpoint, of other weights; .*--overwrite"):
+        with pytest.raises(ValueError, match=r"mine holds a checkpoint with other weights; .*--overwrite"):
             write_repository(wrong, processor, folder, model_id=NAME)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     write_repository(model, processor, folder, model_id=NAME)  # itself
@@ -496,7 +496,7 @@ def test_a_repository_does_not_go_beside_other_files(checkpoint, tmp_path, name)
         (folder / own).touch()
     write_repository(model, processor, folder)
     (folder / name).mkdir() if name == "pictures" else (folder / name).write_text("mine")
-    with pytest.raises(ValueError, match=f"mine holds {name}, which is no file of a checkpoint"):
+    with pytest.raises(ValueError, match=f"mine holds {name}, which does not belong to a checkpoint"):
         write_repository(model, processor, folder)
     write_repository(model, processor, folder, overwrite=True)
     assert (folder / name).exists()
@@ -517,7 +517,7 @@ def test_publish_to_a_folder_asks_before_it_replaces(checkpoint, tmp_path, monke
     change(load_checkpoint(checkpoint)[0]).save_pretrained(checkpoint)
     capsys.readouterr()
     assert main(command) == 2
-    assert "out holds another checkpoint, of other weights" in capsys.readouterr().err
+    assert "out holds a checkpoint with other weights" in capsys.readouterr().err
     assert main([*command, "--overwrite"]) == 0
     (tmp_path / "out" / "README.md").write_text("# Mine\n")
     assert main([*command, "--overwrite"]) == 2

@@ -443,6 +443,7 @@ def test_six_lines_fine_tune_the_built_in_checkpoint(own_data, capfd):
     reading = next(line for line in errors.splitlines() if "expressions" in line)
     assert reading.startswith("Reading 8 expressions: ")
     assert "4 too long and cut" in reading
+    assert "Added 1 word of the training data to the vocabulary: walrus\n" in errors
     _, before = load_checkpoint("built-in")
     model, processor = load_checkpoint("runs/mine/last")
     assert before.read_expressions(["the walrus"])[0].unknown_words == ("walrus",)
@@ -464,6 +465,24 @@ def test_words_that_are_not_added_are_counted(own_data, capsys):
     assert run.processor(text="the walrus", return_tensors="pt")["input_ids"].shape == (1, 12)
     with pytest.raises(ValueError, match=r"`model\.max_length` must be at most 32, the number of positions, got 99"):
         TrainingRun(load_config("my.yaml", [*FEW, "model.max_length=99"]))
+
+
+def test_words_that_are_added_are_named(own_data, capsys):
+    path = Path("my-data/metadata.jsonl")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    names = [f"walrus{letter}" for letter in "abcdefghijkl"]
+    lines[0]["expressions"] = [f"the {name}" for name in names]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    TrainingRun(load_config("my.yaml", FEW))
+    said = capsys.readouterr().err.splitlines()[0]
+    shown = ", ".join(names[:10])
+    assert said == f"Added 13 words of the training data to the vocabulary: {shown} and 3 more"
+    for line in lines:
+        line["expressions"] = ["the red circle"]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    TrainingRun(load_config("my.yaml", [*FEW, "output.folder=runs/other"]))
+    said = capsys.readouterr().err.splitlines()[0]
+    assert said == "No words were added: the vocabulary knows all of the training data."
 
 
 @pytest.mark.parametrize("processes", [[], ["--processes", "2"]])

@@ -377,7 +377,7 @@ def test_no_processor_of_another_checkpoint_stays(tmp_path):
     fitting = original() | {WORD_EMBEDDINGS: torch.zeros(30522, 64)}
     convert_checkpoint(saved(tmp_path, fitting), tmp_path / "out", **HEADS)
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    with pytest.raises(ValueError, match="out holds another checkpoint, of other weights"):
+    with pytest.raises(ValueError, match="out holds a checkpoint with other weights"):
         convert_checkpoint(saved(tmp_path, original()), tmp_path / "out", **HEADS)
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     convert_checkpoint(saved(tmp_path, original()), tmp_path / "out", overwrite=True, **HEADS)
