@@ -257,7 +257,12 @@ OF_ALL_SAMPLES = ("overall_iou", "mean_iou", "instance_accuracy")
 DISTRACTOR_COLUMNS = {"right object": "right_object_rate", "Pr@F": "instance_accuracy"}
 
 
-def _percent(row: Mapping[str, Any], key: str) -> str:
+def percent(share: float, decimals: int = 1) -> str:
+    """A share from 0 to 1 in percent, without the sign."""
+    return f"{100 * share:.{decimals}f}"
+
+
+def _cell(row: Mapping[str, Any], key: str) -> str:
     """A metric of a row in percent, with its number of samples if that differs from the row's."""
     samples, untargeted = row.get("samples"), row.get("no_target_samples")
     count = samples
@@ -268,7 +273,7 @@ def _percent(row: Mapping[str, Any], key: str) -> str:
     elif samples is not None and untargeted is not None and key not in OF_ALL_SAMPLES:
         count = samples - untargeted
     shown = count is not None and (count != samples or key == "right_object_rate")
-    return f"{100 * row[key]:.2f}" + (f" (of {count})" if shown else "")
+    return percent(row[key]) + (f" (of {count})" if shown else "")
 
 
 def markdown_table(rows: Mapping[str, Mapping[str, Any]], heading: str) -> str:
@@ -291,7 +296,7 @@ def markdown_table(rows: Mapping[str, Mapping[str, Any]], heading: str) -> str:
     lines = [f"| {' | '.join(titles)} |", f"|---|{'---:|' * (len(titles) - 1)}"]
     for name, row in rows.items():
         cells = [str(row.get("samples", "-"))] if counted else []
-        cells += ["-" if row.get(key) is None else _percent(row, key) for key in known.values()]
+        cells += ["-" if row.get(key) is None else _cell(row, key) for key in known.values()]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -199,10 +199,15 @@ def plot(title: str, folder: Path, steps: int, path: Path) -> None:
         shared = sorted(set.intersection(*map(set, curves))) if curves else []
         if not shared:
             continue
-        values = [[curve[step] for curve in curves] for step in shared]
+        values = [[100 * curve[step] for curve in curves] for step in shared]
         (line,) = axes.plot(shared, [statistics.mean(v) for v in values], marker="o", markersize=3, label=name)
         axes.fill_between(shared, list(map(min, values)), list(map(max, values)), color=line.get_color(), alpha=0.15)
-    axes.set(xlabel="steps of 32 expressions", ylabel="mean IoU, RefShapes validation", title=title, ylim=(0, 1))
+    axes.set(
+        xlabel="steps of 32 expressions",
+        ylabel="mean IoU in percent, RefShapes validation",
+        title=title,
+        ylim=(0, 100),
+    )
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     figure.tight_layout()

@@ -21,6 +21,7 @@ from crossvlt_hf import CrossVLTProcessor
 from crossvlt_hf.data import load_data
 from crossvlt_hf.data.pairs import Collator, TrainingPairs
 from crossvlt_hf.evaluation import evaluate
+from crossvlt_hf.metrics import percent
 from crossvlt_hf.weights.checkpoint import load_checkpoint
 
 
@@ -99,8 +100,10 @@ def main() -> None:
     merged.save_pretrained(arguments.output / "merged")
     processor.save_pretrained(arguments.output / "merged")
     again = evaluate(merged, processor, validation).compute()
+    measured = {"before": before, "with the adapter": after, "merged": again}
     for name in ("overall_iou", "mean_iou", "precision@0.5"):
-        print(f"{name}: {before[name]:.4f} before, {after[name]:.4f} with the adapter, {again[name]:.4f} merged")
+        shares = (f"{percent(metrics[name])} % {when}" for when, metrics in measured.items())
+        print(f"{name}: {', '.join(shares)}")
 
 
 if __name__ == "__main__":

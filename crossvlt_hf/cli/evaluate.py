@@ -187,10 +187,12 @@ def _describe_measurement(options: Evaluate, has_head: bool) -> dict[str, Any]:
 
 
 def _print_errors(scores: dict[str, Any]) -> None:
+    from ..metrics import percent
+
     for kind in (kind for kind in ("score", "presence") if kind in scores):
-        error = 100 * scores[kind]["expected_calibration_error"]
+        error = percent(scores[kind]["expected_calibration_error"])
         note = "" if kind == "presence" or scores["calibrated"] else " (not calibrated)"
-        print(f"{kind}{note}: expected calibration error {error:.2f} %", file=sys.stderr)
+        print(f"{kind}{note}: expected calibration error {error} %", file=sys.stderr)
 
 
 def _judge_scores(options: Evaluate, metric: "ReferringSegmentationMetric", processor: "CrossVLTProcessor") -> None:
@@ -210,6 +212,7 @@ def _calibrate(folder: str, metric: "ReferringSegmentationMetric") -> None:
     import numpy as np
 
     from ..evaluation.calibration import calibration_error, fit_score, save_calibration
+    from ..metrics import percent
     from ..processing_crossvlt import counted
 
     answered = [s for s in metric.samples if s.predicted > 0 and s.estimate is not None]
@@ -218,7 +221,7 @@ def _calibrate(folder: str, metric: "ReferringSegmentationMetric") -> None:
     save_calibration(folder, points)
     error = calibration_error(np.interp(estimates, *np.transpose(points)).tolist(), ious)
     print(
-        f"The score calibration is in {folder}; its error is now {100 * (error or 0):.2f} % on the "
+        f"The score calibration is in {folder}; its error is now {percent(error or 0)} % on the "
         f"{counted(len(answered), 'mask')} that it was fitted to. Measure it on other data.",
         file=sys.stderr,
     )

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from ..metrics import Sample
+from ..metrics import Sample, percent
 from ..modeling_crossvlt import CrossVLTModel
 from ..processing_crossvlt import CrossVLTProcessor, counted
 from ..visualization.canvas import BLUE, GREY, PINK, add_axes, add_text, new_figure, to_image, wrap
@@ -76,8 +76,8 @@ def _choose_of_group(group: str, samples: Sequence[Sample], ranked: list[int], c
     ious = [sample.iou for sample in samples if sample.group == group]
     own = [index for index in ranked if samples[index].group == group]
     places = np.linspace(0, len(own) - 1, min(columns, len(own))).round().astype(int)
-    count, mean = counted(len(ious), "expression"), np.mean(ious)
-    title = f"{group}: {count}, mean IoU {mean:.3f}; others from best to worst"
+    count, mean = counted(len(ious), "expression"), float(np.mean(ious))
+    title = f"{group}: {count}, mean IoU {percent(mean)} %; others from best to worst"
     return Choice(title, [own[place] for place in places])
 
 
@@ -158,8 +158,8 @@ def _draw_sheet(rows: list[Choice], samples: Sequence[Sample], tiles: dict[int, 
     row_height = HEADING_INCHES + TILE_INCHES + CAPTION_INCHES
     width = max(2 * MARGIN + columns * (TILE_INCHES + MARGIN) - MARGIN, 5.5)
     figure = new_figure(width, TITLE_INCHES + len(rows) * row_height)
-    mean = np.mean([sample.iou for sample in samples])
-    title = f"{counted(len(samples), 'expression')}, mean IoU {mean:.3f}"
+    mean = float(np.mean([sample.iou for sample in samples]))
+    title = f"{counted(len(samples), 'expression')}, mean IoU {percent(mean)} %"
     add_text(figure, MARGIN, 0.15, title, fontsize=14, weight="bold")
     add_text(figure, MARGIN, 0.43, "blue: found", fontsize=9, color=BLUE, weight="bold")
     add_text(figure, MARGIN + 1.1, 0.43, "pink: truth", fontsize=9, color=PINK, weight="bold")
@@ -183,5 +183,5 @@ def _show(axes: "Axes", picture: Image.Image) -> None:
 
 def _verdict(sample: Sample) -> str:
     if sample.has_target:
-        return f"IoU {sample.iou:.3f}" if sample.predicted else "IoU 0: nothing found"
+        return f"IoU {percent(sample.iou)} %" if sample.predicted else "IoU 0 %: nothing found"
     return "no target, nothing found" if not sample.predicted else "no target, but something found"

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from ..metrics import percent
 from ..visualization.canvas import FAINT, GREY, add_axes, add_text, clean, new_figure, one_line, to_image
 
 
@@ -12,8 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 KINDS = {
-    "score": ("Score", "mean IoU of the masks"),
-    "presence": ("Presence", "share of the expressions with a target"),
+    "score": ("Score", "mean IoU of the masks, %"),
+    "presence": ("Presence", "expressions with a target, %"),
 }
 
 
@@ -50,19 +51,20 @@ def _draw_bins(axes: "Axes", kind: str, report: Mapping[str, Any]) -> None:
     if kind == "score":
         name = f"{name}, {'calibrated' if report.get('calibrated') else 'not calibrated'}"
     error = report[kind]["expected_calibration_error"]
-    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
+    values = [100 * row["value"] for row in bins]
+    axes.plot([0, 1], [0, 100], color=GREY, linewidth=1, linestyle="--")
     axes.bar(
         [row["low"] for row in bins],
-        [row["value"] for row in bins],
+        values,
         [row["high"] - row["low"] for row in bins],
         align="edge",
         color="#4c78a8",
         edgecolor="white",
     )
-    axes.plot([row["score"] for row in bins], [row["value"] for row in bins], "o", color="black", markersize=4)
+    axes.plot([row["score"] for row in bins], values, "o", color="black", markersize=4)
     axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1)
-    axes.set_title(f"{name}: error {100 * error:.1f} %", fontsize=11, loc="left")
+    axes.set_ylim(0, 100)
+    axes.set_title(f"{name}: error {percent(error)} %", fontsize=11, loc="left")
     axes.set_ylabel(value, fontsize=9)
 
 

@@ -12,7 +12,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..benchmark.flops import count_flops, count_parameters
 from ..configuration_crossvlt import CrossVLTConfig
-from ..metrics import markdown_table
+from ..metrics import markdown_table, percent
 from ..modeling_crossvlt import CrossVLTModel
 from ..processing_crossvlt import CrossVLTProcessor, counted
 from .facts import ALWAYS_ONE, MAY_BE_NONE, About, Evidence
@@ -222,7 +222,7 @@ def _calibration_note(report: dict[str, Any]) -> str:
         error = found[kind].get("expected_calibration_error") if isinstance(found.get(kind), dict) else None
         if isinstance(error, int | float) and math.isfinite(error):
             raw = " (not calibrated)" if kind == "score" and not found.get("calibrated") else ""
-            notes.append(f"{kind}{raw} {100 * error:.2f} %")
+            notes.append(f"{kind}{raw} {percent(error)} %")
     return ", ".join(notes)
 
 

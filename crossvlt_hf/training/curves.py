@@ -48,9 +48,9 @@ def training_curves(run_folder: str | Path) -> Image.Image:
     panels: tuple[tuple[str, dict[str, Curve], Callable[[Axes, dict[str, Curve]], None]], ...]
     panels = (
         ("Loss and its terms, training", _curves_of(entries, LOSSES), _scale_losses),
-        ("IoU, validation", _curves_of(entries, SCORES), _scale_shares),
+        ("IoU in percent, validation", _in_percent(_curves_of(entries, SCORES)), _scale_percent),
         ("Learning rate", _curves_of(entries, {"learning_rate": "learning rate"}), _scale_rate),
-        ("Mean IoU of each kind of expression, validation", _family_curves(entries), _scale_shares),
+        ("Mean IoU of each kind of expression", _in_percent(_family_curves(entries)), _scale_percent),
     )
     figure = new_figure(11.5, 7.6)
     add_text(figure, 0.35, 0.18, one_line(Path(run_folder).resolve().name), fontsize=14, weight="bold")
@@ -94,6 +94,10 @@ def _curves_of(entries: list[dict[str, Any]], names: dict[str, str]) -> dict[str
     return curves
 
 
+def _in_percent(curves: dict[str, Curve]) -> dict[str, Curve]:
+    return {label: (steps, 100 * values) for label, (steps, values) in curves.items()}
+
+
 def _family_curves(entries: list[dict[str, Any]]) -> dict[str, Curve]:
     found = [{"step": entry["step"], **entry[FAMILIES]} for entry in entries if isinstance(entry.get(FAMILIES), dict)]
     names = sorted({name for entry in found for name in entry} - {"step"})
@@ -120,11 +124,11 @@ def _scale_losses(axes: "Axes", curves: dict[str, Curve]) -> None:
         axes.set_yscale("log")
 
 
-def _scale_shares(axes: "Axes", curves: dict[str, Curve]) -> None:
-    """Scale from 0 to 1, and print the best values of metrics."""
-    axes.set_ylim(0, 1)
+def _scale_percent(axes: "Axes", curves: dict[str, Curve]) -> None:
+    """Scale from 0 to 100, and print the best values of metrics."""
+    axes.set_ylim(0, 100)
     if set(curves) <= set(SCORES.values()):
-        best = ", ".join(f"{label} {np.nanmax(values):.3f}" for label, (_, values) in curves.items())
+        best = ", ".join(f"{label} {np.nanmax(values):.1f} %" for label, (_, values) in curves.items())
         axes.set_title(f"best: {best}", loc="right", fontsize=8, color=GREY)
 
 

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..configuration_crossvlt import write_file
+from ..metrics import percent
 from ..processing_crossvlt import counted
 
 
@@ -27,8 +28,10 @@ PRINTED = {
 
 
 def evaluation_line(step: int, steps: int, metrics: dict[str, Any]) -> str:
-    """A line about an evaluation, aligned with those of other evaluations."""
-    shares = [f"{name} {metrics[key]:.4f}" for name, key in PRINTED.items() if metrics.get(key) is not None]
+    """A line about an evaluation in percent with four digits, aligned with those of other evaluations."""
+    shares = [
+        f"{name} {percent(metrics[key], 2):>6} %" for name, key in PRINTED.items() if metrics.get(key) is not None
+    ]
     return (
         f"step {step:>{len(str(steps))}}/{steps}  {'  '.join(shares)}  ({counted(metrics['samples'], 'expression')})"
     )

@@ -7,6 +7,7 @@ from PIL import Image, ImageOps
 
 from ..data.pairs import EvaluationPairs
 from ..evaluation.run import find_masks
+from ..metrics import percent
 from ..modeling_crossvlt import CrossVLTModel
 from ..processing_crossvlt import CrossVLTProcessor
 from ..visualization import CELL, PALETTE, arrange, overlay, to_mask_image
@@ -47,7 +48,7 @@ def _draw_pair(image: Image.Image, expression: str, found: NDArray[np.bool_], tr
         masks[-1].paste(_fit(to_mask_image(mask), 0, Image.Resampling.NEAREST), (left, 0))
     union = np.count_nonzero(found | truth)
     iou = np.count_nonzero(found & truth) / union if union else float(not truth.any())
-    return overlay(wide, masks, [f"found (IoU {iou:.2f}): {expression}", "truth"], colours=PALETTE[:2])
+    return overlay(wide, masks, [f"found (IoU {percent(iou)} %): {expression}", "truth"], colours=PALETTE[:2])
 
 
 def _fit(image: Image.Image, colour: int | tuple[int, int, int], method: Image.Resampling) -> Image.Image:

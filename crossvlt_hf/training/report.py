@@ -14,7 +14,7 @@ from accelerate.utils import DistributedType, broadcast_object_list
 from datasets import Dataset
 
 from ..data.features import Picture
-from ..metrics import ReferringSegmentationMetric
+from ..metrics import ReferringSegmentationMetric, percent
 from ..modeling_crossvlt import CrossVLTModel
 from ..processing_crossvlt import CrossVLTProcessor, counted
 from ..publishing.facts import ABOUT, About, Evidence, is_hub_id, public_name
@@ -248,7 +248,9 @@ def _image_names(dataset: Dataset) -> Iterator[tuple[str, ...]]:
 
 def _summarise(config: TrainingConfig, facts: dict[str, Any]) -> str:
     options, origin = config.optimization, " and ".join(facts["started_from"]) or "random weights"
-    curve = ", ".join(f"{value:.3f} (step {step})" for step, value in facts["curve"].items() if value is not None)
+    curve = ", ".join(
+        f"{percent(value)} % (step {step})" for step, value in facts["curve"].items() if value is not None
+    )
     text_rate = f", {options.text_learning_rate:g} for the language stages" if options.text_learning_rate else ""
     warm_up = f"warm-up of {options.warmup_steps} steps"
     if facts["steps"] <= options.warmup_steps:

@@ -17,6 +17,7 @@ from crossvlt_hf.metrics import (
     compute_metrics,
     markdown_table,
     mask_areas,
+    percent,
     preprocess_logits_for_metrics,
     summarise,
 )
@@ -275,15 +276,16 @@ def test_a_table_says_of_how_many_samples_a_share_is():
     assert (metrics["samples"], metrics["no_target_samples"], metrics["right_object_samples"]) == (3, 1, 1)
     _, _, row = markdown_table({"a": metrics}, "data").splitlines()
     shares = [
-        "45.00",
-        "63.33",
-        *["50.00 (of 2)"] * 4,
-        "0.00 (of 2)",
-        "100.00 (of 1)",
-        "100.00 (of 2)",
-        "100.00 (of 1)",
+        "45.0",
+        "63.3",
+        *["50.0 (of 2)"] * 4,
+        "0.0 (of 2)",
+        "100.0 (of 1)",
+        "100.0 (of 2)",
+        "100.0 (of 1)",
     ]
     assert row == f"| a | 3 | {' | '.join(shares)} |"
-    assert markdown_table({"a": summarise(samples[:1])}, "data").splitlines()[2].endswith("| 100.00 (of 1) |")
+    assert markdown_table({"a": summarise(samples[:1])}, "data").splitlines()[2].endswith("| 100.0 (of 1) |")
     compared = [replace(sample, instances_found=not sample.has_target) for sample in samples[1:]]
-    assert markdown_table({"a": summarise(compared)}, "data").splitlines()[2].endswith(" | 50.00 |")
+    assert percent(0.12345) == "12.3"
+    assert markdown_table({"a": summarise(compared)}, "data").splitlines()[2].endswith(" | 50.0 |")

@@ -124,9 +124,9 @@ def test_a_card_keeps_apart_what_was_measured_differently():
         CrossVLTConfig(), model_id="a/b", image_size=(480, 480), max_length=21, evidence=Evidence(evaluations=reports)
     )
     assert card.text.count("| data |") == 2
-    assert "| refcoco val | 50.00 | 25.00 | 75.00 |" in card.text
-    assert "| refcoco val | 50.00 | 12.50 | 75.00 |" in card.text
-    assert "| refcoco val, expressions of other images | 50.00 | 25.00 | 75.00 |" in card.text
+    assert "| refcoco val | 50.0 | 25.0 | 75.0 |" in card.text
+    assert "| refcoco val | 50.0 | 12.5 | 75.0 |" in card.text
+    assert "| refcoco val, expressions of other images | 50.0 | 25.0 | 75.0 |" in card.text
     assert "compared at the image's own size" in card.text
     means = [result.metric_value for result in card.data.eval_results if result.metric_type == "mean_iou"]
     assert means == [25.0, 12.5]  # without that of the shuffled expressions
@@ -139,7 +139,7 @@ def test_a_part_of_the_data_is_called_that_and_not_indexed():
         {"data": "refcoco", "split": "val", "merge": "reference", "metrics": {"mean_iou": 0.125}},
     ]
     card = card_of(Evidence(evaluations=reports))
-    assert "| refcoco val, the first 12 references | 50.00 |" in card.text
+    assert "| refcoco val, the first 12 references | 50.0 |" in card.text
     assert "merge reference" in card.text
     assert [result.metric_value for result in card.data.eval_results] == [25.0, 12.5]
     configs = {result.dataset_config for result in card.data.eval_results}
@@ -151,7 +151,7 @@ def test_a_part_of_the_data_is_called_that_and_not_indexed():
 def test_a_card_says_of_how_many_a_rate_is():
     metrics = {"mean_iou": 0.5, "samples": 9, "right_object_rate": 0.5, "right_object_samples": 4}
     report = {"data": "mine", "split": "val", "metrics": metrics}
-    assert "| mine val | 9 | 50.00 | 50.00 (of 4) |" in card_of(Evidence(evaluations=[report])).text
+    assert "| mine val | 9 | 50.0 | 50.0 (of 4) |" in card_of(Evidence(evaluations=[report])).text
 
 
 def test_a_card_says_when_there_is_no_licence(capsys, checkpoint, tmp_path):
@@ -253,8 +253,8 @@ def test_reports_beside_the_weights_are_taken(checkpoint, tmp_path):
     assert [entry["split"] for entry in evidence.evaluations] == ["val", "testA"]
     published = write_repository(*load_checkpoint(folder), folder, evidence=evidence)
     text = (published / "README.md").read_text()
-    assert "| refcoco val | 3 | 50.00 |" in text
-    assert "| refcoco testA | 3 | 50.00 |" in text
+    assert "| refcoco val | 3 | 50.0 |" in text
+    assert "| refcoco testA | 3 | 50.0 |" in text
     assert read_evidence(folder).evaluations == evidence.evaluations  # which are now in results.json, too
     assert read_evidence(folder, reports=(folder / "testA.json",)).evaluations == evidence.evaluations
     (folder / "evaluation.json").write_text(json.dumps({**report, "weights": "0" * 64}))
@@ -358,6 +358,6 @@ def test_a_table_has_the_columns_that_have_figures():
     assert markdown_table(rows, "data").splitlines() == [
         "| data | samples | oIoU |",
         "|---|---:|---:|",
-        "| a | - | 50.00 |",
-        "| b | 3 | 25.00 |",
+        "| a | - | 50.0 |",
+        "| b | 3 | 25.0 |",
     ]

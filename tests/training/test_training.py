@@ -31,6 +31,7 @@ from crossvlt_hf.training import TrainingRun, build, load_config
 from crossvlt_hf.training.__main__ import main
 from crossvlt_hf.training.checkpoints import Checkpoints, list_checkpoints, prune, write_whole
 from crossvlt_hf.training.config import OptimizationOptions
+from crossvlt_hf.training.log import evaluation_line
 from crossvlt_hf.training.optimization import (
     build_average,
     build_optimizer,
@@ -452,8 +453,15 @@ def test_six_lines_fine_tune_the_built_in_checkpoint(own_data, capfd):
     assert "shards" not in output + errors
     (line,) = [line for line in errors.replace("\r", "\n").splitlines() if line.startswith("step ")]
     assert re.fullmatch(
-        r"step 3/3  overall IoU \d\.\d{4}  mean IoU \d\.\d{4}  P@0\.5 \d\.\d{4}  \(4 expressions\)", line
+        r"step 3/3  overall IoU [ \d]{3}\.\d\d %  mean IoU [ \d]{3}\.\d\d %  P@0\.5 [ \d]{3}\.\d\d %  \(4 expressions\)",
+        line,
     )
+
+
+def test_an_evaluation_is_a_line_in_percent():
+    metrics = {"overall_iou": 0.05, "mean_iou": 0.7034, "precision@0.5": 1.0, "right_object_rate": None, "samples": 1}
+    line = evaluation_line(20, 300, metrics)
+    assert line == "step  20/300  overall IoU   5.00 %  mean IoU  70.34 %  P@0.5 100.00 %  (1 expression)"
 
 
 def test_words_that_are_not_added_are_counted(own_data, capsys):

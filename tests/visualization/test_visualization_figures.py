@@ -143,7 +143,7 @@ def test_groups_are_shown_from_best_to_worst():
     shown = {samples[index].iou for row in rows[:3] for index in row.indices if samples[index].group == "left"}
     others = [round(iou, 2) for iou in np.linspace(0, 1, 51).tolist() if round(iou, 2) not in shown]
     assert (ious[0][0], ious[0][-1], len(ious[0])) == (max(others), min(others), 5)
-    assert rows[3].title == "left: 51 expressions, mean IoU 0.500; others from best to worst"
+    assert rows[3].title == "left: 51 expressions, mean IoU 50.0 %; others from best to worst"
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 5, 7, 11, 60])
