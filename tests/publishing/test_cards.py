@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -65,6 +66,16 @@ def test_the_cards_are_those_of_the_built_in_and_of_the_paper():
 def test_the_cards_are_rendered_and_not_edited(rendered):
     assert {path.name: path.read_text() for path in CARDS} == rendered
     assert (DEFAULT_CHECKPOINT / "README.md").read_text() == rendered["crossvlt-built-in.md"]
+
+
+@pytest.mark.parametrize("path", [CARDS[0], DEFAULT_CHECKPOINT / "about.yaml", ROOT / "model_cards" / "built_in.yaml"])
+def test_the_photographs_of_the_sources_are_all_of_them(path):
+    text = About.read(path).training if path.suffix == ".yaml" else path.read_text()
+    (stated,) = re.findall(r"The ([\d,]+) photographs,", text)
+    table = text.partition("| source | photographs |")[2].partition("\n\n")[0]
+    counts = [int(row.split("|")[2].replace(",", "")) for row in table.splitlines()[2:]]
+    assert len(counts) == 12
+    assert sum(counts) == int(stated.replace(",", ""))
 
 
 @pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
