@@ -28,7 +28,7 @@ TEST = {"name": "refshapes", "split": "test", "scenes": 500, "expressions": 2, "
 
 @dataclass(frozen=True)
 class Variant:
-    """One change of the baseline: settings of the training run, and what they mean."""
+    """A change of the baseline: settings of the training run, and their meaning."""
 
     settings: tuple[str, ...]
     meaning: str
@@ -41,29 +41,33 @@ def _config(field: str, value: object) -> tuple[str, ...]:
 BASELINE = "both"
 GROUPS: dict[str, dict[str, Variant]] = {
     "Direction of fusion": {
-        "both": Variant((), "words read pixels, pixels read words (the paper)"),
-        "words_to_pixels": Variant(_config("fusion_direction", "words_to_pixels"), "only pixels read words (LAVT)"),
-        "pixels_to_words": Variant(_config("fusion_direction", "pixels_to_words"), "only words read pixels"),
-        "late": Variant(_config("fusion_direction", "late"), "the decoder's maps alone read the words"),
+        "both": Variant((), "words attend to pixels, pixels to words (the paper)"),
+        "words_to_pixels": Variant(
+            _config("fusion_direction", "words_to_pixels"), "only pixels attend to words (LAVT)"
+        ),
+        "pixels_to_words": Variant(_config("fusion_direction", "pixels_to_words"), "only words attend to pixels"),
+        "late": Variant(_config("fusion_direction", "late"), "only the maps of the decoder attend to words"),
     },
-    "Stages that align": {
-        "align-last": Variant(_config("alignment_stages", "last"), "only stage 4 aligns pixels with the sentence"),
-        "align-none": Variant(_config("alignment_stages", "none"), "no stage does"),
+    "Stages with alignment": {
+        "align-last": Variant(_config("alignment_stages", "last"), "only in stage 4"),
+        "align-none": Variant(_config("alignment_stages", "none"), "in no stage"),
     },
     "Split of the language layers": {
         "split-front": Variant(_config("text_config.depths", [5, 1, 1, 1]), "5, 1, 1, 1 (as the paper's 6, 1, 1, 1)"),
         "split-even": Variant(_config("text_config.depths", [2, 2, 2, 2]), "2, 2, 2, 2"),
         "split-late": Variant(_config("text_config.depths", [1, 1, 1, 5]), "1, 1, 1, 5"),
     },
-    "Levers of training": {
-        "no-dice": Variant(_config("dice_loss_weight", 0.0), "no Dice term"),
-        "temperature-1": Variant(_config("alignment_temperature", 1.0), "temperatures start at 1, as the authors' do"),
+    "Training settings": {
+        "no-dice": Variant(_config("dice_loss_weight", 0.0), "no Dice loss"),
+        "temperature-1": Variant(
+            _config("alignment_temperature", 1.0), "temperatures start at 1, as in the authors' code"
+        ),
         "masking": Variant(
-            ("data.masked_words=0.1", "data.masked_patches=0.1"), "a tenth of words and patches masked in training"
+            ("data.masked_words=0.1", "data.masked_patches=0.1"), "10 % of words and patches are masked in training"
         ),
     },
 }
-# What a group is compared with, where that is not the baseline of all
+# Baselines of groups, if not the common one
 BASELINES = {"Split of the language layers": "split-front"}
 VARIANTS = {name: variant for group in GROUPS.values() for name, variant in group.items()}
 
@@ -152,7 +156,7 @@ def verdict(values: list[float], baseline: list[float]) -> str:
 
 
 def members(title: str) -> list[str]:
-    """The variants of a group, what they are compared with first."""
+    """The variants of a group, with its baseline first."""
     baseline = BASELINES.get(title, BASELINE)
     return [baseline, *(name for name in GROUPS[title] if name != baseline)]
 
@@ -190,7 +194,7 @@ def plot(title: str, folder: Path, steps: int, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 4.2))
     for name in members(title):
         curves = []
-        for result in sorted(folder.glob(f"{name}-[0-9]*-{steps}/result.json")):  # of finished runs alone
+        for result in sorted(folder.glob(f"{name}-[0-9]*-{steps}/result.json")):  # of finished runs
             log = result.with_name("log.jsonl")
             entries = {
                 e["step"]: e for e in map(json.loads, log.read_text().splitlines()) if "validation/mean_iou" in e
@@ -234,12 +238,12 @@ INTRODUCTION = """\
 # Ablations
 
 Written by `python examples/ablations.py report`. **On RefShapes, drawn shapes of 64 pixels, not on RefCOCO**: a
-network of about 4.4 million parameters, from noise, {steps} steps of 32 expressions ({samples:,} in all), on 2 CPU
-cores. Every variant of a seed sees the same pictures in the same order. Measured on 1,000 expressions of 500
-test scenes; mean ± standard deviation over the seeds, in percent. The last column is the mean difference from
-the first row, seed by seed; it is bold where it exceeds its own spread (two-sided t-test, 95 %), and is otherwise
-marked as inside the spread, with the number of seeds in which it has the same sign. Three seeds show large
-differences only. `both` has two-way fusion, alignment in all stages, language layers 2-1-1-1, Dice
+network of about 4.4 million parameters with random initial weights, {steps} steps of 32 expressions ({samples:,} in
+total), on 2 CPU cores. All variants of a seed are trained on the same images in the same order. Results on 1,000
+expressions of 500 test scenes: mean ± standard deviation over the seeds, in percent. The last column is the mean
+difference from the first row with the same seed, in bold if it is significant (two-sided t-test, 95 %), otherwise
+marked as inside the spread, with the number of seeds with the same sign. Three seeds only show large differences.
+`both` has two-way fusion, alignment in all stages, language layers 2-1-1-1, Dice
 weight 0.5, and temperatures from 0.07."""
 
 

@@ -1,4 +1,4 @@
-"""Write the cards of `model_cards/` anew: the built-in checkpoint's, beside it too, and those of the paper's three.
+"""Render the cards of `model_cards/`: that of the built-in checkpoint, also beside it, and those of the paper.
 
 python examples/render_cards.py
 """
@@ -21,7 +21,7 @@ THRESHOLDS = (0.5, 0.7, 0.9)
 
 
 def paper_evidence(common: dict[str, Any], checkpoint: dict[str, Any]) -> Evidence:
-    """What the authors published of one of their checkpoints."""
+    """The published results of a checkpoint of the authors."""
     words = {**{name: common[name] for name in common if name != "source"}, **checkpoint}
     data_id, config, published = (words.pop(name) for name in ("data_id", "config", "published"))
     words["training"] = words["training"].format(config=config)
@@ -44,7 +44,7 @@ def _report(common: dict[str, Any], data: str, data_id: str, row: dict[str, Any]
 
 
 def cards() -> dict[str, str]:
-    """The text of every card by the name of its file."""
+    """The texts of the cards, by file name."""
     model, processor = load_checkpoint(DEFAULT_CHECKPOINT)
     built_in = Evidence.read(DEFAULT_CHECKPOINT, CARDS / "built_in.yaml")
     card = render_checkpoint_card(model, processor, BUILT_IN.removesuffix(".md"), built_in, built_in=True)

@@ -89,7 +89,7 @@ def test_a_card_is_valid(path, hub):
     assert all(0 < result.metric_value <= 100 for result in card.data.eval_results)
     for key in ("license", "language", "library_name", "pipeline_tag", "tags"):
         assert card.data.to_dict()[key]
-    for heading in ("How to use it", "How well it does", "What it is not for", "How it was trained", "Citation"):
+    for heading in ("How to use it", "Results", "Limitations", "Training", "Citation"):
         assert f"\n## {heading}\n" in card.text
 
 
@@ -119,7 +119,7 @@ def test_figures_of_others_are_marked_as_theirs(rendered):
 
 def test_a_card_without_figures_says_so():
     card = render_card(CrossVLTConfig(), model_id="alice/new", image_size=(480, 480), max_length=21)
-    assert "Nothing has been measured" in card.text
+    assert "There are no results" in card.text
     assert "Not recorded." in card.text
     assert card.data.eval_results is None
 
@@ -138,7 +138,7 @@ def test_a_card_keeps_apart_what_was_measured_differently():
     assert "| refcoco val | 50.0 | 25.0 | 75.0 |" in card.text
     assert "| refcoco val | 50.0 | 12.5 | 75.0 |" in card.text
     assert "| refcoco val, expressions of other images | 50.0 | 25.0 | 75.0 |" in card.text
-    assert "compared at the image's own size" in card.text
+    assert "compared at the size of the image" in card.text
     means = [result.metric_value for result in card.data.eval_results if result.metric_type == "mean_iou"]
     assert means == [25.0, 12.5]  # without that of the shuffled expressions
 
@@ -189,7 +189,7 @@ def test_a_card_names_what_the_checkpoint_started_from(training, about, row, bas
 
 def test_a_card_says_when_images_are_shared():
     card = card_of(Evidence(training={"shared_images": {"shared": 2, "images": 1300}}))
-    assert "2 of the 1,300 images of the validation data are also trained on." in card.text
+    assert "2 of the 1,300 images of the validation data are also trained on**" in card.text
     assert "also trained on" not in card_of(Evidence(training={"shared_images": {}})).text
 
 
@@ -283,11 +283,11 @@ def test_an_evaluation_says_which_weights_it_measured(checkpoint, tmp_path):
 def test_a_card_claims_no_use_that_the_vocabulary_cannot_read():
     model, processor = load_checkpoint(DEFAULT_CHECKPOINT)
     card = render_checkpoint_card(model, processor, "a/b")
-    assert "It reads these 537 words and no others:" in card.text
+    assert "It knows these 537 words and no others:" in card.text
     assert "the man in red" not in card.text
     assert 'text=["the largest object"]' in card.text
     written = render_checkpoint_card(model, processor, "a/b", Evidence(About(expression="the walrus on the left")))
-    assert "has words that the vocabulary does not know: walrus." in written.text
+    assert "has words that are not in the vocabulary: walrus." in written.text
     processor = CrossVLTProcessor.from_tokenizer(default_tokenizer())
     card = render_checkpoint_card(model, processor, "a/b")
     assert "and no others" not in card.text
