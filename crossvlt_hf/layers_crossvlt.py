@@ -1,7 +1,7 @@
-"""The layers of CrossVLT, from Swin's and BERT's blocks to what joins them (Cho, Yu, Kang, IEEE TMM 2023).
+"""The layers of CrossVLT: blocks of Swin and BERT, fusion, alignment and decoder (Cho, Yu, Kang, IEEE TMM 2023).
 
-Shapes: B pairs of an image and an expression, T words (tokens), D their width, (H, W) the grid of a stage, C its
-width, N = H * W its positions. Pixels stay a grid (B, H, W, C) throughout.
+Shapes: B pairs of an image and an expression, T words (tokens) of width D, grid (H, W) of a stage with width C and
+N = H * W positions. Pixels always have the shape (B, H, W, C).
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from transformers.utils.generic import maybe_autocast
 from .configuration_crossvlt import MIN_TEMPERATURE, CrossVLTConfig, CrossVLTTextConfig, CrossVLTVisionConfig
 
 
-# Between the regions that the cyclic shift of a window brings together (Swin Transformer, section 3.2).
+# Added to attention scores between regions that the cyclic shift puts into one window (Swin Transformer, section 3.2)
 SHIFT_MASKED = -100.0
 
 
@@ -29,25 +29,25 @@ SHIFT_MASKED = -100.0
 
 
 def is_symbolic(*sizes: int) -> bool:
-    """Whether one of the sizes stands for any, as in an export with dynamic shapes."""
+    """Whether a size is symbolic, as in an export with dynamic shapes."""
     return any(isinstance(size, torch.SymInt) for size in sizes)
 
 
 def fixed(size: int) -> int:
-    """A size that `torch.compile` must know: it compiles once for each, also with `dynamic=True`."""
+    """Make a size static for `torch.compile`, which compiles once for each, also with `dynamic=True`."""
     return int(guard_scalar(size)) if torch.compiler.is_dynamo_compiling() else size
 
 
 def padded(size: int, part: int) -> int:
-    """The smallest multiple of `part` that holds `size` positions."""
+    """The smallest multiple of `part` that is at least `size`."""
     return parts(size, part) * part
 
 
 def parts(size: int, part: int) -> int:
-    """How many parts of that length hold `size` positions.
+    """The number of parts of length `part` for `size` positions: `ceil(size / part)`.
 
-    Of a symbolic size it is a symbol of its own. As an expression of the size it would grow from stage to stage into
-    nested roundings, which neither export nor compilation can reason about in reasonable time.
+    For a symbolic size, this is a new symbol. Nested roundings of later stages would otherwise be too complex for
+    export and compilation.
     """
     if not is_symbolic(size):
         return -(-size // part)
@@ -56,11 +56,11 @@ def parts(size: int, part: int) -> int:
     return number
 
 
-# ---- what both encoders use
+# ---- layers of both encoders
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision lifted to float32; float32 and float64 as they are."""
+    """Convert half precision to float32; float32 and float64 stay the same."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
@@ -89,7 +89,7 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
 
 
 class CrossVLTMLP(nn.Module):
-    """Two linear layers with an activation between and dropout behind."""
+    """Two linear layers with an activation in between, and dropout at the end."""
 
     def __init__(self, width: int, inner_width: int, activation: str, dropout: float) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class CrossVLTMLP(nn.Module):
 
 
 class CrossVLTDropPath(nn.Module):
-    """Stochastic depth (Huang et al., ECCV 2016): drop a residual branch for some samples of the batch in training."""
+    """Stochastic depth (Huang et al., ECCV 2016): drop a residual branch for random samples in training."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class CrossVLTDropPath(nn.Module):
 
 
 class CrossVLTPatchEmbeddings(nn.Module):
-    """Cut the image into patches, those at the right and bottom edges filled up with zeros, and embed each."""
+    """Divide the image into patches, with zero padding at the right and bottom, and embed them."""
 
     def __init__(self, config: CrossVLTVisionConfig) -> None:
         super().__init__()
@@ -135,13 +135,13 @@ class CrossVLTPatchEmbeddings(nn.Module):
     def forward(self, pixel_values: Tensor) -> Tensor:
         height, width = (fixed(size) for size in pixel_values.shape[-2:])
         full_height, full_width = (padded(size, self.patch_size) for size in (height, width))
-        pixel_values = pixel_values.to(self.projection.weight.dtype)  # what the processor gives is float32
+        pixel_values = pixel_values.to(self.projection.weight.dtype)  # the processor returns float32
         pixel_values = F.pad(pixel_values, (0, full_width - width, 0, full_height - height))
         return self.dropout(self.norm(self.projection(pixel_values).permute(0, 2, 3, 1)))
 
 
 class CrossVLTPatchMerging(GradientCheckpointingLayer):
-    """Join every 2x2 neighbourhood into one position of twice the width; odd grids are filled up with zeros."""
+    """Merge every 2x2 neighbourhood into a position of twice the width, with zero padding for odd grids."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -164,18 +164,16 @@ def window_partition(grid: Tensor, window: int) -> Tensor:
 
 
 def shift_regions(size: int, window: int, shift: int, device: torch.device) -> Tensor:
-    """Which of its three parts (0, 1, 2) every position of a padded axis belongs to, (size,)."""
+    """The region (0, 1 or 2) of every position of a padded axis, (size,)."""
     position = torch.arange(size, device=device)
     return (position >= size - window).long() + (position >= size - shift).long()
 
 
 def shift_mask(height: int, width: int, window: int, shift: int, like: Tensor) -> Tensor:
-    """Keep apart what the cyclic shift of a padded (height, width) grid brings together.
-
-    The grid falls into nine regions; between them -100 is added to the scores.
+    """The attention mask for a cyclic shift of a padded (height, width) grid: -100 between its nine regions.
 
     Returns:
-        (windows, 1, window**2, window**2), of the device and dtype of `like`.
+        (windows, 1, window**2, window**2), with device and dtype of `like`.
     """
     rows = shift_regions(height, window, shift, like.device)
     columns = shift_regions(width, window, shift, like.device)
@@ -185,15 +183,14 @@ def shift_mask(height: int, width: int, window: int, shift: int, like: Tensor) -
 
 
 class CrossVLTWindows(NamedTuple):
-    """How a grid of H * W = N positions is cut into windows; the blocks of a stage that shift alike share it.
+    """The windows of a grid of H * W = N positions, which blocks of a stage with the same shift share.
 
-    To pad, shift and cut a grid is to pick its positions in another order, at the cost of one copy instead of four.
+    Padding, shifting and partitioning a grid is a reordering of its positions, with one copy instead of four.
 
     Args:
-        order: (windows, window**2) int64, the position of the grid at every place of the windows, counted from 1; 0
-            where there is none.
-        inverse: (N,) int64, the place of every position in the flat `order`.
-        mask: (windows, 1, window**2, window**2), what is added to the scores; None without a shift.
+        order: (windows, window**2) int64, the grid position of every window position, counted from 1; 0 for padding.
+        inverse: (N,) int64, the index of every grid position in the flat `order`.
+        mask: (windows, 1, window**2, window**2), added to the scores; None without a shift.
     """
 
     order: Tensor
@@ -220,8 +217,8 @@ class CrossVLTWindows(NamedTuple):
 class CrossVLTWindowAttention(nn.Module):
     """Self-attention within windows of the grid, with a learned relative position bias (Swin, section 3.2).
 
-    The grid is padded at the right and bottom to whole windows. What is padded takes part as ordinary positions whose
-    input is zero. All of them have the same query, key and value, so one more position is projected for them.
+    The grid is padded at the right and bottom to complete windows. Padded positions are not masked; their input is
+    zero. All of them have the same query, key and value, so only one is projected.
     """
 
     def __init__(self, config: CrossVLTVisionConfig, stage: int) -> None:
@@ -250,7 +247,7 @@ class CrossVLTWindowAttention(nn.Module):
     def position_bias(self) -> Tensor:
         """The relative position bias of a window: (1, heads, window**2, window**2)."""
         bias = self.relative_position_bias_table[self.relative_position_index].unflatten(0, (self.window**2, -1))
-        return bias.permute(2, 0, 1)[None].contiguous()  # what is added to it and attention itself are faster so
+        return bias.permute(2, 0, 1)[None].contiguous()  # makes later additions and attention faster
 
     def forward(
         self, pixels: Tensor, windows: CrossVLTWindows, **kwargs: Unpack[TransformersKwargs]
@@ -259,13 +256,14 @@ class CrossVLTWindowAttention(nn.Module):
 
         Args:
             pixels: (B, H, W, C).
-            windows: how the grid is cut.
+            windows: of the grid.
             kwargs: for the attention function.
 
         Returns:
-            (B, H, W, C), and the weights (B * windows, heads, window**2, window**2) if they are kept.
+            (B, H, W, C), and the weights (B * windows, heads, window**2, window**2) if the attention function returns
+            them.
         """
-        qkv = self.qkv(F.pad(pixels.flatten(1, 2), (0, 0, 1, 0)))  # one position more, for all that is padded
+        qkv = self.qkv(F.pad(pixels.flatten(1, 2), (0, 0, 1, 0)))  # one more position, for all padding
         batch, order = qkv.shape[0], windows.order
         qkv = qkv.index_select(1, order.flatten()).view(batch, *order.shape, -1).flatten(0, 1)
         query, key, value = (split_heads(x, self.num_heads) for x in qkv.chunk(3, dim=-1))
@@ -280,7 +278,7 @@ class CrossVLTWindowAttention(nn.Module):
 
 
 class CrossVLTVisionBlock(GradientCheckpointingLayer):
-    """Swin block: pre-norm window attention, then a pre-norm MLP, with stochastic depth on both branches."""
+    """Swin block: pre-norm window attention and pre-norm MLP, with stochastic depth on both branches."""
 
     def __init__(self, config: CrossVLTVisionConfig, stage: int, drop_path_rate: float) -> None:
         super().__init__()
@@ -298,7 +296,7 @@ class CrossVLTVisionBlock(GradientCheckpointingLayer):
 
 
 class CrossVLTVisionStage(nn.Module):
-    """The Swin blocks of a stage, every second one with shifted windows, and the merging that leads to the next."""
+    """The Swin blocks of a stage, every second one with shifted windows, and the patch merging after them."""
 
     def __init__(self, config: CrossVLTVisionConfig, stage: int) -> None:
         super().__init__()
@@ -325,7 +323,7 @@ class CrossVLTVisionStage(nn.Module):
 
 
 class CrossVLTFloat32LayerNorm(nn.LayerNorm):
-    """LayerNorm that computes and returns float32 where input and weights are of half precision."""
+    """LayerNorm that computes and returns float32 for inputs and weights in half precision."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = at_least_float32(x)
@@ -353,7 +351,7 @@ class CrossVLTTextEmbeddings(nn.Module):
 
 
 class CrossVLTTextAttention(nn.Module):
-    """Multi-head attention of the words to themselves or to pixels; keys and values come from `context_dim`."""
+    """Multi-head attention of words to words or pixels, which have width `context_dim`."""
 
     def __init__(self, config: CrossVLTTextConfig, context_dim: int) -> None:
         super().__init__()
@@ -385,10 +383,10 @@ class CrossVLTTextAttention(nn.Module):
 
 
 class CrossVLTTextLayer(GradientCheckpointingLayer):
-    """BERT layer, post-norm: attention of the words to a context (themselves or pixels), then a feed-forward block.
+    """BERT layer, post-norm: attention of words to a context (words or pixels), then a feed-forward block.
 
-    The words between the branches are float32 under half precision. That costs next to nothing and takes the error of
-    the logits in bfloat16 from 6.4 % of their spread to 4.3 % (base case of the parity tests).
+    In half precision, words between the branches are float32. This costs hardly any time, and reduces the error of the
+    logits in bfloat16 from 6.4 % of their spread to 4.3 % (base case of the parity tests).
     """
 
     def __init__(self, config: CrossVLTTextConfig, context_dim: int | None = None) -> None:
@@ -404,7 +402,7 @@ class CrossVLTTextLayer(GradientCheckpointingLayer):
     def forward(
         self, words: Tensor, context: Tensor, mask: Tensor | None, **kwargs: Unpack[TransformersKwargs]
     ) -> Tensor:
-        dtype = self.mlp_norm.weight.dtype  # the model's; of weights that may be quantised, this is not one
+        dtype = self.mlp_norm.weight.dtype  # of the model, from a weight that is never quantised
         mask = None if mask is None else mask.to(dtype)
         attended, _ = self.attention(words.to(dtype), context.to(dtype), mask, **kwargs)
         words = self.attention_norm(words + self.attention_dropout(attended))
@@ -412,7 +410,7 @@ class CrossVLTTextLayer(GradientCheckpointingLayer):
 
 
 class CrossVLTTextStage(nn.Module):
-    """A language stage: the words attend to the pixels of the stage before, if there are any, then to each other."""
+    """A language stage: words attend to pixels of the previous stage, if there are any, then to each other."""
 
     def __init__(self, config: CrossVLTTextConfig, stage: int, context_dim: int | None) -> None:
         super().__init__()
@@ -433,11 +431,11 @@ class CrossVLTTextStage(nn.Module):
         return words
 
 
-# ---- what joins the two
+# ---- fusion, alignment, decoder
 
 
 class CrossVLTFloat32Linear(nn.Linear):
-    """Linear layer that computes and returns float32 where input and weights are of half precision."""
+    """Linear layer that computes and returns float32 for inputs and weights in half precision."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = at_least_float32(x)
@@ -446,21 +444,23 @@ class CrossVLTFloat32Linear(nn.Linear):
 
 
 class CrossVLTPointwise(CrossVLTFloat32Linear):
-    """The same for the 1x1 convolutions of the fusion, which have initial weights of their own."""
+    """The 1x1 convolutions of the fusion, which have another initialisation."""
 
 
 def instance_norm(pixels: Tensor, eps: float = 1e-5) -> Tensor:
-    """InstanceNorm over the positions, (B, N, C), without affine. torch's own refuses a grid of one position."""
+    """InstanceNorm of (B, N, C) over positions, without affine; unlike that of torch, also for one position."""
     centred = pixels - pixels.mean(dim=1, keepdim=True)
-    centred = centred - centred.mean(dim=1, keepdim=True)  # rounding of the mean, which a small variance magnifies
-    variance = (centred * centred).mean(dim=1, keepdim=True)  # `var_mean` takes three times as long over this axis
+    centred = centred - centred.mean(
+        dim=1, keepdim=True
+    )  # rounding error of the mean, which a small variance magnifies
+    variance = (centred * centred).mean(dim=1, keepdim=True)  # `var_mean` takes three times as long for this axis
     return centred * torch.rsqrt(variance + eps)
 
 
 class CrossVLTFusionAttention(nn.Module):
-    """Attention of every pixel to the words, normalised over the grid.
+    """Attention of pixels to words, normalised over the grid.
 
-    Original: query and output have biases, which the normalisation behind each cancels exactly.
+    In the original, query and output have biases, which the following normalisation cancels exactly.
     """
 
     def __init__(self, config: CrossVLTConfig, width: int, inner_width: int) -> None:
@@ -493,10 +493,10 @@ class CrossVLTFusionAttention(nn.Module):
 
 
 class CrossVLTFusion(GradientCheckpointingLayer):
-    """Every pixel reads the words: `GELU(Linear(pixels + attention to the words))`.
+    """Fuse words into pixels: `GELU(Linear(pixels + attention to words))`.
 
-    It computes in float32 under half precision: InstanceNorm over an attention output that hardly varies from pixel to
-    pixel magnifies rounding, which in bfloat16 puts an error of 42 % of their spread on the logits.
+    In half precision, it computes in float32: attention outputs hardly vary between pixels, so InstanceNorm magnifies
+    rounding errors, and the error of the logits in bfloat16 would be 42 % of their spread.
     """
 
     def __init__(self, config: CrossVLTConfig, width: int, inner_width: int) -> None:
@@ -527,14 +527,14 @@ class CrossVLTGatedResidual(GradientCheckpointingLayer):
         return pixels + self.gate(fused) * fused
 
     def gate(self, fused: Tensor) -> Tensor:
-        """How much of what was read is let through: (B, H, W, C), between -1 and 1."""
+        """The factor of the fused pixels: (B, H, W, C), between -1 and 1."""
         return torch.tanh(self.fc2(F.relu(self.fc1(fused))))
 
 
 class CrossVLTLowerBound(torch.autograd.Function):
-    """`max(x, bound)` whose gradient below the bound passes where it leads back up (Balle et al., ICLR 2018).
+    """`max(x, bound)`, with a gradient below the bound if it increases `x` (Balle et al., ICLR 2018).
 
-    A plain clamp has no gradient there, so what has once fallen below would stay there for ever.
+    `clamp` has no gradient there, so values below the bound would never change.
     """
 
     generate_vmap_rule = True
@@ -555,32 +555,34 @@ class CrossVLTLowerBound(torch.autograd.Function):
 
 
 class CrossVLTAlignment(GradientCheckpointingLayer):
-    """Cosine similarity of every pixel with the sentence, over a learnable temperature (section III-C).
+    """Cosine similarity of every pixel with the sentence, divided by a learnable temperature (section III-C).
 
-    Original: the temperature is not bounded. Trained, it can cross zero, where the maps are infinite and beyond which
-    the loss teaches the contrary.
+    In the original, the temperature has no bound. In training, it could reach zero, where the maps are infinite, and
+    below which the loss has the wrong sign.
     """
 
     def __init__(self, config: CrossVLTConfig, width: int) -> None:
         super().__init__()
         self.pixel_projection = nn.Linear(width, config.alignment_dim)
         self.sentence_projection = nn.Linear(config.text_config.hidden_size, config.alignment_dim)
-        self.temperature = nn.Parameter(torch.tensor([float(config.alignment_temperature)]))  # FSDP takes no scalars
+        self.temperature = nn.Parameter(
+            torch.tensor([float(config.alignment_temperature)])
+        )  # FSDP does not support scalars
 
     def bounded_temperature(self) -> Tensor:
-        """By which the cosine is divided: at least `MIN_TEMPERATURE`, (1,)."""
+        """The divisor of the cosine, at least `MIN_TEMPERATURE`, (1,)."""
         return CrossVLTLowerBound.apply(self.temperature, MIN_TEMPERATURE)
 
     def forward(self, pixels: Tensor, sentence: Tensor) -> Tensor:
         sentence = F.normalize(at_least_float32(self.sentence_projection(sentence.to(pixels.dtype))), dim=-1)
         pixels = at_least_float32(self.pixel_projection(pixels))
-        # The cosine as a dot product over a length: to normalise the whole grid took 40 % of a small model's training
+        # Divides the dot product by lengths: normalising the grid took 40 % of the training time of a small model
         lengths = torch.linalg.vector_norm(pixels, dim=-1).clamp(min=1e-12)
         return (torch.einsum("bhwc,bc->bhw", pixels, sentence) / lengths)[:, None] / self.bounded_temperature()
 
 
 class CrossVLTStage(nn.Module):
-    """What joins the two encoders in a stage: alignment, fusion, and the way of the fused pixels to the next stage."""
+    """The layers between the encoders in a stage: alignment, fusion, and gates for the pixels of the next stage."""
 
     def __init__(self, config: CrossVLTConfig, stage: int) -> None:
         super().__init__()
@@ -589,7 +591,7 @@ class CrossVLTStage(nn.Module):
         self.alignment = CrossVLTAlignment(config, width) if stage in config.aligned_stages else None
         self.fusion = CrossVLTFusion(config, width, inner_width)
         self.norm = nn.LayerNorm(width, eps=config.vision_config.layer_norm_eps)
-        # Original: the last stage has a gate too, which feeds nothing.
+        # In the original, the last stage also has a gate, whose output is unused.
         passes_on = config.pixels_read_words and stage < config.num_stages - 1
         self.gate = CrossVLTGatedResidual(width) if passes_on else None
         self.merged_fusion = CrossVLTFusion(config, merged_width, merged_width) if passes_on else None
@@ -597,7 +599,7 @@ class CrossVLTStage(nn.Module):
 
 
 def interpolation(source: int, target: int, like: Tensor) -> Tensor:
-    """Linear interpolation with aligned ends as a (target, source) matrix, which has no case that depends on sizes."""
+    """Linear interpolation with aligned corners as a (target, source) matrix, without branches on sizes."""
     dtype = torch.promote_types(like.dtype, torch.float32)
     from_, to = (torch.arange(size, device=like.device, dtype=dtype) for size in (source, target))
     position = to * (from_[-1] / to[-1].clamp(min=1))
@@ -605,7 +607,7 @@ def interpolation(source: int, target: int, like: Tensor) -> Tensor:
 
 
 def upsample(maps: Tensor, like: Tensor) -> Tensor:
-    """Bilinear with aligned corners, to the height and width of `like`."""
+    """Bilinear interpolation with aligned corners, to the height and width of `like`."""
     source, size = maps.shape[-2:], like.shape[-2:]
     if is_symbolic(*source, *size):
         rows, columns = (interpolation(*ends, like=maps) for ends in zip(source, size, strict=True))
@@ -614,7 +616,7 @@ def upsample(maps: Tensor, like: Tensor) -> Tensor:
 
 
 class CrossVLTDecoderBlock(nn.Module):
-    """Bring the coarse map to the grid of the finer one, join them, and convolve twice."""
+    """Upsample a coarse map to the grid of a finer one, concatenate them, and convolve twice."""
 
     def __init__(self, in_width: int, width: int) -> None:
         super().__init__()
@@ -630,7 +632,7 @@ class CrossVLTDecoderBlock(nn.Module):
 
 
 class CrossVLTDecoder(nn.Module):
-    """Join the maps of all stages from coarse to fine: (B, C, H, W) each in, (B, 2, H_1, W_1) out."""
+    """Combine the (B, C, H, W) maps of all stages from coarse to fine, to (B, 2, H_1, W_1) logits."""
 
     def __init__(self, config: CrossVLTConfig) -> None:
         super().__init__()
@@ -650,15 +652,14 @@ class CrossVLTDecoder(nn.Module):
 
 
 class CrossVLTPresenceHead(GradientCheckpointingLayer):
-    """Whether something in the image fits the expression: one logit for each pair.
+    """Predict whether the image has a target: a logit for each pair.
 
-    It joins the sentence after the last language stage with the coarsest map, pooled over the positions in three ways
-    (mean, maximum, attention of the sentence), and sees how sure the mask is at its surest pixel and how large it is.
-    The mask is only read: no gradient of the presence loss goes into the decoder. Like the fusion it computes in
-    float32 under half precision.
+    The inputs are the sentence after the last language stage, the coarsest map, pooled over positions in three ways
+    (mean, maximum, attention of the sentence), and the highest log-odds and expected size of the mask. The decoder
+    gets no gradient of the presence loss. Like the fusion, it computes in float32 for half precision.
     """
 
-    # As in CrossVLTPreTrainedModel, which collects them from its parts: an optional one names itself
+    # Transformers adds these to those of the model, if it has this optional head
     _keep_in_fp32_modules_strict = ["presence_head"]
     _keep_in_fp32_modules = [r".*presence_head"]
 
@@ -673,7 +674,7 @@ class CrossVLTPresenceHead(GradientCheckpointingLayer):
         self.classifier = CrossVLTFloat32Linear(width + 2, 1)
 
     def forward(self, sentence: Tensor, feature_map: Tensor, mask_logits: Tensor) -> Tensor:
-        """(B, D) sentences, (B, C, H, W) maps and (B, 2, H_1, W_1) logits of the mask in, (B,) float32 out."""
+        """Convert (B, D) sentences, (B, C, H, W) maps and (B, 2, H_1, W_1) mask logits to (B,) float32 logits."""
         with maybe_autocast(device_type=feature_map.device.type, enabled=False):
             pixels = at_least_float32(feature_map.flatten(2))
             sentence = sentence.to(pixels.dtype)
@@ -682,13 +683,13 @@ class CrossVLTPresenceHead(GradientCheckpointingLayer):
             return self.classifier(features).squeeze(1)
 
     def pool(self, pixels: Tensor, sentence: Tensor) -> Tensor:
-        """(B, C, N) pixels -> (B, 3 * C), their mean, their maximum and what the sentence attends to."""
+        """(B, C, N) pixels -> (B, 3 * C): mean, maximum, and attention of the sentence."""
         weights = F.softmax(self.query(sentence)[:, None] @ pixels * self.scaling, dim=-1)
         attended = (pixels @ weights.transpose(1, 2)).squeeze(2)
         return torch.cat([pixels.mean(2), pixels.amax(2), attended], dim=1)
 
     @staticmethod
     def read_mask(mask_logits: Tensor) -> Tensor:
-        """(B, 2, H_1, W_1) -> (B, 2): the log-odds of the surest pixel, and log(1 + expected number of pixels)."""
+        """(B, 2, H_1, W_1) -> (B, 2): highest log-odds of a pixel, and log(1 + expected number of pixels)."""
         log_odds = (mask_logits[:, 1] - mask_logits[:, 0]).detach().flatten(1)
         return torch.stack([log_odds.amax(1), log_odds.sigmoid().sum(1).log1p()], dim=1)

@@ -33,7 +33,7 @@ class Evaluate(DataCommand):
 
     Args:
         data: refcoco, refcoco+, refcocog, ..., refshapes, or a folder.
-        split: val, testA, testB, test, ...; without it, an error names those that there are.
+        split: val, testA, testB, test, ...; without it, an error names the splits.
         root: Folder of the annotations and images.
         limit: Use only the first references.
         protocol: Compare masks at the input size of the model, as the paper does, or at the size of the image

@@ -244,7 +244,7 @@ def _digest(dataset: Dataset) -> str:
 
 
 def _load_rows(source: str, split: str | None) -> Dataset:
-    """Load a data set from the Hub, from files, or saved by `save_to_disk`; without a split, "train"."""
+    """Load a split ("train" by default) from the Hub, from files, or saved by `save_to_disk`."""
     folder = Path(source)
     if (folder / "state.json").is_file():
         _refuse({"split": split}, f"{source}, which was saved without splits")

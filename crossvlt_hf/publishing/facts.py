@@ -30,7 +30,7 @@ ONE_LINE = ("name", "image", "expression")
 
 
 # The first sentence of `About.limits`, without and with a presence head
-ALWAYS_ONE = "It always looks for one object, also where the expression refers to none or several. "
+ALWAYS_ONE = "It always segments one object, even if the expression refers to none or several. "
 MAY_BE_NONE = "It may find something where there is no target, and nothing where there is one. "
 
 

@@ -184,10 +184,10 @@ class OutputOptions:
 
 
 def _named_splits(source: dict[str, Any], root: str | None) -> str:
-    """What is said of the splits of a data set that is given without one; nothing if it has no name either."""
+    """The message about the splits of a data set without `split`; empty if it has no name either."""
     if not source.get("name"):
         return ""
-    from ..data import load_data  # which takes a second to import, for a message alone
+    from ..data import load_data  # only for messages, since the import takes a second
 
     try:
         load_data(str(source["name"]), root=source.get("root", root))

@@ -357,9 +357,9 @@ def test_the_card_says_it():
     options = {"model_id": "me/model", "image_size": (64, 64), "max_length": 9}
     card = str(render_card(CrossVLTConfig(presence_head=True), evidence=Evidence(evaluations=[report]), **options))
     assert "refshapes test, expected calibration error: score 1.2 %." in card
-    assert "empty where nothing fits" in card
-    assert "always looks for one object" not in card
-    assert "always looks for one object" in str(render_card(CrossVLTConfig(), **options))
+    assert "empty without a target" in card
+    assert "always segments one object" not in card
+    assert "always segments one object" in str(render_card(CrossVLTConfig(), **options))
 
 
 def test_training_on_drops_the_calibration(saved):
