@@ -178,30 +178,32 @@ def take_hub_options(folder: str | Path, options: dict[str, Any]) -> dict[str, A
     return {"repo_id": options.pop("repo_id", None) or Path(folder).resolve().name, **taken}
 
 
+def _require(config: PreTrainedConfig, condition: bool, name: str, rule: str) -> None:
+    """Raise ValueError, with the rule that a field must follow, unless a condition holds."""
+    if not condition:
+        raise ValueError(f"`{name}` must {rule}, got {getattr(config, name)!r}.")
+
+
 def _check_positive(config: PreTrainedConfig, *names: str) -> None:
     for name in names:
-        if not 0 < getattr(config, name) < float("inf"):  # NaN is refused too
-            raise ValueError(f"`{name}` must be above 0, got {getattr(config, name)}.")
+        _require(config, 0 < getattr(config, name) < float("inf"), name, "be above 0")  # NaN is refused, too
 
 
 def _check_rates(config: PreTrainedConfig, *names: str) -> None:
     for name in names:
-        if not 0 <= getattr(config, name) < 1:
-            raise ValueError(f"`{name}` must be at least 0 and below 1, got {getattr(config, name)}.")
+        _require(config, 0 <= getattr(config, name) < 1, name, "be at least 0 and below 1")
 
 
 def _check_activation(config: PreTrainedConfig) -> None:
-    if config.hidden_act not in ACT2FN:
-        raise ValueError(
-            f"`hidden_act` must be an activation of Transformers, such as 'gelu', got {config.hidden_act!r}."
-        )
+    rule = "be an activation of Transformers, such as 'gelu'"
+    _require(config, config.hidden_act in ACT2FN, "hidden_act", rule)
 
 
 def _check_stages(config: PreTrainedConfig, *names: str) -> None:
     for name in names:
-        values = getattr(config, name)
-        if len(values) != NUM_STAGES:
-            raise ValueError(f"`{name}` must have an entry for each of {NUM_STAGES} stages, got {values}.")
+        _require(
+            config, len(getattr(config, name)) == NUM_STAGES, name, f"have an entry for each of {NUM_STAGES} stages"
+        )
 
 
 def _field_names(config_class: type[PreTrainedConfig]) -> list[str]:
@@ -374,24 +376,17 @@ class CrossVLTVisionConfig(CarriesCode, PreTrainedConfig):
         """Check values and combinations of fields."""
         _check_stages(self, "depths", "num_heads")
         sides = [self.image_size] if isinstance(self.image_size, int) else self.image_size
-        if min(sides, default=0) <= 0:
-            raise ValueError(f"`image_size` must be above 0, got {self.image_size}.")
+        _require(self, min(sides, default=0) > 0, "image_size", "be above 0")
         _check_positive(self, "patch_size", "num_channels", "embed_dim", "window_size", "mlp_ratio", "layer_norm_eps")
         _check_positive(self, "initializer_range")
         _check_activation(self)
         _check_rates(self, "hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
-        if min(self.depths) < 1:
-            raise ValueError(f"`depths` must be at least 1 for every stage, got {self.depths}.")
-        for stage, (width, heads) in enumerate(zip(self.hidden_sizes, self.num_heads, strict=True)):
-            if heads < 1 or width % heads:
-                raise ValueError(
-                    f"`num_heads` must divide the width of each stage, got {self.num_heads}: stage {stage + 1} has "
-                    f"width {width} (`embed_dim` {self.embed_dim} times {2**stage})."
-                )
-        if self.use_absolute_embeddings:
-            raise ValueError(
-                "`use_absolute_embeddings` must be False, since CrossVLT takes images of any size, got True."
-            )
+        _require(self, min(self.depths) >= 1, "depths", "be at least 1 for every stage")
+        for width, heads in zip(self.hidden_sizes, self.num_heads, strict=True):
+            fits = heads >= 1 and width % heads == 0
+            _require(self, fits, "num_heads", f"divide the widths of the stages, {self.hidden_sizes}")
+        rule = "be False, since CrossVLT takes images of any size"
+        _require(self, not self.use_absolute_embeddings, "use_absolute_embeddings", rule)
 
 
 @strict
@@ -476,26 +471,19 @@ class CrossVLTTextConfig(CarriesCode, PreTrainedConfig):
     def validate_architecture(self) -> None:
         """Check values and combinations of fields."""
         _check_stages(self, "depths")
-        if min(self.depths) < 0 or self.depths[0] < 1:
-            raise ValueError(
-                f"`depths` must be at least 1 for stage 1 and at least 0 for other stages, got {self.depths}."
-            )
+        rule = "be at least 1 for stage 1 and at least 0 for other stages"
+        _require(self, min(self.depths) >= 0 and self.depths[0] >= 1, "depths", rule)
         _check_positive(self, "vocab_size", "hidden_size", "num_attention_heads", "intermediate_size")
         _check_positive(self, "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "initializer_range")
         _check_activation(self)
-        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
-            raise ValueError(
-                f"`pad_token_id` must be None or from 0 to {self.vocab_size - 1}, got {self.pad_token_id}."
-            )
+        known = self.pad_token_id is None or 0 <= self.pad_token_id < self.vocab_size
+        _require(self, known, "pad_token_id", f"be None or from 0 to {self.vocab_size - 1}")
         _check_rates(self, "hidden_dropout_prob", "attention_probs_dropout_prob")
-        if self.context_dims is not None and (len(self.context_dims) != NUM_STAGES - 1 or min(self.context_dims) < 1):
-            raise ValueError(
-                f"`context_dims` must have a width above 0 for each of stages 2-4, got {self.context_dims}."
-            )
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"`num_attention_heads` must divide `hidden_size` {self.hidden_size}, got {self.num_attention_heads}."
-            )
+        dims = self.context_dims
+        fit = dims is None or (len(dims) == NUM_STAGES - 1 and min(dims) >= 1)
+        _require(self, fit, "context_dims", "have a width above 0 for each of stages 2-4")
+        divides = self.hidden_size % self.num_attention_heads == 0
+        _require(self, divides, "num_attention_heads", f"divide `hidden_size` {self.hidden_size}")
 
 
 # The sizes of Swin (Liu et al., ICCV 2021, section 3.3). The two larger ones have the window of checkpoints for 384
@@ -654,22 +642,16 @@ class CrossVLTConfig(CarriesCode, PreTrainedConfig):
         self.vision_config.validate()
         self.text_config.validate()
         _check_positive(self, "alignment_dim", "alignment_temperature", "fusion_head_dim", "initializer_range")
-        if self.alignment_temperature < MIN_TEMPERATURE:
-            raise ValueError(
-                f"`alignment_temperature` must be at least {MIN_TEMPERATURE}, the least divisor of the network, got "
-                f"{self.alignment_temperature}."
-            )
+        rule = f"be at least {MIN_TEMPERATURE}, the least divisor of the network"
+        _require(self, self.alignment_temperature >= MIN_TEMPERATURE, "alignment_temperature", rule)
         if self.decoder_hidden_size is not None:
             _check_positive(self, "decoder_hidden_size")
-        if not self.dice_loss_weight >= 0:
-            raise ValueError(f"`dice_loss_weight` must be at least 0, got {self.dice_loss_weight}.")
+        _require(self, self.dice_loss_weight >= 0, "dice_loss_weight", "be at least 0")
         # With weight 0, the parameters of the head would get no gradient
         _check_positive(self, "presence_loss_weight")
-        if (2 * self.vision_config.embed_dim) % self.fusion_head_dim:
-            raise ValueError(
-                f"`fusion_head_dim` must divide the width of the fusion {2 * self.vision_config.embed_dim} (twice "
-                f"`vision_config.embed_dim`), got {self.fusion_head_dim}."
-            )
+        width = 2 * self.vision_config.embed_dim
+        rule = f"divide the width of the fusion {width} (twice `vision_config.embed_dim`)"
+        _require(self, width % self.fusion_head_dim == 0, "fusion_head_dim", rule)
 
 
 __all__ = ["CrossVLTConfig", "CrossVLTTextConfig", "CrossVLTVisionConfig"]

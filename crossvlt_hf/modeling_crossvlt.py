@@ -67,6 +67,7 @@ MASK_LOSS_WEIGHT = 2.0
 IGNORE_INDEX = 255
 # Positions of the finest map that the decoder processes at a time on a CPU: those of an image of 512x512 pixels
 PART = 128 * 128
+INTEGERS = (torch.int32, torch.int64)
 # Keyword arguments that forward accepts and ignores, of the processor, and of Transformers' decorators and Trainer
 PASSED_ALONG = ("original_sizes", "use_cache", "is_causal", "num_items_in_batch")
 # Keyword arguments of other models that this one does not have
@@ -392,7 +393,7 @@ def check_ids(name: str, ids: Tensor | None, size: int) -> None:
     """Raise ValueError unless ids are integers and, if they are on the CPU, from 0 to `size` - 1."""
     if ids is None:
         return
-    if ids.dtype not in (torch.int32, torch.int64):
+    if ids.dtype not in INTEGERS:
         raise ValueError(f"`{name}` must be int64, got {ids.dtype}.")
     if is_readable(ids) and (ids.min() < 0 or ids.max() >= size):
         raise ValueError(
@@ -415,6 +416,15 @@ def check_labels(labels: Tensor, shape: tuple[int, int, int]) -> None:
                 f"`labels` must be 1 for the object, 0 for background or {IGNORE_INDEX} to ignore, got "
                 f"{labels[~known][0]}."
             )
+
+
+def check_size_for_training(height: int, width: int, most: int) -> None:
+    """Raise ValueError if a side of a single image is not above `most` pixels, where maps have a single position."""
+    if max(height, width) <= most:
+        raise ValueError(
+            f"A single image must have more than {most} pixels a side in training, since BatchNorm needs several "
+            f"values, got {height}x{width}."
+        )
 
 
 class CrossVLTPreTrainedModel(PreTrainedModel):
@@ -841,11 +851,7 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
         if expressions_per_image is None:
             return images
         counts = expressions_per_image
-        if (
-            not isinstance(counts, Tensor)
-            or counts.shape != (images,)
-            or counts.dtype not in (torch.int32, torch.int64)
-        ):
+        if not isinstance(counts, Tensor) or counts.shape != (images,) or counts.dtype not in INTEGERS:
             raise ValueError(
                 f"`expressions_per_image` must be a tensor of {images} integers, one per image, got {counts!r}."
             )
@@ -872,11 +878,8 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
         images, _, height, width = pixel_values.shape
         check_tensors(input_ids=input_ids, labels=labels)
         batch = self._count_expressions(images, input_ids, expressions_per_image)
-        if self.training and batch == 1 and max(height, width) <= 4 * self.config.vision_config.patch_size:
-            raise ValueError(
-                f"A single image must have more than {4 * self.config.vision_config.patch_size} pixels a side in "
-                f"training, since BatchNorm needs several values, got {height}x{width}."
-            )
+        if self.training and batch == 1:
+            check_size_for_training(height, width, 4 * self.config.vision_config.patch_size)
         check_words(self.config.text_config, input_ids, attention_mask, token_type_ids, batch)
         if labels is not None:
             check_labels(labels, (batch, height, width))

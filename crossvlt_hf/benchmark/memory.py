@@ -69,6 +69,14 @@ def measure_device(step: Callable[[], Any], device: torch.device, times: int = 2
     return peak()
 
 
+def _environment() -> dict[str, str]:
+    """The environment of a child process."""
+    # The package may have been imported from a folder, without installation
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    # Otherwise glibc keeps freed memory, as much as is in use, and the peak is too high
+    return {**os.environ, "PYTHONPATH": paths, "MALLOC_MMAP_THRESHOLD_": "262144"}
+
+
 class ChildError(RuntimeError):
     """A child process failed."""
 
@@ -79,12 +87,8 @@ def in_child(job: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ChildError: with the reason, also if the system killed the process.
     """
-    command = [sys.executable, "-m", "crossvlt_hf.benchmark.child"]
-    # The package may have been imported from a folder, without installation
-    paths = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    # Otherwise glibc keeps freed memory, as much as is in use, and the peak is too high
-    environment = {**os.environ, "PYTHONPATH": paths, "MALLOC_MMAP_THRESHOLD_": "262144"}
-    done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, env=environment, check=False)
+    command, request = [sys.executable, "-m", "crossvlt_hf.benchmark.child"], json.dumps(job)
+    done = subprocess.run(command, input=request, capture_output=True, text=True, env=_environment(), check=False)
     if done.returncode == -signal.SIGKILL:
         raise ChildError("The system killed the process, probably because it was out of memory.")
     if done.returncode:

@@ -79,6 +79,14 @@ class Findings:
         """The cases that are not skipped."""
         return [case for case in cases if case not in self.skipped]
 
+    def describe(self, cases: Sequence[Case], probes: Sequence[Probe]) -> dict[str, Any]:
+        """The entries of a report about probes and cases."""
+        return {
+            "peaks": [describe_probe(probe, self.samples[probe]) for probe in probes],
+            "cases": [describe_case(case, self, probes) for case in self.left(cases)],
+            "skipped": [{**case.to_dict(), "label": case.label, "reason": why} for case, why in self.skipped.items()],
+        }
+
 
 def run_benchmark(options: Options, tell: Callable[[str], Any] = lambda line: None) -> dict[str, Any]:
     """Measure size, speed and memory.
@@ -118,14 +126,13 @@ def _measure(options: Options, sources: Mapping[str, Source], tell: Callable[[st
     probes = _measure_times(cases, folders, options, found, tell) if "time" in options.measures else []
     if cases and not found.left(cases):
         raise ValueError(f"No case could run. {cases[0].label}: {found.skipped[cases[0]]}")
+    models = [_describe_source(source, loading.get(name)) for name, source in sources.items()]
     return {
         "format": 1,
         "started": started,
         **_describe_conditions(options),
-        "peaks": [describe_probe(probe, found.samples[probe]) for probe in probes],
-        "models": [_describe_source(source, loading.get(name)) for name, source in sources.items()],
-        "cases": [describe_case(case, found, probes) for case in found.left(cases)],
-        "skipped": [{**case.to_dict(), "label": case.label, "reason": why} for case, why in found.skipped.items()],
+        "models": models,
+        **found.describe(cases, probes),
     }
 
 

@@ -248,9 +248,6 @@ def _image_names(dataset: Dataset) -> Iterator[tuple[str, ...]]:
 
 def _summarise(config: TrainingConfig, facts: dict[str, Any]) -> str:
     options, origin = config.optimization, " and ".join(facts["started_from"]) or "random weights"
-    curve = ", ".join(
-        f"{percent(value)} % (step {step})" for step, value in facts["curve"].items() if value is not None
-    )
     text_rate = f", {options.text_learning_rate:g} for the language stages" if options.text_learning_rate else ""
     warm_up = f"warm-up of {options.warmup_steps} steps"
     if facts["steps"] <= options.warmup_steps:
@@ -263,12 +260,16 @@ def _summarise(config: TrainingConfig, facts: dict[str, Any]) -> str:
         f"weight decay {options.weight_decay:g}, mixed precision {options.mixed_precision or 'as launched'}"
         f"{f', averaged weights ({options.ema_decay:g})' if options.ema_decay else ''}.",
     ]
-    if curve:
-        of_how_many = (
-            f"{counted(facts['validation_samples'], 'expression')} of " if facts["validation_samples"] else ""
-        )
-        lines.append(f"Mean IoU on {of_how_many}validation data: {curve}.")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_describe_curve(facts)])
+
+
+def _describe_curve(facts: dict[str, Any]) -> list[str]:
+    """A sentence about the evaluations of a run, if there are any."""
+    known = {step: value for step, value in facts["curve"].items() if value is not None}
+    curve = ", ".join(f"{percent(value)} % (step {step})" for step, value in known.items())
+    samples = facts["validation_samples"]
+    of_how_many = f"{counted(samples, 'expression')} of " if samples else ""
+    return [f"Mean IoU on {of_how_many}validation data: {curve}."] if curve else []
 
 
 def validation_report(folder: str | Path, *, best: bool, image_size: tuple[int, int], hardware: str) -> dict[str, Any]:

@@ -213,12 +213,16 @@ def _check_request(
         if values is not None and len(values) != len(masks):
             raise ValueError(f"`{name}` must have one entry for each of {len(masks)} masks, got {len(values)}.")
     for index, mask in enumerate(masks):
-        height, width = _to_array(mask).shape
-        if (width, height) != image.size:
-            raise ValueError(
-                f"Mask {index} must have the size of the image, {image.width}x{image.height} (width x height), got "
-                f"{width}x{height}."
-            )
+        _check_size(f"Mask {index}", mask, image)
+
+
+def _check_size(name: str, mask: Mask, image: Image.Image) -> None:
+    height, width = _to_array(mask).shape
+    if (width, height) != image.size:
+        raise ValueError(
+            f"{name} must have the size of the image, {image.width}x{image.height} (width x height), got "
+            f"{width}x{height}."
+        )
 
 
 def _enlargement(size: tuple[int, int]) -> int:

@@ -68,13 +68,19 @@ class LabelMeObjects(ObjectSource):
         else:
             image = inside(path.parent, name, where, self.folder.resolve().parent if not path.is_absolute() else None)
         size = header_size(image)
-        if "imageHeight" in table and table.get("imageHeight") is not None:
-            said = image_size({"height": table["imageHeight"], "width": table.get("imageWidth")}, where)
-            if said != size:
-                raise ValueError(
-                    f"{where}: the labels are for {said[0]}x{said[1]} pixels, the image has {size[0]}x{size[1]}."
-                )
+        _check_size(table, size, where)
         return image, size
+
+
+def _check_size(table: dict[str, Any], size: tuple[int, int], where: str) -> None:
+    """Raise ValueError if the labels are for an image of another size."""
+    if table.get("imageHeight") is None:
+        return
+    labelled = image_size({"height": table["imageHeight"], "width": table.get("imageWidth")}, where)
+    if labelled != size:
+        raise ValueError(
+            f"{where}: the labels are for {labelled[0]}x{labelled[1]} pixels, the image has {size[0]}x{size[1]}."
+        )
 
 
 def _labels(path: Path) -> list[str]:

@@ -28,6 +28,10 @@ def detect_form(path: str | Path) -> Form:
         if place.is_absolute() or place.suffix in (".json", ".parquet"):
             raise FileNotFoundError(f"There is no file or folder {place}.")
         return "hub"
+    return _form_of_folder(place)
+
+
+def _form_of_folder(place: Path) -> Form:
     if (place / "SegmentationObject").is_dir():
         return "voc"
     if any(place.rglob("*.parquet")):
