@@ -117,8 +117,8 @@ def test_the_built_in_checkpoint_is_small_and_exact():
     assert not list(DEFAULT_CHECKPOINT.glob("*.py"))
     assert "auto_map" not in json.loads((DEFAULT_CHECKPOINT / "config.json").read_text())
     card = " ".join((DEFAULT_CHECKPOINT / "README.md").read_text().split())
-    assert "not sentences by people" in card
-    assert "no figure here is one of RefCOCO" in card
+    assert "not written by people" in card
+    assert "none of these results is on RefCOCO" in card
 
 
 def test_the_built_in_checkpoint_follows_language():

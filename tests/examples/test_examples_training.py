@@ -64,7 +64,7 @@ def check_lora(printed: str, folder: Path, checkpoint: Path, batch: dict) -> Non
     batch.pop("original_sizes")
     for name in METRICS:
         _, adapted, merged = re.search(
-            rf"^{name}: (\S+) before, (\S+) with the adapter, (\S+) merged$", printed, re.MULTILINE
+            rf"^{name}: (\S+) % before, (\S+) % with the adapter, (\S+) % merged$", printed, re.MULTILINE
         ).groups()
         assert adapted == merged
     base = CrossVLTModel.from_pretrained(checkpoint).eval()

@@ -478,13 +478,13 @@ def test_another_checkpoint_is_not_replaced(checkpoint, tmp_path):
     write_repository(model, processor, folder, model_id=NAME)  # itself
     model.save_pretrained(folder, max_shard_size="100KB")
     assert len(list(folder.glob("*.safetensors"))) > 1
-    with pytest.raises(ValueError, match="another checkpoint"):
+    with pytest.raises(ValueError, match="a checkpoint with other weights"):
         write_repository(other, processor, folder, model_id=NAME)
     write_repository(model, processor, folder, model_id=NAME)
     write_repository(other, processor, folder, model_id=NAME, overwrite=True)
     assert not load_checkpoint(folder)[0].decoder.classifier.weight.any()
     (folder / "model.safetensors").write_bytes(b"damaged")
-    with pytest.raises(ValueError, match="another checkpoint"):
+    with pytest.raises(ValueError, match="a checkpoint with other weights"):
         write_repository(model, processor, folder, model_id=NAME)
 
 
