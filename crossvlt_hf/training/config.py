@@ -168,6 +168,7 @@ class OutputOptions:
         evaluation_batch_size: pairs per forward pass and process.
         keep: number of checkpoints to keep.
         pictures: number of predictions to draw at each evaluation.
+        curves: draw the log as curves.png at the end, if matplotlib is installed.
         trackers: of Accelerate: tensorboard, wandb, ...
         push_to_hub: Hub id to upload the best weights to at the end.
     """
@@ -179,6 +180,7 @@ class OutputOptions:
     evaluation_batch_size: int = validated_field(_at_least(1), default=16)
     keep: int = validated_field(_at_least(1), default=2)
     pictures: int = validated_field(_at_least(0), default=8)
+    curves: bool = True
     trackers: list[str] = field(default_factory=list)
     push_to_hub: str | None = None
 

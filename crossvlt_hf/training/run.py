@@ -292,7 +292,8 @@ class TrainingRun:
         self.accelerator.end_training()
         torch.set_flush_denormal(False)  # the default, for the rest of the program
         if self.accelerator.is_main_process:
-            self.report.draw_curves()
+            if self.config.output.curves:
+                self.report.draw_curves()
             names = [name for name in ("best", "last") if (self.folder / name).is_dir()]
             for name in names:
                 self.report.describe(name, self.processor, self.batches.pairs.datasets, self.validation)

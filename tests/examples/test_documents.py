@@ -283,7 +283,7 @@ def run(block, name, hub, scope):
         assert block.language in ("bibtex", "text"), f"{name}, line {block.line}"
 
 
-SLOW = ("docs/training.md", "docs/usage.md", "docs/publishing.md", "docs/reproduce.md")
+SLOW = ("README.md", "docs/training.md", "docs/usage.md", "docs/publishing.md", "docs/reproduce.md")
 
 
 @pytest.mark.parametrize(

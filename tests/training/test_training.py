@@ -85,7 +85,7 @@ SMALL = {
         "max_grad_norm": 1.0,
         "ema_decay": 0.9,
     },
-    "output": {"log_steps": 1, "evaluation_steps": 2, "pictures": 2, "keep": 3, "trackers": ["tensorboard"]},
+    "output": {"log_steps": 1, "evaluation_steps": 2, "pictures": 0, "curves": False, "keep": 3},
 }
 
 
@@ -519,7 +519,7 @@ def test_the_built_in_checkpoint_has_a_name(tmp_path, monkeypatch, capfd, comman
 def finished(tmp_path_factory):
     """An uninterrupted run, its folder and final weights."""
     folder = tmp_path_factory.mktemp("finished")
-    run = small_run(folder)
+    run = small_run(folder, output__pictures=2, output__curves=True, output__trackers=["tensorboard"])
     metrics = run.run()
     return folder, weights(run), metrics
 
@@ -665,7 +665,10 @@ def test_another_run_cannot_go_on(finished, overrides, message):
     config = load_config(write_config(folder, **overrides))
     with pytest.raises(ValueError, match=re.escape(message)):
         TrainingRun(config, resume=True)
-    assert main([str(write_config(folder)), "output.log_steps=5", "--resume"]) == 0  # that may change
+
+
+def test_a_run_with_other_output_can_go_on(finished):
+    assert main([str(write_config(finished[0])), "output.log_steps=5", "--resume"]) == 0
 
 
 def test_as_many_processes_must_go_on(finished):
