@@ -1,24 +1,32 @@
 """Processes of this Python that need not import PyTorch, which would take them longer than what they are tested for.
 
 Each is a fork of a server, with arguments, environment, folder, output and exit of its own. There are two, each
-started at the first process that needs it. One has also imported Transformers and this package, which read the
-environment as they are imported: it serves processes whose environment is that of the tests. The other has imported
-PyTorch and what else reads no environment of a user.
+started at the first process that needs it, and shared by all processes of pytest-xdist. One has imported PyTorch and
+what else reads no environment of a user. The other, a fork of it, has also imported Transformers and this package,
+which read the environment as they are imported: it serves processes whose environment is that of the tests.
 """
 
 import json
 import os
 import runpy
+import select
+import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 
 
 TESTS = Path(__file__).parent
+OWNER = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()  # the process that ends last
+RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID", f"{OWNER}-{time.time_ns()}")
 ENVIRONMENT = dict(os.environ)
 READ_LATER = (  # than at import, or without effect here; libraries set some of them
     *("ACCELERATE_", "CUDA_VISIBLE_DEVICES", "HF_HUB_DISABLE_TELEMETRY", "OMP_NUM_THREADS", "PYTEST_CURRENT_TEST"),
@@ -39,11 +47,40 @@ def _stays(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 @cache
-def _server(*modules: str) -> subprocess.Popen:
-    """It ends with this process, which closes its input."""
-    environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}  # no CUDA before a fork
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, __file__, *modules], env=environment, text=True, **pipes)
+def _server(name: str) -> Path:
+    """The socket of a server; the first process of the tests that asks for it starts it."""
+    folder = Path(gettempdir(), f"crossvlt-tests-{RUN}")
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    try:
+        (folder / f"{name}.started").touch(exist_ok=False)
+    except FileExistsError:
+        return path
+    if name == "plain":
+        environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}  # no CUDA yet
+        command = [sys.executable, __file__, str(path), str(OWNER), *PLAIN]
+        subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
+    else:
+        code = f"import sys; sys.path.insert(0, {str(TESTS)!r}); import processes; processes.serve(*sys.argv[1:])"
+        command = ["-c", code, str(path), str(OWNER), *WHOLE]
+        with _send(_server("plain"), command, ENVIRONMENT, TESTS, os.devnull, os.devnull):
+            pass  # it goes on when nobody listens
+    return path
+
+
+def _send(server: Path, command: list[str], *request: object) -> socket.socket:
+    """Ask a server for a process; its exit code can be received."""
+    connection, deadline = socket.socket(socket.AF_UNIX), time.monotonic() + 300
+    while True:
+        try:
+            connection.connect(str(server))
+            break
+        except (FileNotFoundError, ConnectionRefusedError):  # it is still importing
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+    connection.sendall(json.dumps([command, *request], default=str).encode() + b"\n")
+    return connection
 
 
 def run_python(
@@ -54,30 +91,52 @@ def run_python(
     With `plain`, Transformers and this package are left to the process in any environment.
     """
     plain = plain or _stays(os.environ if environment is None else environment) != _stays(ENVIRONMENT)
-    server = _server(*PLAIN) if plain else _server(*PLAIN, *WHOLE)
+    server = _server("plain" if plain else "whole")
     with TemporaryDirectory() as place:
         output, errors = Path(place, "output"), Path(place, "errors")
         command = [str(argument) for argument in arguments]
         variables = dict(os.environ if environment is None else environment)
-        request = command, variables, str(folder or Path.cwd()), str(output), str(errors)
-        server.stdin.write(json.dumps(request) + "\n")
-        server.stdin.flush()
-        code = int(server.stdout.readline())
+        with _send(server, command, variables, folder or Path.cwd(), output, errors) as connection:
+            code = int(connection.makefile().readline())
         return subprocess.CompletedProcess(command, code, output.read_text("utf-8"), errors.read_text("utf-8"))
 
 
-def _wait_for_request() -> list:
-    """In the server, until there are no more; returns in its forks."""
-    for name in sys.argv[1:]:
+def serve(path: str, owner: str, *modules: str) -> None:
+    """Answer requests until the tests have ended; in a fork, be what was asked for."""
+    for name in modules:
         import_module(name)
-    for line in sys.stdin:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(f"{path}.new")
+        listening.listen()
+        Path(f"{path}.new").rename(path)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who wait
+        while _lives(int(owner)):
+            if select.select([listening], [], [], 1)[0]:
+                connection, _ = listening.accept()
+                if os.fork() == 0:
+                    break
+                connection.close()
+        else:
+            shutil.rmtree(Path(path).parent, ignore_errors=True)
+            os._exit(0)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    with connection:
+        request = json.loads(connection.makefile().readline())
         child = os.fork()
-        if child == 0:
-            return json.loads(line)
-        _, status = os.waitpid(child, 0)
-        sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
-        sys.stdout.flush()
-    sys.exit()
+        if child != 0:
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            with suppress(BrokenPipeError):
+                connection.sendall(f"{code}\n".encode())
+            os._exit(0)
+    _begin(*request)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _begin(command: list[str], variables: dict[str, str], folder: str, output: str, errors: str) -> None:
@@ -102,4 +161,4 @@ def _begin(command: list[str], variables: dict[str, str], folder: str, output: s
 
 
 if __name__ == "__main__":
-    _begin(*_wait_for_request())
+    serve(*sys.argv[1:])

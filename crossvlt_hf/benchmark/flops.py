@@ -19,7 +19,27 @@ def on_meta_device(config: CrossVLTConfig) -> CrossVLTModel:
 
 def count_parameters(config: CrossVLTConfig) -> int:
     """Count the parameters of a model."""
-    return sum(parameter.numel() for parameter in on_meta_device(config).parameters())
+    return _count_parameters(_to_key(config))
+
+
+@lru_cache(maxsize=64)
+def _count_parameters(key: str) -> int:
+    return sum(parameter.numel() for parameter in on_meta_device(_from_key(key)).parameters())
+
+
+# Fields of a config that say where a model comes from, not what it is
+ORIGIN = ("_name_or_path", "architectures", "auto_map", "dtype", "transformers_version")
+
+
+def _to_key(config: CrossVLTConfig) -> str:
+    """The config as a key of caches, equal for equal models."""
+    sections = [config, config.vision_config, config.text_config]
+    dicts = [{k: v for k, v in section.to_dict().items() if k not in ORIGIN} for section in sections]
+    return json.dumps({**dicts[0], "vision_config": dicts[1], "text_config": dicts[2]}, sort_keys=True)
+
+
+def _from_key(key: str) -> CrossVLTConfig:
+    return CrossVLTConfig.from_dict(json.loads(key))
 
 
 def count_flops(
@@ -66,13 +86,13 @@ def count_flops_by_part(config: CrossVLTConfig, size: tuple[int, int], tokens: i
     Returns:
         Operations by the name of the part. Patch merging is a separate part, since it is not `SHARED`.
     """
-    return dict(_count_by_part(config.to_json_string(use_diff=False), tuple(size), tokens))
+    return dict(_count_by_part(_to_key(config), tuple(size), tokens))
 
 
 @lru_cache(maxsize=64)
-def _count_by_part(config_json: str, size: tuple[int, int], tokens: int) -> dict[str, int]:
+def _count_by_part(key: str, size: tuple[int, int], tokens: int) -> dict[str, int]:
     """Cached, since the base model takes seconds, and benchmarks and cards count the same models repeatedly."""
-    config = CrossVLTConfig.from_dict(json.loads(config_json))
+    config = _from_key(key)
     model = on_meta_device(config)
     pixel_values, input_ids = _meta_inputs(config, size, tokens)
     counter = FlopCounterMode(display=False)

@@ -488,18 +488,20 @@ def test_another_checkpoint_is_not_replaced(checkpoint, tmp_path):
         write_repository(model, processor, folder, model_id=NAME)
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "thesis.tex", "photo.png", "pytorch_model.bin", "pictures"])
-def test_a_repository_does_not_go_beside_other_files(checkpoint, tmp_path, name):
+def test_a_repository_does_not_go_beside_other_files(checkpoint, tmp_path):
     model, processor = load_checkpoint(checkpoint)
     folder = write_repository(model, processor, tmp_path / "mine")
     for own in (".gitattributes", "LICENSE", "evaluation.json", "vocab.txt"):
         (folder / own).touch()
     write_repository(model, processor, folder)
-    (folder / name).mkdir() if name == "pictures" else (folder / name).write_text("mine")
-    with pytest.raises(ValueError, match=f"mine holds {name}, which does not belong to a checkpoint"):
-        write_repository(model, processor, folder)
+    (folder / "pictures").mkdir()
+    for name in ("pictures", "notes.txt", "thesis.tex", "photo.png", "pytorch_model.bin"):
+        other = (folder / name) if name == "pictures" else (folder / "pictures").replace(folder / name)
+        with pytest.raises(ValueError, match=f"mine holds {name}, which does not belong to a checkpoint"):
+            write_repository(model, processor, folder)
+        other.replace(folder / "pictures")
     write_repository(model, processor, folder, overwrite=True)
-    assert (folder / name).exists()
+    assert (folder / "pictures").is_dir()
 
 
 def test_a_clone_of_an_empty_repository_has_room(checkpoint, tmp_path):

@@ -596,7 +596,8 @@ def test_compile_of_a_training_step():
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("attention", ["eager", pytest.param("sdpa", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_export(model, attention):
     model.set_attn_implementation(attention)
     batch = without_labels(fake_batch(model.config))

@@ -299,6 +299,7 @@ class Operators(torch.nn.Module):
         return torch.nn.functional.softshrink(x, 0.1) if self.unknown else x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unknown", [False, True])
 def test_what_cannot_be_translated_is_decomposed(unknown, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
