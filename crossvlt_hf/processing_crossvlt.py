@@ -37,7 +37,7 @@ IgnoreIndex = int | Literal["auto"] | None
 Meaning = Literal["ignored", "object", "absent"] | None
 
 OVERSHOOT = 0.01  # of floats beyond their range, from rounding and resizing
-LEAST_OF_16_BITS = 1020  # an image of 0 to 65535 below this is black in 8 bits (at most 3)
+LEAST_OF_16_BITS = 4096  # an image of 0 to 65535 below this is nearly black (at most 15 of 255): one of 8 to 12 bits
 IGNORED = 255
 OBJECT_VALUES = (1, 255, 65535)
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
@@ -77,7 +77,7 @@ class ImageTooLargeError(ValueError):
 
 
 class ImageDepthError(ValueError):
-    """An image of 16 bits has values of 8 bits, and would be nearly black."""
+    """An image of 16 bits has values of 8 to 12 bits, and would be nearly black."""
 
 
 class NothingReadError(ValueError):
@@ -171,7 +171,7 @@ def load_pixels(image: Image.Image) -> None:
     Pillow only keeps the upper 8 of 16 bits per channel, so values of 0 to 255 would be black.
 
     Raises:
-        ImageDepthError: if only the lower 8 bits have values.
+        ImageDepthError: if no value is above that of 12 bits.
     """
     lower = _lower_bytes(image)
     image.load()
@@ -180,8 +180,13 @@ def load_pixels(image: Image.Image) -> None:
     highest = _highest(image, slice(0, 3))
     if highest < LEAST_OF_16_BITS >> 8 and (highest or _highest(*lower)):
         raise ImageDepthError(
-            "An image of 16 bits per channel must use the upper 8 bits, which Pillow keeps; it would be nearly black. "
-            "It looks like an image of 8 bits: save it as such."
+            "An image of 16 bits per channel must have a value of at least 4096 of 65535, or it is nearly black. It "
+            "looks like an image of 8, 10 or 12 bits: save it in 8 bits, or scale it to 0 to 65535."
+        )
+    if "A" in image.mode and _highest(image, slice(-1, None)) == 0 < _highest(lower[0], slice(3, 4)):
+        raise ImageDepthError(
+            "An image of 16 bits per channel must not have an alpha channel of 8 bits, which makes it transparent; "
+            "scale it to 0 to 65535, or leave it out."
         )
 
 
@@ -280,7 +285,7 @@ def _looks_like(low: float, high: float) -> str:
         return " The range is slightly more than 0 to 1, as after resizing: clip it."
     if -1.01 <= low < -0.5 and 0 < high <= 1.01:
         return " This looks like an image scaled to -1 to 1: use (x + 1) / 2."
-    if low < 0 and high < 4:
+    if high < 4 and (low < 0 or high > 1.5):
         return (
             " This looks like a normalised image: undo it (x * image_std + image_mean), or pass it to the model as "
             "`pixel_values`."
@@ -330,8 +335,9 @@ def _find_white(images: Sequence[np.ndarray]) -> int:
             return 65535
     shown = (low, high) if floats else (int(low), int(high))
     raise ValueError(
-        f"An image must be from 0 to 1, 0 to 255 or (16 bits) 0 to 65535, got values from {shown[0]} to {shown[1]}."
-        + (_looks_like(low, high) if floats else " Clip or rescale it.")
+        f"An image must be from 0 to 1, 0 to 255 or (16 bits) 0 to 65535, got values from {shown[0]} to {shown[1]}"
+        + (f" in a call of {len(images)} images" if len(images) > 1 else "")
+        + (f".{_looks_like(low, high)}" if floats else ". Clip or rescale it.")
     )
 
 
@@ -339,10 +345,26 @@ def _check_that_16_bits_are_used(images: Sequence[np.ndarray]) -> None:
     """Raise ImageDepthError if all uint16 images have values of 8 bits, unless they are black."""
     high = max(int(_colours(image).max()) for image in images)
     if 0 < high < LEAST_OF_16_BITS:
-        clip = "" if high <= 255 else ".clip(0, 255)"
+        bits = next(bits for bits in (8, 10, 12) if high < 2**bits or bits == 12)
         raise ImageDepthError(
-            f"An image of 16 bits has no value above {high} of 65535, and would be nearly black. It looks like an "
-            f'image of 8 bits: use `image{clip}.astype("uint8")`, or `image / 65535` if it is so dark.'
+            f"An image of 16 bits must not be nearly black, got no value above {high} of 65535. It looks like an "
+            f"image of {bits} bits: use `image / {2**bits - 1}`, or `image / 65535` if it is so dark."
+        )
+
+
+def _check_alpha(image: np.ndarray, white: int) -> None:
+    """Raise ValueError if the alpha channel has another range than the colours, which would hide or darken them."""
+    if image.shape[2:] != (4,):
+        return
+    colours, highest = image[..., :3], float(image[..., 3].max())
+    if white == 1:
+        return
+    smaller = {255: 1, 65535: 255}[white] + OVERSHOOT  # white of the next smaller range
+    darkened = _is_of_0_to_1(colours) or (white == 65535 and 0 < colours.max() <= smaller < highest)
+    if (darkened and image.dtype.kind == "f") or 0 < highest <= smaller < colours.max():
+        raise ValueError(
+            f"The alpha channel of an image must have the range of its colours, got colours from {colours.min():g} to "
+            f"{colours.max():g} and alpha from {image[..., 3].min():g} to {highest:g}; rescale it, or leave it out."
         )
 
 
@@ -363,6 +385,9 @@ def _whites(decoded: Sequence[Image.Image | np.ndarray]) -> list[int]:
         known[kind] = _find_white(of_kind[kind])
     if "H" in of_kind:
         _check_that_16_bits_are_used(of_kind["H"])
+    for kind, image in zip(kinds, decoded, strict=True):
+        if not isinstance(image, Image.Image):
+            _check_alpha(image, known[kind])
     return [known[kind] for kind in kinds]
 
 
@@ -390,15 +415,15 @@ def to_rgb(image: ImageLike, timeout: float | None = 60.0, *, upright: bool = Tr
     Args:
         image: a path, a URL (http, https, data), a PIL image of any mode, or an array or tensor with the channels
             first, last or absent. Numbers may be bool, 0 to 1 (floats), 0 to 255, or 0 to 65535 with a maximum of at
-            least 1020, unless it is uint16 and black. Transparent pixels become white; animations give their first
-            image.
+            least 4096, unless it is uint16 and black. An alpha channel has the range of the colours. Transparent
+            pixels become white; animations give their first image.
         timeout: seconds to wait for the server of a URL; None for no limit.
         upright: whether to apply the EXIF orientation.
 
     Raises:
         OSError: if a file or URL cannot be read or is not an image.
         ValueError: if an array is not an image (such as normalised values), or an image is larger than Pillow allows.
-        ImageDepthError: if an image of 16 bits has values of 8 bits, and would be nearly black.
+        ImageDepthError: if an image of 16 bits has values of 8 to 12 bits, and would be nearly black.
     """
     return _to_rgb_and_white([image], timeout=timeout, upright=upright)[0][0]
 
@@ -552,8 +577,18 @@ def _mask_values(mask: Any, ignored: int | None = None) -> tuple[np.ndarray, boo
     if values.ndim == 3 and (values == values[..., :1]).all():
         values = values[..., 0]
     if values.ndim != 2:
-        raise ValueError(f"A mask must have shape (height, width) with one value per pixel, got {shape}.")
+        colours = values.ndim == 3 and values.shape[-1] == 3
+        raise ValueError(
+            f"A mask must have shape (height, width) with one value per pixel, got {shape}."
+            + (f" {_OF_COLOURS}" if colours else "")
+        )
     return values, labels
+
+
+_OF_COLOURS = (
+    "The channels differ. If the object is coloured on black, use `np.asarray(mask).any(-1)`; if lossy compression "
+    "changed black and white, `np.asarray(mask.convert('L')) > 127`."
+)
 
 
 def _unknown_values(found: list, levels: list) -> str:
@@ -567,8 +602,8 @@ def _unknown_values(found: list, levels: list) -> str:
     wanted = f"A mask must have values 0 and 1, 0 and 255 (16 bits: 65535), or 0, 1 and 255, got {shown}."
     if any(level != level for level in levels):
         return f"{wanted} NaN is not allowed."
-    if len(found) > 8:
-        return f"{wanted} This looks like a soft or lossily compressed mask: use `mask > threshold`."
+    if len(found) > 8 or (IGNORED in found and any(240 <= level < IGNORED for level in levels)):
+        return f"{wanted} This looks like a soft or lossily compressed mask: use a threshold, such as `mask > 127`."
     if set(levels) <= {1, IGNORED}:
         return f"{wanted} If {IGNORED} is to be ignored, set `ignore_index={IGNORED}`; otherwise use `mask != 0`."
     odd = next(level for level in reversed(levels) if level not in (1, IGNORED))
@@ -691,8 +726,17 @@ def to_label_map(mask: Image.Image | np.ndarray | Tensor, ignore_index: IgnoreIn
 
 
 def resize_label_map(label_map: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Resize a (height, width) uint8 label map, by nearest-neighbour interpolation."""
-    return np.asarray(Image.fromarray(label_map).resize((shape[1], shape[0]), Image.Resampling.NEAREST))
+    """Resize a (height, width) uint8 label map, by nearest-neighbour interpolation.
+
+    Of an object that lies between the pixels that are kept, one pixel is kept: without any, it would be a label map of
+    no target.
+    """
+    resized = np.array(Image.fromarray(label_map).resize((shape[1], shape[0]), Image.Resampling.NEAREST))
+    if not (resized == 1).any() and (label_map == 1).any():
+        rows, columns = np.nonzero(label_map == 1)
+        row, column = int(np.median(rows)), int(np.median(columns))
+        resized[row * shape[0] // label_map.shape[0], column * shape[1] // label_map.shape[1]] = 1
+    return resized
 
 
 def _as_images(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
@@ -1398,8 +1442,9 @@ class CrossVLTProcessor(ProcessorMixin):
         return [self._read_by_position(*part) for part in parts]
 
     def _tokenize(self, text: str | list[str], **kwargs: Any) -> Any:
+        """Tokenize expressions; "[PAD]" and other special tokens in them are text."""
         with _TOKENIZING:
-            return self.tokenizer(text, **kwargs)
+            return self.tokenizer(text, **{"split_special_tokens": True, **kwargs})
 
     def _read_by_position(self, text: str, count: int, ids: list[int], spans: list[tuple[int, int]]) -> ReadExpression:
         """Read a text from the (start, end) of its tokens; `count` of them are kept."""

@@ -81,7 +81,8 @@ def tokenize(processor: CrossVLTProcessor, expressions: list[str], truncation: T
     if truncation == "keep_sep":
         return dict(processor(text=expressions, return_tensors="pt"))
     tokenizer, length = processor.tokenizer, processor.max_length
-    whole = tokenizer(expressions, padding="max_length", max_length=length, truncation=False, verbose=False)
+    options = {"padding": "max_length", "max_length": length, "truncation": False}
+    whole = tokenizer(expressions, **options, split_special_tokens=True, verbose=False)
     check_that_something_is_read(tokenizer, expressions, whole["input_ids"])
     return {name: torch.tensor([row[:length] for row in rows]) for name, rows in whole.items()}
 

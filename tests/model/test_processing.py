@@ -26,7 +26,14 @@ from transformers.image_utils import ChannelDimension
 from crossvlt_hf import CrossVLTOutput, CrossVLTProcessor
 from crossvlt_hf.data.features import open_picture
 from crossvlt_hf.data.masks import decode_mask, read_mask
-from crossvlt_hf.processing_crossvlt import ImageDepthError, find_parts, mask_box, to_label_map, to_rgb
+from crossvlt_hf.processing_crossvlt import (
+    ImageDepthError,
+    find_parts,
+    mask_box,
+    resize_label_map,
+    to_label_map,
+    to_rgb,
+)
 from crossvlt_hf.weights.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
 
 
@@ -1134,13 +1141,13 @@ SIXTEEN_BITS = {
 }
 
 
-@pytest.mark.parametrize("high", [1, 255, 1000])
+@pytest.mark.parametrize("high", [1, 255, 1023, 4095])
 @pytest.mark.parametrize("form", SIXTEEN_BITS)
-def test_16_bits_that_hold_8_are_not_a_black_picture(form, high):
+def test_16_bits_that_hold_fewer_are_not_a_black_picture(form, high):
     values = np.maximum((COLOUR / 255 * high).round(), 1).astype(np.uint16)
     top = values[..., 0].max() if form == "PIL" else values.max()
-    clip = r"\.clip\(0, 255\)" if top > 255 else ""
-    with pytest.raises(ImageDepthError, match=rf'no value above {top} of 65535.*use `image{clip}.astype\("uint8"\)`'):
+    white = 255 if top < 256 else 1023 if top < 1024 else 4095
+    with pytest.raises(ImageDepthError, match=rf"no value above {top} of 65535.*use `image / {white}`"):
         SMALL(SIXTEEN_BITS[form](values), "a cup")
     # a dark image beside others of 16 bits, a black one, and what the message says
     bright = SIXTEEN_BITS[form](COLOUR.astype(np.uint16) * 257)
@@ -1148,7 +1155,7 @@ def test_16_bits_that_hold_8_are_not_a_black_picture(form, high):
     if form != "batch":
         assert SMALL([bright, dark], ["a cup"] * 2)["pixel_values"][1].max() < SMALL(bright)["pixel_values"][0].max()
     assert pixels(np.zeros((4, 4), np.uint16)).max() == 0
-    np.testing.assert_array_equal(pixels(values.clip(0, 255).astype("uint8")), values.clip(0, 255))
+    np.testing.assert_array_equal(pixels(values / white), np.round(values * (255 / white)))
     np.testing.assert_array_equal(pixels(values / 65535), np.round(values / 257))
 
 
@@ -1209,16 +1216,78 @@ def test_files_of_16_bits_that_hold_8(tmp_path, kind):
     grey = GREY.astype(np.uint16)
     path.write_bytes(DEEP_FILES[kind](grey))
     for image in (path, str(path), Image.open(path), Image.open(io.BytesIO(path.read_bytes()))):
-        with pytest.raises(ImageDepthError, match="looks like an image of 8 bits"):
+        with pytest.raises(ImageDepthError, match="looks like an image of 8"):
             SMALL(image, "a cup")
     with pytest.raises(ImageDepthError, match=r"8\s*bits"):
         open_picture({"path": str(path)}) and pixels(open_picture({"path": str(path)}))
     path.write_bytes(DEEP_FILES[kind](grey * 257))
+    if "alpha of 8" in kind:
+        with pytest.raises(ImageDepthError, match="must not have an alpha channel of 8 bits"):
+            pixels(path)
+        return
     expected = pixels(path)
-    np.testing.assert_array_equal(expected[..., 0], 255 if "alpha of 8" in kind else GREY)
+    np.testing.assert_array_equal(expected[..., 0], GREY)
     np.testing.assert_array_equal(pixels(Image.open(path)), expected)
     path.write_bytes(DEEP_FILES[kind](grey * 0))  # black in all of its bits
-    assert pixels(path)[..., 0].max() == (255 if "alpha of 8" in kind else 0)
+    assert pixels(path)[..., 0].max() == 0
+
+
+UNEVEN = {  # colours and alpha
+    "floats of 0 to 1, alpha to 255": (lambda c: c / 255, lambda c: np.full(c.shape[:2], 255.0)),
+    "floats of 0 to 1, alpha to 65535": (lambda c: c / 255, lambda c: np.full(c.shape[:2], 65535.0)),
+    "floats of 0 to 255, alpha to 1": (lambda c: c * 1.0, lambda c: np.ones(c.shape[:2])),
+    "floats of 0 to 255, alpha to 65535": (lambda c: c * 1.0, lambda c: np.full(c.shape[:2], 65535.0)),
+    "8 bits, alpha to 1": (lambda c: c, lambda c: np.ones(c.shape[:2], np.uint8)),
+    "16 bits, alpha to 255": (lambda c: c.astype(np.uint16) * 257, lambda c: np.full(c.shape[:2], 255, np.uint16)),
+    "16 bits, alpha to 1": (lambda c: c.astype(np.uint16) * 257, lambda c: np.ones(c.shape[:2], np.uint16)),
+}
+
+
+@pytest.mark.parametrize("kind", UNEVEN)
+def test_alpha_has_the_range_of_the_colours(kind):
+    colours, alpha = (make(COLOUR) for make in UNEVEN[kind])
+    image = np.concatenate([colours, alpha[..., None]], axis=-1)
+    for form in (image, torch.tensor(image.astype(np.int64) if image.dtype.kind == "u" else image)):
+        with pytest.raises(ValueError, match="alpha channel of an image must have the range of its colours"):
+            SMALL(form, "a cup")
+    white = np.iinfo(image.dtype).max if image.dtype.kind == "u" else 1.0 if colours.max() <= 1 else 255.0
+    for share, expected in ((1, COLOUR), (0, np.full_like(COLOUR, 255))):
+        image[..., 3] = white * share
+        np.testing.assert_array_equal(pixels(image), expected)
+    image[..., :3] = 0  # black
+    image[..., 3] = white
+    assert pixels(image).max() == 0
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (48, 96), (7, 9)])
+@pytest.mark.parametrize("place", [(0, 0), (452, 602), (899, 1199), (333, 1000)])
+def test_a_small_object_is_not_resized_away(shape, place):
+    label_map = np.zeros((900, 1200), np.uint8)
+    label_map[place[0] : place[0] + 2, place[1] : place[1] + 2] = 1
+    label_map[:, 100:200] = 255  # ignored pixels are no object
+    resized = resize_label_map(label_map, shape)
+    rows, columns = np.nonzero(resized == 1)
+    assert len(rows) == 1
+    assert abs(rows[0] - place[0] * shape[0] / 900) <= 1
+    assert abs(columns[0] - place[1] * shape[1] / 1200) <= 1
+    label_map[label_map == 1] = 0
+    assert not (resize_label_map(label_map, shape) == 1).any()
+    large = np.zeros((60, 80), np.uint8)
+    large[10:40, 20:70] = 1
+    nearest = Image.fromarray(large).resize(shape[::-1], Image.Resampling.NEAREST)
+    np.testing.assert_array_equal(resize_label_map(large, shape), np.asarray(nearest))
+
+
+@pytest.mark.parametrize("text", ["[PAD]", "[CLS]", "the [SEP] cup", "the [MASK] cup", "[UNK]"])
+def test_special_tokens_in_an_expression_are_text(text):
+    row = SMALL(text=[text])["input_ids"][0]
+    tokenizer = SMALL.tokenizer
+    special = {tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.mask_token_id}
+    end = row.index(tokenizer.sep_token_id)
+    assert not special & set(row[1:end])
+    assert set(row[end + 1 :]) <= {tokenizer.pad_token_id}
+    name = text.strip("the cup")
+    assert name.strip("[]") in "".join(SMALL.read_expressions([text])[0].unknown_words)
 
 
 def test_masks_of_16_bits_that_hold_8_are_not_empty(tmp_path):
