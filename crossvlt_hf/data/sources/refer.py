@@ -10,7 +10,8 @@
 <root>/images/saiapr_tc-12/8000.jpg  (also saiapr_tc-12)
 ```
 
-If there are both refs(unc).p and refs(unc).json, the first is read. Other folders with an instances.json and a file refs(...) or grefs(...) are read by `load_refer_folder`.
+If there are both refs(unc).p and refs(unc).json, the first is read. Other folders with an instances.json and a file
+refs(...) or grefs(...) are read by `load_refer_folder`.
 """
 
 import pickle
