@@ -20,7 +20,7 @@ from datasets.table import array_cast
 from PIL import Image
 
 from ..processing_crossvlt import load_pixels, opening, to_rgb
-from .masks import decode_mask, pack_mask, unpack
+from .masks import decode_mask, is_file, pack_mask, unpack
 
 
 def register(feature: type) -> None:
@@ -196,6 +196,19 @@ class Mask:
         if pa.types.is_struct(storage.type) and storage.type.get_field_index("packed") >= 0:
             return array_cast(storage, self.pa_type)
         cells = [None if cell is None else self.encode_example(cell) for cell in storage.to_pylist()]
+        return pa.array(cells, type=self.pa_type)
+
+    def embed_storage(self, storage: pa.Array, local_files: bool = True, **_: Any) -> pa.Array:
+        """Read the files into the cells as run lengths of the same values, for data sets that leave this machine.
+
+        Raises:
+            OSError: if a file is missing or broken.
+            ValueError: if it is no mask; the message begins with file and row.
+        """
+        cells = storage.to_pylist()
+        for cell in cells if local_files else ():
+            if cell is not None and is_file(cell["packed"]):
+                cell["packed"] = pack_mask(self.decode_example(cell))
         return pa.array(cells, type=self.pa_type)
 
 

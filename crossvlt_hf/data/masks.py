@@ -228,6 +228,11 @@ def pack_file(path: str | Path, ignore_index: IgnoreIndex = "auto") -> str:
     return json.dumps({"file": str(path), "ignore_index": ignore_index})
 
 
+def is_file(packed: str) -> bool:
+    """Whether a packed mask is the path of a file."""
+    return "file" in json.loads(packed)
+
+
 def pack_mask(mask: np.ndarray) -> str:
     """Pack a (height, width) mask of 0, 1 and (ignored) 255."""
     ignored = {"ignored": encode_mask(mask == 255)} if (mask == 255).any() else {}

@@ -1,6 +1,8 @@
 """Rows of all readers have columns of the same types, and stay decoded whatever `datasets` does with them."""
 
+import json
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -193,14 +195,71 @@ def test_saving(readers, joined, tmp_path):
     ]
 
 
-def test_files_that_leave_the_machine_carry_their_images(tmp_path):
-    things = [([box(2, 2, 6, 4)], ["cup"])]
-    dataset = load_data("refcoco", "train", root=write_refer(tmp_path / "refer", {"train": [(photo(), things)]}))
-    rows = list(dataset)
+def embedded(dataset, folder):
+    """A data set as `push_to_hub` embeds its files, which `to_parquet` does not."""
     whole = dataset.with_format("arrow").map(embed_table_storage, batched=True).with_format(None)
-    for path in (tmp_path / "refer").rglob("*.jpg"):
-        path.unlink()
+    whole.to_parquet(folder / "rows.parquet")
+    return Dataset.from_parquet(str(folder / "rows.parquet"), cache_dir=str(folder / "cache"))
+
+
+def saved(dataset, folder):
+    dataset.save_to_disk(folder / "saved")
+    return load_from_disk(str(folder / "saved"))
+
+
+def masks_of_all_forms():
+    """Masks as they may be in files, by `ignore_index`: with ignored pixels, only such, of 0 and 255, and black."""
+    values = np.zeros((HEIGHT, WIDTH), np.uint8)
+    values[3:9, 5:20] = 1
+    ignored, empty = values.copy(), np.zeros_like(values)
+    ignored[:2] = 255
+    palette = Image.fromarray(ignored)
+    palette.putpalette([0, 0, 0, 128, 0, 0] + [224, 224, 192] * 254)
+    return {
+        "auto": [Image.fromarray(ignored), palette],
+        255: [Image.fromarray(ignored), Image.fromarray(np.where(ignored == 255, 255, 0).astype(np.uint8))],
+        None: [Image.fromarray(values * 255), Image.fromarray(empty)],
+        7: [Image.fromarray(np.where(ignored == 255, 7, values).astype(np.uint8))],
+    }
+
+
+def own_folder(folder, ignore_index):
+    lines = []
+    for number, mask in enumerate(masks_of_all_forms()[ignore_index]):
+        Image.fromarray(photo(seed=number)).save(folder / f"{number}.png")
+        mask.save(folder / f"mask-{number}.png")
+        lines.append({"image": f"{number}.png", "expression": "cup", "mask": f"mask-{number}.png"})
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return load_data(str(folder), "train", ignore_index=ignore_index, empty_masks="no_target")
+
+
+def refer_folder(folder, merge):
+    two = [box(2, 2, 6, 4), box(5, 3, 6, 6)]
+    root = write_refer(folder, {"train": [(photo(), [(two, ["cup"])])]})
+    return load_data("refcoco", "train", root=root, merge=merge)
+
+
+@pytest.mark.parametrize("leave", [saved, embedded])
+@pytest.mark.parametrize(
+    ("load", "option"),
+    [(own_folder, key) for key in masks_of_all_forms()] + [(refer_folder, key) for key in ("union", "reference")],
+)
+@pytest.mark.filterwarnings("ignore:.*kept without a target")
+def test_data_sets_that_leave_the_machine_carry_their_files(tmp_path, load, option, leave):
+    (tmp_path / "data").mkdir()
+    dataset = load(tmp_path / "data", option)
+    rows = list(dataset)
+    whole = leave(dataset, tmp_path)
+    shutil.rmtree(tmp_path / "data")
     assert_same(whole, rows)
+    assert [row["has_target"] for row in whole] == [row["has_target"] for row in rows]
+
+
+def test_a_broken_mask_cannot_leave_the_machine(tmp_path):
+    dataset = own_folder(tmp_path, 255)
+    (tmp_path / "mask-1.png").write_bytes(b"no picture")
+    with pytest.raises(OSError, match=r"mask-1\.png"):
+        dataset.save_to_disk(tmp_path / "saved")
 
 
 def test_formats(joined):

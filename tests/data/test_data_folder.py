@@ -499,6 +499,60 @@ def test_255_means_one_thing_in_a_data_set(tmp_path):
             load(ignore_index="no")
 
 
+def folder_of_splits(folder, whole, **masks):
+    """A folder with a mask for each split, in one metadata.jsonl or one for each split."""
+    lines = {}
+    for split, mask in masks.items():
+        place = folder if whole else folder / split
+        place.mkdir(exist_ok=True, parents=True)
+        Image.fromarray(photo()).save(place / "0.png")
+        mask.save(place / f"{split}.png")
+        lines.setdefault(place, []).append(json.dumps(row(mask=f"{split}.png", split=split)))
+    for place, rows in lines.items():
+        (place / "metadata.jsonl").write_text("\n".join(rows))
+    return folder
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["one file", "a file for each split"])
+@pytest.mark.parametrize("train", ["1", "1 and 255", "palette"])
+def test_255_means_one_thing_in_all_splits(tmp_path, whole, train):
+    label_map = with_border(blob())
+    only_ignored = np.where(label_map == 255, 255, 0).astype(np.uint8)
+    of_train = {
+        "1": Image.fromarray(blob()),
+        "1 and 255": Image.fromarray(label_map),
+        "palette": palette_mask(label_map),
+    }
+    folder = folder_of_splits(tmp_path, whole, train=of_train[train], test=Image.fromarray(only_ignored))
+    for split in ("test", "train", None):
+        with pytest.raises(ValueError, match=r"255 .*train\.png.*test\.png.*`ignore_index=255`"):
+            load_folder(folder, split)
+    with pytest.warns(UserWarning, match="kept without a target"):
+        ignored = load_folder(folder, "test", ignore_index=255, empty_masks="no_target")
+    np.testing.assert_array_equal(ignored[0]["mask"], only_ignored)
+    Image.fromarray(label_map).save(next(folder.rglob("test.png")))  # a changed file is read again
+    np.testing.assert_array_equal(load_folder(folder, "test")[0]["mask"], label_map)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["one file", "a file for each split"])
+@pytest.mark.parametrize("flaw", ["missing", "no picture", "outside", "no path", "no JSON"])
+def test_flaws_of_masks_of_other_splits_are_errors_when_these_are_loaded(tmp_path, whole, flaw):
+    mask = Image.fromarray(blob())
+    folder = folder_of_splits(tmp_path, whole, train=mask, test=mask)
+    metadata = folder / "metadata.jsonl" if whole else folder / "test" / "metadata.jsonl"
+    given = {"outside": '"../../x.png"', "no path": "7", "no JSON": "{"}
+    if flaw == "missing":
+        next(folder.rglob("test.png")).unlink()
+    elif flaw == "no picture":
+        next(folder.rglob("test.png")).write_bytes(b"no picture")
+    else:
+        metadata.write_text(metadata.read_text().replace('"test.png"', given[flaw]))
+    if not (whole and flaw == "no JSON"):
+        np.testing.assert_array_equal(load_folder(folder, "train")[0]["mask"], blob())
+    with pytest.raises((OSError, ValueError), match=r"test\.png|metadata\.jsonl, line"):
+        load_folder(folder, "test")[0]
+
+
 ONES = {  # masks whose object is 1 and which hold no 255, though they could
     "grey": lambda: Image.fromarray(blob()),
     "RGB": lambda: Image.fromarray(np.stack([blob()] * 3, axis=-1)),

@@ -14,6 +14,7 @@ from fabricate import ReferWriter, box, photo, write_refer
 from PIL import Image
 
 from crossvlt_hf.data import FEATURES, exclude_images, load_data, load_phrasecut, load_refer
+from crossvlt_hf.data.features import Mask
 from crossvlt_hf.data.masks import decode_segmentation
 from crossvlt_hf.data.sources.refer import LAYOUTS, read_plain_pickle
 
@@ -345,6 +346,38 @@ def test_grefcoco_with_an_unknown_object(tmp_path):
     writer.add_ref(image_id, [writer.add_object(image_id, [box(2, 2, 6, 4)]), 5], ["both"], "train")
     with pytest.raises(ValueError, match=r"grefs\(unc\).json, ref 0 has the ann_id 5"):
         load_refer("grefcoco", "train", root=writer.write("grefcoco", "grefs(unc).json"))
+
+
+def folder_of_refs(folder, *names):
+    """A folder with files of references to the same object."""
+    writer = ReferWriter(folder)
+    image_id = writer.add_image(photo())
+    ann_id = writer.add_object(image_id, [box(2, 3, 8, 5)])
+    for name in names:
+        writer.refs = []
+        writer.add_ref(image_id, [ann_id] if name.startswith("grefs") else ann_id, ["cup"], "train")
+        writer.write("cups", name)
+    return str(folder / "cups")
+
+
+@pytest.mark.parametrize(
+    ("names", "choices"),
+    [
+        (["refs(unc).json", "grefs(unc).json"], ["refs(unc)", "grefs(unc)"]),
+        (["refs(unc).p", "grefs(unc).json", "refs(mine).p"], ["refs(unc)", "grefs(unc)", "mine"]),
+        (["refs(unc).p", "refs(unc).json"], ["refs(unc).p", "refs(unc).json"]),
+        (["refs(unc).p", "refs(unc).json", "grefs(unc).p"], ["refs(unc).p", "refs(unc).json", "grefs(unc)"]),
+    ],
+)
+def test_files_of_references_of_one_author(tmp_path, names, choices):
+    folder = folder_of_refs(tmp_path, *names)
+    for split_by in (None, "unc"):
+        with pytest.raises(ValueError, match=r"`split_by`.* one of ") as raised:
+            load_data(folder, "train", split_by=split_by)
+        assert all(choice in str(raised.value) for choice in choices)
+    for name, choice in zip(names, choices, strict=True):
+        stored = load_data(folder, "train", split_by=choice).cast_column("mask", Mask(decode=False))
+        assert f"/cups/{name}, ref 0" in stored[0]["mask"]["where"]
 
 
 @pytest.mark.parametrize("refs", ["refs(mine).p", "refs(mine).json", "grefs(mine).p", "grefs(mine).json"])

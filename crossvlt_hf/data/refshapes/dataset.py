@@ -154,7 +154,7 @@ class Drawn:
             if self.part == "image":
                 changed = Picture().embed_storage(Picture().cast_storage(storage)).field("bytes")
             elif self.part == "mask":
-                changed = Mask().cast_storage(storage).field("packed")
+                changed = Mask().embed_storage(Mask().cast_storage(storage)).field("packed")
             else:
                 raise TypeError(f"{storage.type} holds no scenes.")
             empty = [pa.nulls(len(storage), each.type) for each in self.pa_type][:-1]

@@ -10,12 +10,14 @@
 <root>/images/saiapr_tc-12/8000.jpg  (also saiapr_tc-12)
 ```
 
-Other folders with an instances.json and a file refs(...) or grefs(...) are read by `load_refer_folder`.
+If there are both refs(unc).p and refs(unc).json, the first is read. Other folders with an instances.json and a file
+refs(...) or grefs(...) are read by `load_refer_folder`.
 """
 
 import pickle
 import pickletools
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -200,9 +202,16 @@ _REFS = re.compile(r"(g?refs)\((.+)\)\.(p|json)")
 
 
 def _refs_files(folder: Path) -> dict[str, tuple[Path, str]]:
-    """The files of references of a folder with the start of their names, by author of the splits."""
-    found = {path: _REFS.fullmatch(path.name) for path in sorted(folder.iterdir())} if folder.is_dir() else {}
-    return {match[2]: (path, match[1]) for path, match in found.items() if match is not None}
+    """The files of references of a folder with the start of their names, by the shortest name that no other file has.
+
+    That is the author of the splits ("unc"), the name of the file without its suffix ("grefs(unc)"), or with it.
+    """
+    found = [_REFS.fullmatch(path.name) for path in sorted(folder.iterdir())] if folder.is_dir() else []
+    files = [match for match in found if match is not None]
+    names = [(match[2], f"{match[1]}({match[2]})", match[0]) for match in files]
+    uses = Counter(name for each in names for name in each)
+    shortest = (next(name for name in each if uses[name] == 1) for each in names)
+    return {name: (folder / match[0], match[1]) for name, match in zip(shortest, files, strict=True)}
 
 
 def is_refer_folder(folder: Path) -> bool:
@@ -425,7 +434,8 @@ def load_refer_folder(
         folder: with instances.json and refs(...).p or .json, or grefs(...).p or .json, in which the target of a
             reference may be several objects or none (-1). Its name is that of the data set.
         split: a split in the file.
-        split_by: the part in parentheses, if there are several files.
+        split_by: which file, if there are several: the part in parentheses, or the name of the file ("grefs(unc)",
+            "refs(unc).json") if others have the same part.
         images: folder of the images; by default `images` or the folders of REFER, in the folder or beside it.
         text: see `expressions_of`.
         merge: how to merge the parts of an object: see `decode_segmentation`.
@@ -458,7 +468,7 @@ def _choose_refs(folder: Path, split_by: str | None) -> tuple[Path, str]:
     if not files:
         raise FileNotFoundError(f"There is no file refs(...) or grefs(...) in {folder}; download the annotations.")
     if split_by is None and len(files) > 1:
-        raise ValueError(f"Set `split_by` to one of {', '.join(files)}, the splits of {folder}.")
+        raise ValueError(f"Set `split_by` to one of {', '.join(files)}, the files of references of {folder}.")
     if split_by is not None:
         check_known("split_by", split_by, files)
     return files[split_by or next(iter(files))]
