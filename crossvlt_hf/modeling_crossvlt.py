@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import wraps
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -34,7 +35,8 @@ from .configuration_crossvlt import (
     CrossVLTConfig,
     CrossVLTTextConfig,
     CrossVLTVisionConfig,
-    code_files,
+    take_hub_options,
+    upload_folder,
 )
 from .layers_crossvlt import (
     CrossVLTAlignment,
@@ -458,10 +460,29 @@ class CrossVLTPreTrainedModel(PreTrainedModel):
     # Trainer has to divide the loss by the number of accumulation steps.
     accepts_loss_kwargs = False
 
-    def _get_files_timestamps(self, working_dir: Any) -> dict[str, float]:
-        """Timestamps of files that are not uploaded if they are unchanged: without code, which is always uploaded."""
-        times = super()._get_files_timestamps(working_dir)
-        return {name: time for name, time in times.items() if name not in code_files(working_dir)}
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Save weights, config and code, so that the folder loads without this package.
+
+        Args:
+            save_directory: folder, which is created if it does not exist.
+            is_main_process: whether this process writes config and weights, and uploads.
+            state_dict: the weights to save; None for those of the model.
+            push_to_hub: whether to upload the folder as it is.
+            kwargs: see [`PreTrainedModel.save_pretrained`], and of `upload_folder`.
+        """
+        options = take_hub_options(save_directory, kwargs) if push_to_hub else {}
+        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+        if push_to_hub and self.should_save_on_this_rank(is_main_process):
+            given = options.pop("tags", None) or []
+            tags = [*(self.model_tags or []), *([given] if isinstance(given, str) else given)]
+            upload_folder(save_directory, **options, tags=tags)
 
     def _attention_kwargs(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Select the arguments of forward for the attention function.
