@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import wraps
+from inspect import signature
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -74,15 +75,6 @@ INTEGERS = (torch.int32, torch.int64)
 PASSED_ALONG = ("original_sizes", "use_cache", "is_causal", "num_items_in_batch")
 # Keyword arguments of other models that this one does not have
 UNSUPPORTED = ("position_ids", "inputs_embeds", "output_router_logits")
-ARGUMENTS = (
-    "pixel_values",
-    "input_ids",
-    "attention_mask",
-    "token_type_ids",
-    "labels",
-    "output_alignment_maps",
-    "expressions_per_image",
-)
 
 
 @dataclass
@@ -282,6 +274,11 @@ def record_both_encoders(forward: Callable) -> Callable:
         return output if return_dict else output.to_tuple()
 
     return wrapper
+
+
+def argument_names(forward: Callable) -> list[str]:
+    """The names of the arguments of a forward, without `self` and `kwargs`."""
+    return [name for name in signature(forward).parameters if name not in ("self", "kwargs")]
 
 
 def _is_asked(key: str, kwargs: dict[str, Any], config: PreTrainedConfig) -> Any:
@@ -497,15 +494,20 @@ class CrossVLTPreTrainedModel(PreTrainedModel):
             return {}
         custom = any(not is_library_attention(name) for name in attention_implementations(self))
         for name in passed:
-            close = (
-                [] if torch.compiler.is_compiling() else get_close_matches(name, [*ARGUMENTS, *read], n=1, cutoff=0.8)
-            )
-            if close or not custom or name in UNSUPPORTED:
-                hint = f" Did you mean {close[0]!r}?" if close else ""
+            hint = "" if torch.compiler.is_compiling() else self._hint(name, read)
+            if hint or not custom or name in UNSUPPORTED:
                 raise TypeError(f"{type(self).__name__}.forward() got an unexpected keyword argument {name!r}.{hint}")
         if custom and kwargs.get("output_attentions"):
             passed["output_attentions"] = True
         return passed
+
+    def _hint(self, name: str, read: Sequence[str]) -> str:
+        """What to pass in place of an unknown argument of forward; empty if nothing is similar."""
+        own = argument_names(type(self).forward)
+        if name in argument_names(CrossVLTModel.forward):  # and not of this encoder, or Python would have taken it
+            return f" Pass only {', '.join(own)}."
+        close = get_close_matches(name, [*own, *read], n=1, cutoff=0.8)
+        return f" Did you mean {close[0]!r}?" if close else ""
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -742,6 +744,9 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
         Returns:
             "last_hidden_state" (B, H, W, C), the grid of the last stage; "pooler_output" (B, C), its mean; on request
             "hidden_states" and "attentions" as in [`CrossVLTVisionOutput`].
+
+        Raises:
+            TypeError: for other arguments, such as those of words.
         """
         found = self.vision_model(pixel_values, **{**kwargs, "return_dict": True})
         return BaseModelOutputWithPooling(
@@ -770,6 +775,9 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
         Returns:
             "last_hidden_state" (B, T, D), words after the last stage; "pooler_output" (B, D), that of [CLS]; on
             request "hidden_states", (B, T, D) after each stage, and "attentions", (B, heads, T, T) of every layer.
+
+        Raises:
+            TypeError: for other arguments, such as `pixel_values` and `expressions_per_image` of a processor's output.
         """
         found = self.text_model(input_ids, attention_mask, token_type_ids, **{**kwargs, "return_dict": True})
         return BaseModelOutputWithPooling(
