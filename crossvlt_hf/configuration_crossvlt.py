@@ -59,6 +59,22 @@ CUSTOM_PIPELINES = {
 }
 IS_REMOTE_CODE = __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME)
 
+# The checkpoint of this package; the card beside the weights describes its training
+DEFAULT_CHECKPOINT = Path(__file__).parent / "assets" / "built_in"
+BUILT_IN = "built-in"
+
+
+def find_named(source: Any) -> Any:
+    """The folder of the package's checkpoint for the name "built-in"; anything else unchanged.
+
+    A folder with the name built-in is given as "./built-in".
+    """
+    if source != BUILT_IN or IS_REMOTE_CODE:  # a checkpoint's code comes without that folder
+        return source
+    if Path(BUILT_IN).is_dir():
+        logger.warning(f"{BUILT_IN!r} is the checkpoint of this package; the folder of that name is './{BUILT_IN}'.")
+    return DEFAULT_CHECKPOINT
+
 
 def copy_code(folder: str | Path) -> None:
     """Copy the files of `AUTO_MAP` and `CUSTOM_PIPELINES` to a checkpoint folder.
@@ -123,6 +139,13 @@ class CarriesCode:
         if not IS_REMOTE_CODE:  # otherwise `pipeline` uses the code of the folder, not this package
             for name in ("auto_map", "custom_pipelines"):
                 kwargs.pop(name, None)
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read a saved config, of a folder, a Hub id, or "built-in": see [`PreTrainedConfig.get_config_dict`]."""
+        return super().get_config_dict(find_named(pretrained_model_name_or_path), **kwargs)  # type: ignore[misc]
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

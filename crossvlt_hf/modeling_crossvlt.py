@@ -36,6 +36,7 @@ from .configuration_crossvlt import (
     CrossVLTConfig,
     CrossVLTTextConfig,
     CrossVLTVisionConfig,
+    find_named,
     take_hub_options,
     upload_folder,
 )
@@ -457,6 +458,11 @@ class CrossVLTPreTrainedModel(PreTrainedModel):
     # Trainer has to divide the loss by the number of accumulation steps.
     accepts_loss_kwargs = False
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a checkpoint, of a folder, a Hub id, or "built-in": see [`PreTrainedModel.from_pretrained`]."""
+        return super().from_pretrained(find_named(pretrained_model_name_or_path), *args, **kwargs)
+
     def save_pretrained(
         self,
         save_directory: str | Path,
@@ -708,7 +714,7 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load a checkpoint: see [`PreTrainedModel.from_pretrained`].
+        """Load a checkpoint, of a folder, a Hub id, or "built-in": see [`PreTrainedModel.from_pretrained`].
 
         Raises:
             ValueError: if the temperature of an alignment is NaN or infinite, as after a training that diverged.

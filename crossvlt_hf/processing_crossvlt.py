@@ -29,7 +29,7 @@ from transformers.models.segformer.image_processing_pil_segformer import Segform
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.utils import TensorType
 
-from .configuration_crossvlt import AUTO_MAP, copy_code, take_hub_options, upload_folder
+from .configuration_crossvlt import AUTO_MAP, copy_code, find_named, take_hub_options, upload_folder
 
 
 ImageLike: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
@@ -1206,6 +1206,11 @@ class CrossVLTProcessor(ProcessorMixin):
         tokenizer.init_kwargs.pop("max_length", None)
         tokenizer.model_max_length = max_length
         return cls(SegformerImageProcessorPil(size={"height": height, "width": width}), tokenizer)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a processor, of a folder, a Hub id, or "built-in": see [`ProcessorMixin.from_pretrained`]."""
+        return super().from_pretrained(find_named(pretrained_model_name_or_path), *args, **kwargs)
 
     @classmethod
     def _get_arguments_from_pretrained(cls, name: str, processor_dict: dict | None = None, **kwargs: Any) -> list:

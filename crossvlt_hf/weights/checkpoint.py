@@ -16,14 +16,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils import find_adapter_config_file
 
-from ..configuration_crossvlt import CrossVLTConfig
+from ..configuration_crossvlt import BUILT_IN, DEFAULT_CHECKPOINT, CrossVLTConfig, find_named
 from ..modeling_crossvlt import CrossVLTModel
 from ..processing_crossvlt import CrossVLTProcessor
 
 
-# The card beside the weights describes its training
-DEFAULT_CHECKPOINT = Path(__file__).parents[1] / "assets" / "built_in"
-BUILT_IN = "built-in"
 BUILT_IN_NOTE = (
     "the built-in checkpoint is used. It is small and was trained on rule-made expressions of 537 words, for "
     "photographs of rooms, people and clothing, kitchen and bathroom things, food and products, and for drawn shapes; "
@@ -43,7 +40,7 @@ def resolve_checkpoint(source: str | Path | None) -> str | Path:
 
     A folder with the name built-in is given as "./built-in".
     """
-    return DEFAULT_CHECKPOINT if source is None or source == BUILT_IN else source
+    return DEFAULT_CHECKPOINT if source is None else find_named(source)
 
 
 def parse_device(name: str) -> torch.device:
