@@ -12,10 +12,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, logging
+from transformers.utils.hub import create_and_tag_model_card
 
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ MIN_TEMPERATURE = 0.01
 # Fields of a Swin config about its training, not its architecture
 SWIN_TRAINING = ("image_size", "drop_path_rate")
 
+CARD = "README.md"
 # The channels of the logits
 LABELS = {0: "background", 1: "object"}
 LABELS_MESSAGE = "`num_labels` must be 2 (`id2label` names the two channels, background and object), got {}."
@@ -55,6 +58,22 @@ CUSTOM_PIPELINES = {
     }
 }
 IS_REMOTE_CODE = __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME)
+
+# The checkpoint of this package; the card beside the weights describes its training
+DEFAULT_CHECKPOINT = Path(__file__).parent / "assets" / "built_in"
+BUILT_IN = "built-in"
+
+
+def find_named(source: Any) -> Any:
+    """The folder of the package's checkpoint for the name "built-in"; anything else unchanged.
+
+    A folder with the name built-in is given as "./built-in".
+    """
+    if source != BUILT_IN or IS_REMOTE_CODE:  # a checkpoint's code comes without that folder
+        return source
+    if Path(BUILT_IN).is_dir():
+        logger.warning(f"{BUILT_IN!r} is the checkpoint of this package; the folder of that name is './{BUILT_IN}'.")
+    return DEFAULT_CHECKPOINT
 
 
 def copy_code(folder: str | Path) -> None:
@@ -122,6 +141,13 @@ class CarriesCode:
                 kwargs.pop(name, None)
 
     @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read a saved config, of a folder, a Hub id, or "built-in": see [`PreTrainedConfig.get_config_dict`]."""
+        return super().get_config_dict(find_named(pretrained_model_name_or_path), **kwargs)  # type: ignore[misc]
+
+    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Make a config from a saved one, with other values for some fields.
 
@@ -144,15 +170,15 @@ class CarriesCode:
 
         Args:
             save_directory: folder, which is created if it does not exist.
-            push_to_hub: whether to upload the folder.
-            kwargs: see [`PreTrainedConfig.save_pretrained`], and of `push_to_hub`.
+            push_to_hub: whether to upload the folder as it is.
+            kwargs: see [`PreTrainedConfig.save_pretrained`], and of `upload_folder`.
         """
         options = take_hub_options(save_directory, kwargs) if push_to_hub else {}
         if not Path(save_directory).is_file():  # which Transformers refuses
             copy_code(save_directory)
         super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
         if push_to_hub:
-            self.push_to_hub(**options)  # type: ignore[attr-defined]
+            upload_folder(save_directory, **options)
 
     def to_json_file(self, json_file_path: str | Path, use_diff: bool = True) -> None:
         """Write the result of `to_json_string`, and the entries about code."""
@@ -160,22 +186,73 @@ class CarriesCode:
         write_file(json_file_path, (json.dumps(values, indent=2, sort_keys=True) + "\n").encode())
 
 
-def code_files(folder: str | Path) -> set[str]:
-    """Names of the files that `copy_code` has copied to a folder."""
-    return {path.name for path in Path(folder).glob("*_crossvlt.py")} | {"handler.py", "requirements.txt"}
-
-
 def take_hub_options(folder: str | Path, options: dict[str, Any]) -> dict[str, Any]:
-    """Remove the arguments of `push_to_hub` from those of `save_pretrained(folder, push_to_hub=True, ...)`.
+    """Remove the arguments of `upload_folder` from those of `save_pretrained(folder, push_to_hub=True, ...)`.
 
-    They are for a separate upload of the whole folder: `save_pretrained` of Transformers only uploads files that it
-    has changed, without existing code and files of other parts of a pipeline.
+    The upload is separate, of the whole folder: `save_pretrained` of Transformers only uploads files that it has
+    changed, without existing code and files of other parts of a pipeline.
     """
     names = ("commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
     taken = {name: options.pop(name) for name in names if name in options}
-    if "max_shard_size" in options:
-        taken["max_shard_size"] = options["max_shard_size"]
     return {"repo_id": options.pop("repo_id", None) or Path(folder).resolve().name, **taken}
+
+
+def _shown_files(folder: Path) -> dict[str, Path]:
+    """The files of a folder that are not hidden, by their paths in it."""
+    names = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name.as_posix(): path for name, path in names.items() if not any(part[0] == "." for part in name.parts)}
+
+
+def upload_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    tags: str | list[str] | None = None,
+) -> None:
+    """Upload a folder as it is, without hidden files (whose names begin with a dot), in one commit.
+
+    Args:
+        folder: with a README.md, which becomes the card; without one the repository keeps its card, or gets the
+            default one of Transformers.
+        repo_id: of the repository, which is created if it does not exist.
+        commit_message: title of the commit.
+        commit_description: text of the commit.
+        private: whether a new repository is private.
+        token: of the Hub; None for the saved one.
+        revision: branch, which is created if it does not exist; None for main.
+        create_pr: whether to open a pull request.
+        tags: to add to the metadata of the card.
+
+    Raises:
+        FileExistsError: if the folder is a file.
+        OSError: if the Hub cannot be reached or refuses the upload.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        raise FileExistsError(f"{folder} is a file; give a folder.")
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if revision is not None and not create_pr and not revision.startswith("refs/"):
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    files: dict[str, Path | bytes] = {**_shown_files(folder)}
+    if tags or (CARD not in files and not api.file_exists(repo_id, CARD, revision=revision)):
+        source = str(files.get(CARD, repo_id))
+        card = create_and_tag_model_card(source, [tags] if isinstance(tags, str) else tags, token=token)
+        files[CARD] = str(card).encode()
+    api.create_commit(
+        repo_id,
+        [CommitOperationAdd(name, content) for name, content in files.items()],
+        commit_message=commit_message or "Upload CrossVLT",
+        commit_description=commit_description,
+        revision=revision,
+        create_pr=create_pr,
+    )
 
 
 def _require(config: PreTrainedConfig, condition: bool, name: str, rule: str) -> None:

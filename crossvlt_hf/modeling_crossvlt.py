@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import wraps
+from inspect import signature
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -34,7 +36,9 @@ from .configuration_crossvlt import (
     CrossVLTConfig,
     CrossVLTTextConfig,
     CrossVLTVisionConfig,
-    code_files,
+    find_named,
+    take_hub_options,
+    upload_folder,
 )
 from .layers_crossvlt import (
     CrossVLTAlignment,
@@ -72,15 +76,6 @@ INTEGERS = (torch.int32, torch.int64)
 PASSED_ALONG = ("original_sizes", "use_cache", "is_causal", "num_items_in_batch")
 # Keyword arguments of other models that this one does not have
 UNSUPPORTED = ("position_ids", "inputs_embeds", "output_router_logits")
-ARGUMENTS = (
-    "pixel_values",
-    "input_ids",
-    "attention_mask",
-    "token_type_ids",
-    "labels",
-    "output_alignment_maps",
-    "expressions_per_image",
-)
 
 
 @dataclass
@@ -282,6 +277,11 @@ def record_both_encoders(forward: Callable) -> Callable:
     return wrapper
 
 
+def argument_names(forward: Callable) -> list[str]:
+    """The names of the arguments of a forward, without `self` and `kwargs`."""
+    return [name for name in signature(forward).parameters if name not in ("self", "kwargs")]
+
+
 def _is_asked(key: str, kwargs: dict[str, Any], config: PreTrainedConfig) -> Any:
     """Whether to record an output, by its own argument, that of its kind, or the config."""
     kind = "hidden_states" if key.endswith("hidden_states") else "attentions"
@@ -458,10 +458,34 @@ class CrossVLTPreTrainedModel(PreTrainedModel):
     # Trainer has to divide the loss by the number of accumulation steps.
     accepts_loss_kwargs = False
 
-    def _get_files_timestamps(self, working_dir: Any) -> dict[str, float]:
-        """Timestamps of files that are not uploaded if they are unchanged: without code, which is always uploaded."""
-        times = super()._get_files_timestamps(working_dir)
-        return {name: time for name, time in times.items() if name not in code_files(working_dir)}
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a checkpoint, of a folder, a Hub id, or "built-in": see [`PreTrainedModel.from_pretrained`]."""
+        return super().from_pretrained(find_named(pretrained_model_name_or_path), *args, **kwargs)
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Save weights, config and code, so that the folder loads without this package.
+
+        Args:
+            save_directory: folder, which is created if it does not exist.
+            is_main_process: whether this process writes config and weights, and uploads.
+            state_dict: the weights to save; None for those of the model.
+            push_to_hub: whether to upload the folder as it is.
+            kwargs: see [`PreTrainedModel.save_pretrained`], and of `upload_folder`.
+        """
+        options = take_hub_options(save_directory, kwargs) if push_to_hub else {}
+        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+        if push_to_hub and self.should_save_on_this_rank(is_main_process):
+            given = options.pop("tags", None) or []
+            tags = [*(self.model_tags or []), *([given] if isinstance(given, str) else given)]
+            upload_folder(save_directory, **options, tags=tags)
 
     def _attention_kwargs(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Select the arguments of forward for the attention function.
@@ -476,15 +500,20 @@ class CrossVLTPreTrainedModel(PreTrainedModel):
             return {}
         custom = any(not is_library_attention(name) for name in attention_implementations(self))
         for name in passed:
-            close = (
-                [] if torch.compiler.is_compiling() else get_close_matches(name, [*ARGUMENTS, *read], n=1, cutoff=0.8)
-            )
-            if close or not custom or name in UNSUPPORTED:
-                hint = f" Did you mean {close[0]!r}?" if close else ""
+            hint = "" if torch.compiler.is_compiling() else self._hint(name, read)
+            if hint or not custom or name in UNSUPPORTED:
                 raise TypeError(f"{type(self).__name__}.forward() got an unexpected keyword argument {name!r}.{hint}")
         if custom and kwargs.get("output_attentions"):
             passed["output_attentions"] = True
         return passed
+
+    def _hint(self, name: str, read: Sequence[str]) -> str:
+        """What to pass in place of an unknown argument of forward; empty if nothing is similar."""
+        own = argument_names(type(self).forward)
+        if name in argument_names(CrossVLTModel.forward):  # and not of this encoder, or Python would have taken it
+            return f" Pass only {', '.join(own)}."
+        close = get_close_matches(name, [*own, *read], n=1, cutoff=0.8)
+        return f" Did you mean {close[0]!r}?" if close else ""
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -685,7 +714,7 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load a checkpoint: see [`PreTrainedModel.from_pretrained`].
+        """Load a checkpoint, of a folder, a Hub id, or "built-in": see [`PreTrainedModel.from_pretrained`].
 
         Raises:
             ValueError: if the temperature of an alignment is NaN or infinite, as after a training that diverged.
@@ -721,6 +750,9 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
         Returns:
             "last_hidden_state" (B, H, W, C), the grid of the last stage; "pooler_output" (B, C), its mean; on request
             "hidden_states" and "attentions" as in [`CrossVLTVisionOutput`].
+
+        Raises:
+            TypeError: for other arguments, such as those of words.
         """
         found = self.vision_model(pixel_values, **{**kwargs, "return_dict": True})
         return BaseModelOutputWithPooling(
@@ -749,6 +781,9 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
         Returns:
             "last_hidden_state" (B, T, D), words after the last stage; "pooler_output" (B, D), that of [CLS]; on
             request "hidden_states", (B, T, D) after each stage, and "attentions", (B, heads, T, T) of every layer.
+
+        Raises:
+            TypeError: for other arguments, such as `pixel_values` and `expressions_per_image` of a processor's output.
         """
         found = self.text_model(input_ids, attention_mask, token_type_ids, **{**kwargs, "return_dict": True})
         return BaseModelOutputWithPooling(

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers.pipelines.base import ChunkPipeline
 
-from .configuration_crossvlt import take_hub_options
+from .configuration_crossvlt import take_hub_options, upload_folder
 from .modeling_crossvlt import evaluating
 from .processing_crossvlt import (
     ImageLike,
@@ -150,14 +150,16 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
 
         Args:
             save_directory: folder, which is created if it does not exist.
-            push_to_hub: whether to upload the folder to the repository `repo_id`, by default with the folder's name.
-            kwargs: of the model's `save_pretrained`, and of `push_to_hub`.
+            push_to_hub: whether to upload the folder as it is, to the repository `repo_id`, by default with its name.
+            kwargs: of the model's `save_pretrained`, and of `upload_folder`.
         """
         options = take_hub_options(save_directory, kwargs) if push_to_hub else {}
         self.model.save_pretrained(save_directory, **kwargs)
+        if not self.model.should_save_on_this_rank(kwargs.get("is_main_process", True)):
+            return
         self.processor.save_pretrained(save_directory)
         if push_to_hub:
-            self.push_to_hub(**options)
+            upload_folder(save_directory, **options)
 
     def preprocess(self, inputs: dict[str, Any], timeout: float | None = 60.0) -> Iterator[dict[str, Any]]:
         """Make a chunk for each expression; the image is processed once."""

@@ -29,7 +29,7 @@ from transformers.models.segformer.image_processing_pil_segformer import Segform
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.utils import TensorType
 
-from .configuration_crossvlt import AUTO_MAP, copy_code, take_hub_options
+from .configuration_crossvlt import AUTO_MAP, copy_code, find_named, take_hub_options, upload_folder
 
 
 ImageLike: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
@@ -1252,6 +1252,11 @@ class CrossVLTProcessor(ProcessorMixin):
         return cls(SegformerImageProcessorPil(size={"height": height, "width": width}), tokenizer)
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a processor, of a folder, a Hub id, or "built-in": see [`ProcessorMixin.from_pretrained`]."""
+        return super().from_pretrained(find_named(pretrained_model_name_or_path), *args, **kwargs)
+
+    @classmethod
     def _get_arguments_from_pretrained(cls, name: str, processor_dict: dict | None = None, **kwargs: Any) -> list:
         """Load the image processor with the Pillow backend, unless `backend=` is given.
 
@@ -1271,14 +1276,14 @@ class CrossVLTProcessor(ProcessorMixin):
 
         Args:
             save_directory: folder, which is created if it does not exist.
-            push_to_hub: whether to upload the folder.
-            kwargs: see [`ProcessorMixin.save_pretrained`], and of `push_to_hub`.
+            push_to_hub: whether to upload the folder as it is.
+            kwargs: see [`ProcessorMixin.save_pretrained`], and of `upload_folder`.
         """
         options = take_hub_options(save_directory, kwargs) if push_to_hub else {}
         copy_code(save_directory)
         files = super().save_pretrained(str(save_directory), **kwargs)
         if push_to_hub:
-            self.push_to_hub(**options)
+            upload_folder(save_directory, **options)
         return files
 
     @property

@@ -13,15 +13,13 @@ from huggingface_hub import CommitInfo, HfApi, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import httpx, validate_repo_id
 
+from ..configuration_crossvlt import CARD
 from ..modeling_crossvlt import CrossVLTModel
 from ..processing_crossvlt import CrossVLTProcessor
 from ..system import old_names
 from ..weights.checkpoint import check_checkpoint_folder, load_checkpoint, resolve_checkpoint
 from .card import MARK, NO_EVIDENCE, render_checkpoint_card
 from .facts import FILES, Evidence
-
-
-CARD = "README.md"
 
 
 def read_evidence(

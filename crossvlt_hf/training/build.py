@@ -135,8 +135,7 @@ def build_model(
     if options.checkpoint is not None:
         model, processor = load_checkpoint(options.checkpoint, dtype="float32")
         processor.score_calibration = None  # of the weights before training
-        if options.image_size is not None or options.max_length is not None:
-            processor = _resized(processor, options)
+        _resize(processor, options)
     else:
         model, processor = _new_model(options)
     limit = model.config.text_config.max_position_embeddings
@@ -169,11 +168,14 @@ def _describe_added(words: list[str]) -> str:
     return f"Added {counted(len(words), 'word')} of the training data to the vocabulary: {some_names(words, 10)}"
 
 
-def _resized(processor: CrossVLTProcessor, options: ModelOptions) -> CrossVLTProcessor:
-    """The processor of a checkpoint with other sizes."""
-    return CrossVLTProcessor.from_tokenizer(
-        processor.tokenizer, options.image_size or processor.image_size, options.max_length or processor.max_length
-    )
+def _resize(processor: CrossVLTProcessor, options: ModelOptions) -> None:
+    """Set the sizes that the options give, and nothing else, in the processor of a checkpoint."""
+    size, length = options.image_size or 480, options.max_length or 21
+    sized = CrossVLTProcessor.from_tokenizer(processor.tokenizer, size, length)  # checks both
+    if options.image_size is not None:
+        processor.image_processor.size = sized.image_processor.size
+    if options.max_length is not None:
+        processor.tokenizer = sized.tokenizer
 
 
 def _new_model(options: ModelOptions) -> tuple[CrossVLTModel, CrossVLTProcessor]:

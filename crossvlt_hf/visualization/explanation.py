@@ -7,6 +7,7 @@ bottom may extend beyond it.
 
 import threading
 import unicodedata
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..modeling_crossvlt import CrossVLTModel, CrossVLTOutput, evaluating
-from ..processing_crossvlt import CrossVLTProcessor, ImageLike, to_rgb
+from ..processing_crossvlt import CrossVLTProcessor, ImageLike, reading_note, to_rgb
 
 
 if TYPE_CHECKING:
@@ -299,7 +300,7 @@ def explain(
         model: on any device, of any dtype.
         processor: of the model.
         image: a path, URL, PIL image, array or tensor.
-        expression: the expression.
+        expression: the expression; parts that are not read (see `CrossVLTProcessor.read_expressions`) give a warning.
         threshold: of the mask, see `CrossVLTProcessor.post_process_masks`.
 
     Raises:
@@ -309,6 +310,9 @@ def explain(
     if not isinstance(expression, str):
         raise ValueError(f"`expression` must be a text, got {expression!r}.")
     photo = to_rgb(image)
+    (read_expression,) = processor.read_expressions([expression])
+    if note := reading_note(expression, read_expression):
+        warnings.warn(note, stacklevel=3)  # for the caller of the decorated function
     inputs = processor(photo, [expression], return_tensors="pt")
     target_sizes = inputs.pop("original_sizes")
     with _recording(model, processor) as read:

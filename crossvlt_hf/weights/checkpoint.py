@@ -16,14 +16,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils import find_adapter_config_file
 
-from ..configuration_crossvlt import CrossVLTConfig
+from ..configuration_crossvlt import BUILT_IN, DEFAULT_CHECKPOINT, CrossVLTConfig, find_named
 from ..modeling_crossvlt import CrossVLTModel
-from ..processing_crossvlt import CrossVLTProcessor
+from ..processing_crossvlt import CrossVLTProcessor, counted
+from ..system import some_names
 
 
-# The card beside the weights describes its training
-DEFAULT_CHECKPOINT = Path(__file__).parents[1] / "assets" / "built_in"
-BUILT_IN = "built-in"
 BUILT_IN_NOTE = (
     "the built-in checkpoint is used. It is small and was trained on rule-made expressions of 537 words, for "
     "photographs of rooms, people and clothing, kitchen and bathroom things, food and products, and for drawn shapes; "
@@ -43,7 +41,7 @@ def resolve_checkpoint(source: str | Path | None) -> str | Path:
 
     A folder with the name built-in is given as "./built-in".
     """
-    return DEFAULT_CHECKPOINT if source is None or source == BUILT_IN else source
+    return DEFAULT_CHECKPOINT if source is None else find_named(source)
 
 
 def parse_device(name: str) -> torch.device:
@@ -72,12 +70,23 @@ def describe_hardware(device: torch.device, processes: int = 1) -> str:
 
 def _load(source: str | Path, dtype: str) -> tuple[CrossVLTModel, dict[str, Any], CrossVLTProcessor]:
     model_type = CrossVLTConfig.get_config_dict(source)[0].get("model_type")  # first, since it fails early
+    if model_type is None and (inside := _checkpoints_in(Path(source))):
+        raise ValueError(f"{source} is no checkpoint; give one of those that are in it: {some_names(inside, 5)}.")
     if model_type != CrossVLTConfig.model_type:
         raise ValueError(f"{source} must be a checkpoint of type 'crossvlt', got one of type {model_type!r}.")
     loaded: Any = CrossVLTModel.from_pretrained(
         source, dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True
     )
     return *loaded, CrossVLTProcessor.from_pretrained(source)
+
+
+def _checkpoints_in(folder: Path) -> list[str]:
+    """The folders in a folder that have an adapter (peft saves one with a name there) or a whole checkpoint."""
+    found = {path.parent for path in folder.glob("*/adapter_config.json")}
+    found |= {
+        path.parent for path in folder.glob("*/config.json") if _model_type(path.parent) == CrossVLTConfig.model_type
+    }
+    return sorted(map(str, found))
 
 
 def _adapter_config(source: str | Path) -> dict[str, Any] | None:
@@ -106,7 +115,12 @@ def _load_adapter(
         raise OSError(f"The base model of the adapter in {source} cannot be loaded. {error}") from error
     processor.score_calibration = None  # which is only valid for the weights of the base model
     adapted = PeftModel(model, PeftConfig.from_pretrained(str(source)))
-    result = adapted.load_adapter(str(source), "default")
+    try:
+        result = adapted.load_adapter(str(source), "default")
+    except RuntimeError as error:  # with a line for every tensor that does not fit
+        first, *others = [line.strip(" \t.") for line in str(error).splitlines()[1:]] or [str(error)]
+        count = f" ({counted(1 + len(others), 'tensor')} in all)" if others else ""
+        raise ValueError(f"The adapter in {source} does not fit its base model {base}: {first}{count}") from error
     for kind in ("missing_keys", "unexpected_keys"):
         info[kind] = {*info[kind], *getattr(result, kind)}
     merged: Any = adapted.merge_and_unload(safe_merge=True)

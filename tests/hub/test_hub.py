@@ -11,7 +11,9 @@ import subprocess
 import sys
 import sysconfig
 import venv
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from hub_server import HubServer
 from huggingface_hub import HfApi, constants
 from PIL import Image
 from processes import run_python
+from safetensors.torch import load_file
 from transformers import BertConfig
 
 from crossvlt_hf import DEFAULT_CHECKPOINT, CrossVLTModel, CrossVLTProcessor, ReferringImageSegmentationPipeline
@@ -659,6 +662,75 @@ def test_every_way_to_push_ends_in_a_whole_repository(hub, monkeypatch, model, p
     wanted = own.get(what, NAMED - {"config.json", "model.safetensors"}) | CODE | {"handler.py", "requirements.txt"}
     assert names(hub) >= wanted
     assert hub.repos["models", NAME].private == (by == "push_to_hub")
+
+
+def contents(hub, repository=NAME, revision="main"):
+    """The files of a repository, except that of the Hub, with their contents."""
+    api, options = HfApi(endpoint=hub.endpoint, token=TOKEN), {"revision": revision}
+    found = names(hub, repository, revision) - {".gitattributes"}
+    with TemporaryDirectory() as cache:
+        return {
+            name: Path(api.hf_hub_download(repository, name, cache_dir=cache, **options)).read_bytes()
+            for name in found
+        }
+
+
+@pytest.mark.parametrize("what", ["config", "processor", "pipeline", "model"])
+def test_what_is_pushed_is_what_is_in_the_folder(hub, monkeypatch, model, processor, tmp_path, what):
+    """Other weights than those of the model, under another name, a card, and files that were there."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    things = {"config": model.config, "processor": processor, "model": model}
+    things["pipeline"] = ReferringImageSegmentationPipeline(model=model, processor=processor)
+    folder = tmp_path / "crossvlt"
+    (folder / "figures").mkdir(parents=True)
+    for name in ("README.md", "figures/curves.txt", ".env"):
+        (folder / name).write_text("---\nlicense: mit\n---\n\n# Mine\n")
+    average = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
+    own = {"variant": "fp16", "state_dict": average} if what in ("model", "pipeline") else {}
+    things[what].save_pretrained(folder, push_to_hub=True, repo_id=NAME, **own)
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    assert contents(hub) == {name: path.read_bytes() for name, path in files.items() if name != ".env"}
+    assert (folder / "README.md").read_text() == "---\nlicense: mit\n---\n\n# Mine\n"
+    if own:
+        assert not any(value.any() for value in load_file(files["model.fp16.safetensors"]).values())
+        assert "model.safetensors" not in files
+
+
+@pytest.mark.parametrize("what", ["config", "processor", "pipeline", "model"])
+def test_the_card_of_a_repository_stays_if_the_folder_has_none(hub, monkeypatch, model, processor, tmp_path, what):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    things = {"config": model.config, "processor": processor, "model": model}
+    things["pipeline"] = ReferringImageSegmentationPipeline(model=model, processor=processor)
+    push = partial(things[what].save_pretrained, tmp_path / "crossvlt", push_to_hub=True, repo_id=NAME)
+    push(tags=["reference"], private=True, revision="draft", commit_description="With a card of its own")
+    assert hub.repos["models", NAME].private
+    assert "README.md" not in names(hub)
+    assert "- reference\n" in contents(hub, revision="draft")["README.md"].decode()
+    push()
+    assert b"automatically generated" in contents(hub)["README.md"]
+    HfApi(endpoint=hub.endpoint, token=TOKEN).upload_file(
+        path_or_fileobj=b"# Mine", path_in_repo="README.md", repo_id=NAME
+    )
+    push()
+    assert contents(hub)["README.md"] == b"# Mine"
+    push(tags="reference")
+    assert contents(hub)["README.md"].decode() == "---\ntags:\n- reference\n---\n# Mine"
+    assert not (tmp_path / "crossvlt" / "README.md").exists()
+
+
+def test_a_process_that_does_not_save_does_not_push(hub, monkeypatch, model, processor, tmp_path):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    for thing in (model, ReferringImageSegmentationPipeline(model=model, processor=processor)):
+        thing.save_pretrained(tmp_path / "crossvlt", push_to_hub=True, repo_id=NAME, is_main_process=False)
+    assert not list((tmp_path / "crossvlt").iterdir())
+    assert not hub.repos
+
+
+def test_a_file_is_not_pushed_as_a_folder(hub, monkeypatch, model, tmp_path):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    (tmp_path / "crossvlt").write_text("mine")
+    with pytest.raises(FileExistsError, match="crossvlt is a file; give a folder"):
+        model.save_pretrained(tmp_path / "crossvlt", push_to_hub=True)
 
 
 def test_the_name_of_a_pushed_folder_is_that_of_the_repository(hub, monkeypatch, model, processor, tmp_path):

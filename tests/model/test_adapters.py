@@ -98,6 +98,40 @@ def test_weights_that_do_not_fit(adapted):
         load_checkpoint(folder)
 
 
+@pytest.mark.parametrize("change_base", [{"base_model_name_or_path": "built-in"}, {"r": 3}], ids=str)
+def test_a_base_of_another_size_is_one_mismatch_and_their_number(adapted, change_base, capsys, photo, tmp_path):
+    folder, _, _ = adapted
+    change(folder, **change_base)
+    told = r"does not fit its base model .*: size mismatch for \S+: .*shape.* \(\d{2,} tensors in all\)$"
+    with pytest.raises(ValueError, match=told) as error:
+        load_checkpoint(folder)
+    assert len(str(error.value)) < 500
+    capsys.readouterr()  # the progress of loading
+    photo.save(tmp_path / "photo.png")
+    assert main(["segment", str(tmp_path / "photo.png"), "the cup", "--model", str(folder)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_checkpoints_inside_a_folder_are_named(adapted, checkpoint, tmp_path):
+    """Such as adapters with a name, and the best and the last one of a training."""
+    model, config = CrossVLTModel.from_pretrained(checkpoint), peft.LoraConfig(r=2, target_modules=TARGETS)
+    named = peft.get_peft_model(model, config, adapter_name="mine")
+    named.save_pretrained(tmp_path / "named")
+    with pytest.raises(
+        ValueError, match=r"named is no checkpoint; give one of those that are in it: \S+/named/mine\.$"
+    ):
+        load_checkpoint(tmp_path / "named")
+    named.add_adapter("other", config)
+    named.save_pretrained(tmp_path / "named")
+    with pytest.raises(ValueError, match=r"in it: \S+/named/mine, \S+/named/other\.$"):
+        load_checkpoint(tmp_path / "named")
+    assert type(load_checkpoint(tmp_path / "named" / "mine")[0]) is CrossVLTModel
+    for name in ("best", "last"):
+        CrossVLTModel.from_pretrained(checkpoint).save_pretrained(tmp_path / "run" / name)
+    with pytest.raises(ValueError, match=r"in it: \S+/run/best, \S+/run/last\.$"):
+        load_checkpoint(tmp_path / "run")
+
+
 def test_a_damaged_adapter(adapted, tmp_path):
     folder, _, _ = adapted
     (folder / "adapter_model.safetensors").write_bytes(b"nothing")

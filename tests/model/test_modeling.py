@@ -1119,6 +1119,32 @@ def test_arguments_that_nothing_reads_are_refused(model, part, name):
         (model if part == "whole" else getattr(model, part))(**inputs[part], **{name: torch.ones(2, 7)})
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "its own"])
+def test_arguments_of_the_other_encoder_are_named_with_those_that_fit(model, processor, photo, attention):
+    inputs = processor([photo, photo], [["the bus", "the dog"], ["the cat"]], return_tensors="pt")
+    AttentionInterface.register("its own", eager_attention_forward)
+    model.set_attn_implementation(attention)
+    only = {
+        "image": (r"CrossVLTVisionModel.* '(input_ids|token_type_ids|attention_mask)'", r"Pass only pixel_values\.$"),
+        "text": ("CrossVLTTextModel.* 'pixel_values'", r"Pass only input_ids, attention_mask, token_type_ids\.$"),
+    }
+    for encode, kind in ((model.get_image_features, "image"), (model.get_text_features, "text")):
+        with pytest.raises(TypeError, match=".*".join(only[kind])):
+            encode(**inputs)
+    for encode, kind in ((model.vision_model, "image"), (model.text_model, "text")):
+        with pytest.raises(TypeError, match=only[kind][1]):
+            encode(**inputs)
+    words = {name: value for name, value in inputs.items() if name != "pixel_values"}
+    with pytest.raises(TypeError, match=f"'expressions_per_image'.*{only['text'][1]}"):
+        model.get_text_features(**words)
+    with pytest.raises(TypeError, match=f"'labels'.*{only['image'][1]}"):
+        model.get_image_features(inputs["pixel_values"], labels=inputs["input_ids"])
+    with pytest.raises(TypeError, match=r"'attention_masks'\. Did you mean 'attention_mask'\?"):
+        model.get_text_features(inputs["input_ids"], attention_masks=inputs["attention_mask"])
+    with pytest.raises(TypeError, match=r"'lables'\. Did you mean 'labels'\?"):
+        model(**inputs, lables=inputs["input_ids"])
+
+
 ATTENTIONS = ("attentions", "text_attentions", "cross_attentions", "fusion_attentions")
 
 

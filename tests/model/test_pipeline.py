@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from inspect import signature
 from itertools import count, islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,10 +23,17 @@ from torch.utils.data import Dataset, IterableDataset
 from transformers import AutoModel, AutoModelForSemanticSegmentation, AutoProcessor, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
-from crossvlt_hf import CrossVLTModel, CrossVLTProcessor, ReferringImageSegmentationPipeline
+from crossvlt_hf import (
+    DEFAULT_CHECKPOINT,
+    CrossVLTConfig,
+    CrossVLTModel,
+    CrossVLTProcessor,
+    ReferringImageSegmentationPipeline,
+)
+from crossvlt_hf.configuration_crossvlt import CrossVLTTextConfig
 from crossvlt_hf.data import load_data
 from crossvlt_hf.evaluation import evaluate, find_masks
-from crossvlt_hf.modeling_crossvlt import evaluating
+from crossvlt_hf.modeling_crossvlt import CrossVLTTextModel, CrossVLTVisionModel, evaluating
 from crossvlt_hf.prediction import open_requests, predict
 from crossvlt_hf.processing_crossvlt import find_parts
 from crossvlt_hf.visualization import explain
@@ -904,3 +912,31 @@ def test_probabilities_on_request(pipe, expected, batch_size):
 def test_probabilities_are_asked_for_by_true_or_false(pipe):
     with pytest.raises(ValueError, match="return_probabilities"):
         pipe(ONE, text=WORDS, return_probabilities="yes")
+
+
+@pytest.mark.parametrize(
+    "own",
+    [CrossVLTModel, CrossVLTVisionModel, CrossVLTTextModel, CrossVLTProcessor, CrossVLTConfig, CrossVLTTextConfig],
+)
+def test_every_class_of_the_package_knows_the_name_of_the_built_in_checkpoint(own):
+    named, expected = own.from_pretrained("built-in"), own.from_pretrained(DEFAULT_CHECKPOINT)
+    if hasattr(named, "state_dict"):
+        expected_weights = expected.state_dict()
+        assert all(torch.equal(value, expected_weights[name]) for name, value in named.state_dict().items())
+        named, expected = named.config, expected.config
+    assert named.to_dict() == expected.to_dict()
+    again = own.from_pretrained(pretrained_model_name_or_path="built-in")
+    assert type(again) is own
+
+
+@pytest.mark.parametrize("own", [CrossVLTModel, CrossVLTProcessor, CrossVLTConfig])
+def test_a_folder_named_built_in_is_a_path(own, model, processor, tmp_path, monkeypatch, caplog):
+    ReferringImageSegmentationPipeline(model=model, processor=processor).save_pretrained(tmp_path / "built-in")
+    monkeypatch.chdir(tmp_path)
+    theirs, ours = own.from_pretrained("./built-in"), own.from_pretrained("built-in")
+    assert "the folder of that name is './built-in'" in caplog.text
+    size = {CrossVLTModel: lambda x: x.num_parameters(), CrossVLTProcessor: lambda x: x.image_size}
+    measure = size.get(own, lambda x: x.vision_config.embed_dim)
+    assert measure(theirs) == measure({CrossVLTModel: model, CrossVLTProcessor: processor}.get(own, model.config))
+    assert measure(ours) == measure(own.from_pretrained(DEFAULT_CHECKPOINT)) != measure(theirs)
+    assert measure(own.from_pretrained(Path("built-in"))) == measure(theirs)

@@ -24,13 +24,13 @@ from processes import run_python
 from torch import nn
 from transformers import AutoModel, AutoProcessor
 
-from crossvlt_hf import CrossVLTModel
+from crossvlt_hf import CrossVLTModel, CrossVLTProcessor
 from crossvlt_hf.cli import main as crossvlt
 from crossvlt_hf.data import load_data, write_folder
 from crossvlt_hf.training import TrainingRun, build, load_config
 from crossvlt_hf.training.__main__ import main
 from crossvlt_hf.training.checkpoints import Checkpoints, list_checkpoints, prune, write_whole
-from crossvlt_hf.training.config import OptimizationOptions
+from crossvlt_hf.training.config import ModelOptions, OptimizationOptions
 from crossvlt_hf.training.log import evaluation_line
 from crossvlt_hf.training.optimization import (
     build_average,
@@ -471,6 +471,26 @@ def test_words_that_are_not_added_are_counted(own_data, capsys):
     assert run.processor(text="the walrus", return_tensors="pt")["input_ids"].shape == (1, 12)
     with pytest.raises(ValueError, match=r"`model\.max_length` must be at most 32, the number of positions, got 99"):
         TrainingRun(load_config("my.yaml", [*FEW, "model.max_length=99"]))
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"max_length": 8}, {"image_size": 96}, {"max_length": 8, "image_size": 96}], ids=str
+)
+def test_only_the_sizes_that_are_asked_for_change_in_a_processor(checkpoint, tmp_path, sizes):
+    processor = CrossVLTProcessor.from_pretrained(checkpoint)
+    changed = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "resample": 0, "do_rescale": False}
+    for name, value in changed.items():
+        setattr(processor.image_processor, name, value)
+    processor.ignore_index = 254
+    processor.save_pretrained(tmp_path / "own")
+    CrossVLTModel.from_pretrained(checkpoint).save_pretrained(tmp_path / "own")
+    _, built = build.build_model(ModelOptions(checkpoint=str(tmp_path / "own"), **sizes))
+    side = sizes.get("image_size")
+    assert built.image_size == ((side, side) if side else processor.image_size)
+    assert built.max_length == sizes.get("max_length", processor.max_length)
+    kept, found = CrossVLTProcessor.from_pretrained(tmp_path / "own").to_dict(), built.to_dict()
+    kept["image_processor"].pop("size"), found["image_processor"].pop("size")
+    assert found == kept
 
 
 def test_words_that_are_added_are_named(own_data, capsys):

@@ -1,7 +1,9 @@
 """What `crossvlt_hf.visualization.explain` keeps of a forward pass, against the model's own outputs and by hand."""
 
 import itertools
+import re
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -415,8 +417,39 @@ def test_salient_word(tokens, read, word):
 
 def test_tokens_are_those_of_the_explanation(photo, processor):
     said = "the cup in the red bus above the table " * 3  # more than is read
-    assert tokens_of(processor, said) == explain(random_model(), processor, photo, said).tokens
+    with pytest.warns(UserWarning, match="too long"):
+        explanation = explain(random_model(), processor, photo, said)
+    assert tokens_of(processor, said) == explanation.tokens
     assert len(tokens_of(processor, said)) == 9
+
+
+@pytest.mark.parametrize(
+    ("said", "note"),
+    [
+        ("the zebra", "the vocabulary does not know 'zebra'"),
+        ("\N{GRINNING FACE}", "does not know '\N{GRINNING FACE}', and no other token of it"),
+        ("the cup " * 30, "it is too long, and only '.*' is read"),
+        ("the cup", None),
+    ],
+)
+def test_what_is_not_read_is_warned_of_as_by_the_pipeline(photo, processor, said, note):
+    model = random_model()
+    segmenter = ReferringImageSegmentationPipeline(model=model, processor=processor)
+    told = []
+    for call in (lambda: explain(model, processor, photo, said), lambda: segmenter(photo, text=said)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            call()
+        told.append([str(warning.message) for warning in caught if "is not read" in str(warning.message)])
+    assert told[0] == told[1]
+    assert len(told[0]) == bool(note)
+    assert not note or re.search(note, told[0][0])
+
+
+def test_the_warning_is_of_the_line_that_explains(photo, processor):
+    with pytest.warns(UserWarning, match="zebra") as caught:
+        explain(random_model(), processor, photo, "the zebra")
+    assert caught[0].filename == __file__
 
 
 @pytest.mark.parametrize("expression", ["", ["the cup"], None, 3])
