@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import MISSING, fields
 from difflib import get_close_matches
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -39,6 +40,11 @@ MIN_TEMPERATURE = 0.01
 SWIN_TRAINING = ("image_size", "drop_path_rate")
 
 CARD = "README.md"
+# Files of a checkpoint's folder: those written here, and reports; not what else lies there
+CHECKPOINT_FILES = (
+    *("*.json", "*.safetensors", "*_crossvlt.py", "handler.py", "requirements.txt", "about.yaml", CARD, "LICENSE*"),
+    *("vocab.txt", "merges.txt", "*.model"),
+)
 # The channels of the logits
 LABELS = {0: "background", 1: "object"}
 LABELS_MESSAGE = "`num_labels` must be 2 (`id2label` names the two channels, background and object), got {}."
@@ -170,7 +176,7 @@ class CarriesCode:
 
         Args:
             save_directory: folder, which is created if it does not exist.
-            push_to_hub: whether to upload the folder as it is.
+            push_to_hub: whether to upload its files.
             kwargs: see [`PreTrainedConfig.save_pretrained`], and of `upload_folder`.
         """
         options = take_hub_options(save_directory, kwargs) if push_to_hub else {}
@@ -197,10 +203,9 @@ def take_hub_options(folder: str | Path, options: dict[str, Any]) -> dict[str, A
     return {"repo_id": options.pop("repo_id", None) or Path(folder).resolve().name, **taken}
 
 
-def _shown_files(folder: Path) -> dict[str, Path]:
-    """The files of a folder that are not hidden, by their paths in it."""
-    names = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {name.as_posix(): path for name, path in names.items() if not any(part[0] == "." for part in name.parts)}
+def _is_of_a_checkpoint(path: Path) -> bool:
+    shown = path.is_file() and not path.name.startswith(".")
+    return shown and any(fnmatch(path.name, pattern) for pattern in CHECKPOINT_FILES)
 
 
 def upload_folder(
@@ -215,7 +220,9 @@ def upload_folder(
     create_pr: bool = False,
     tags: str | list[str] | None = None,
 ) -> None:
-    """Upload a folder as it is, without hidden files (whose names begin with a dot), in one commit.
+    """Upload the files of a checkpoint in a folder as they are, in one commit.
+
+    Other files and subfolders, such as data in the current folder, are not uploaded.
 
     Args:
         folder: with a README.md, which becomes the card; without one the repository keeps its card, or gets the
@@ -240,7 +247,9 @@ def upload_folder(
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if revision is not None and not create_pr and not revision.startswith("refs/"):
         api.create_branch(repo_id, branch=revision, exist_ok=True)
-    files: dict[str, Path | bytes] = {**_shown_files(folder)}
+    files: dict[str, Path | bytes] = {
+        path.name: path for path in sorted(folder.iterdir()) if _is_of_a_checkpoint(path)
+    }
     if tags or (CARD not in files and not api.file_exists(repo_id, CARD, revision=revision)):
         source = str(files.get(CARD, repo_id))
         card = create_and_tag_model_card(source, [tags] if isinstance(tags, str) else tags, token=token)

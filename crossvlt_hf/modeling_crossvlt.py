@@ -477,7 +477,7 @@ class CrossVLTPreTrainedModel(PreTrainedModel):
             save_directory: folder, which is created if it does not exist.
             is_main_process: whether this process writes config and weights, and uploads.
             state_dict: the weights to save; None for those of the model.
-            push_to_hub: whether to upload the folder as it is.
+            push_to_hub: whether to upload its files.
             kwargs: see [`PreTrainedModel.save_pretrained`], and of `upload_folder`.
         """
         options = take_hub_options(save_directory, kwargs) if push_to_hub else {}

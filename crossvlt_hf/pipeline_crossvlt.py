@@ -150,7 +150,7 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
 
         Args:
             save_directory: folder, which is created if it does not exist.
-            push_to_hub: whether to upload the folder as it is, to the repository `repo_id`, by default with its name.
+            push_to_hub: whether to upload its files, to the repository `repo_id`, by default with its name.
             kwargs: of the model's `save_pretrained`, and of `upload_folder`.
         """
         options = take_hub_options(save_directory, kwargs) if push_to_hub else {}

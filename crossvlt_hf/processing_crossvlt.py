@@ -1276,7 +1276,7 @@ class CrossVLTProcessor(ProcessorMixin):
 
         Args:
             save_directory: folder, which is created if it does not exist.
-            push_to_hub: whether to upload the folder as it is.
+            push_to_hub: whether to upload its files.
             kwargs: see [`ProcessorMixin.save_pretrained`], and of `upload_folder`.
         """
         options = take_hub_options(save_directory, kwargs) if push_to_hub else {}

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils import find_adapter_config_file
 
-from ..configuration_crossvlt import BUILT_IN, DEFAULT_CHECKPOINT, CrossVLTConfig, find_named
+from ..configuration_crossvlt import BUILT_IN, CHECKPOINT_FILES, DEFAULT_CHECKPOINT, CrossVLTConfig, find_named
 from ..modeling_crossvlt import CrossVLTModel
 from ..processing_crossvlt import CrossVLTProcessor, counted
 from ..system import some_names
@@ -29,11 +29,8 @@ BUILT_IN_NOTE = (
 )
 
 
-# Files of a checkpoint's folder: those written here, reports, and those that the Hub and git add
-OWN_FILES = (
-    *(".*", "*.json", "*.safetensors", "*_crossvlt.py", "handler.py", "requirements.txt", "about.yaml", "README.md"),
-    *("LICENSE*", "vocab.txt", "merges.txt", "*.model", "__pycache__"),
-)
+# Also those that the Hub, git and Python add
+OWN_FILES = (*CHECKPOINT_FILES, ".*", "__pycache__")
 
 
 def resolve_checkpoint(source: str | Path | None) -> str | Path:

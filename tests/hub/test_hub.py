@@ -677,19 +677,20 @@ def contents(hub, repository=NAME, revision="main"):
 
 @pytest.mark.parametrize("what", ["config", "processor", "pipeline", "model"])
 def test_what_is_pushed_is_what_is_in_the_folder(hub, monkeypatch, model, processor, tmp_path, what):
-    """Other weights than those of the model, under another name, a card, and files that were there."""
+    """Other weights than those of the model, under another name, and a card; but no other files."""
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     things = {"config": model.config, "processor": processor, "model": model}
     things["pipeline"] = ReferringImageSegmentationPipeline(model=model, processor=processor)
     folder = tmp_path / "crossvlt"
     (folder / "figures").mkdir(parents=True)
-    for name in ("README.md", "figures/curves.txt", ".env"):
+    others = ("figures/curves.txt", ".env", "notes.txt", "train.py", "photo.png")
+    for name in ("README.md", *others):
         (folder / name).write_text("---\nlicense: mit\n---\n\n# Mine\n")
     average = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
     own = {"variant": "fp16", "state_dict": average} if what in ("model", "pipeline") else {}
     things[what].save_pretrained(folder, push_to_hub=True, repo_id=NAME, **own)
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    assert contents(hub) == {name: path.read_bytes() for name, path in files.items() if name != ".env"}
+    assert contents(hub) == {name: path.read_bytes() for name, path in files.items() if name not in others}
     assert (folder / "README.md").read_text() == "---\nlicense: mit\n---\n\n# Mine\n"
     if own:
         assert not any(value.any() for value in load_file(files["model.fp16.safetensors"]).values())
