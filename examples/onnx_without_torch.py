@@ -9,6 +9,9 @@ python examples/onnx_without_torch.py exported photo.jpg "the white cup" "the sp
 
 import argparse
 import json
+import sys
+import unicodedata
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,20 +20,47 @@ from PIL import Image, ImageOps
 from tokenizers import Tokenizer
 
 
+LEAST_OF_16_BITS = 1020  # below this, an image of 0 to 65535 is black in 8 bits
+
+
 def read(path: Path) -> Image.Image:
-    """The upright image of 8 bits; what is transparent shows white."""
-    image = ImageOps.exif_transpose(Image.open(path))
+    """The upright image of 8 bits, as the package reads it; what is transparent shows white."""
+    try:
+        image = Image.open(path)
+        deep = ";16" in str(image.tile) and image.mode in ("RGB", "RGBA", "LA")  # of which Pillow keeps the upper 8
+        image.load()
+    except Exception as error:  # of any kind, for damaged files
+        raise SystemExit(f"{path} cannot be read as an image: {error}") from error
+    if deep and max(high for _, high in image.getextrema()[:3]) < LEAST_OF_16_BITS >> 8:
+        raise SystemExit(f"{path} has 16 bits but looks like an image of 8 bits; save it as such.")
+    with suppress(Exception):  # of any kind, for damaged EXIF data
+        image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):  # Pillow would clip these to 255
-        values, hidden = np.asarray(image, dtype=np.float64), image.info.get("transparency")
-        white = 65535 if image.mode.startswith("I;16") or values.max() > 255 else 255
-        if white == 65535 and 0 < values.max() < 1020:
-            raise SystemExit(f"{path} has 16 bits but looks like an image of 8 bits; save it as such.")
-        grey = np.where(values == hidden, 255, (values.clip(0, white) * (255 / white)).round())
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+        values, hidden = np.asarray(image), image.info.get("transparency")
+        white = white_of(path, values)
+        grey = (values.astype(np.float64).clip(0, white) * (255 / white)).round()
+        return Image.fromarray(np.where(values == hidden, 255, grey).astype(np.uint8)).convert("RGB")
     if not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert({"La": "LA"}.get(image.mode, "RGBA")).convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def white_of(path: Path, values: np.ndarray) -> int:
+    """The value of white in floats and in integers of more than 8 bits: 1, 255 or 65535."""
+    low, high, floats = values.min(), values.max(), values.dtype.kind == "f"
+    if values.dtype.char == "H":
+        if 0 < high < LEAST_OF_16_BITS:
+            raise SystemExit(f"{path} has 16 bits but looks like an image of 8 bits; save it as such.")
+        return 65535
+    slack = 0.01 if floats else 0
+    if low >= -slack and floats and high <= 1 + slack:
+        return 1
+    if low >= -slack and high <= 255 + slack and (not floats or high >= 4 or (values % 1 == 0).all()):
+        return 255
+    if low >= -slack and LEAST_OF_16_BITS <= high <= 65535:
+        return 65535
+    raise SystemExit(f"{path} must be from 0 to 1 (floats), 0 to 255 or 0 to 65535, got values from {low} to {high}.")
 
 
 def pixels(image: Image.Image, summary: dict) -> np.ndarray:
@@ -42,15 +72,44 @@ def pixels(image: Image.Image, summary: dict) -> np.ndarray:
 
 
 def words(folder: Path, expressions: list[str], summary: dict) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids and what of them is no padding: (expressions, tokens) int64 each."""
+    """Token ids and what of them is no padding: (expressions, tokens) int64 each. Tells what is not read."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    for expression in expressions:
+        if note := reading_note(tokenizer, expression, summary["max_tokens"]):
+            print(note, file=sys.stderr)
     tokenizer.enable_truncation(summary["max_tokens"])
     tokenizer.enable_padding(length=summary["max_tokens"], pad_id=summary["pad_token_id"])
     encoded = tokenizer.encode_batch(expressions)
-    for expression, entry in zip(expressions, encoded, strict=True):
-        if all(entry.special_tokens_mask):
-            raise SystemExit(f"An expression must describe an object, got {expression!r}, which has no tokens.")
     return np.array([entry.ids for entry in encoded]), np.array([entry.attention_mask for entry in encoded])
+
+
+def reading_note(tokenizer: Tokenizer, expression: str, longest: int) -> str | None:
+    """A sentence about words that the vocabulary does not have, and about an expression that is cut."""
+    whole = tokenizer.encode(expression, add_special_tokens=False)
+    if not whole.ids:
+        raise SystemExit(f"An expression must describe an object, got {expression!r}, which has no tokens.")
+    known = [token != getattr(tokenizer.model, "unk_token", None) for token in whole.tokens]
+    count = longest - tokenizer.num_special_tokens_to_add(is_pair=False)
+    parts = [
+        expression[start:end] for (start, end), is_known in zip(whole.offsets, known, strict=True) if not is_known
+    ]
+    unknown = [part for part in dict.fromkeys(parts) if any(is_of_a_word(character) for character in part)]
+    notes = []
+    if unknown or not any(known[:count]):
+        nothing = "" if any(known[:count]) else ", and no other token of it"
+        notes.append(f"the vocabulary does not know {', '.join(map(repr, unknown or [expression.strip()]))}{nothing}")
+    if len(whole.ids) > count:
+        kept = expression[whole.offsets[0][0] : whole.offsets[count - 1][1]].strip()
+        notes.append(f"it is too long, and only {kept!r} is read")
+    return f"The expression {expression!r} is not read completely: {'; '.join(notes)}." if notes else None
+
+
+def is_of_a_word(character: str) -> bool:
+    """Whether it is a letter, a digit or an emoji."""
+    category = unicodedata.category(character)
+    return category[0] in "LN" or category == "So"
 
 
 def interpolation(source: int, target: int) -> np.ndarray:

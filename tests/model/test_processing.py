@@ -9,7 +9,6 @@ import json
 import re
 import struct
 import threading
-import zlib
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_tokenizer
+from fabricate import png_of_16_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -1170,19 +1170,6 @@ def test_a_transparent_value_of_integers_says_nothing_of_their_range():
     image = Image.fromarray(np.where(SPOT, GREY, 7).astype(np.int32))
     image.info["transparency"] = 7
     np.testing.assert_array_equal(pixels(image), np.where(SPOT[..., None] & (GREY != 7)[..., None], rgb(GREY), 255))
-
-
-def png_of_16_bits(values: np.ndarray) -> bytes:
-    """A PNG of (height, width, channels), 1 grey, 2 with alpha, 3 RGB, 4 with alpha, which Pillow does not write."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    height, width, channels = values.shape
-    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def tiff_of_16_bits(values: np.ndarray, order: str) -> bytes:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_config
+from fabricate import png_of_16_bits
 from PIL import Image
 from torch.export import Dim, ExportedProgram
 
@@ -19,7 +21,7 @@ from crossvlt_hf.cli import main as crossvlt
 from crossvlt_hf.data.refshapes import make_example
 from crossvlt_hf.layers_crossvlt import interpolation, padded, parts, upsample
 from crossvlt_hf.pipeline_crossvlt import ReferringImageSegmentationPipeline
-from crossvlt_hf.processing_crossvlt import to_rgb
+from crossvlt_hf.processing_crossvlt import reading_note, to_rgb
 from crossvlt_hf.publishing import export as exporting
 from crossvlt_hf.publishing.export import (
     LEAST_AGREEMENT,
@@ -252,10 +254,87 @@ def test_the_example_refuses_expressions_of_which_nothing_is_read(tmp_path):
         words(tmp_path, ["the cup", "\u200b"], summary)
 
 
-def test_the_example_refuses_8_bits_in_16(tmp_path):
-    Image.fromarray(np.arange(48, dtype=np.uint16).reshape(6, 8)).save(tmp_path / "deep.png")
-    with pytest.raises(SystemExit, match=r"deep\.png has 16 bits but looks like an image of 8 bits"):
-        runpy.run_path(str(EXAMPLE))["read"](tmp_path / "deep.png")
+RANDOM = np.random.default_rng(0).random((9, 12, 4))
+FLOATS = RANDOM[..., 0].astype(np.float32)
+READ = {
+    "0 to 1.tiff": FLOATS,
+    "0 to 255.tiff": FLOATS * 255,
+    "0 to 65535.tiff": FLOATS * 65535,
+    "black.tiff": FLOATS * 0,
+    "whole.tiff": (FLOATS * 3).round(),
+    "bytes.tiff": (FLOATS * 255).astype(np.int32),
+    "rgb.png": png_of_16_bits(RANDOM[..., :3] * 65535),
+    "rgba.png": png_of_16_bits(RANDOM * 65535),
+    "grey and alpha.png": png_of_16_bits(RANDOM[..., :2] * 65535),
+}
+REFUSED = {
+    "normalised.tiff": (FLOATS * 4 - 2, "must be from 0 to 1"),
+    "0 to 3.tiff": (FLOATS * 3, "must be from 0 to 1"),
+    "NaN.tiff": (FLOATS * np.nan, "must be from 0 to 1"),
+    "negative.tiff": ((FLOATS * 99).astype(np.int32) - 5, "must be from 0 to 1"),
+    "0 to 900.tiff": ((FLOATS * 900).astype(np.int32), "must be from 0 to 1"),
+    "deep.png": (np.arange(108, dtype=np.uint16).reshape(9, 12), "looks like an image of 8 bits"),
+    "rgb.png": (png_of_16_bits(RANDOM[..., :3] * 255), "looks like an image of 8 bits"),
+    "rgba.png": (png_of_16_bits(RANDOM * 255), "looks like an image of 8 bits"),
+    "grey and alpha.png": (png_of_16_bits(RANDOM[..., :2] * 255), "looks like an image of 8 bits"),
+    "text.png": (b"no image", "cannot be read as an image"),
+    "cut.png": (png_of_16_bits(RANDOM[..., :3] * 65535)[:60], "cannot be read as an image"),
+}
+
+
+def write_picture(path, content):
+    path.write_bytes(content) if isinstance(content, bytes) else Image.fromarray(content).save(path)
+    return path
+
+
+@pytest.mark.parametrize("name", READ)
+def test_the_example_reads_numbers_as_the_package_does(tmp_path, name):
+    path = write_picture(tmp_path / name, READ[name])
+    np.testing.assert_array_equal(runpy.run_path(str(EXAMPLE))["read"](path), np.asarray(to_rgb(path)))
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_the_example_refuses_images_that_the_package_refuses(tmp_path, name):
+    content, told = REFUSED[name]
+    path = write_picture(tmp_path / name, content)
+    with pytest.raises((ValueError, OSError)):
+        to_rgb(path)
+    with pytest.raises(SystemExit, match=f"^{re.escape(str(path))} .*{told}.*$"):
+        runpy.run_path(str(EXAMPLE))["read"](path)
+
+
+def test_the_example_names_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(SystemExit, match=r"nothing\.png cannot be read as an image: .*No such file"):
+        runpy.run_path(str(EXAMPLE))["read"](tmp_path / "nothing.png")
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "jpg"])
+def test_the_example_reads_images_with_damaged_exif(tmp_path, suffix):
+    path = tmp_path / f"image.{suffix}"
+    Image.fromarray((RANDOM[..., :3] * 255).astype(np.uint8)).save(path, exif=b"Exif\0\0garbage")
+    np.testing.assert_array_equal(runpy.run_path(str(EXAMPLE))["read"](path), np.asarray(to_rgb(path)))
+
+
+@pytest.mark.parametrize(
+    ("expression", "told"),
+    [
+        ("the red circle", 0),
+        ("the zebra left of the zebra and the walrus", 1),
+        ("the \N{GRINNING FACE} circle", 1),
+        ("zebra", 1),
+        ("...", 1),
+        ("the red circle left of the blue circle above the green square", 1),
+        ("the zebra left of the blue circle above the green square", 1),
+    ],
+)
+def test_the_example_tells_what_is_not_read_as_the_package_does(tmp_path, capsys, expression, told):
+    processor = CrossVLTProcessor.from_tokenizer(refshapes_tokenizer(), max_length=10)
+    processor.save_pretrained(tmp_path)
+    summary = {"max_tokens": 10, "pad_token_id": processor.tokenizer.pad_token_id}
+    ids, _ = runpy.run_path(str(EXAMPLE))["words"](tmp_path, [expression], summary)
+    note = reading_note(expression, processor.read_expressions([expression])[0])
+    assert capsys.readouterr().err.splitlines() == ([note] if told else [])
+    assert ids.tolist() == processor(text=[expression])["input_ids"]
 
 
 @pytest.mark.slow
