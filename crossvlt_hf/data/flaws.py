@@ -137,6 +137,11 @@ class Flaws:
             self.add(*SHORT_PARTS, where)
         return check_polygons(whole or polygons, where)
 
+    def include(self, other: "Flaws") -> None:
+        """Note the flaws that another reader found, such as that of a row."""
+        for kind, places in other.met.items():
+            self.met.setdefault(kind, []).extend(places)
+
     def warn(self) -> None:
         """Warn of each kind of flaw, with the number and the first place."""
         for (one, many), places in self.met.items():

@@ -4,8 +4,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..files import entries, field, image_size, inside, read_json
-from ..masks import check_polygons, to_run_lengths
+from ..flaws import Flaws
+from ..masks import encode_mask, to_run_lengths
 from .object_record import ObjectRecord, ObjectScene, ObjectSource
 
 
@@ -56,24 +59,25 @@ class CocoObjects(ObjectSource):
     def __getitem__(self, index: int) -> ObjectScene:
         image, annotations = self.rows[index]
         where = f"{self.path}, image {image['id']}"
-        size = image_size(image, where)
+        size, flaws = image_size(image, where), Flaws(self.name, empty_masks="skip")
         return ObjectScene(
             image=inside(self.folder, field(image, "file_name", where), where),
             image_id=str(image["id"]),
             size=size,
-            objects=tuple(self._object(row, size) for row in annotations),
+            objects=tuple(self._object(row, size, flaws) for row in annotations),
             where=where,
             upright=False,
+            flaws=flaws,
         )
 
-    def _object(self, row: Mapping[str, Any], size: tuple[int, int]) -> ObjectRecord:
+    def _object(self, row: Mapping[str, Any], size: tuple[int, int], flaws: Flaws) -> ObjectRecord:
         where = f"{self.path}, annotation {row.get('id', '?')}"
         category = _id(row, "category_id", where)
         if category not in self.classes:
             raise ValueError(f"{where} has the category {category!r}, which is not in `categories`.")
         return ObjectRecord(
             self.classes[category],
-            check_segmentation(field(row, "segmentation", where), size, where),
+            check_segmentation(field(row, "segmentation", where), size, where, flaws),
             str(row.get("id", "")),
             bool(row.get("iscrowd", 0)),
         )
@@ -86,16 +90,25 @@ def _id(row: Any, name: str, where: str) -> int | str:
     return value
 
 
-def check_segmentation(segmentation: Any, size: tuple[int, int], where: str) -> Any:
-    """Check polygons or run lengths.
+WITHOUT_MASK = ("object without a mask, which is no target", "objects without a mask, which are no targets")
+
+
+def check_segmentation(segmentation: Any, size: tuple[int, int], where: str, flaws: Flaws) -> Any:
+    """Check polygons or run lengths, and leave out polygons of fewer than three points.
+
+    Returns:
+        Polygons or run lengths in COCO's format; run lengths of an empty mask if there are none, since expressions
+        must not mistake the object for absent.
 
     Raises:
         ValueError: if they are broken; the message begins with `where`.
     """
-    if isinstance(segmentation, list) and segmentation and not isinstance(segmentation[0], dict):
-        if not all(isinstance(part, list) for part in segmentation):
-            raise ValueError(f"{where}: a segmentation must be a list of polygons, got {str(segmentation)[:60]}.")
-        return check_polygons(segmentation, where)
+    segmentation = flaws.polygons([] if segmentation is None else segmentation, where)
+    if segmentation == []:
+        flaws.add(*WITHOUT_MASK, where)
+        return encode_mask(np.zeros(size, dtype=np.uint8))
+    if isinstance(segmentation, list) and not any(isinstance(part, dict) for part in segmentation):
+        return segmentation
     try:
         parts = to_run_lengths(segmentation, *size)
     except (ValueError, TypeError) as error:

@@ -7,6 +7,7 @@ from PIL import Image
 
 from ...processing_crossvlt import load_pixels, opening, to_rgb
 from ..files import require_folder
+from ..flaws import Flaws
 from .composition import MOST_PIXELS, Background, CutOut, cut_out
 from .object_record import ObjectSource, find_images
 
@@ -76,7 +77,9 @@ def cutouts_of(
         ValueError: if labels are broken.
     """
     found: list[CutOut] = []
+    flaws = Flaws(source.name)
     for scene in source:
+        flaws.include(scene.flaws or Flaws(source.name))
         described = scene.describe(colours=False)
         chosen = [n for n, thing in enumerate(described) if thing.clear and not thing.cut and thing.area >= least_area]
         if chosen:
@@ -85,8 +88,9 @@ def cutouts_of(
             pieces = (cut_out(values, mask, scene.objects[number].label, most) for number, mask in masks)
             found += [piece for piece in pieces if piece is not None]
         if limit is not None and len(found) >= limit:
-            return found[:limit]
-    return found
+            break
+    flaws.warn()
+    return found[:limit]
 
 
 def backgrounds_of(source: ObjectSource, *, most: int = 384, limit: int | None = None) -> list[Background]:

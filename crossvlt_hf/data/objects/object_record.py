@@ -13,6 +13,7 @@ from pycocotools import mask as coco_mask
 
 from ...processing_crossvlt import load_pixels, opening, to_rgb
 from ..files import stored_size
+from ..flaws import Flaws
 from ..masks import decode_segmentation, encode_mask
 from .attributes import DescribedObject, describe
 
@@ -49,6 +50,7 @@ class ObjectScene:
         where: file and row, for messages.
         upright: whether the labels are for the image with its EXIF orientation applied, or for the stored pixels.
         exhaustive: false if objects of the named classes may be unlabelled.
+        flaws: of the labels, which were repaired.
     """
 
     image: str | Callable[[], Image.Image]
@@ -58,6 +60,7 @@ class ObjectScene:
     where: str
     upright: bool = True
     exhaustive: bool = True
+    flaws: Flaws | None = None
 
     def open(self, longest: int | None = None) -> Image.Image:
         """Load the image, of mode "RGB".

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset as TorchDataset
 from ...processing_crossvlt import opening
 from ...system import as_it_is, check_known, check_least, ignore_signals
 from ..files import new_folder, orientation
+from ..flaws import Flaws
 from ..masks import pack
 from ..record import Record, build_dataset
 from ..sources.folder import METADATA
@@ -80,6 +81,7 @@ class Report:
         objects: labelled objects, and objects that are targets.
         left_out: objects that are no target, by reason.
         broken: errors of unreadable images.
+        repaired: flaws of labels that were repaired.
         families: expressions per family.
         words: uses of each word.
         classes: objects of each class.
@@ -89,6 +91,7 @@ class Report:
     objects: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
     broken: list[str] = field(default_factory=list)
+    repaired: Counter[str] = field(default_factory=Counter)
     families: Counter[str] = field(default_factory=Counter)
     words: Counter[str] = field(default_factory=Counter)
     classes: Counter[str] = field(default_factory=Counter)
@@ -123,6 +126,7 @@ class Report:
             },
             "words": dict(self.words.most_common()),
             "broken": self.broken[:100],
+            "repaired": dict(self.repaired),
         }
 
 
@@ -137,13 +141,15 @@ def refer(
         report: to count in.
 
     Yields:
-        Index of the image, the scene, and its expressions, which depend only on the image and the seed.
+        Index of the image, the scene, and its expressions, which depend only on the image and the seed. At the end, a
+        warning has the flaws of labels that were repaired.
 
     Raises:
         OSError: if an image cannot be read, and `on_error` is "stop".
         ValueError: if its labels are broken, and `on_error` is "stop".
     """
     options, report = options or ReferOptions(), report if report is not None else Report()
+    flaws = Flaws(source.name)
     outcomes = DataLoader(
         _Outcomes(source, options),
         batch_size=None,
@@ -159,7 +165,10 @@ def refer(
             continue
         scene, objects, expressions = outcome
         report.add(objects, expressions, options.least_area)
+        flaws.include(scene.flaws or Flaws(source.name))
         yield index, scene, expressions
+    report.repaired.update({many: len(places) for (_, many), places in flaws.met.items()})
+    flaws.warn()
 
 
 class _Outcomes(TorchDataset):

@@ -14,6 +14,7 @@ from PIL import Image
 from ...processing_crossvlt import label_parts, load_pixels, to_rgb
 from ...system import check_known
 from ..files import require_columns
+from ..flaws import Flaws
 from ..masks import check_lossless, encode_mask
 from .coco import check_segmentation
 from .object_record import ObjectRecord, ObjectScene, ObjectSource, segmentation_of_map
@@ -96,10 +97,11 @@ class HubObjects(ObjectSource):
 
     def __getitem__(self, index: int) -> ObjectScene:
         row, where = self.dataset[int(index)], f"{self.name}, row {index}"
+        flaws = Flaws(self.name, empty_masks="skip")
         picture = open_picture(row[self.image_column], where)
         size = (picture.height, picture.width)
         try:
-            objects = tuple(self._objects(row, size, where))
+            objects = tuple(self._objects(row, size, where, flaws))
         except (TypeError, OSError, SyntaxError, ValueError) as error:
             message = str(error)
             raise ValueError(message if message.startswith(where) else f"{where}: {message}") from error
@@ -110,13 +112,14 @@ class HubObjects(ObjectSource):
             objects=objects,
             where=where,
             exhaustive=bool(self.exhaustive_column is None or row[self.exhaustive_column]),
+            flaws=flaws,
         )
 
-    def _objects(self, row: dict[str, Any], size: tuple[int, int], where: str) -> list[ObjectRecord]:
+    def _objects(self, row: dict[str, Any], size: tuple[int, int], where: str, flaws: Flaws) -> list[ObjectRecord]:
         value = row[self.column]
         if self.kind == "objects":
             return [
-                ObjectRecord(self._class(label, where), to_segmentation(mask, size, where), str(number), crowd)
+                ObjectRecord(self._class(label, where), to_segmentation(mask, size, where, flaws), str(number), crowd)
                 for number, (label, mask, crowd) in enumerate(_things(value, where))
             ]
         table = _array(value, size, where)
@@ -265,18 +268,15 @@ def _labels(value: Any) -> list[str]:
         return []
 
 
-def to_segmentation(mask: Any, size: tuple[int, int], where: str) -> Any:
-    """Convert a mask to polygons or run lengths of COCO.
+def to_segmentation(mask: Any, size: tuple[int, int], where: str, flaws: Flaws) -> Any:
+    """Convert a mask to polygons or run lengths of COCO, repaired as by `check_segmentation`.
 
     Raises:
         ValueError: if its format is not supported, or it has another size.
     """
     if isinstance(mask, dict) and {"x", "y"} <= mask.keys():
-        return check_segmentation(
-            [[v for point in zip(mask["x"], mask["y"], strict=True) for v in point]], size, where
-        )
-    if isinstance(mask, list) and mask and isinstance(mask[0], int | float):
-        mask = [mask]
+        mask = [[v for point in zip(mask["x"], mask["y"], strict=True) for v in point]]
+        return check_segmentation(mask, size, where, flaws)
     if (isinstance(mask, dict) and "counts" in mask) or (isinstance(mask, list) and len(mask) != size[0]):
-        return check_segmentation(mask, size, where)
+        return check_segmentation(mask, size, where, flaws)
     return encode_mask(np.asarray(_array(mask, size, where).any(axis=2)))

@@ -29,7 +29,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from crossvlt_hf.data.masks import encode_mask
-from crossvlt_hf.data.objects import ObjectSource, load_objects
+from crossvlt_hf.data.objects import ObjectSource, ReferOptions, cutouts_of, expressions_dataset, load_objects
+from crossvlt_hf.data.objects.references import Report
 from crossvlt_hf.data.objects.rows import HubObjects
 from crossvlt_hf.data.objects.yolo import read_names
 from crossvlt_hf.processing_crossvlt import label_parts
@@ -76,9 +77,10 @@ def test_coco_crowds_are_marked(tmp_path):
     ("edit", "message"),
     [
         (lambda t: t["annotations"][0].update(segmentation=[[1, 2, 3]]), "annotation 10"),
-        (lambda t: t["annotations"][0].update(segmentation=[]), "annotation 10"),
         (lambda t: t["annotations"][0].update(segmentation="x"), "annotation 10"),
-        (lambda t: t["annotations"][0].update(segmentation=[1, 2, 3, 4, 5, 6]), "annotation 10"),
+        (lambda t: t["annotations"][0].update(segmentation=[[1, 2, 3, 4], "x"]), "annotation 10"),
+        (lambda t: t["annotations"][0].update(segmentation=[1, 2, 3, 4, 5]), "annotation 10"),
+        (lambda t: t["annotations"][0].update(segmentation={}), "annotation 10"),
         (lambda t: t["annotations"][0].update(segmentation={"size": [1, 1], "counts": [1]}), "annotation 10"),
         (lambda t: t["annotations"][0].pop("segmentation"), "annotation 10 has no `segmentation`"),
         (lambda t: t["annotations"][0].update(category_id=99), "annotation 10 has the category 99"),
@@ -95,6 +97,59 @@ def test_coco_a_broken_row_is_named_and_leaves_others_alone(tmp_path, edit, mess
     with pytest.raises((ValueError, OSError), match=message):
         source[0].describe()
     assert len(source[1].describe()) == 3
+
+
+REPAIRED = {  # segmentations of the first object, and what is told of them
+    "a part of two points": ([corners(0), [1, 2, 3, 4]], "part of fewer than three points left out"),
+    "a part of one point first": ([[1, 2], corners(0)], "part of fewer than three points left out"),
+    "a single polygon": (corners(0), None),
+    "a single polygon of points": (np.reshape(corners(0), (-1, 2)).tolist(), None),
+    "polygons of points": ([np.reshape(corners(0), (-1, 2)).tolist()], None),
+}
+WITHOUT = {"nothing": [], "null": None, "only short parts": [[1, 2, 3, 4], [5, 6]], "an empty part": [[]]}
+
+
+def rows_of_objects(segmentation):
+    """The scene as a row whose objects are polygons, the first as given."""
+    given = [segmentation, *([corners(number)] for number in (1, 2))]
+    objects = [{"class": SCENE[number][0], "segmentation": each} for number, each in enumerate(given)]
+    return Dataset.from_list([{"image": png(np.asarray(picture())), "objects": objects}])
+
+
+@pytest.mark.parametrize("name", REPAIRED)
+def test_segmentations_are_repaired_as_by_other_readers(tmp_path, name):
+    segmentation, told = REPAIRED[name]
+    path = write_coco(tmp_path)
+    change(path, lambda table: table["annotations"][0].update(segmentation=segmentation))
+    sources = [load_objects(path, images=tmp_path / "images")]
+    if np.ndim(segmentation[0]) == 1 and len({len(part) for part in segmentation}) > 1:
+        sources.append(HubObjects(rows_of_objects(segmentation)))
+    for source in sources:
+        check(source)
+        assert [one for one, _ in source[0].flaws.met] == ([told] if told else [])
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_objects_without_a_mask_are_no_targets(tmp_path, name):
+    """Nor do expressions count them as absent: "the cup" is not said of the other one."""
+    path = write_coco(tmp_path, images=1)
+    change(path, lambda table: table["annotations"][0].update(segmentation=WITHOUT[name]))
+    sources = [load_objects(path, images=tmp_path / "images")]
+    if WITHOUT[name] is not None:
+        sources.append(HubObjects(rows_of_objects(WITHOUT[name])))
+    for source in sources:
+        assert [thing.unclear for thing in source[0].describe()] == ["hardly visible", "", ""]
+        report = Report()
+        with pytest.warns(
+            UserWarning, match="1 object without a mask, which is no target, in .*(annotation 10|row 0)"
+        ):
+            said = expressions_dataset(source, ReferOptions(per_family=6), report=report)
+        assert report.repaired == {"objects without a mask, which are no targets": 1}
+        texts = {text for row in said for text in row["expressions"]}
+        assert "the dog" in texts
+        assert not {"the cup", "the blue cup", "both cups"} & texts
+    with pytest.warns(UserWarning, match="1 object without a mask"):
+        assert len(cutouts_of(sources[0])) == 2
 
 
 @pytest.mark.parametrize(

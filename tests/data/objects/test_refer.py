@@ -154,7 +154,7 @@ def test_incomplete_labels_are_marked(tmp_path):
 def test_a_broken_row_stops_in_one_line_or_is_skipped_and_counted(tmp_path, capsys, workers):
     labels = write_coco(tmp_path)
     table = json.loads(labels.read_text())
-    table["annotations"][0]["segmentation"] = [[1, 2]]
+    table["annotations"][0]["segmentation"] = [[1, 2, 3]]
     labels.write_text(json.dumps(table))
     options = ["--images", tmp_path / "images", "--output", tmp_path / "out", "--workers", workers]
     assert refer(labels, *options) == 2
@@ -166,6 +166,26 @@ def test_a_broken_row_stops_in_one_line_or_is_skipped_and_counted(tmp_path, caps
     assert "unreadable 1" in capsys.readouterr().out
     (broken,) = json.loads((tmp_path / "out" / "report.json").read_text())["broken"]
     assert "annotation 10" in broken
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_repairs_are_told_and_counted(tmp_path, workers):
+    labels = write_coco(tmp_path)
+    table = json.loads(labels.read_text())
+    table["annotations"][0]["segmentation"] += [[1, 2, 3, 4]]
+    table["annotations"][3]["segmentation"] += [[1, 2], [5, 6, 7, 8]]
+    table["annotations"][4]["segmentation"] = []
+    labels.write_text(json.dumps(table))
+    with (
+        pytest.warns(UserWarning, match="3 parts of fewer than three points left out, the first in .*annotation 10"),
+        pytest.warns(UserWarning, match="1 object without a mask, which is no target, in .*annotation 21"),
+    ):
+        assert refer(labels, "--images", tmp_path / "images", "--output", tmp_path / "out", "--workers", workers) == 0
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["repaired"] == {
+        "parts of fewer than three points left out": 3,
+        "objects without a mask, which are no targets": 1,
+    }
+    check_rows(load_data(str(tmp_path / "out"), "train"))
 
 
 @pytest.mark.parametrize(
