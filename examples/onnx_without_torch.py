@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from tokenizers import Tokenizer
 
 
-LEAST_OF_16_BITS = 1020  # below this, an image of 0 to 65535 is black in 8 bits
+LEAST_OF_16_BITS = 4096  # below this, an image of 0 to 65535 is nearly black in 8 bits
 
 
 def read(path: Path) -> Image.Image:
@@ -32,7 +32,7 @@ def read(path: Path) -> Image.Image:
     except Exception as error:  # of any kind, for damaged files
         raise SystemExit(f"{path} cannot be read as an image: {error}") from error
     if deep and max(high for _, high in image.getextrema()[:3]) < LEAST_OF_16_BITS >> 8:
-        raise SystemExit(f"{path} has 16 bits but looks like an image of 8 bits; save it as such.")
+        raise SystemExit(f"{path} has 16 bits but looks like an image of 8 to 12 bits; save it in 8 bits.")
     with suppress(Exception):  # of any kind, for damaged EXIF data
         image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):  # Pillow would clip these to 255
@@ -51,7 +51,7 @@ def white_of(path: Path, values: np.ndarray) -> int:
     low, high, floats = values.min(), values.max(), values.dtype.kind == "f"
     if values.dtype.char == "H":
         if 0 < high < LEAST_OF_16_BITS:
-            raise SystemExit(f"{path} has 16 bits but looks like an image of 8 bits; save it as such.")
+            raise SystemExit(f"{path} has 16 bits but looks like an image of 8 to 12 bits; save it in 8 bits.")
         return 65535
     slack = 0.01 if floats else 0
     if low >= -slack and floats and high <= 1 + slack:
@@ -76,6 +76,7 @@ def words(folder: Path, expressions: list[str], summary: dict) -> tuple[np.ndarr
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    tokenizer.encode_special_tokens = True  # "[PAD]" in an expression is text
     for expression in expressions:
         if note := reading_note(tokenizer, expression, summary["max_tokens"]):
             print(note, file=sys.stderr)
