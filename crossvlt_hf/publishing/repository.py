@@ -69,7 +69,8 @@ def write_repository(
     card = folder / CARD
     if not overwrite_card and card.is_file() and MARK not in card.read_text(encoding="utf-8", errors="replace"):
         raise ValueError(
-            f"{card} was not rendered here; put its words into about.yaml and remove it, or give --overwrite-card."
+            f"{card} was written by hand; move its text to about.yaml and remove it, or give --overwrite-card (in "
+            "Python overwrite_card=True)."
         )
     model.save_pretrained(folder)
     for file in folder.glob("*.safetensors"):
