@@ -180,7 +180,7 @@ class Listener(CrossVLTModel):
         return super().forward(**inputs)
 
 
-@pytest.mark.parametrize("persistent", [True, False])
+@pytest.mark.parametrize("persistent", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_trainer_with_workers(said, tmp_path, persistent):
     """Of every reference other expressions, under other masks, in every epoch."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "red", "blue", "green", "grey"]

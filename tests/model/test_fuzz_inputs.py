@@ -21,7 +21,7 @@ from crossvlt_hf.processing_crossvlt import to_label_map, to_rgb
 from crossvlt_hf.weights.state_dicts import load_strictly
 
 
-EXAMPLES = int(os.environ.get("CROSSVLT_FUZZ_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("CROSSVLT_FUZZ_EXAMPLES", "30"))
 fuzzed = settings(
     max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
 )

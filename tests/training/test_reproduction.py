@@ -58,7 +58,9 @@ def world(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name != "refcoco" else []) for name in ROWS]
+)
 def test_from_the_pickle_to_the_table(world, name, tmp_path, capsys):
     """The shipped configuration but for the sizes; then every row of the paper's table for that data set."""
     root, run = world / name.replace("+", "-plus"), tmp_path / "run"
