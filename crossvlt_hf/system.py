@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
+from numbers import Integral
 from pathlib import Path
 from shlex import quote
 from types import FrameType
@@ -62,6 +63,9 @@ def taking_options(what: str, kind: str = "option") -> Iterator[None]:
     except TypeError as error:
         if "argument" not in str(error):
             raise
+        if twice := re.search(r"multiple values for (?:keyword )?argument '(\w+)'", str(error)):
+            own = "must be given as an argument of its own"
+            raise ValueError(f"`{twice[1]}` {own}, not as a {kind} of {what}.") from error
         raise ValueError(f"{what} has no such {kind}: {error}") from error
 
 
@@ -89,8 +93,31 @@ def check_output_folder(
 
 def check_least(name: str, value: Any, least: int) -> None:
     """Raise ValueError unless a value is None or an integer from `least` up."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-        raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}.")
+    if value is not None:
+        check_integer(name, value, least)
+
+
+def check_integer(name: str, value: Any, least: int, most: int | None = None) -> None:
+    """Raise ValueError unless a value is an integer, also of NumPy, from `least` up to `most`."""
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or value < least or (most is not None and value > most):
+        span = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"`{name}` must be an integer {span}, got {value!r}.")
+
+
+def check_texts(name: str, value: Any) -> None:
+    """Raise ValueError unless a value is a list of one or more texts."""
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(each, str) for each in value):
+        raise ValueError(f"`{name}` must be a list of one or more names, got {value!r}.")
+
+
+def check_pair(name: str, value: Any, least: float, most: float, kind: type = Integral) -> None:
+    """Raise ValueError unless a value is the fewest and the most of something: two numbers of a kind within limits."""
+    pair = isinstance(value, list | tuple) and len(value) == 2
+    numbers = pair and all(isinstance(each, kind) and not isinstance(each, bool) for each in value)
+    if not numbers or not least <= value[0] <= value[1] <= most:
+        what = "integers" if kind is Integral else "numbers"
+        raise ValueError(f"`{name}` must be two {what} in order, from {least} to {most}, got {value!r}.")
 
 
 # ---- signals

@@ -1,6 +1,8 @@
 """RefShapes: deterministic, and every expression means what its mask shows."""
 
 import itertools
+import json
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ from datasets import concatenate_datasets, load_from_disk
 from PIL import Image
 
 import crossvlt_hf.data.refshapes.examples as refshapes_examples
+from crossvlt_hf.cli import main as crossvlt
+from crossvlt_hf.data import load_data
 from crossvlt_hf.data.refshapes import (
     EXTRAS,
     FAMILIES,
@@ -372,7 +376,7 @@ def test_phrase():
     ("arguments", "message"),
     [
         (("training", 0), "`split` must be one of train, .*got 'training'. Did you mean train?"),
-        (("train", -1), "`index` must be at least 0 .*, got -1"),
+        (("train", -1), "`index` must be an integer of at least 0, got -1"),
     ],
 )
 def test_wrong_arguments(arguments, message):
@@ -380,6 +384,34 @@ def test_wrong_arguments(arguments, message):
         make_example(*arguments)
     with pytest.raises(ValueError, match=r"`family` must be one of .*got 'riddle'"):
         make_example("train", 0, family="riddle")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scenes": "010"}, "`scenes` must be an integer of at least 1, got '010'"),
+        ({"scenes": None}, "`scenes` must be an integer of at least 1, got None"),
+        ({"scenes": 2.0}, "`scenes` must be an integer"),
+        ({"scenes": True}, "`scenes` must be an integer"),
+        ({"expressions": "x"}, "`expressions` must be an integer from 1 to 3, got 'x'"),
+        ({"side": "big"}, "`side` must be an integer from 32 .*got 'big'"),
+        ({"side": 64.5}, "`side` must be an integer from 32 .*got 64.5"),
+        ({"seed": "x"}, "`seed` must be an integer from 0 .*got 'x'"),
+        ({"seed": -1}, "`seed` must be an integer from 0 .*got -1"),
+        ({"count": "x"}, "`count` must be two integers in order, from 3 to 8, got 'x'"),
+        ({"count": 4}, "`count` must be two integers in order, from 3 to 8, got 4"),
+        ({"count": [5, 4]}, r"`count` must be two integers in order, from 3 to 8, got \[5, 4\]"),
+        ({"family": 3}, "`family` must be one of .*got '?3"),
+    ],
+)
+def test_options_of_a_wrong_type(options, message, capsys):
+    with pytest.raises(ValueError, match=message):
+        load_data("refshapes", "test", **{"scenes": 1, **options})
+    text = ["--option", *(f"{name}={json.dumps(value)}" for name, value in options.items())]
+    assert crossvlt(["evaluate", "--data", "refshapes", "--split", "test", *text]) == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 1
+    assert re.search(message.split(",")[0], errors[0])
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

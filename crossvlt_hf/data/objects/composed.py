@@ -8,6 +8,7 @@ import numpy as np
 from datasets import Dataset
 from PIL import Image
 
+from ...system import check_integer, check_texts
 from .attributes import DescribedObject, describe
 from .composition import Background, ComposedScene, Composer, CutOut
 from .engine import FAMILIES, Expression, make_expressions
@@ -111,11 +112,9 @@ def load_compositions(
     Raises:
         ValueError: if there is no such family, or a number is out of range.
     """
-    if scenes < 1 or not 1 <= expressions <= 3 or not families:
-        raise ValueError(
-            f"`scenes` must be 1 or more, `expressions` 1 to 3, and `families` not empty, got {scenes}, "
-            f"{expressions}, {len(families)} families."
-        )
+    check_integer("scenes", scenes, 1)
+    check_integer("expressions", expressions, 1, 3)
+    check_texts("families", families)
     composer = Composer(cutouts, backgrounds, size, seed, **options)
     decoder = CompositionDecoder(composer, split, expressions, tuple(families))
     decoder.scene(0)  # checks the rest

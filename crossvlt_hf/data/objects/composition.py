@@ -7,11 +7,13 @@ different widths, since a model would otherwise learn to find the seams.
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from ...system import check_integer, check_pair
 from .words import lookup, word_fits
 
 
@@ -120,11 +122,14 @@ class Composer:
         plain: float = 0.15,
         scale: tuple[float, float] = (0.18, 0.5),
     ) -> None:
-        if not cutouts or size < 32 or not 2 <= count[0] <= count[1] <= 12 or not 0 < scale[0] <= scale[1] <= 1:
-            raise ValueError(
-                "There must be cut-outs, a `size` of at least 32, a `count` from 2 to 12 and a `scale` within (0, 1], "
-                f"got {len(cutouts)} cut-outs, {size}, {count}, {scale}."
-            )
+        if not cutouts:
+            raise ValueError("`cutouts` must have one or more cut-outs, got none.")
+        check_integer("size", size, 32)
+        check_integer("seed", seed, 0)
+        check_pair("count", count, 2, 12)
+        check_pair("scale", scale, 0.01, 1, Real)
+        if isinstance(plain, bool) or not isinstance(plain, Real) or not 0 <= plain <= 1:
+            raise ValueError(f"`plain` must be a number from 0 to 1, got {plain!r}.")
         self.cutouts, self.backgrounds = list(cutouts), list(backgrounds)
         self.size, self.seed, self.count, self.plain, self.scale = size, seed, count, plain, scale
         self.of_class: dict[str, list[int]] = {}

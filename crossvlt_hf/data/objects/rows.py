@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...processing_crossvlt import label_parts, load_pixels, to_rgb
-from ...system import check_known
+from ...system import check_known, check_texts
 from ..files import require_columns
 from ..flaws import Flaws
 from ..masks import check_lossless, encode_mask
@@ -69,6 +69,10 @@ class HubObjects(ObjectSource):
         exhaustive: str | None = None,
         name: str = "dataset",
     ) -> None:
+        if names is not None:
+            check_texts("names", names)
+        if not isinstance(background, list | tuple) or not all(isinstance(each, int) for each in background):
+            raise ValueError(f"`background` must be a list of class numbers, got {background!r}.")
         self.name, self.image_column, self.background = name, image, tuple(background)
         plain = dataset.with_format(None)
         self.kind, self.column = _find_labels(plain, kind, labels)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...processing_crossvlt import check_mask_format, opening
+from ...system import check_texts
 from ..files import check_split, require_folder
 from .object_record import ObjectRecord, ObjectScene, ObjectSource, find_images, segmentation_of_map
 
@@ -43,6 +44,7 @@ class VocObjects(ObjectSource):
         classes: Sequence[str] = VOC_CLASSES,
         name: str | None = None,
     ) -> None:
+        check_texts("classes", classes)
         self.folder = Path(folder)
         self.images = Path(images) if images is not None else self.folder / "JPEGImages"
         for path in (self.folder / "SegmentationClass", self.folder / "SegmentationObject", self.images):

@@ -13,9 +13,10 @@ from datasets import Dataset, DatasetInfo, Features, Value
 from datasets.table import array_cast
 from PIL import Image
 
+from ...system import check_integer, check_known
 from ..features import Mask, Picture, register
 from ..masks import unpack
-from .examples import EXTRAS, FAMILIES, Example, Families, Split, families_at, in_turn, make_scene
+from .examples import EXTRAS, FAMILIES, Example, Families, Split, check_scene, families_at, in_turn, make_scene
 
 
 KINDS = (*FAMILIES, *EXTRAS)
@@ -53,6 +54,7 @@ def settle_families(family: str | None, families: Families | None) -> str | None
     if family is not None and families is not None:
         raise ValueError(f"Set only one of `family` and `families`, got {family!r} and {families!r}.")
     if family is not None:
+        check_known("family", family, KINDS)
         families = [family]
     return None if families is None else "".join(str(KINDS.index(each)) for each in in_turn(families))
 
@@ -214,6 +216,7 @@ def load_refshapes(
         ValueError: if there is no such split or family, or a number is out of range.
     """
     _check_counts(scenes, expressions, family)
+    check_scene(0, side, seed, count)
     said, (fewest, most) = settle_families(family, families), count
     read_scene(split, 0, side, seed, expressions, said, fewest, most)  # checks the rest
     index, number = np.divmod(np.arange(scenes * expressions), expressions)
@@ -232,11 +235,10 @@ def load_refshapes(
 
 
 def _check_counts(scenes: int, expressions: int, family: str | None) -> None:
-    if scenes < 1 or not 1 <= expressions <= 3 or (family is not None and expressions > 1):
-        raise ValueError(
-            "`scenes` must be at least 1, and `expressions` 1 to 3, or 1 if `family` is set, got "
-            f"{scenes}, {expressions}, {family!r}."
-        )
+    check_integer("scenes", scenes, 1)
+    check_integer("expressions", expressions, 1, 3)
+    if family is not None and expressions > 1:
+        raise ValueError(f"`expressions` must be 1 if `family` is set, got {expressions} and {family!r}.")
 
 
 def _make_cells(scene: np.ndarray, number: np.ndarray, same: dict[str, Any]) -> pa.StructArray:

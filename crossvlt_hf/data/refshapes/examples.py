@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from ...system import check_known
+from ...system import check_integer, check_known, check_pair
 from .expressions import QUERIES, Query, paraphrase, sample_queries
 from .scenes import COLOURS, SHAPES, Scene, Thing, draw, is_visible, sample_things
 
@@ -125,7 +125,8 @@ def make_scene(
         ValueError: if there is no such split or family, a number is out of range, or there are too few objects for
             the expressions.
     """
-    _check(split, index, families, side, count)
+    _check(split, families)
+    check_scene(index, side, seed, count)
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     unseen = split == "unseen_pairs"
     kinds = [kind for kind in product(COLOURS, SHAPES) if unseen or kind not in UNSEEN_PAIRS]
@@ -149,7 +150,7 @@ def _example(scene: Scene, query: Query, targets: set[int], split: Split) -> Exa
     return Example(scene, say(query.words), tuple(sorted(targets)), query.family, counterpart)
 
 
-def _check(split: str, index: int, families: Sequence[str], side: int, count: tuple[int, int]) -> None:
+def _check(split: str, families: Sequence[str]) -> None:
     check_known("split", split, SPLITS)
     if not families:
         raise ValueError("`families` is empty; give at least one.")
@@ -159,10 +160,17 @@ def _check(split: str, index: int, families: Sequence[str], side: int, count: tu
             raise ValueError(
                 f"The split {split!r} needs a family with relations, {', '.join(RELATIONAL)}, got {family!r}."
             )
-    if index < 0 or side < 32:
-        raise ValueError(f"`index` must be at least 0 and `side` at least 32, got {index} and {side}.")
-    if not 3 <= count[0] <= count[1] <= 8:
-        raise ValueError(f"`count` must be the fewest and the most objects, from 3 to 8, got {count}.")
+
+
+LARGEST = 2**31 - 1  # side and seed are stored as integers
+
+
+def check_scene(index: Any, side: Any, seed: Any, count: Any) -> None:
+    """Raise ValueError unless the numbers of a scene are in range: see `make_scene`."""
+    check_integer("index", index, 0)
+    check_integer("side", side, 32, LARGEST)
+    check_integer("seed", seed, 0, 2**63 - 1)
+    check_pair("count", count, 3, 8)
 
 
 Families = Sequence[str] | Mapping[str, float]

@@ -1,6 +1,7 @@
 """Composed pictures: deterministic, with distractors, visible masks, and expressions that are true."""
 
 import pickle
+import re
 from collections import Counter
 
 import numpy as np
@@ -87,9 +88,19 @@ def test_cut_out_keeps_the_object_only():
     assert cut_out(image, mask & False, "cup") is None
 
 
-@pytest.mark.parametrize("options", [{"size": 8}, {"count": (1, 3)}, {"count": (4, 3)}, {"scale": (0.0, 0.5)}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"size": size} for size in (8, "big", 64.0)),
+        *({"count": count} for count in ((1, 3), (4, 3), "x", 3, (2, 3, 4), (2.0, 3))),
+        *({"scale": scale} for scale in ((0.0, 0.5), ("a", "b"), 0.5)),
+        *({"seed": seed} for seed in (-1, "x")),
+        *({"plain": plain} for plain in (2, "x", True)),
+    ],
+)
 def test_bad_numbers_are_refused(options):
-    with pytest.raises(ValueError, match="cut-outs"):
+    (name,) = options
+    with pytest.raises(ValueError, match=f"`{name}` must be .*, got {re.escape(repr(options[name]))}"):
         Composer(discs(), **options)
     with pytest.raises(ValueError, match="cut-outs"):
         Composer([])
