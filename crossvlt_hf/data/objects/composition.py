@@ -128,7 +128,7 @@ class Composer:
         check_integer("seed", seed, 0)
         check_pair("count", count, 2, 12)
         check_pair("scale", scale, 0.01, 1, Real)
-        if isinstance(plain, bool) or not isinstance(plain, Real) or not 0 <= plain <= 1:
+        if isinstance(plain, bool) or not isinstance(plain, int | float) or not 0 <= plain <= 1:
             raise ValueError(f"`plain` must be a number from 0 to 1, got {plain!r}.")
         self.cutouts, self.backgrounds = list(cutouts), list(backgrounds)
         self.size, self.seed, self.count, self.plain, self.scale = size, seed, count, plain, scale
