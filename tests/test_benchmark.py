@@ -113,12 +113,14 @@ def test_expressions_share_what_reads_no_words():
     assert count_flops(config, size, 7, images=2) == 2 * one
 
 
+@pytest.mark.slow
 def test_training_is_three_forward_passes():
     config = tiny_config()
     ratio = count_training_flops(config, (64, 64), 7, images=2) / count_flops(config, (64, 64), 7, images=2)
     assert ratio == pytest.approx(3, rel=0.1)
 
 
+@pytest.mark.slow
 @needs_linux
 @pytest.mark.parametrize("resettable", [True, False])
 def test_memory_of_a_known_allocation(resettable):
@@ -245,6 +247,7 @@ def test_cases_share_a_model_and_are_plotted(checkpoint, monkeypatch):
         assert len(wide.getcolors(wide.width * wide.height)) > 20
 
 
+@pytest.mark.slow
 def test_compiled_and_eager(checkpoint, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda model, **options: compiled.append(options) or model)
@@ -273,6 +276,7 @@ def test_optimizer(checkpoint):
         assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.slow
 def test_what_cannot_run_costs_nothing_else(checkpoint, monkeypatch):
     def fail(device, dtype):
         raise MemoryError("It needs more.")
@@ -324,6 +328,7 @@ def test_attention_of_a_cpu_is_counted():
     assert flops == 2 * 2 * (2 * 4 * 4 * 8)
 
 
+@pytest.mark.slow
 def test_named_size_is_made_of_random_weights(monkeypatch):
     small = {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1), "window_size": 4}
     monkeypatch.setitem(SIZES, "tiny", small)

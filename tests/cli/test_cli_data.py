@@ -121,6 +121,7 @@ def test_the_built_in_checkpoint_is_small_and_exact():
     assert "none of these results is on RefCOCO" in card
 
 
+@pytest.mark.slow
 def test_the_built_in_checkpoint_follows_language():
     """On 12 scenes that it never saw; the full figures are in its card."""
     segmenter = pipeline("referring-image-segmentation")
@@ -144,6 +145,7 @@ def test_segment_uses_it_and_says_what_it_knows(tmp_path, capsys):
     assert (output / "scene-overlay.png").is_file()
 
 
+@pytest.mark.slow
 def test_demo_writes_a_panel(tmp_path, capsys):
     panel = tmp_path / "demo" / "panel.png"
     assert main(["demo", "--output", str(panel)]) == 0

@@ -609,6 +609,7 @@ def test_going_on_after_an_interruption_is_bit_exact(finished, tmp_path, monkeyp
     assert [entry["step"] for entry in log_of(tmp_path)] == [entry["step"] for entry in log_of(folder)]
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_was_interrupted_is_made_up_for(finished, tmp_path, monkeypatch):
     folder, _, _ = finished
     monkeypatch.setattr(TrainingRun, "_evaluate", lambda run: 1 / 0)
@@ -624,6 +625,7 @@ def test_an_evaluation_that_was_interrupted_is_made_up_for(finished, tmp_path, m
 CONSTANT = {**SMALL["optimization"], "schedule": "constant_with_warmup"}
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_prolonged_exactly_where_the_schedule_allows(finished, tmp_path, capsys):
     """Four steps and then six are six; checkpoints stand between evaluations, too, and the log has means."""
     spare = {
@@ -652,6 +654,7 @@ def test_a_finished_run_is_prolonged_exactly_where_the_schedule_allows(finished,
     assert f"model.checkpoint={folder / 'run' / 'last'}" in error
 
 
+@pytest.mark.slow
 def test_lines_of_the_log_are_means_over_their_steps(finished, tmp_path, monkeypatch):
     """Also of steps before an interruption; and a short run has a line for every step unless told otherwise."""
     every = losses_of(finished[0])
@@ -717,6 +720,7 @@ def test_a_killed_process_loses_no_checkpoint(finished, tmp_path):
     assert losses_of(tmp_path) == losses_of(folder)
 
 
+@pytest.mark.slow
 def test_accumulation_equals_one_large_batch(tmp_path):
     plain = {
         **SMALL["model"]["config"],
@@ -779,6 +783,7 @@ def test_two_processes_follow_one(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_half_precision(tmp_path, finished):
     folder, _, _ = finished
     small_run(tmp_path, optimization__mixed_precision="bf16", data__validation=[]).run()
@@ -839,6 +844,7 @@ def test_frozen_parts_stay(tmp_path):
         small_run(tmp_path / "other", model={**SMALL["model"], "freeze": ["nothing"]})
 
 
+@pytest.mark.slow
 def test_a_checkpoint_goes_on_at_another_size(finished, tmp_path):
     folder, _, _ = finished
     run = small_run(
@@ -867,6 +873,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     assert list_checkpoints(tmp_path / "run" / "checkpoints") == []
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_finite_are_not_kept(finished, tmp_path, monkeypatch):
     step = TrainingRun._step
 
@@ -952,6 +959,7 @@ def test_a_second_request_ends_at_once(tmp_path, monkeypatch, capsys):
     assert list_checkpoints(tmp_path / "run" / "checkpoints") == []
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_checkpoints_before(finished, tmp_path, monkeypatch, capsys):
     """A limit on the size of files makes writing fail as a full disk does, within a file."""
     resource = pytest.importorskip("resource")
@@ -976,6 +984,7 @@ def test_a_full_disk_leaves_the_checkpoints_before(finished, tmp_path, monkeypat
     assert losses_of(tmp_path) == losses_of(finished[0])
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_left_aside(finished, tmp_path, capsys):
     config = str(write_config(tmp_path, output__keep=3))
     assert main([config, "optimization.max_steps=6"]) == 0
@@ -1003,6 +1012,7 @@ def with_a_broken_image(tmp_path):
     return image.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_what_cannot_be_read_is_named_or_skipped_and_counted(tmp_path, with_a_broken_image, capsys, workers):
     data = {
