@@ -17,7 +17,7 @@ from ..data.load import NAMES, is_data_folder, load_data
 from ..data.sources.folder import METADATA
 from ..processing_crossvlt import ImageLike, counted, opening
 from ..system import some_names
-from .picture_files import find_pictures
+from .picture_files import find_pictures, picture_suffixes
 
 
 IMAGE_KEYS = ("image", "file_name", "image_path", "path")
@@ -253,7 +253,13 @@ def _load_rows(source: str, split: str | None) -> Dataset:
     if (folder / "dataset_dict.json").is_file():
         saved = load_from_disk(source)
         return saved[check_split(split, tuple(saved), source)]
-    if not folder.exists() and (folder.is_absolute() or len(folder.parts) > 2 or source.startswith(".")):
+    suffix = folder.suffix.lower()
+    if folder.is_file() and suffix in picture_suffixes():
+        raise ValueError(
+            f"{source} is an image; `crossvlt segment` takes a single image, `crossvlt predict` a folder of images."
+        )
+    is_path = folder.is_absolute() or len(folder.parts) > 2 or source.startswith(".")
+    if not folder.exists() and (is_path or suffix in picture_suffixes() or suffix in TABLES):
         raise FileNotFoundError(f"There is no file or folder {source}; give one, or the id of a data set.")
     try:
         return load_dataset(source, split=split)
@@ -264,6 +270,8 @@ def _load_rows(source: str, split: str | None) -> Dataset:
 
 
 def _open_pictures(folder: Path, expressions: Sequence[str]) -> ImageRequests:
+    if not folder.exists():
+        raise FileNotFoundError(f"There is no folder {folder} of images for `--expression`.")
     if not folder.is_dir():
         raise ValueError(
             f"`--expression` must come with a folder of images, got {folder}; `crossvlt segment` takes a single image."

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict, validated_field
 
 from ..configuration_crossvlt import write_file
+from ..system import did_you_mean
 from .settings import TEXT_OPTIONS, override, read_settings, read_yaml, write_yaml
 
 
@@ -293,9 +294,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainingConf
     if not source.suffix:
         source = Path(__file__).parent / "configs" / f"{path}.yaml"
     if not source.is_file():
-        shipped = ", ".join(sorted(file.stem for file in source.parent.glob("*.yaml")))
+        shipped = sorted(file.stem for file in (Path(__file__).parent / "configs").glob("*.yaml"))
+        beside = sorted(file.name for file in Path(path).parent.glob("*.yaml"))
         raise FileNotFoundError(
-            f"There is no configuration {path}; give a YAML file{f', or one of {shipped}' if shipped else ''}."
+            f"There is no configuration {path}; give a YAML file, or one of {', '.join(shipped)}."
+            f"{did_you_mean(Path(path).name, [*beside, *shipped])}"
         )
     try:
         values = read_yaml(source.read_text(encoding="utf-8"), str(path))

@@ -364,6 +364,11 @@ def test_the_document_shows_how_to_read_the_masks(rows, checkpoint, tmp_path, mo
 
 WRONG = {
     "nowhere.jsonl": "There is no file or folder",
+    "nowhere.png": "There is no file or folder nowhere.png",
+    "nowhere.CSV": "There is no file or folder nowhere.CSV",
+    "PICTURE": "a.jpg is an image; `crossvlt segment` takes a single image",
+    "nowhere --expression the": "There is no folder nowhere of images",
+    "nowhere.png --expression the": "There is no folder nowhere.png of images",
     "DATA --expression the": "`--expression` must come with a folder of images",
     "PHOTOS": "has 2 images and no metadata.jsonl; set `--expression TEXT`",
     "NOTES --expression the": "has no images to segment; it has 1 other file(s): notes.txt",
@@ -391,7 +396,12 @@ def test_wrong_input_is_told_in_a_line(rows, checkpoint, tmp_path, capsys, optio
         (tmp_path / name).touch()
     Dataset.from_dict({"image": [Image.new("RGB", (4, 4))]}).save_to_disk(tmp_path / "saved")
     names = {name.upper(): str(tmp_path / name) for name in ("photos", "notes", "saved")}
-    names |= {"DATA": str(rows), "FOLDER": str(rows.parent), "EMPTY": str(tmp_path / "empty.jsonl")}
+    names |= {
+        "PICTURE": str(tmp_path / "photos" / "a.jpg"),
+        "DATA": str(rows),
+        "FOLDER": str(rows.parent),
+        "EMPTY": str(tmp_path / "empty.jsonl"),
+    }
     words = [names.get(word, word) for word in options.split()]
     if words[0] == "nowhere.jsonl":
         words[0] = str(tmp_path / words[0])

@@ -306,6 +306,16 @@ def test_what_cannot_run_is_named_before_anything_loads(tmp_path, monkeypatch, c
 def test_command_line_tells_errors_in_one_line(tmp_path, capsys):
     assert main(["no-such-config"]) == 2
     assert "There is no configuration no-such-config" in capsys.readouterr().err
+    (tmp_path / "mine.yaml").touch()
+    for wrong, hint in (
+        (tmp_path / "mien.yaml", "Did you mean mine.yaml?"),
+        ("refcoc", "Did you mean refcoco?"),
+        (tmp_path / "zzzzzzzzzzzz.yml", "refshapes-nine."),
+    ):
+        with pytest.raises(FileNotFoundError) as error:
+            load_config(wrong)
+        assert "give a YAML file, or one of grefcoco, refcoco, " in str(error.value)
+        assert str(error.value).endswith(hint)
     assert main([str(write_config(tmp_path)), "optimization.batch_size=1000"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
