@@ -7,7 +7,7 @@ from typing import Any, Literal, TypedDict
 
 from ..processing_crossvlt import is_damaged, says_nothing
 from ..system import check_known
-from .masks import check_polygons, is_number
+from .masks import are_numbers, check_polygons
 
 
 EmptyMasks = Literal["error", "no_target", "skip"]
@@ -43,7 +43,7 @@ def clean_expressions(expressions: Iterable[Any], where: str) -> list[str]:
 
 def _is_flat(polygon: Any) -> bool:
     """Whether it is [x1, y1, x2, y2, ...]."""
-    return isinstance(polygon, list | tuple) and all(map(is_number, polygon))
+    return isinstance(polygon, list | tuple) and are_numbers(polygon)
 
 
 def _is_points(polygon: Any) -> bool:

@@ -4,8 +4,8 @@ Lengths are shares of the image's sides; (x, y) has its origin at the top left.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import reduce
+from typing import NamedTuple
 
 
 Answer = bool | None  # None if people might disagree
@@ -31,9 +31,11 @@ CORNERS: dict[str, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class Phrase:
-    """A noun with adjectives: `striped red circle`."""
+class Phrase(NamedTuple):
+    """A noun with adjectives: `striped red circle`.
+
+    A tuple, since pictures of many objects look up millions of them, and tuples are hashed fastest.
+    """
 
     word: str = "object"
     colour: str | None = None

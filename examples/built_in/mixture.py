@@ -87,7 +87,12 @@ class Mixture(IterableDataset):
         seed: of all that is drawn.
         total: of each source's images in validation (a quarter of it for rooms); None for training.
         sources: which are listed in validation; all by default.
+
+    Attributes:
+        shares: of each source in training; a subclass may have others.
     """
+
+    shares = SHARES
 
     def __init__(
         self,
@@ -124,8 +129,8 @@ class Mixture(IterableDataset):
 
     def _endless(self, worker: int) -> Iterator[dict[str, Any]]:
         rng = np.random.default_rng([self.seed, worker])
-        names = [name for name in SHARES if name in ("composed", "refshapes") or getattr(self.part, name)]
-        shares = np.array([SHARES[name] for name in names])
+        names = [name for name in self.shares if name in ("composed", "refshapes") or getattr(self.part, name)]
+        shares = np.array([self.shares[name] for name in names])
         shares /= shares.sum()
         while True:
             yield self.collate([self.draw(str(rng.choice(names, p=shares)), rng) for _ in range(self.images)])
@@ -189,7 +194,7 @@ class Mixture(IterableDataset):
     def draw_refshapes(self, rng: np.random.Generator, index: int | None) -> Sample:
         """Drawn shapes, of several sides."""
         side = int(rng.choice(list(SHAPE_SIDES), p=list(SHAPE_SIDES.values()))) if self.trains else 96
-        families = [str(family) for family in rng.permutation(SHAPE_FAMILIES)[: min(self.expressions, 3)]]
+        families = self.shape_families(rng)
         number = int(rng.integers(2**40)) if index is None else index
         examples = make_scene(self.split, number, families=families, side=side, seed=self.seed)
         image, masks = resize(examples[0].scene.image, np.stack([example.mask for example in examples]))
@@ -198,6 +203,10 @@ class Mixture(IterableDataset):
             chosen.append(int(rng.integers(len(examples))))
         texts, kinds = zip(*((examples[i].expression, examples[i].family) for i in chosen), strict=True)
         return Sample(image, masks[chosen], list(texts), list(kinds), "refshapes")
+
+    def shape_families(self, rng: np.random.Generator) -> list[str]:
+        """The kinds of expression of a drawn scene."""
+        return [str(family) for family in rng.permutation(SHAPE_FAMILIES)[: min(self.expressions, 3)]]
 
     def _say(
         self,

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from batches import to_inputs
-from mixture import Mixture
+from mixture import SHAPE_FAMILIES, Mixture
 from photographs import World
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -25,7 +26,18 @@ from crossvlt_hf.weights.checkpoint import load_checkpoint
 
 
 STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 3000, 256, 3e-4, 0.02
+LEARNT = [family for family in SHAPE_FAMILIES if family != "no_target"]
 Read = tuple[Tensor, Tensor, Tensor]  # what the head reads: sentences, maps of the last stage, logits of the masks
+
+
+class PresenceMixture(Mixture):
+    """Samples with more sentences without a target: half are drawn scenes, each with one that differs in a word."""
+
+    shares = {"natural": 0.24, "rooms": 0.02, "composed": 0.24, "refshapes": 0.5}
+
+    def shape_families(self, rng: np.random.Generator) -> list[str]:
+        """A sentence without a target and two others."""
+        return ["no_target", *(str(family) for family in rng.choice(LEARNT, 2, replace=False))]
 
 
 def read(model: CrossVLTModel, batches: Iterator[dict[str, Any]]) -> tuple[Read, Tensor, list[tuple[str, str, str]]]:
@@ -100,7 +112,7 @@ def main() -> None:
     model, processor = load_checkpoint(arguments.model)
     model.eval()
     world = World(arguments.table)
-    mixture = Mixture(world, "train", processor.tokenizer, 4, 4, seed=11)
+    mixture = PresenceMixture(world, "train", processor.tokenizer, 4, 4, seed=11)
     endless = iter(DataLoader(mixture, batch_size=None, num_workers=arguments.workers))
     batches = (next(endless) for _ in tqdm(range(arguments.images // 4), desc="reading", mininterval=5.0))
     values, targets, _ = read(model, batches)

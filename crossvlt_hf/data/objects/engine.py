@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import pairwise, product
+from typing import NamedTuple
 
 import numpy as np
 
@@ -74,8 +75,7 @@ class Expression:
     certain: bool = True
 
 
-@dataclass(frozen=True)
-class Query:
+class Query(NamedTuple):
     """A text and its program.
 
     Args:
@@ -314,6 +314,13 @@ class World:
             return (None,) * len(self.objects)
         return tuple(map(both, self.fits(phrase), self._related_to(self.fits(anchor).index(True), side)))
 
+    def has_beside(self, phrase: Phrase, side: str, anchor: Phrase) -> bool:
+        """Whether `beside` is True for some object; faster, as it stops at the first."""
+        if self.sure(anchor) != 1:
+            return False
+        answers = zip(self.fits(phrase), self._related_to(self.fits(anchor).index(True), side), strict=True)
+        return (True, True) in answers
+
     def _related_to(self, place: int, side: str) -> Answers:
         """The objects at a side of one of them, which is not at a side of itself."""
         if (place, side) not in self._related:
@@ -503,7 +510,7 @@ def _absent_places(world: World) -> Iterator[Query]:
 def _absent_relations(world: World) -> Iterator[Query]:
     phrases = [phrase for phrase in world.phrases if not phrase.adjective and world.count(phrase)]
     for phrase, (relation, side), anchor in product(phrases, RELATIONS.items(), world.definite):
-        if phrase.word != anchor.word and True in world.beside(phrase, OPPOSITES[side], anchor):
+        if phrase.word != anchor.word and world.has_beside(phrase, OPPOSITES[side], anchor):
             words = f"{_words(phrase)} {relation} {_words(anchor)}"
             yield Query(words, partial(world.beside, phrase, side, anchor), group="relation")
 

@@ -33,16 +33,16 @@ class Phrase(AnyPhrase):
     @property
     def plural(self) -> str:
         """`striped red circles`."""
-        return str(replace(self, word="crosses" if self.word == "cross" else f"{self.word}s"))
+        return str(self._replace(word="crosses" if self.word == "cross" else f"{self.word}s"))
 
     def variants(self) -> Iterator["Phrase"]:
         """Phrases with one word replaced."""
         if self.colour is not None:
-            yield from (replace(self, colour=colour) for colour in COLOURS if colour != self.colour)
+            yield from (self._replace(colour=colour) for colour in COLOURS if colour != self.colour)
         if self.word != "object":
-            yield from (replace(self, word=shape) for shape in SHAPES if shape != self.word)
+            yield from (self._replace(word=shape) for shape in SHAPES if shape != self.word)
         if self.adjective is not None:
-            yield from (replace(self, adjective=texture) for texture in TEXTURES[1:] if texture != self.adjective)
+            yield from (self._replace(adjective=texture) for texture in TEXTURES[1:] if texture != self.adjective)
 
 
 @dataclass(frozen=True)
@@ -224,9 +224,9 @@ def _attribute(phrase: Phrase) -> Query:
 def _is_needed(phrase: Phrase, things: tuple[Thing, ...]) -> bool:
     """Whether the phrase would fit several objects without any one of its words."""
     shorter = [
-        replace(phrase, word="object"),
-        replace(phrase, colour=None),
-        replace(phrase, adjective=None),
+        phrase._replace(word="object"),
+        phrase._replace(colour=None),
+        phrase._replace(adjective=None),
     ]
     return all(s == phrase or len(s.select(things)) > 1 for s in shorter)
 

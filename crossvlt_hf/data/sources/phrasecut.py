@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from ..files import check_split, entries, field, find_folder, image_size, inside, read_json, require_files, rows_of
 from ..flaws import FlawOptions, Flaws
-from ..masks import FARTHEST, is_number, pack_outlines
+from ..masks import FARTHEST, are_numbers, pack_outlines
 from ..record import Record, build_dataset
 
 
@@ -42,7 +42,7 @@ def _outlines(task: Any, where: str, flaws: Flaws) -> list[list[list[float]]]:
 
 def _is_point(point: Any) -> bool:
     """Whether it is [x, y] in pixels, within the range that Pillow can draw."""
-    numbers = isinstance(point, list) and len(point) == 2 and all(map(is_number, point))
+    numbers = isinstance(point, list) and len(point) == 2 and are_numbers(point)
     return numbers and all(abs(x) <= FARTHEST for x in point)
 
 
