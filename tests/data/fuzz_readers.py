@@ -19,6 +19,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -205,12 +206,17 @@ class Safetensors(Checkpoint):
         self.seeds = [save(fill_state_dict(shapes))]
 
 
+MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F")
+
+
+@cache
 def pictures() -> dict[tuple[str, str], bytes]:
     """A file in each format and mode that Pillow both writes and reads here."""
     Image.init()
     files = {}
     for form in sorted(Image.SAVE.keys() & Image.OPEN.keys()):
-        for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"):
+        # ICNS files hold ten PNGs of up to 1024 pixels, in any mode
+        for mode in ("L", "RGBA") if form == "ICNS" else MODES:
             file = BytesIO()
             # A format has few of the modes, or needs a program that is not installed
             with suppress(Exception), warnings.catch_warnings(action="ignore"):
