@@ -1,13 +1,15 @@
 """Rule-made expressions for a table of photographs with labelled objects, and compositions of its cut-outs.
 
 The table is a parquet file with the columns `image` (a file's bytes) and `objects` (a list of `class` and `mask`, a
-PNG of the image's size), and, where there are any, `photo_id` and `exhaustive`:
+PNG of the image's size; a `kind` of "semantic" says that it may hold several objects), and, where there are any,
+`photo_id` and `exhaustive`:
 
     python examples/photographs.py photographs.parquet --output sheet.png
 """
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -19,9 +21,14 @@ from crossvlt_hf.visualization import overlay
 from crossvlt_hf.visualization.overlay import arrange
 
 
+def mark_several(objects: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Mark masks of a whole class as COCO marks them, so that no expression calls them one object."""
+    return {"objects": [{**thing, "iscrowd": thing.get("kind") == "semantic"} for thing in objects]}
+
+
 def read_photographs(path: str | Path) -> HubObjects:
     """The table as a source of labelled pictures."""
-    rows = Dataset.from_parquet(str(path))
+    rows = Dataset.from_parquet(str(path)).map(mark_several, input_columns="objects")
     options = {name: name for name in ("exhaustive",) if name in rows.column_names}
     image_id = "photo_id" if "photo_id" in rows.column_names else None
     return HubObjects(rows, kind="objects", labels="objects", image_id=image_id, name=Path(path).stem, **options)

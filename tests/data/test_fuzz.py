@@ -8,7 +8,7 @@ from fuzz_readers import READERS, fuzz, pictures
 from crossvlt_hf.processing_crossvlt import to_rgb
 
 
-INPUTS = int(os.environ.get("CROSSVLT_FUZZ_INPUTS", "40"))
+INPUTS = int(os.environ.get("CROSSVLT_FUZZ_INPUTS", "20"))
 
 
 @pytest.mark.parametrize("name", READERS)

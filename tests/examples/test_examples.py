@@ -56,6 +56,7 @@ def test_architecture_figure(tmp_path):
     assert namespace["grids"](CrossVLTConfig(), 100) == [25, 13, 7, 4]
 
 
+@pytest.mark.slow
 def test_predict(tmp_path):
     (tmp_path / "pictures").mkdir()
     for number in range(3):
@@ -89,6 +90,7 @@ def test_from_custom_data_to_a_repository(tmp_path, checkpoint):
     load_checkpoint(tmp_path / "repository")
 
 
+@pytest.mark.slow
 def test_convert(tmp_path, write_original):
     write_original(tmp_path / "original.pth")
     printed = run("convert.py", "original.pth", "my-crossvlt", folder=tmp_path)

@@ -29,6 +29,7 @@ def run(name: str, *arguments: object) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_train_with_trainer(tmp_path):
     settings = ["--steps", 3, "--batch-size", 4, "--scenes", 7, "--image-size", 32]
     printed = run("train_with_trainer.py", *settings, "--output", tmp_path)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from test_examples import run
 
 from crossvlt_hf import CrossVLTConfig
@@ -15,6 +16,7 @@ def rows(printed: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines() if "|" in line]
 
 
+@pytest.mark.slow
 def test_the_document_has_what_the_script_prints(tmp_path):
     printed = run("scaling.py", folder=tmp_path)
     trained, *_ = (row for row in rows(printed) if row[0] == "1")
@@ -28,6 +30,7 @@ def test_the_document_has_what_the_script_prints(tmp_path):
         assert figure in DOCUMENT
 
 
+@pytest.mark.slow
 def test_ones_own_figures(tmp_path):
     """A measured rate replaces peak and utilisation; with few cores the CPUs are the bottleneck."""
     printed = run("scaling.py", "--pairs-per-second", 1000, "--cores", 2, folder=tmp_path)

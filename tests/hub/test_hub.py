@@ -256,6 +256,7 @@ np.save("mask.npy", np.asarray(segmenter("photo.png", text="the red bus")[0]["ma
     assert (np.load(tmp_path / "mask.npy") == (np.asarray(result["mask"]) > 0)).all()
 
 
+@pytest.mark.slow
 def test_trainer_pushes_a_whole_repository(hub, run):
     script = f"""
 import sys

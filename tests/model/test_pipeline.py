@@ -875,6 +875,7 @@ def test_a_text_that_does_not_fit_a_stream(pipe, text):
 # Without a model
 
 
+@pytest.mark.slow
 def test_without_a_model_one_warning_says_which_it_took():
     code = f"from transformers import pipeline; import crossvlt_hf; pipeline({TASK!r}, device='cpu')"
     done = run_python("-c", code)
@@ -885,6 +886,7 @@ def test_without_a_model_one_warning_says_which_it_took():
     assert "photographs" in told[0]
 
 
+@pytest.mark.slow
 def test_a_named_model_needs_no_warning(folder):
     made = f"pipeline({TASK!r}, model={str(folder)!r}, device='cpu')"
     code = f"from transformers import pipeline; import crossvlt_hf; {made}"

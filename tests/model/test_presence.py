@@ -347,6 +347,7 @@ def test_what_the_page_says_of_scores(shapes, model, processor):
     assert "expected overlap" in score_note(model, processor)
 
 
+@pytest.mark.slow
 def test_the_card_says_it():
     report = {
         "data": "refshapes",

@@ -93,6 +93,7 @@ def test_a_card_is_valid(path, hub):
         assert f"\n## {heading}\n" in card.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
 def test_the_code_of_a_card_runs(path, checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -336,6 +337,7 @@ CALLED = {
 }
 
 
+@pytest.mark.slow
 def test_the_template_comes_with_a_wheel(tmp_path):
     """A wheel has no folder `model_cards` beside it."""
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet", ROOT]

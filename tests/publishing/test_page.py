@@ -401,6 +401,7 @@ def test_the_page_is_found_under_its_old_name():
     assert (build_page, serve) == (page.build_page, page.serve)
 
 
+@pytest.mark.slow
 def test_other_models_are_not_called_models_of_drawn_shapes(model, processor):
     from crossvlt_hf.publishing.page import about, build_page
 
@@ -443,6 +444,7 @@ def test_large_photo(model, processor, photo):
     assert [row[0] for row in answers.tabulate(found)] == ["the cup", "the spoon"]
 
 
+@pytest.mark.slow
 def test_masks_and_explanations_take_one_forward_pass(model, processor, photo, tmp_path):
     """Those that are asked for later take another one."""
     from crossvlt_hf.publishing.page import answers, layout

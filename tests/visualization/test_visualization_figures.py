@@ -44,12 +44,16 @@ def explained():
     return replace(explanation, mask=mask)
 
 
+@pytest.fixture(scope="module")
+def figure(explained):
+    return explanation_figure(explained)
+
+
 # ---- explanation
 
 
 @needs_matplotlib
-def test_figure_depends_on_what_is_asked(explained):
-    figure = explanation_figure(explained)
+def test_figure_depends_on_what_is_asked(explained, figure):
     assert figure.mode == "RGB"
     assert min(figure.size) > 800
     assert explanation_figure(explained) == figure
@@ -59,16 +63,16 @@ def test_figure_depends_on_what_is_asked(explained):
 
 @needs_matplotlib
 @pytest.mark.parametrize("missing", ["alignment_maps", "pixels_read"])
-def test_columns_of_what_a_model_does_not_have(explained, missing):
+def test_columns_of_what_a_model_does_not_have(explained, figure, missing):
     left, right = {"alignment_maps": (0.34, 0.49), "pixels_read": (0.81, 0.97)}[missing]
 
-    def coloured(explanation):
-        values = np.asarray(explanation_figure(explanation)).astype(int)
+    def coloured(picture):
+        values = np.asarray(picture).astype(int)
         part = values[200:, int(left * values.shape[1]) : int(right * values.shape[1])]
         return (part.max(-1) - part.min(-1) > 40).sum()
 
-    assert coloured(explained) > 1000
-    assert coloured(replace(explained, **{missing: {}})) < 1000
+    assert coloured(figure) > 1000
+    assert coloured(explanation_figure(replace(explained, **{missing: {}}))) < 1000
 
 
 @needs_matplotlib
@@ -345,6 +349,7 @@ def test_figures_say_what_they_need(monkeypatch, explained):
     assert error.value.name == "matplotlib"
 
 
+@pytest.mark.slow
 def test_package_imports_no_matplotlib():
     """Nor anything else that takes seconds to import and only some commands need, some of it in an extra."""
     heavy = {"matplotlib", "datasets", "gradio", "peft", "onnxscript"}

@@ -1,6 +1,7 @@
 """`crossvlt refer` and what it writes, read again."""
 
 import json
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,14 @@ from processes import run_python
 
 from crossvlt_hf.cli import main
 from crossvlt_hf.data import load_data
-from crossvlt_hf.data.objects import FAMILIES, ReferOptions, expressions_dataset, load_objects, write_references
+from crossvlt_hf.data.objects import (
+    FAMILIES,
+    ReferOptions,
+    expressions_dataset,
+    load_objects,
+    references,
+    write_references,
+)
 from crossvlt_hf.data.objects.rows import HubObjects
 
 
@@ -236,13 +244,28 @@ def test_as_a_data_set_in_memory(tmp_path):
         assert all(row["image"].size == (WIDTH, HEIGHT) for row in rows)
 
 
+EXAMPLE = Path(__file__).parents[3] / "examples" / "photographs.py"
+
+
+def test_the_mask_of_a_whole_class_is_not_called_one_object(tmp_path):
+    row = hub_row()
+    row["objects"] = [{**thing, "kind": "semantic"} for thing in row["objects"]]
+    texts = {}
+    for name, rows in {"one each": [hub_row()], "whole classes": [row]}.items():
+        Dataset.from_list(rows).to_parquet(tmp_path / "t.parquet")
+        source = runpy.run_path(str(EXAMPLE))["read_photographs"](tmp_path / "t.parquet")
+        options = ReferOptions(families=["noun"], per_family=9)
+        texts[name] = {expression.text for _, _, found in references.refer(source, options) for expression in found}
+    assert "the dog" in texts["one each"]
+    assert not texts["whole classes"]
+
+
 @pytest.mark.slow
 def test_the_example_for_tables_of_photographs(tmp_path):
     Dataset.from_list([hub_row() | {"photo_id": f"p{number}"} for number in range(3)]).to_parquet(
         tmp_path / "t.parquet"
     )
-    script = Path(__file__).parents[3] / "examples" / "photographs.py"
-    run = run_python(script, tmp_path / "t.parquet", "--output", tmp_path / "sheet.png")
+    run = run_python(EXAMPLE, tmp_path / "t.parquet", "--output", tmp_path / "sheet.png")
     assert run.returncode == 0, run.stderr
     assert "expressions for 3 photographs" in run.stdout
     assert Image.open(tmp_path / "sheet.png").width > 600
