@@ -296,6 +296,7 @@ def test_too_little_memory(monkeypatch):
         PEERS["sam3"]("cpu", torch.float32)
 
 
+@pytest.mark.slow
 def test_peer_is_counted_and_timed(checkpoint, monkeypatch):
     def make(device, dtype):
         module = torch.nn.Linear(8, 4, dtype=dtype)

@@ -2,12 +2,15 @@
 
 python examples/built_in/presence.py photographs.parquet --output runs/presence
 
-All else of the network runs once over each sample; what the head reads of it is kept, and the head learns from that.
+All else of the network runs once over each sample; what the head reads of it is kept in read.pt in the output folder,
+and the head learns from that. The number of steps is the best of several on validation samples.
 """
 
 import argparse
+import copy
 import json
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +29,10 @@ from crossvlt_hf.weights.checkpoint import load_checkpoint
 
 
 STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 3000, 256, 3e-4, 0.02
+ROUNDS = 10  # between which the head is compared on validation samples
 LEARNT = [family for family in SHAPE_FAMILIES if family != "no_target"]
 Read = tuple[Tensor, Tensor, Tensor]  # what the head reads: sentences, maps of the last stage, logits of the masks
+Samples = tuple[Read, Tensor, list[tuple[str, str, str]]]  # with whether something fits; source, family and text
 
 
 class PresenceMixture(Mixture):
@@ -40,7 +45,7 @@ class PresenceMixture(Mixture):
         return ["no_target", *(str(family) for family in rng.choice(LEARNT, 2, replace=False))]
 
 
-def read(model: CrossVLTModel, batches: Iterator[dict[str, Any]]) -> tuple[Read, Tensor, list[tuple[str, str, str]]]:
+def read(model: CrossVLTModel, batches: Iterable[dict[str, Any]]) -> Samples:
     """Run the network over batches.
 
     Returns:
@@ -61,29 +66,44 @@ def read(model: CrossVLTModel, batches: Iterator[dict[str, Any]]) -> tuple[Read,
     return (sentences, maps, logits), torch.cat(targets), about
 
 
-def fit(model: CrossVLTModel, values: Read, targets: Tensor, steps: int) -> None:
-    """Train the head on what it reads; the two answers count alike."""
-    head = model.presence_head.train().requires_grad_(True)
+def fit(model: CrossVLTModel, train: Samples, validation: Samples, steps: int) -> int:
+    """Train the head on what it reads, and keep the weights of the round that is best on validation samples.
+
+    Sentences with and without a target count alike, in training and in the comparison.
+
+    Returns:
+        The number of steps of these weights.
+    """
+    head, (values, targets, _) = model.presence_head.requires_grad_(True), train
     optimizer = torch.optim.AdamW(head.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, steps)
     balance = (1 - targets).mean() / targets.mean()
     generator = torch.Generator().manual_seed(0)
-    for _ in tqdm(range(steps), desc="presence head", mininterval=5.0):
+    best, chosen_steps, weights = -1.0, 0, copy.deepcopy(head.state_dict())
+    for step in tqdm(range(1, steps + 1), desc="presence head", mininterval=5.0):
         chosen = torch.randint(len(targets), (BATCH,), generator=generator)
-        logits = head(*(value[chosen].float() for value in values))
+        logits = head.train()(*(value[chosen].float() for value in values))
         loss = F.binary_cross_entropy_with_logits(logits, targets[chosen], pos_weight=balance)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
+        if step % max(steps // ROUNDS, 1) == 0:
+            found = accuracies(model, validation)
+            score = statistics.mean(value for shares in found.values() for value in shares.values())
+            tqdm.write(f"{step} steps: {json.dumps(found)}")
+            if score > best:
+                best, chosen_steps, weights = score, step, copy.deepcopy(head.state_dict())
+    head.load_state_dict(weights)
     head.eval()
+    return chosen_steps
 
 
 @torch.no_grad()
-def accuracies(
-    model: CrossVLTModel, values: Read, targets: Tensor, about: list[tuple[str, str, str]]
-) -> dict[str, dict[str, float]]:
+def accuracies(model: CrossVLTModel, samples: Samples) -> dict[str, dict[str, float]]:
     """By source, the shares of sentences with and without something that fits that the head answers rightly."""
+    model.presence_head.eval()
+    values, targets, about = samples
     parts = zip(*(value.split(BATCH) for value in values), strict=True)
     says = torch.cat([model.presence_head(*(value.float() for value in part)) for part in parts]) > 0
     right, sources = says == targets.bool(), [source for source, _, _ in about]
@@ -98,32 +118,43 @@ def accuracies(
     return report
 
 
+def read_all(model: CrossVLTModel, tokenizer: Any, arguments: argparse.Namespace) -> dict[str, Samples]:
+    """Training and validation samples."""
+    world = World(arguments.table)
+    mixture = PresenceMixture(world, "train", tokenizer, 4, 4, seed=11)
+    endless = iter(DataLoader(mixture, batch_size=None, num_workers=arguments.workers))
+    batches = (next(endless) for _ in tqdm(range(arguments.images // 4), desc="reading", mininterval=5.0))
+    listed = Mixture(world, "validation", tokenizer, 4, 4, seed=12, total=arguments.validation)
+    return {"train": read(model, batches), "validation": read(model, DataLoader(listed, batch_size=None))}
+
+
 def main() -> None:
     """Train the head, print its accuracies before and after, and write the checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", type=Path)
     parser.add_argument("--model", help="checkpoint: a folder, a Hub id, or built-in (the default)")
     parser.add_argument("--output", type=Path, default=Path("runs/presence"), help="folder of the new checkpoint")
-    parser.add_argument("--images", type=int, default=1000, help="to learn from, four sentences each (%(default)s)")
-    parser.add_argument("--validation", type=int, default=60, help="images of each source (%(default)s)")
+    parser.add_argument("--images", type=int, default=3000, help="to learn from, four sentences each (%(default)s)")
+    parser.add_argument("--validation", type=int, default=120, help="images of each source (%(default)s)")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--workers", type=int, default=0)
     arguments = parser.parse_args()
     model, processor = load_checkpoint(arguments.model)
     model.eval()
-    world = World(arguments.table)
-    mixture = PresenceMixture(world, "train", processor.tokenizer, 4, 4, seed=11)
-    endless = iter(DataLoader(mixture, batch_size=None, num_workers=arguments.workers))
-    batches = (next(endless) for _ in tqdm(range(arguments.images // 4), desc="reading", mininterval=5.0))
-    values, targets, _ = read(model, batches)
-    listed = Mixture(world, "validation", processor.tokenizer, 4, 4, seed=12, total=arguments.validation)
-    held_out = read(model, iter(DataLoader(listed, batch_size=None)))
-    report = {"samples": len(targets), "before": accuracies(model, *held_out)}
-    fit(model, values, targets, arguments.steps)
-    report["after"] = accuracies(model, *held_out)
+    kept = arguments.output / "read.pt"
+    if not kept.is_file():
+        samples = read_all(model, processor.tokenizer, arguments)
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        torch.save(samples, kept)
+    samples = torch.load(kept)
+    report: dict[str, Any] = {name: len(targets) for name, (_, targets, _) in samples.items()}
+    report["before"] = accuracies(model, samples["validation"])
+    report["steps"] = fit(model, samples["train"], samples["validation"], arguments.steps)
+    report["after"] = accuracies(model, samples["validation"])
     print(json.dumps(report))
-    model.save_pretrained(arguments.output)
-    processor.save_pretrained(arguments.output)
+    folder = arguments.output / "checkpoint"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
     (arguments.output / "presence.json").write_text(json.dumps(report, indent=1) + "\n")
 
 

@@ -423,6 +423,7 @@ def test_a_name_that_is_none_is_refused(checkpoint, hub, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_a_hub_that_does_not_answer_is_one_line(crossvlt, checkpoint):
     done = crossvlt("publish", checkpoint, NAME, HF_ENDPOINT="http://127.0.0.1:9", check=False)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr

@@ -161,6 +161,7 @@ def test_what_differs_is_refused_and_leaves_nothing(run, tiny, tmp_path, monkeyp
     assert [path.name for path in (tmp_path / "old").iterdir()] == [exporting.SUMMARY]
 
 
+@pytest.mark.slow
 def test_lengths_that_the_model_does_not_take_are_neither_tried_nor_promised(built_in):
     model, processor = built_in
     short = CrossVLTConfig.from_dict(model.config.to_dict())

@@ -487,6 +487,7 @@ def test_nothing_found():
 # ---- the command and the Space
 
 
+@pytest.mark.slow
 def test_port_that_is_taken(capsys):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
