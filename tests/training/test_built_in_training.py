@@ -179,11 +179,12 @@ def test_from_photographs_to_a_checkpoint(scripts, table, words, tmp_path):
     assert {report["split"] for report in results["evaluations"]} == {"validation", "test"}
 
     run("presence.py", table, "--model", target, "--images", 4, "--validation", 1, "--steps", 2, "--output", "taught")
-    taught = load_checkpoint(tmp_path / "taught" / "checkpoint")[0].state_dict()
-    changed = {name for name, value in state.items() if not torch.equal(value, taught[name])}
+    after = load_checkpoint(tmp_path / "taught" / "checkpoint")[0].state_dict()
+    changed = {name for name, value in state.items() if not torch.equal(value, after[name])}
     assert changed
     assert all(name.startswith("presence_head.") for name in changed)
-    run("pack.py", "--checkpoint", "taught/checkpoint", "--test", "test.json", "--hardware", "a CPU", "--target", target)
+    taught = "taught/checkpoint"
+    run("pack.py", "--checkpoint", taught, "--test", "test.json", "--hardware", "a CPU", "--target", target)
     again = json.loads((target / "results.json").read_text())
     assert {(report["split"], report["hardware"]) for report in again["evaluations"]} == {
         ("validation", "a test"),
