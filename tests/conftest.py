@@ -214,13 +214,15 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """List why tests were skipped, which says how to run them."""
+    """List why tests were skipped, which says how to run them, and the processor, on which rounding depends."""
     skipped = terminalreporter.getreports("skipped")
     reasons = Counter(report.longrepr[-1].removeprefix("Skipped: ") for report in skipped)
     if reasons:
         terminalreporter.section("skipped tests")
         for reason, count in reasons.most_common():
             terminalreporter.line(f"{count:4} {reason}")
+    kind = torch.backends.cpu.get_cpu_capability()
+    terminalreporter.line(f"torch {torch.__version__} on {os.cpu_count()} cores, vector instructions {kind}")
 
 
 @pytest.fixture

@@ -30,6 +30,9 @@ from crossvlt_hf.weights.checkpoint import load_checkpoint
 
 STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 3000, 256, 3e-4, 0.02
 ROUNDS = 10  # between which the head is compared on validation samples
+# Added to the logit: an empty mask for a true sentence is worse than a mask for a wrong one. On validation samples the
+# head then rejects 3 to 4 % of the true sentences, instead of 6 to 9 %
+SHIFT = 1.0
 LEARNT = [family for family in SHAPE_FAMILIES if family != "no_target"]
 Read = tuple[Tensor, Tensor, Tensor]  # what the head reads: sentences, maps of the last stage, logits of the masks
 Samples = tuple[Read, Tensor, list[tuple[str, str, str]]]  # with whether something fits; source, family and text
@@ -95,6 +98,7 @@ def fit(model: CrossVLTModel, train: Samples, validation: Samples, steps: int) -
             if score > best:
                 best, chosen_steps, weights = score, step, copy.deepcopy(head.state_dict())
     head.load_state_dict(weights)
+    head.classifier.bias.data += SHIFT
     head.eval()
     return chosen_steps
 

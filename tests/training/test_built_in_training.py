@@ -184,6 +184,8 @@ def test_from_photographs_to_a_checkpoint(scripts, table, words, tmp_path):
     assert changed
     assert all(name.startswith("presence_head.") for name in changed)
     taught = "taught/checkpoint"
+    run("calibrate.py", table, "--test", table, "--model", taught, "--images", 8)
+    assert json.loads((tmp_path / taught / "processor_config.json").read_text())["score_calibration"]
     run("pack.py", "--checkpoint", taught, "--test", "test.json", "--hardware", "a CPU", "--target", target)
     again = json.loads((target / "results.json").read_text())
     assert {(report["split"], report["hardware"]) for report in again["evaluations"]} == {
