@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -114,6 +115,12 @@ def header_size(path: str) -> tuple[int, int]:
     """
     with opening(path, "image"), Image.open(path) as image:
         return stored_size(image, upright=True)
+
+
+def coco_image_id(file_name: Any, image_id: Any) -> str:
+    """The id of an image: "coco 139" if its file has COCO's name for that id, to recognise it in all data sets."""
+    number = re.fullmatch(r"(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})\.jpg", str(file_name).rpartition("/")[2])
+    return f"coco {image_id}" if number is not None and number[1] == f"{image_id:0>12}" else str(image_id)
 
 
 def image_size(image: Any, where: str) -> tuple[int, int]:

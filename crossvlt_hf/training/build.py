@@ -42,7 +42,7 @@ def check_config(config: TrainingConfig, processes: int | None = None) -> None:
     _check_model(config.model)
     for name in ("train", "validation", "exclude"):
         for number, source in enumerate(getattr(config.data, name)):
-            _check_data(source, f"data.{name}[{number}]")
+            _check_data({"root": config.data.root} | source, f"data.{name}[{number}]")
     share = config.optimization.accumulation * (processes or int(os.environ.get("WORLD_SIZE", "1")))
     if config.optimization.batch_size % share:
         raise ValueError(
@@ -97,8 +97,8 @@ def _check_model(options: ModelOptions) -> None:
 
 
 def _check_data(source: dict[str, Any], setting: str) -> None:
-    name = source["name"]
-    if name in NAMES or Path(name).is_dir():
+    name, root = source["name"], source["root"]
+    if name in NAMES or Path(name).is_dir() or (root is not None and Path(root, name).is_dir()):
         return
     hint = did_you_mean(name, NAMES, cutoff=0.8) or f" There is no such folder, and data sets are {', '.join(NAMES)}."
     raise ValueError(f"`{setting}.name` must be a folder or a data set, got {name!r}.{hint}")

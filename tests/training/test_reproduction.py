@@ -8,6 +8,7 @@ from fabricate import write_refer
 from transformers import BertConfig, BertModel, SwinConfig, SwinModel
 
 from crossvlt_hf.cli import main as crossvlt
+from crossvlt_hf.data import exclude_images, load_data
 from crossvlt_hf.data.refshapes import families_at, make_scene
 from crossvlt_hf.data.refshapes.scenes import outline
 from crossvlt_hf.training.__main__ import main as train
@@ -108,6 +109,45 @@ def test_from_the_pickle_to_the_table(world, name, tmp_path, capsys):
         assert report["metrics"]["samples"] == 6  # every expression, not every reference
         assert table[2].startswith(f"| {name} {split} | 6 | {100 * report['metrics']['overall_iou']:.1f} |")
         assert (report["merge"], report["truncation"], report["protocol"]) == ("reference", "reference", "paper")
+
+
+@pytest.fixture(scope="module")
+def rules(world):
+    """Expressions that rules make from the instances of RefCOCO's images, beside its folder."""
+    root = world / "refcoco"
+    images = root / "images" / "mscoco" / "images" / "train2014"
+    command = ["refer", root / "refcoco" / "instances.json", "--images", images, "--output", root / "rules"]
+    assert crossvlt([*map(str, command), "--per-image", "2", "--workers", "0"]) == 0
+    return root
+
+
+def test_rules_are_not_trained_on_images_of_other_splits(rules):
+    refcoco = {split: load_data("refcoco", split, root=rules) for split in ("train", "val", "testA", "testB")}
+    made = load_data(str(rules / "rules"), "train")
+    kept = exclude_images(made, *(refcoco[split] for split in ("val", "testA", "testB")))
+    every = {f"coco {row['image_id']}" for rows in refcoco.values() for row in rows}
+    assert {row["image_id"] for row in made} == every
+    assert {row["image_id"] for row in kept} == {f"coco {row['image_id']}" for row in refcoco["train"]}
+
+
+@pytest.mark.slow
+def test_rules_are_mixed_in(world, rules, tmp_path, capsys):
+    """As docs/reproduce.md has it: from encoders, on both data sets, without images of the other splits."""
+    excluded = ", ".join(f"{{name: refcoco, split: {split}}}" for split in ("val", "testA", "testB"))
+    settings = [
+        f"data.root={rules}",
+        "data.train=[{name: refcoco, split: train}, {name: rules, split: train}]",
+        f"data.exclude=[{excluded}]",
+        "data.workers=0",
+        f"model.vision_encoder={world / 'swin'}",
+        f"model.text_encoder={world / 'bert'}",
+        "model.image_size=32",
+        "optimization.epochs=1",
+        f"output.folder={tmp_path / 'run'}",
+        "model.config={fusion_head_dim: 8, decoder_hidden_size: 8}",
+    ]
+    assert train(["refcoco", *settings]) == 0
+    assert (tmp_path / "run" / "best" / "model.safetensors").is_file()
 
 
 def test_a_wrong_root_and_split_are_told_in_one_line(world, tmp_path, capsys):

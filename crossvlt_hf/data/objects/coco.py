@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..files import entries, field, image_size, inside, read_json
+from ..files import coco_image_id, entries, field, image_size, inside, read_json
 from ..flaws import Flaws
 from ..masks import encode_mask, to_run_lengths
 from .object_record import ObjectRecord, ObjectScene, ObjectSource
@@ -60,9 +60,10 @@ class CocoObjects(ObjectSource):
         image, annotations = self.rows[index]
         where = f"{self.path}, image {image['id']}"
         size, flaws = image_size(image, where), Flaws(self.name, empty_masks="skip")
+        name = field(image, "file_name", where)
         return ObjectScene(
-            image=inside(self.folder, field(image, "file_name", where), where),
-            image_id=str(image["id"]),
+            image=inside(self.folder, name, where),
+            image_id=coco_image_id(name, image["id"]),
             size=size,
             objects=tuple(self._object(row, size, flaws) for row in annotations),
             where=where,

@@ -30,6 +30,7 @@ from ...system import check_known
 from ..files import (
     COCO_FOLDERS,
     check_split,
+    coco_image_id,
     entries,
     field,
     find_folder,
@@ -338,7 +339,7 @@ class _Source:
         objects = self.objects(where, objects, size, merge)
         return Record(
             image=inside(self.images, file_name, named),
-            image_id=f"coco {image_id}" if self.coco_ids and _is_cocos(file_name, image_id) else image_id,
+            image_id=coco_image_id(file_name, image_id) if self.coco_ids else image_id,
             ref_id=ref["ref_id"],
             expressions=expressions_of(ref, self.text, where, self.flaws, optional=self.any_number),
             mask=pack([segmentation for _, segmentation in objects if segmentation], *size),
@@ -367,12 +368,6 @@ def _seems_drawn(segmentation: Any, size: tuple[int, int], merge: Merge) -> bool
         return is_drawn(segmentation, *size, merge)
     except (ValueError, TypeError):
         return True
-
-
-def _is_cocos(file_name: Any, image_id: Any) -> bool:
-    """Whether an image has the file name of COCO for its id."""
-    number = re.fullmatch(r"(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})\.jpg", str(file_name).rpartition("/")[2])
-    return number is not None and number[1] == f"{image_id:0>12}"
 
 
 def load_refer(
