@@ -57,6 +57,7 @@ RUN_ELSEWHERE = {
     "accelerate launch -m crossvlt_hf train refcoco": "test_reproduction",
     "crossvlt refer annotations/instances_train2014.json --images ...": "the same",
     "accelerate launch -m crossvlt_hf train refcoco output.folder=runs/refcoco-rules ...": "the same",
+    "accelerate launch -m crossvlt_hf train refcoco model.checkpoint=runs/refcoco-rules/best ...": "the same",
     "crossvlt evaluate --model runs/refcoco/best --data refcoco --root data --split testA --merge ...": "the same",
     "accelerate launch -m crossvlt_hf evaluate --model runs/refcoco/best ...": "the same",
 }

@@ -59,23 +59,31 @@ def world(tmp_path_factory):
     return folder
 
 
+def small(root, run) -> list[str]:
+    return [
+        f"data.root={root}",
+        "data.workers=0",
+        "model.image_size=32",
+        "optimization.epochs=1",
+        f"output.folder={run}",
+    ]
+
+
+def small_model(world) -> list[str]:
+    return [
+        f"model.vision_encoder={world / 'swin'}",
+        f"model.text_encoder={world / 'bert'}",
+        "model.config={fusion_head_dim: 8, decoder_hidden_size: 8}",
+    ]
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name != "refcoco" else []) for name in ROWS]
 )
 def test_from_the_pickle_to_the_table(world, name, tmp_path, capsys):
     """The shipped configuration but for the sizes; then every row of the paper's table for that data set."""
     root, run = world / name.replace("+", "-plus"), tmp_path / "run"
-    settings = [
-        f"data.root={root}",
-        "data.workers=0",
-        f"model.vision_encoder={world / 'swin'}",
-        f"model.text_encoder={world / 'bert'}",
-        "model.image_size=32",
-        "optimization.epochs=1",
-        f"output.folder={run}",
-        "model.config={fusion_head_dim: 8, decoder_hidden_size: 8}",
-    ]
-    assert train([name, *settings]) == 0
+    assert train([name, *small(root, run), *small_model(world)]) == 0
     losses = [entry for entry in map(json.loads, (run / "log.jsonl").read_text().splitlines()) if "loss" in entry]
     assert losses[-1]["step"] == 1  # twelve references are one batch
     capsys.readouterr()
@@ -135,19 +143,15 @@ def test_rules_are_mixed_in(world, rules, tmp_path, capsys):
     """As docs/reproduce.md has it: from encoders, on both data sets, without images of the other splits."""
     excluded = ", ".join(f"{{name: refcoco, split: {split}}}" for split in ("val", "testA", "testB"))
     settings = [
-        f"data.root={rules}",
-        "data.train=[{name: refcoco, split: train}, {name: rules, split: train}]",
+        "data.train=[{name: refcoco, split: train, merge: reference}, {name: rules, split: train}]",
         f"data.exclude=[{excluded}]",
-        "data.workers=0",
-        f"model.vision_encoder={world / 'swin'}",
-        f"model.text_encoder={world / 'bert'}",
-        "model.image_size=32",
-        "optimization.epochs=1",
-        f"output.folder={tmp_path / 'run'}",
-        "model.config={fusion_head_dim: 8, decoder_hidden_size: 8}",
     ]
-    assert train(["refcoco", *settings]) == 0
-    assert (tmp_path / "run" / "best" / "model.safetensors").is_file()
+    first, then = tmp_path / "run", tmp_path / "then"
+    assert train(["refcoco", *small(rules, first), *small_model(world), *settings]) == 0
+    goes_on = [f"model.checkpoint={first / 'best'}", "model.vision_encoder=null", "model.text_encoder=null"]
+    assert train(["refcoco", *small(rules, then), *goes_on]) == 0
+    for run in (first, then):
+        assert (run / "best" / "model.safetensors").is_file()
 
 
 def test_a_wrong_root_and_split_are_told_in_one_line(world, tmp_path, capsys):
