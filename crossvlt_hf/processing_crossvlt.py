@@ -1112,19 +1112,21 @@ class _ResultOptions:
         return 0.0 if self.threshold is None else math.log(self.threshold / (1 - self.threshold))
 
 
-def estimate_iou(margin: Tensor, mask: Tensor) -> float:
-    """Estimate the IoU of a mask by expected intersection over expected union, for a well-calibrated model.
+def estimate_iou(margin: Tensor, mask: Tensor, presence: float | None = None) -> float:
+    """Estimate the IoU of a mask by expected intersection over expected union, times the probability of a target.
 
     Args:
         margin: (height, width) float, log-odds of the object at each pixel.
         mask: (height, width) bool.
+        presence: probability of a target, of a model with a presence head; None means 1.
 
     Returns:
-        0 to 1; 0 for an empty mask.
+        0 to 1; 0 for an empty mask. It is the expected IoU of a well-calibrated model.
     """
     probability = margin.sigmoid()
     inside, outside = probability[mask].sum(), probability[~mask].sum()
-    return float(inside / (mask.sum() + outside)) if mask.any() else 0.0
+    estimate = float(inside / (mask.sum() + outside)) if mask.any() else 0.0
+    return estimate * (1.0 if presence is None else presence)
 
 
 def check_calibration(points: Any) -> list[list[float]] | None:
@@ -1610,7 +1612,7 @@ class CrossVLTProcessor(ProcessorMixin):
             return 0.0
         if self.score_calibration is None:
             return margin[mask].sigmoid().mean().item()
-        estimate = estimate_iou(margin, mask) * (1.0 if presence is None else presence)
+        estimate = estimate_iou(margin, mask, presence)
         estimates, ious = zip(*self.score_calibration, strict=True)
         return float(np.interp(estimate, estimates, ious))
 

@@ -28,6 +28,8 @@ from typing import Any
 
 from scipy.stats import ttest_1samp
 
+from crossvlt_hf.configuration_crossvlt import write_file
+
 
 DOCS = Path(__file__).parents[1] / "docs"
 REPORT, RESULTS, FOREST = DOCS / "ablations.md", DOCS / "ablations.json", DOCS / "ablations.png"
@@ -99,9 +101,7 @@ def keep(row: Row) -> None:
     with WRITING:
         rows = sorted([*load_results(), row], key=lambda each: (each["steps"], each["seed"], each["variant"]))
         text = "[\n" + ",\n".join(json.dumps(each) for each in rows) + "\n]\n"
-        partial = RESULTS.with_suffix(".partial")
-        partial.write_text(text)
-        partial.replace(RESULTS)
+        write_file(RESULTS, text.encode())
 
 
 def train(name: str, seed: int, steps: int, folder: Path) -> None:
@@ -170,19 +170,22 @@ class Comparison:
     Args:
         name: the variant.
         differences: one for each seed.
-        p: two-sided p-value of the paired t-test.
-        adjusted: the same after Holm's correction for all comparisons that are tested together.
+        adjusted: the p-value after Holm's correction for all comparisons that are tested together.
     """
 
     name: str
     differences: list[float]
-    p: float = 1.0
     adjusted: float = 1.0
 
     @property
     def mean(self) -> float:
         """The effect."""
         return statistics.mean(self.differences)
+
+    @property
+    def p(self) -> float:
+        """Two-sided p-value of the paired t-test."""
+        return float(ttest_1samp(self.differences, 0).pvalue)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -220,8 +223,7 @@ def compare(rows: list[Row], titles: Sequence[str]) -> dict[str, Comparison]:
             own = values(rows, name)
             seeds = sorted(base.keys() & own.keys())
             if len(seeds) >= 2:
-                differences = [own[seed] - base[seed] for seed in seeds]
-                found.append(Comparison(name, differences, float(ttest_1samp(differences, 0).pvalue)))
+                found.append(Comparison(name, [own[seed] - base[seed] for seed in seeds]))
     adjusted = holm([each.p for each in found])
     return {each.name: replace(each, adjusted=p) for each, p in zip(found, adjusted, strict=True)}
 
@@ -297,8 +299,8 @@ def report(steps: int) -> None:
     if not values(rows, BASELINE):
         raise SystemExit(f"There is no finished run of {BASELINE!r} with {steps} steps; run it first.")
     comparisons = compare(rows, MAIN)
-    for title in GROUPS.keys() - set(MAIN):
-        comparisons |= compare(rows, [title])
+    for title in GROUPS:
+        comparisons |= {} if title in MAIN else compare(rows, [title])
     plot(comparisons, FOREST)
     parts = [INTRODUCTION.format(steps=steps, samples=32 * steps), f"![Effects]({FOREST.name})"]
     for title, group in GROUPS.items():

@@ -88,15 +88,16 @@ def _named_splits(name: str) -> tuple[str, ...]:
     return {"phrasecut": PHRASES, REFCOCO_M: ("validation",), "refshapes": SPLITS}.get(name) or tuple(JXU124[name])
 
 
-def _own_folder(name: str, root: str | Path | None) -> Path:
-    """The folder of this path, or of this name below root.
+def find_own_folder(name: str, root: str | Path | None) -> Path | None:
+    """The folder of this path, or of this name below root; None if there is none."""
+    folders = (Path(name), *([Path(root) / name] if root is not None else []))
+    return next((folder for folder in folders if folder.is_dir()), None)
 
-    Raises:
-        ValueError: if there is none.
-    """
-    for folder in (Path(name), *([Path(root) / name] if root is not None else [])):
-        if folder.is_dir():
-            return folder
+
+def _own_folder(name: str, root: str | Path | None) -> Path:
+    """The folder of `find_own_folder`, or ValueError."""
+    if (folder := find_own_folder(name, root)) is not None:
+        return folder
     raise ValueError(f"There is no data set or folder {name!r}; give one of {', '.join(NAMES)}, or a folder.")
 
 

@@ -1,7 +1,7 @@
 """Masks in the formats of data sets: polygons and run lengths of COCO, decoded by pycocotools, and image files."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def are_numbers(values: Iterable[Any]) -> bool:
+def are_numbers(values: Collection[Any]) -> bool:
     """Whether all values are numbers; annotations of a data set have millions, most of exactly these types."""
     return set(map(type, values)) <= {int, float} or all(map(is_number, values))
 

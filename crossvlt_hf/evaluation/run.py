@@ -289,7 +289,7 @@ def _sample(
         pair["family"],
         _areas(mask, pair["distractor"])[:2] if comparable else None,
         score=processor.score(prediction.margin, mask, presence),
-        estimate=estimate_iou(prediction.margin, mask) * (1.0 if presence is None else presence),
+        estimate=estimate_iou(prediction.margin, mask, presence),
         presence=presence,
         parts=parts,
         instances_found=_found_instances(mask, pair["mask"], options.min_area or 1) if options.instances else None,

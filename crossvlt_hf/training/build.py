@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from transformers import BertTokenizer, PreTrainedTokenizerBase
 
 from ..configuration_crossvlt import CrossVLTConfig
 from ..data import NAMES, exclude_images, load_data
+from ..data.load import find_own_folder
 from ..data.pairs import EvaluationPairs
 from ..data.refshapes import vocabulary
 from ..modeling_crossvlt import CrossVLTModel
@@ -97,8 +97,8 @@ def _check_model(options: ModelOptions) -> None:
 
 
 def _check_data(source: dict[str, Any], setting: str) -> None:
-    name, root = source["name"], source["root"]
-    if name in NAMES or Path(name).is_dir() or (root is not None and Path(root, name).is_dir()):
+    name = source["name"]
+    if name in NAMES or find_own_folder(name, source["root"]) is not None:
         return
     hint = did_you_mean(name, NAMES, cutoff=0.8) or f" There is no such folder, and data sets are {', '.join(NAMES)}."
     raise ValueError(f"`{setting}.name` must be a folder or a data set, got {name!r}.{hint}")

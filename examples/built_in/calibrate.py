@@ -47,7 +47,7 @@ def judge(model: CrossVLTModel, batches: Iterable[dict[str, Any]]) -> list[Judge
             if mask.any() and presence >= PRESENCE_THRESHOLD:
                 iou = ((mask & label).sum() / (mask | label).sum()).item()
                 probability = margin[mask].sigmoid().mean().item()
-                found.append(Judged(probability, estimate_iou(margin, mask) * presence, iou))
+                found.append(Judged(probability, estimate_iou(margin, mask, presence), iou))
     return found
 
 

@@ -11,6 +11,7 @@ import copy
 import json
 import statistics
 from collections.abc import Iterable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +83,10 @@ def fit(model: CrossVLTModel, train: Samples, validation: Samples, steps: int) -
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, steps)
     balance = (1 - targets).mean() / targets.mean()
     generator = torch.Generator().manual_seed(0)
-    best, chosen_steps, weights = -1.0, 0, copy.deepcopy(head.state_dict())
+    rounds = []
     for step in tqdm(range(1, steps + 1), desc="presence head", mininterval=5.0):
         chosen = torch.randint(len(targets), (BATCH,), generator=generator)
-        logits = head.train()(*(value[chosen].float() for value in values))
+        logits = head(*(value[chosen].float() for value in values))
         loss = F.binary_cross_entropy_with_logits(logits, targets[chosen], pos_weight=balance)
         optimizer.zero_grad()
         loss.backward()
@@ -95,18 +96,16 @@ def fit(model: CrossVLTModel, train: Samples, validation: Samples, steps: int) -
             found = accuracies(model, validation)
             score = statistics.mean(value for shares in found.values() for value in shares.values())
             tqdm.write(f"{step} steps: {json.dumps(found)}")
-            if score > best:
-                best, chosen_steps, weights = score, step, copy.deepcopy(head.state_dict())
+            rounds.append((score, step, copy.deepcopy(head.state_dict())))
+    _, best, weights = max(rounds, key=itemgetter(0))
     head.load_state_dict(weights)
     head.classifier.bias.data += SHIFT
-    head.eval()
-    return chosen_steps
+    return best
 
 
 @torch.no_grad()
 def accuracies(model: CrossVLTModel, samples: Samples) -> dict[str, dict[str, float]]:
     """By source, the shares of sentences with and without something that fits that the head answers rightly."""
-    model.presence_head.eval()
     values, targets, about = samples
     parts = zip(*(value.split(BATCH) for value in values), strict=True)
     says = torch.cat([model.presence_head(*(value.float() for value in part)) for part in parts]) > 0
@@ -132,6 +131,21 @@ def read_all(model: CrossVLTModel, tokenizer: Any, arguments: argparse.Namespace
     return {"train": read(model, batches), "validation": read(model, DataLoader(listed, batch_size=None))}
 
 
+def load_samples(model: CrossVLTModel, tokenizer: Any, arguments: argparse.Namespace) -> dict[str, Samples]:
+    """The samples in the output folder; those of other settings are refused."""
+    kept = arguments.output / "read.pt"
+    settings = {name: str(getattr(arguments, name)) for name in ("table", "model", "images", "validation")}
+    if not kept.is_file():
+        samples = read_all(model, tokenizer, arguments)
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        torch.save({"settings": settings, "samples": samples}, kept)
+        return samples
+    found = torch.load(kept)
+    if found["settings"] != settings:
+        raise SystemExit(f"{kept} was read with {found['settings']}, not {settings}; give another --output.")
+    return found["samples"]
+
+
 def main() -> None:
     """Train the head, print its accuracies before and after, and write the checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -145,12 +159,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model, processor = load_checkpoint(arguments.model)
     model.eval()
-    kept = arguments.output / "read.pt"
-    if not kept.is_file():
-        samples = read_all(model, processor.tokenizer, arguments)
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        torch.save(samples, kept)
-    samples = torch.load(kept)
+    samples = load_samples(model, processor.tokenizer, arguments)
     report: dict[str, Any] = {name: len(targets) for name, (_, targets, _) in samples.items()}
     report["before"] = accuracies(model, samples["validation"])
     report["steps"] = fit(model, samples["train"], samples["validation"], arguments.steps)
