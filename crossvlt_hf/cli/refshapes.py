@@ -16,6 +16,7 @@ Family = Literal[
     "attribute", "absolute", "relation", "ordinal", "superlative", "negation", "plural", "no_target", "two_hop"
 ]
 Split = Literal["train", "validation", "test", "unseen_pairs", "unseen_relations", "longer", "paraphrases"]
+Language = Literal["en", "de", "zh"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Refshapes(Command):
         family: Family of all expressions. By default six families take turns.
         families: Families of the expressions, with their shares; the names are those of --family.
         objects: Fewest and most objects per scene.
+        language: Language of the expressions; scenes and targets are the same in all.
         sheet: Draw a contact sheet of the first 36 scenes.
     """
 
@@ -44,6 +46,7 @@ class Refshapes(Command):
     family: Family | None = None
     families: Annotated[tuple[str, ...] | None, arg(metavar="NAME[=SHARE] ...")] = None
     objects: Annotated[tuple[int, int], arg(metavar="FEWEST MOST")] = (3, 6)
+    language: Language = "en"
     sheet: Annotated[str | None, arg(metavar="PNG")] = None
 
     def check(self) -> None:
@@ -86,6 +89,7 @@ def refshapes(options: Refshapes) -> None:
         side=options.side,
         seed=options.seed,
         count=options.objects,
+        language=options.language,
     )
     write_folder((dataset[index] for index in range(len(dataset))), options.output)
     print(f"{counted(options.scenes, 'scene')} written to {options.output}", file=sys.stderr)
@@ -98,7 +102,7 @@ def _draw_sheet(options: Refshapes, families: dict[str, float] | None, path: Pat
     from ..data.refshapes.dataset import read_scene, settle_families
 
     said = settle_families(options.family, families)
-    same = (options.side, options.seed, options.expressions, said, *options.objects)
+    same = (options.side, options.seed, options.expressions, said, *options.objects, options.language)
     scenes = (read_scene(options.split, index, *same) for index in range(min(options.scenes, 36)))
     path.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet([example for scene in scenes for example in scene]).save(path)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from ..configuration_crossvlt import CrossVLTConfig
 from ..data import NAMES, exclude_images, load_data
 from ..data.load import find_own_folder
 from ..data.pairs import EvaluationPairs
-from ..data.refshapes import vocabulary
+from ..data.refshapes import LANGUAGES, vocabulary
 from ..modeling_crossvlt import CrossVLTModel
 from ..processing_crossvlt import CrossVLTProcessor, counted
 from ..system import check_known, did_you_mean, some_names, taking_options
@@ -104,16 +105,29 @@ def _check_data(source: dict[str, Any], setting: str) -> None:
     raise ValueError(f"`{setting}.name` must be a folder or a data set, got {name!r}.{hint}")
 
 
-def refshapes_tokenizer() -> BertTokenizer:
-    """A BERT tokenizer with only the words of RefShapes."""
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *vocabulary()]
-    return BertTokenizer(vocab={word: number for number, word in enumerate(words)})
+ENGLISH = ("en",)
+REFSHAPES_TOKENIZERS = {
+    "refshapes": ENGLISH,
+    **{f"refshapes-{language}": (language,) for language in LANGUAGES if language not in ENGLISH},
+    "refshapes-all": tuple(LANGUAGES),
+}
+
+
+def refshapes_tokenizer(languages: Sequence[str] = ENGLISH) -> BertTokenizer:
+    """A BERT tokenizer with only the words of RefShapes.
+
+    Args:
+        languages: those of its words. Accents distinguish words, unless English is the only one.
+    """
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *chain.from_iterable(map(vocabulary, languages))]
+    ids = {word: number for number, word in enumerate(dict.fromkeys(words))}
+    return BertTokenizer(vocab=ids, strip_accents=None if tuple(languages) == ENGLISH else False)
 
 
 def build_tokenizer(options: ModelOptions) -> PreTrainedTokenizerBase:
     """Load the tokenizer of the options."""
-    if options.tokenizer == "refshapes":
-        return refshapes_tokenizer()
+    if options.tokenizer in REFSHAPES_TOKENIZERS:
+        return refshapes_tokenizer(REFSHAPES_TOKENIZERS[options.tokenizer])
     name = options.tokenizer or options.text_encoder
     return default_tokenizer() if name is None else load_tokenizer(name)
 

@@ -62,7 +62,8 @@ class ModelOptions:
         text_encoder: pretrained BERT (folder or Hub id); None for random weights.
         config: fields of `CrossVLTConfig` to override.
         tokenizer: folder or Hub id; None for that of the text encoder, or the built-in one of bert-base-uncased;
-            "refshapes" for only the words of RefShapes.
+            "refshapes" for only the words of RefShapes in English, "refshapes-de" in German, "refshapes-zh" in
+            Chinese, "refshapes-all" in all three.
         image_size: side in pixels to which images are resized; None for that of the checkpoint, or 480.
         max_length: the most tokens of an expression, with [CLS] and [SEP]; None for that of the checkpoint, or 21.
         freeze: starts of the names of parameters not to train, such as "text_model.embeddings".

@@ -5,6 +5,9 @@ that selects objects of the scene: it is used only if it selects the right numbe
 a decision boundary (just left of, just larger than) that people would hesitate. Plurals have two to four targets; an
 expression without a target differs in one word from one that refers to an object of the scene.
 
+Programs are chosen without words; the grammar of a language (`LANGUAGES`) puts them into words. The same seed and
+index therefore give the same scenes and meanings in all languages.
+
 Lengths are relative to the side of the image; (x, y) has its origin at the top left.
 """
 
@@ -25,7 +28,8 @@ from .examples import (
     make_example,
     make_scene,
 )
-from .expressions import vocabulary
+from .languages import LANGUAGES
+from .vocabulary import vocabulary
 
 
 def load_refshapes(split: Split, **options: Any) -> Any:
@@ -38,6 +42,7 @@ def load_refshapes(split: Split, **options: Any) -> Any:
 __all__ = [
     "EXTRAS",
     "FAMILIES",
+    "LANGUAGES",
     "SPLITS",
     "UNSEEN_PAIRS",
     "UNSEEN_RELATIONS",

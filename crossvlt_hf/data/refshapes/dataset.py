@@ -17,6 +17,7 @@ from ...system import check_integer, check_known
 from ..features import Mask, Picture, register
 from ..masks import unpack
 from .examples import EXTRAS, FAMILIES, Example, Families, Split, check_scene, families_at, in_turn, make_scene
+from .languages import LANGUAGES
 
 
 KINDS = (*FAMILIES, *EXTRAS)
@@ -24,7 +25,15 @@ KINDS = (*FAMILIES, *EXTRAS)
 
 @lru_cache(maxsize=32)
 def read_scene(
-    split: Split, scene: int, side: int, seed: int, expressions: int, families: str | None, fewest: int, most: int
+    split: Split,
+    scene: int,
+    side: int,
+    seed: int,
+    expressions: int,
+    families: str | None,
+    fewest: int,
+    most: int,
+    language: str,
 ) -> list[Example]:
     """Draw the examples of a scene; cached, since a row has several drawn columns and a scene several rows.
 
@@ -37,10 +46,11 @@ def read_scene(
         families: see `settle_families`.
         fewest: the fewest objects of a scene.
         most: the most objects of a scene.
+        language: of the expressions.
     """
     order = None if families is None else [KINDS[int(number)] for number in families]
     said = families_at(split, scene, expressions, order)
-    return make_scene(split, scene, families=said, side=side, seed=seed, count=(fewest, most))
+    return make_scene(split, scene, families=said, side=side, seed=seed, count=(fewest, most), language=language)
 
 
 def settle_families(family: str | None, families: Families | None) -> str | None:
@@ -69,12 +79,24 @@ _PARTS: dict[str, tuple[str, Callable[[Example], Any]]] = {
 }
 
 
+def _join_language(split: Split, language: str) -> str:
+    """What a cell of `Drawn` has as its split."""
+    return split if language == "en" else f"{split}:{language}"
+
+
+def _part_language(split: str) -> tuple[str, str]:
+    """Split and language of a cell of `Drawn`."""
+    split, _, language = split.partition(":")
+    return split, language or "en"
+
+
 @dataclass(repr=False)
 class Drawn:
     """Feature type of a column of RefShapes; values are as described in `record`.
 
-    A cell names the scene to draw. A cell that was made of a value, for example changed by `Dataset.map`, holds the
-    value itself.
+    A cell names the scene to draw; a language other than English stands behind the split ("train:de"), since data sets
+    that were saved without a field for it could not be read with one. A cell that was made of a value, for example
+    changed by `Dataset.map`, holds the value itself.
 
     Args:
         part: the name of the column.
@@ -141,6 +163,7 @@ class Drawn:
         cell = dict(value)
         changed, number = cell.pop("changed"), cell.pop("number")
         if changed is None:
+            cell["split"], cell["language"] = _part_language(cell["split"])
             return _PARTS[self.part][1](read_scene(**cell)[number])
         if self.part == "image":
             return Picture().decode_example({"bytes": changed})
@@ -193,6 +216,7 @@ def load_refshapes(
     family: str | None = None,
     families: Families | None = None,
     count: tuple[int, int] = (3, 6),
+    language: str = "en",
 ) -> Dataset:
     """Scenes of RefShapes as a data set of records (see `crossvlt_hf.data.record`), `expressions` rows per scene.
 
@@ -206,6 +230,8 @@ def load_refshapes(
         families: instead, several of them in equal shares, or a dict of shares, such as
             `{"attribute": 2, "plural": 1, "no_target": 1}`.
         count: the fewest and the most objects of a scene.
+        language: of the expressions: "en", "de" or "zh". The same arguments give the same scenes, ids and targets in
+            all, with expressions of the same meaning.
 
     Returns:
         A data set whose columns have their own feature types, since expressions are drawn with their scene: `datasets`
@@ -213,19 +239,26 @@ def load_refshapes(
         `load_folder`, to concatenate it with others.
 
     Raises:
-        ValueError: if there is no such split or family, or a number is out of range.
+        ValueError: if there is no such split, family or language, or a number is out of range.
     """
     _check_counts(scenes, expressions, family)
     check_scene(0, side, seed, count)
+    check_known("language", language, LANGUAGES)
     said, (fewest, most) = settle_families(family, families), count
-    read_scene(split, 0, side, seed, expressions, said, fewest, most)  # checks the rest
+    read_scene(split, 0, side, seed, expressions, said, fewest, most, language)  # checks the rest
     index, number = np.divmod(np.arange(scenes * expressions), expressions)
-    same = {"split": split, "side": side, "seed": seed, "expressions": expressions, "families": said}
+    same = {
+        "split": _join_language(split, language),
+        "side": side,
+        "seed": seed,
+        "expressions": expressions,
+        "families": said,
+    }
     cells = _make_cells(index, number, same | {"fewest": fewest, "most": most})  # shared by all drawn columns
     columns = {
         "image_id": pa.array([f"{split}-{seed}-{i}" for i in index]),
         "ref_id": pa.array([f"{split}-{seed}-{i}-{n}" for i, n in zip(index, number, strict=True)]),
-        "split": cells.field("split"),
+        "split": pa.repeat(split, len(index)),
         "dataset": pa.repeat("refshapes", len(index)),
         "num_expressions": pa.array(np.ones(len(index), dtype=np.int32)),
     }

@@ -11,7 +11,9 @@ import numpy as np
 from PIL import Image
 
 from ...system import check_integer, check_known, check_pair
-from .expressions import QUERIES, Query, paraphrase, sample_queries
+from .expressions import QUERIES, Query, sample_queries
+from .languages import LANGUAGES
+from .languages.grammar import Grammar
 from .scenes import COLOURS, SHAPES, Scene, Thing, draw, is_visible, sample_things
 
 
@@ -46,7 +48,8 @@ class Example:
         expression: the text.
         targets: indices of the objects that it refers to: one, except for families of `EXTRAS`.
         family: one of `FAMILIES` or `EXTRAS`.
-        counterpart: for "no_target", the expression for an object from which it differs in one word.
+        counterpart: for "no_target", the expression for an object from which it differs in one word of its meaning;
+            in German, articles and endings agree with the word.
     """
 
     scene: Scene
@@ -73,7 +76,7 @@ def _fits(query: Query, targets: set[int] | None, things: tuple[Thing, ...], spl
     if named & UNSEEN_PAIRS:  # a model would learn that pairs which are only ever denied do not exist
         return False
     if split in ("paraphrases", "longer"):
-        return split == "longer" or paraphrase(query.words) != query.words
+        return split == "longer" or query.has_synonyms
     return any(relation in UNSEEN_RELATIONS for relation in query.relations) == (split == "unseen_relations")
 
 
@@ -84,10 +87,10 @@ def _choose(
     chosen: list[tuple[Query, set[int]]] = []
     for family in families:
         taken = set().union(*(targets for _, targets in chosen))
-        said = {query.words for query, _ in chosen}
+        said = [query for query, _ in chosen]
         for query in sample_queries(rng, family, things):
             targets = query.select(things)
-            if _fits(query, targets, things, split) and not taken & (targets or set()) and query.words not in said:
+            if _fits(query, targets, things, split) and not taken & (targets or set()) and query not in said:
                 chosen.append((query, targets or set()))
                 break
         else:
@@ -103,6 +106,7 @@ def make_scene(
     side: int = 96,
     seed: int = 0,
     count: tuple[int, int] = (3, 6),
+    language: str = "en",
 ) -> list[Example]:
     """Draw a scene of a split with an expression of each family, all with different targets.
 
@@ -117,16 +121,19 @@ def make_scene(
         side: side of the image, in pixels.
         seed: of the scenes.
         count: the fewest and the most objects, up to 8.
+        language: of the expressions, one of `LANGUAGES`; scenes, meanings and targets are the same in all.
 
     Returns:
         An example for each family, all of the same scene; the same on every machine and in every process.
 
     Raises:
-        ValueError: if there is no such split or family, a number is out of range, or there are too few objects for
-            the expressions.
+        ValueError: if there is no such split, family or language, a number is out of range, or there are too few
+            objects for the expressions.
     """
     _check(split, families)
     check_scene(index, side, seed, count)
+    check_known("language", language, LANGUAGES)
+    grammar = LANGUAGES[language].grammar(synonyms=split == "paraphrases")
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     unseen = split == "unseen_pairs"
     kinds = [kind for kind in product(COLOURS, SHAPES) if unseen or kind not in UNSEEN_PAIRS]
@@ -137,17 +144,16 @@ def make_scene(
             continue
         scene = draw(things, rng, side)
         if is_visible(scene):
-            return [_example(scene, query, targets, split) for query, targets in chosen]
+            return [_example(scene, query, targets, grammar) for query, targets in chosen]
     raise ValueError(
         f"Scenes of {count[0]} to {count[1]} objects in split {split!r} have no expressions of the families "
         f"{', '.join(families)}; use more objects or fewer expressions."
     )
 
 
-def _example(scene: Scene, query: Query, targets: set[int], split: Split) -> Example:
-    say = paraphrase if split == "paraphrases" else str
-    counterpart = None if query.counterpart is None else say(query.counterpart)
-    return Example(scene, say(query.words), tuple(sorted(targets)), query.family, counterpart)
+def _example(scene: Scene, query: Query, targets: set[int], grammar: Grammar) -> Example:
+    counterpart = None if query.counterpart is None else query.counterpart.say(grammar)
+    return Example(scene, query.say(grammar), tuple(sorted(targets)), query.family, counterpart)
 
 
 def _check(split: str, families: Sequence[str]) -> None:
@@ -233,10 +239,11 @@ def make_example(
     seed: int = 0,
     family: str | None = None,
     count: tuple[int, int] = (3, 6),
+    language: str = "en",
 ) -> Example:
     """Draw a scene with one expression, of a family or of the six in turn: see `make_scene`."""
     families = families_at(split, index) if family is None else [family]
-    return make_scene(split, index, families=families, side=side, seed=seed, count=count)[0]
+    return make_scene(split, index, families=families, side=side, seed=seed, count=count, language=language)[0]
 
 
 def contact_sheet(examples: list[Example], columns: int = 6) -> Image.Image:

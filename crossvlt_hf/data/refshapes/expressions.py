@@ -1,16 +1,22 @@
-"""Expressions of RefShapes: texts, each with a program that selects objects of a scene."""
+"""What expressions of RefShapes mean: programs that select objects of a scene, without words.
+
+A query names shapes, colours, positions and relations by keys, such as "left of", which are English for the reader
+only. A grammar of `crossvlt_hf.data.refshapes.languages` puts it into words.
+"""
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise, product
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from ..phrases import ACROSS, CORNERS, EDGES, MARGIN, ORDINALS, SIDES, UP_AND_DOWN, Answer, axis_of, every
+from ..phrases import ACROSS, CORNERS, EDGES, MARGIN, OPPOSITES, ORDINALS, SIDES, UP_AND_DOWN, Answer, axis_of, every
 from ..phrases import Phrase as AnyPhrase
+from .languages.grammar import ONE, Determiner, Grammar
 from .scenes import COLOURS, SHAPES, TEXTURES, Thing
 
 
@@ -30,11 +36,6 @@ class Phrase(AnyPhrase):
             and self.adjective in (None, thing.texture)
         }
 
-    @property
-    def plural(self) -> str:
-        """`striped red circles`."""
-        return str(self._replace(word="crosses" if self.word == "cross" else f"{self.word}s"))
-
     def variants(self) -> Iterator["Phrase"]:
         """Phrases with one word replaced."""
         if self.colour is not None:
@@ -45,27 +46,38 @@ class Phrase(AnyPhrase):
             yield from (self._replace(adjective=texture) for texture in TEXTURES[1:] if texture != self.adjective)
 
 
-@dataclass(frozen=True)
-class Query:
-    """A text, and the program that selects its targets.
+class Query(ABC):
+    """The meaning of an expression."""
 
-    Args:
-        family: the kind of expression.
-        words: the expression.
-        select: returns the indices of the targets among the objects of a scene; None if people would hesitate.
-        phrases: the phrases in it.
-        relations: the relations in it, each with the shape of its subject.
-        variants: returns the same query with one word replaced; variants may fit nothing in the scene.
-        counterpart: for a query without a target, the words of the query for an object that it is a variant of.
-    """
+    family: ClassVar[str]
+    counterpart: "Query | None" = None  # of a query without a target: the one for an object, of which it is a variant
 
-    family: str
-    words: str
-    select: Callable[[tuple[Thing, ...]], set[int] | None]
-    phrases: tuple[Phrase, ...] = ()
-    relations: tuple[tuple[str, str], ...] = ()
-    variants: Callable[[], Iterable["Query"]] = tuple
-    counterpart: str | None = None
+    @abstractmethod
+    def select(self, things: tuple[Thing, ...]) -> set[int] | None:
+        """Indices of the targets among the objects of a scene; None if people would hesitate."""
+
+    @abstractmethod
+    def say(self, grammar: Grammar) -> str:
+        """Return the expression in the words of a grammar."""
+
+    @property
+    def phrases(self) -> tuple[Phrase, ...]:
+        """The phrases in it."""
+        return tuple(part for part in vars(self).values() if isinstance(part, Phrase))
+
+    @property
+    def relations(self) -> tuple[tuple[str, str], ...]:
+        """The relations in it, each with the shape of its subject."""
+        return ()
+
+    @property
+    def has_synonyms(self) -> bool:
+        """Whether the split "paraphrases" has other words for it, in every language."""
+        return bool(self.relations) or any(phrase.word == "object" for phrase in self.phrases)
+
+    def variants(self) -> Iterator["Query"]:
+        """The same query with one word replaced; variants may fit nothing in the scene."""
+        return iter(())
 
 
 Source = Callable[[tuple[Thing, ...]], Sequence[Query]]
@@ -98,6 +110,7 @@ def _position(side: str, thing: Thing) -> float:
 DIRECTIONS: dict[str, Callable[[Thing], float]] = {side: partial(_position, side) for side in SIDES}
 RELATIONS = ACROSS | UP_AND_DOWN
 REGIONS = EDGES | CORNERS
+SIZES = ("largest", "smallest")
 SUPERLATIVES: dict[str, Callable[[Thing], float]] = {
     "leftmost": DIRECTIONS["left"],
     "rightmost": DIRECTIONS["right"],
@@ -108,7 +121,20 @@ SUPERLATIVES: dict[str, Callable[[Thing], float]] = {
 }
 RANKS = ORDINALS[1:3]
 HARD = 0.7  # share of the expressions without a target in which every word fits some object
-DETERMINERS = ("all", "the", "both")  # of several objects; the last for two only
+DETERMINERS: tuple[Determiner, ...] = ("all", "the", "both")  # of several objects; the last for two only
+
+
+def _turned(sides: tuple[str, ...]) -> list[str]:
+    """The regions of which one side is the opposite one."""
+    turned = [tuple(OPPOSITES[side] if side == one else side for side in sides) for one in sides]
+    return [region for region, others in REGIONS.items() if others in turned]
+
+
+TURNED_REGIONS = {region: _turned(sides) for region, sides in REGIONS.items()}
+TURNED_RELATIONS = {
+    relation: next(other for other, side in RELATIONS.items() if side == OPPOSITES[direction])
+    for relation, direction in RELATIONS.items()
+}
 
 
 def _ranked(
@@ -170,10 +196,6 @@ def _definite(things: tuple[Thing, ...]) -> list[Phrase]:
     return [p for p in phrases(things) if p.word != "object" and len(p.select(things)) == 1]
 
 
-def _select_region(noun: Phrase, sides: Collection[str], things: tuple[Thing, ...]) -> set[int] | None:
-    return _where(noun.select(things), lambda index: _in_region(things[index], sides))
-
-
 def _select_rank(
     noun: Phrase, key: Callable[[Thing], float], gap: float, rank: int, things: tuple[Thing, ...]
 ) -> set[int] | None:
@@ -184,41 +206,21 @@ def _select_rank(
     return None if ranked is None else {ranked[rank]}
 
 
-def _select_related(noun: Phrase, relation: str, anchor: Phrase, things: tuple[Thing, ...]) -> set[int] | None:
-    return _related(things, noun, relation, anchor.select(things))
+@dataclass(frozen=True)
+class Attribute(Query):
+    """`the striped red circle`."""
 
+    noun: Phrase
+    family: ClassVar = "attribute"
 
-def _select_two_hop(
-    noun: Phrase, first: str, middle: Phrase, second: str, anchor: Phrase, things: tuple[Thing, ...]
-) -> set[int] | None:
-    return _related(things, noun, first, _select_related(middle, second, anchor, things))
+    def select(self, things: tuple[Thing, ...]) -> set[int]:
+        return self.noun.select(things)
 
+    def say(self, grammar: Grammar, determiner: Determiner = ONE) -> str:
+        return grammar.attribute(determiner, self.noun)
 
-def _select_several(
-    select: Callable[[tuple[Thing, ...]], set[int] | None], determiner: str, things: tuple[Thing, ...]
-) -> set[int] | None:
-    found = select(things)
-    return None if found is not None and determiner == "both" and len(found) != 2 else found
-
-
-def _select_except(noun: Phrase, other: Phrase, things: tuple[Thing, ...]) -> set[int]:
-    return noun.select(things) - other.select(things)
-
-
-def one_word_apart(first: str, second: str) -> bool:
-    """Whether two expressions differ in exactly one word, at the same place."""
-    words, others = first.split(), second.split()
-    return len(words) == len(others) and sum(a != b for a, b in zip(words, others, strict=True)) == 1
-
-
-def _attribute(phrase: Phrase) -> Query:
-    return Query(
-        "attribute",
-        f"the {phrase}",
-        phrase.select,
-        (phrase,),
-        variants=lambda: map(_attribute, phrase.variants()),
-    )
+    def variants(self) -> Iterator[Query]:
+        return map(Attribute, self.noun.variants())
 
 
 def _is_needed(phrase: Phrase, things: tuple[Thing, ...]) -> bool:
@@ -233,81 +235,134 @@ def _is_needed(phrase: Phrase, things: tuple[Thing, ...]) -> bool:
 
 def attribute_queries(things: tuple[Thing, ...]) -> Sequence[Query]:
     """`the striped red circle`: with no more words than needed."""
-    return [_attribute(phrase) for phrase in phrases(things) if _is_needed(phrase, things)]
+    return [Attribute(phrase) for phrase in phrases(things) if _is_needed(phrase, things)]
 
 
-def _absolute(noun: Phrase, region: str) -> Query:
-    def variants() -> Iterator[Query]:
-        yield from (_absolute(other, region) for other in noun.variants())
-        yield from (_absolute(noun, other) for other in REGIONS if one_word_apart(other, region))
+@dataclass(frozen=True)
+class Absolute(Query):
+    """`the circle in the top left corner`."""
 
-    select = partial(_select_region, noun, REGIONS[region])
-    return Query("absolute", f"the {noun} {region}", select, (noun,), variants=variants)
+    noun: Phrase
+    region: str
+    family: ClassVar = "absolute"
+
+    def select(self, things: tuple[Thing, ...]) -> set[int] | None:
+        sides = REGIONS[self.region]
+        return _where(self.noun.select(things), lambda index: _in_region(things[index], sides))
+
+    def say(self, grammar: Grammar, determiner: Determiner = ONE) -> str:
+        return grammar.absolute(determiner, self.noun, self.region)
+
+    def variants(self) -> Iterator[Query]:
+        yield from (Absolute(other, self.region) for other in self.noun.variants())
+        yield from (Absolute(self.noun, other) for other in TURNED_REGIONS[self.region])
 
 
 def absolute_queries(things: tuple[Thing, ...]) -> Sequence[Query]:
     """`the circle in the top left corner`."""
-    return Combinations(_absolute, _crowded(things), REGIONS)
+    return Combinations(Absolute, _crowded(things), REGIONS)
 
 
-def _relation(noun: Phrase, relation: str, anchor: Phrase) -> Query:
-    def variants() -> Iterator[Query]:
-        yield from (_relation(other, relation, anchor) for other in noun.variants())
-        yield from (_relation(noun, other, anchor) for other in RELATIONS if one_word_apart(other, relation))
-        yield from (_relation(noun, relation, other) for other in anchor.variants())
+@dataclass(frozen=True)
+class Relation(Query):
+    """`the circle left of the red square`."""
 
-    return Query(
-        "relation",
-        f"the {noun} {relation} the {anchor}",
-        partial(_select_related, noun, relation, anchor),
-        (noun, anchor),
-        ((relation, noun.word),),
-        variants,
-    )
+    noun: Phrase
+    relation: str
+    anchor: Phrase
+    family: ClassVar = "relation"
+
+    def select(self, things: tuple[Thing, ...]) -> set[int] | None:
+        return _related(things, self.noun, self.relation, self.anchor.select(things))
+
+    def say(self, grammar: Grammar, determiner: Determiner = ONE) -> str:
+        return grammar.relation(determiner, self.noun, self.relation, self.anchor)
+
+    @property
+    def relations(self) -> tuple[tuple[str, str], ...]:
+        return ((self.relation, self.noun.word),)
+
+    def variants(self) -> Iterator[Query]:
+        yield from (Relation(other, self.relation, self.anchor) for other in self.noun.variants())
+        yield Relation(self.noun, TURNED_RELATIONS[self.relation], self.anchor)
+        yield from (Relation(self.noun, self.relation, other) for other in self.anchor.variants())
 
 
 def relation_queries(things: tuple[Thing, ...]) -> Sequence[Query]:
     """`the circle left of the red square`."""
-    return Combinations(_relation, _crowded(things), RELATIONS, _definite(things))
+    return Combinations(Relation, _crowded(things), RELATIONS, _definite(things))
 
 
-def _ordinal(noun: Phrase, ordinal: str, side: str) -> Query:
-    def variants() -> Iterator[Query]:
-        yield from (_ordinal(other, ordinal, side) for other in noun.variants())
-        yield from (_ordinal(noun, other, side) for other in RANKS if other != ordinal)
+@dataclass(frozen=True)
+class Ordinal(Query):
+    """`the second circle from the left`."""
 
-    select = partial(_select_rank, noun, DIRECTIONS[side], MARGIN, ORDINALS.index(ordinal))
-    return Query("ordinal", f"the {ordinal} {noun} from the {side}", select, (noun,), variants=variants)
+    noun: Phrase
+    ordinal: str
+    side: str
+    family: ClassVar = "ordinal"
+
+    def select(self, things: tuple[Thing, ...]) -> set[int] | None:
+        return _select_rank(self.noun, DIRECTIONS[self.side], MARGIN, ORDINALS.index(self.ordinal), things)
+
+    def say(self, grammar: Grammar) -> str:
+        return grammar.ordinal(self.noun, self.ordinal, self.side)
+
+    def variants(self) -> Iterator[Query]:
+        yield from (Ordinal(other, self.ordinal, self.side) for other in self.noun.variants())
+        yield from (Ordinal(self.noun, other, self.side) for other in RANKS if other != self.ordinal)
 
 
 def ordinal_queries(things: tuple[Thing, ...]) -> Sequence[Query]:
     """`the second circle from the left`."""
-    return Combinations(_ordinal, _crowded(things, 3), RANKS, DIRECTIONS)
+    return Combinations(Ordinal, _crowded(things, 3), RANKS, DIRECTIONS)
 
 
-def _superlative(noun: Phrase, word: str) -> Query:
-    gap = math.log(SIZE_RATIO) if word in ("largest", "smallest") else MARGIN
-    return Query(
-        "superlative",
-        f"the {word} {noun}",
-        partial(_select_rank, noun, SUPERLATIVES[word], gap, 0),
-        (noun,),
-        variants=lambda: (_superlative(other, word) for other in noun.variants()),
-    )
+@dataclass(frozen=True)
+class Superlative(Query):
+    """`the largest circle`."""
+
+    noun: Phrase
+    degree: str
+    family: ClassVar = "superlative"
+    has_synonyms: ClassVar = True
+
+    def select(self, things: tuple[Thing, ...]) -> set[int] | None:
+        gap = math.log(SIZE_RATIO) if self.degree in SIZES else MARGIN
+        return _select_rank(self.noun, SUPERLATIVES[self.degree], gap, 0, things)
+
+    def say(self, grammar: Grammar) -> str:
+        return grammar.superlative(self.noun, self.degree)
+
+    def variants(self) -> Iterator[Query]:
+        return (Superlative(other, self.degree) for other in self.noun.variants())
 
 
 def superlative_queries(things: tuple[Thing, ...]) -> Sequence[Query]:
     """`the largest circle`."""
-    return Combinations(_superlative, _crowded(things), SUPERLATIVES)
+    return Combinations(Superlative, _crowded(things), SUPERLATIVES)
 
 
-def _negation(noun: Phrase, other: Phrase) -> Query:
-    def variants() -> Iterator[Query]:
-        yield from (_negation(variant, other) for variant in noun.variants())
-        yield from (_negation(noun, variant) for variant in other.variants())
+@dataclass(frozen=True)
+class Negation(Query):
+    """`the circle that is not red`, `the red object that is not a circle`: `other` is only a colour or a shape."""
 
-    words = f"the {noun} that is not {other.colour or f'a {other.word}'}"
-    return Query("negation", words, partial(_select_except, noun, other), (noun,), variants=variants)
+    noun: Phrase
+    other: Phrase
+    family: ClassVar = "negation"
+    has_synonyms: ClassVar = True
+
+    def select(self, things: tuple[Thing, ...]) -> set[int]:
+        return self.noun.select(things) - self.other.select(things)
+
+    def say(self, grammar: Grammar) -> str:
+        if self.other.colour is not None:
+            return grammar.not_coloured(self.noun, self.other.colour)
+        return grammar.not_shaped(self.noun, self.other.word)
+
+    def variants(self) -> Iterator[Query]:
+        yield from (Negation(variant, self.other) for variant in self.noun.variants())
+        yield from (Negation(self.noun, variant) for variant in self.other.variants())
 
 
 def negation_queries(things: tuple[Thing, ...]) -> Sequence[Query]:
@@ -316,62 +371,116 @@ def negation_queries(things: tuple[Thing, ...]) -> Sequence[Query]:
     for noun in _crowded(things):
         colours = {thing.colour for thing in things} if noun.colour is None else set()
         shapes = {thing.shape for thing in things} if noun.word == "object" else set()
-        queries += [_negation(noun, Phrase(colour=colour)) for colour in sorted(colours)]
-        queries += [_negation(noun, Phrase(shape)) for shape in sorted(shapes)]
+        queries += [Negation(noun, Phrase(colour=colour)) for colour in sorted(colours)]
+        queries += [Negation(noun, Phrase(shape)) for shape in sorted(shapes)]
     return queries
 
 
-def _two_hop(noun: Phrase, first: str, middle: Phrase, second: str, anchor: Phrase) -> Query:
-    select = partial(_select_two_hop, noun, first, middle, second, anchor)
-    words = f"the {noun} {first} the {middle} {second} the {anchor}"
-    return Query("two_hop", words, select, (noun, middle, anchor), ((first, noun.word), (second, middle.word)))
+@dataclass(frozen=True)
+class TwoHop(Query):
+    """`the circle left of the square above the red star`: the square is above the star."""
+
+    noun: Phrase
+    first: str
+    middle: Phrase
+    second: str
+    anchor: Phrase
+    family: ClassVar = "two_hop"
+
+    def select(self, things: tuple[Thing, ...]) -> set[int] | None:
+        middle = _related(things, self.middle, self.second, self.anchor.select(things))
+        return _related(things, self.noun, self.first, middle)
+
+    def say(self, grammar: Grammar) -> str:
+        return grammar.two_hop(self.noun, self.first, self.middle, self.second, self.anchor)
+
+    @property
+    def relations(self) -> tuple[tuple[str, str], ...]:
+        return ((self.first, self.noun.word), (self.second, self.middle.word))
 
 
 def two_hop_queries(things: tuple[Thing, ...]) -> Sequence[Query]:
     """`the circle left of the square above the red star`."""
     crowded = _crowded(things)
-    return Combinations(_two_hop, crowded, RELATIONS, crowded, RELATIONS, _definite(things))
+    return Combinations(TwoHop, crowded, RELATIONS, crowded, RELATIONS, _definite(things))
 
 
-def _plural(determiner: str, words: str, query: Query) -> Query:
-    """The plural of a query."""
-    select = partial(_select_several, query.select, determiner)
-    return Query("plural", f"{determiner} {words}", select, query.phrases, query.relations)
+@dataclass(frozen=True)
+class Plural(Query):
+    """`all red circles`: all targets of a query."""
+
+    determiner: Determiner
+    query: Attribute | Absolute | Relation
+    family: ClassVar = "plural"
+
+    def select(self, things: tuple[Thing, ...]) -> set[int] | None:
+        found = self.query.select(things)
+        return None if found is not None and self.determiner == "both" and len(found) != 2 else found
+
+    def say(self, grammar: Grammar) -> str:
+        return self.query.say(grammar, self.determiner)
+
+    @property
+    def phrases(self) -> tuple[Phrase, ...]:
+        return self.query.phrases
+
+    @property
+    def relations(self) -> tuple[tuple[str, str], ...]:
+        return self.query.relations
 
 
-def _plural_attribute(determiner: str, noun: Phrase) -> Query:
-    return _plural(determiner, noun.plural, _attribute(noun))
-
-
-def _plural_absolute(determiner: str, noun: Phrase, region: str) -> Query:
-    return _plural(determiner, f"{noun.plural} {region}", _absolute(noun, region))
-
-
-def _plural_relation(determiner: str, noun: Phrase, relation: str, anchor: Phrase) -> Query:
-    return _plural(determiner, f"{noun.plural} {relation} the {anchor}", _relation(noun, relation, anchor))
+def _plural(make: Callable[..., Attribute | Absolute | Relation], determiner: Determiner, *parts: Any) -> Plural:
+    return Plural(determiner, make(*parts))
 
 
 def plural_attribute_queries(things: tuple[Thing, ...]) -> Sequence[Query]:
     """`all red circles`."""
-    return Combinations(_plural_attribute, DETERMINERS, _crowded(things))
+    return Combinations(partial(_plural, Attribute), DETERMINERS, _crowded(things))
 
 
 def plural_absolute_queries(things: tuple[Thing, ...]) -> Sequence[Query]:
     """`both circles on the left`."""
-    return Combinations(_plural_absolute, DETERMINERS, _crowded(things), REGIONS)
+    return Combinations(partial(_plural, Absolute), DETERMINERS, _crowded(things), REGIONS)
 
 
 def plural_relation_queries(things: tuple[Thing, ...]) -> Sequence[Query]:
     """`the circles left of the red square`."""
-    return Combinations(_plural_relation, DETERMINERS, _crowded(things), RELATIONS, _definite(things))
+    return Combinations(partial(_plural, Relation), DETERMINERS, _crowded(things), RELATIONS, _definite(things))
 
 
-def denials(query: Query, things: tuple[Thing, ...]) -> Iterator[Query]:
-    """Expressions without a target, each one word away from a query that refers to one object."""
+@dataclass(frozen=True)
+class Denial(Query):
+    """A query without a target, one word away from a query that refers to one object."""
+
+    query: Query
+    counterpart: Query = field(compare=False)
+    family: ClassVar = "no_target"
+
+    def select(self, things: tuple[Thing, ...]) -> set[int] | None:
+        return self.query.select(things)
+
+    def say(self, grammar: Grammar) -> str:
+        return self.query.say(grammar)
+
+    @property
+    def phrases(self) -> tuple[Phrase, ...]:
+        return self.query.phrases
+
+    @property
+    def relations(self) -> tuple[tuple[str, str], ...]:
+        return self.query.relations
+
+    @property
+    def has_synonyms(self) -> bool:
+        return self.query.has_synonyms
+
+
+def denials(query: Query, things: tuple[Thing, ...]) -> Iterator[Denial]:
+    """Queries without a target, each one word away from a query that refers to one object."""
     if len(query.select(things) or ()) == 1:
         for variant in query.variants():
             if variant.select(things) == set():
-                yield replace(variant, family="no_target", counterpart=query.words)
+                yield Denial(variant, query)
 
 
 SINGULAR: dict[str, Source] = {
@@ -403,16 +512,10 @@ QUERIES: dict[str, Source] = {
 }
 
 
-def _is_shown(word: str, things: tuple[Thing, ...]) -> bool:
-    """Whether a word fits an object of the scene; true for words that describe no object."""
-    shown = {word for thing in things for word in (thing.colour, thing.shape, thing.texture)}
-    return word in shown or word not in {*COLOURS, *SHAPES, *TEXTURES}
-
-
-def _is_hard(denial: Query, things: tuple[Thing, ...]) -> bool:
-    """Whether the replaced word fits another object of the scene."""
-    said = (denial.counterpart or "").split()
-    return all(_is_shown(word, things) for word in denial.words.split() if word not in said)
+def _is_hard(denial: Denial, things: tuple[Thing, ...]) -> bool:
+    """Whether every shape, colour and texture in it fits some object of the scene, also the replaced one."""
+    shown = {None, "object"}.union(*((thing.shape, thing.colour, thing.texture) for thing in things))
+    return all(shown.issuperset(phrase) for phrase in denial.phrases)
 
 
 def sample_queries(rng: np.random.Generator, family: str, things: tuple[Thing, ...]) -> Iterator[Query]:
@@ -427,37 +530,3 @@ def sample_queries(rng: np.random.Generator, family: str, things: tuple[Thing, .
                 continue
             found = [denial for denial in denials(queries[number], things) if not hard or _is_hard(denial, things)]
             yield from (found[place] for place in rng.permutation(len(found)))
-
-
-PARAPHRASES = {
-    "left of": "to the left of",
-    "right of": "to the right of",
-    "above": "over",
-    "below": "under",
-    "largest": "biggest",
-    "smallest": "littlest",
-    "leftmost": "furthest left",
-    "rightmost": "furthest right",
-    "highest": "topmost",
-    "lowest": "bottommost",
-    "that is not": "which is anything but",
-    "object": "thing",
-    "objects": "things",
-}
-
-
-def paraphrase(words: str) -> str:
-    """Replace words by synonyms that the training split never uses."""
-    for usual, other in PARAPHRASES.items():
-        words = f" {words} ".replace(f" {usual} ", f" {other} ").strip()
-    return words
-
-
-def vocabulary() -> list[str]:
-    """All words that expressions of any split use, sorted."""
-    tables = [SHAPES, COLOURS, TEXTURES, RELATIONS, REGIONS, SUPERLATIVES, RANKS, DIRECTIONS, PARAPHRASES.values()]
-    phrases_ = [str(entry) for table in tables for entry in table]
-    plurals = ["crosses", *(f"{shape}s" for shape in (*SHAPES, "object") if shape != "cross")]
-    return sorted(
-        {word for entry in [*phrases_, *plurals, *DETERMINERS, "a object from that is not"] for word in entry.split()}
-    )

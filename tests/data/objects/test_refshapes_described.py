@@ -5,6 +5,7 @@ import numpy as np
 from crossvlt_hf.data.objects import DescribedObject, make_expressions
 from crossvlt_hf.data.refshapes import make_example
 from crossvlt_hf.data.refshapes.expressions import QUERIES
+from crossvlt_hf.data.refshapes.languages import ENGLISH
 
 
 FAMILIES = {"attribute", "absolute", "relation", "ordinal", "superlative", "negation", "plural", "no_target"}
@@ -30,7 +31,7 @@ def test_two_engines_agree():
     compared = set()
     for index in range(40):
         scene = make_example("test", index, side=64).scene
-        own = {query.words: query for family in sorted(FAMILIES) for query in QUERIES[family](scene.things)}
+        own = {q.say(ENGLISH.usual): q for family in sorted(FAMILIES) for q in QUERIES[family](scene.things)}
         objects = describe_scene(scene)
         rng = np.random.default_rng(index)
         for e in make_expressions(objects, rng, sorted(FAMILIES), closed=True, per_family=15, tries=300):
