@@ -14,6 +14,8 @@ from accelerate.utils import DistributedType, broadcast_object_list
 from datasets import Dataset
 
 from ..data.features import Picture
+from ..data.refshapes import LANGUAGES
+from ..data.refshapes.expressions import Phrase, Superlative
 from ..metrics import ReferringSegmentationMetric, percent
 from ..modeling_crossvlt import CrossVLTModel
 from ..processing_crossvlt import CrossVLTProcessor, counted
@@ -173,15 +175,16 @@ def describe_model(config: TrainingConfig) -> About:
     """Statements about a model trained on RefShapes alone; empty ones for other models."""
     if {dataset["name"] for dataset in config.data.train} != {"refshapes"}:
         return About()
+    languages = [*dict.fromkeys(dataset.get("language", "en") for dataset in config.data.train)]
     return About(
         name="CrossVLT, RefShapes",
         summary="A CrossVLT that segments the shape that a sentence refers to in a drawn scene. **It was trained on "
         "RefShapes (drawn shapes) only, not on photographs.**",
-        language=["en"],
+        language=languages,
         intended_use="Trying the package, and experiments on drawn scenes (`crossvlt refshapes FOLDER` writes some).",
         limits="Photographs, words that RefShapes does not use, and sentences that refer to several objects or none.",
         image="scene.png",
-        expression="the largest object",
+        expression=Superlative(Phrase(), "largest").say(LANGUAGES[languages[0]].usual),
     )
 
 

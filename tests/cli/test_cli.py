@@ -39,7 +39,7 @@ from crossvlt_hf.cli.common import make_room
 from crossvlt_hf.cli.export import Export
 from crossvlt_hf.data.objects.engine import FAMILIES as OBJECT_FAMILIES
 from crossvlt_hf.data.readable import ON_ERROR
-from crossvlt_hf.data.refshapes import EXTRAS, FAMILIES, SPLITS
+from crossvlt_hf.data.refshapes import EXTRAS, FAMILIES, LANGUAGES, SPLITS
 from crossvlt_hf.prediction.shards import FORMATS
 from crossvlt_hf.processing_crossvlt import find_parts
 from crossvlt_hf.publishing.export import FILES
@@ -859,6 +859,7 @@ def test_the_choices_are_those_of_the_package():
     """The options name them, since to import them would take seconds."""
     assert get_args(refshapes.Split) == SPLITS
     assert get_args(refshapes.Family) == (*FAMILIES, *EXTRAS)
+    assert get_args(refshapes.Language) == tuple(LANGUAGES)
     assert get_args(Export.__annotations__["format"]) == tuple(FILES)
     assert (tuple(PEERS), MEASURES) == (benchmark.PEERS, benchmark.MEASURES)
     assert set(refer.FAMILIES) == set(OBJECT_FAMILIES)
@@ -879,6 +880,7 @@ def test_the_choices_are_those_of_the_package():
         (["benchmark", "--batch", "1", "two"], "`--batch` must be an integer, got 'two'."),
         (["benchmark", "--batch"], "`--batch` must have one or more values, got none."),
         (["refshapes", "x", "--objects", "2", "few"], "`--objects` must be an integer, got 'few'."),
+        (["refshapes", "x", "--language", "fr"], "`--language` must be one of en, de, zh, got 'fr'."),
         (
             ["segment", "a", "b", "--threshold", "some\nthing" + 300 * "x"],
             r"must be a number, got 'some\nthing" + 300 * "x",

@@ -433,6 +433,16 @@ def test_the_built_in_one_is_called_what_it_is(tmp_path):
     assert Path(shown[0][0]).name == "scene-1.png"
 
 
+@pytest.mark.parametrize(("languages", "article"), [(["en"], "the"), (["de"], "d(er|ie|as)"), (["en", "de"], "the")])
+def test_drawn_examples_are_in_a_language_of_the_model(languages, article, tmp_path):
+    from crossvlt_hf.publishing.page import about
+
+    processor = CrossVLTProcessor.from_tokenizer(refshapes_tokenizer(languages), image_size=64)
+    assert about.knows_only_drawn_shapes(processor)
+    (_, expressions), *_ = about.make_examples(processor, "me/shapes", tmp_path / "drawn")
+    assert all(re.match(article, line) for line in expressions.splitlines())
+
+
 def test_large_photo(model, processor, photo):
     """It is shown smaller, and its mask is as large as itself."""
     from crossvlt_hf.publishing.page import answers

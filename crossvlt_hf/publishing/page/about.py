@@ -4,7 +4,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ...data.refshapes import FAMILIES, make_scene, vocabulary
+from ...data.refshapes import FAMILIES, LANGUAGES, make_scene, vocabulary
 from ...modeling_crossvlt import CrossVLTModel
 from ...processing_crossvlt import CrossVLTProcessor
 from ...weights.checkpoint import DEFAULT_CHECKPOINT, resolve_checkpoint
@@ -41,9 +41,20 @@ def score_note(model: CrossVLTModel, processor: CrossVLTProcessor) -> str:
 
 
 def knows_only_drawn_shapes(processor: CrossVLTProcessor) -> bool:
-    """Whether a checkpoint was trained on RefShapes alone: all its words are those of RefShapes."""
-    tokenizer = processor.tokenizer
-    return set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens) <= set(vocabulary())
+    """Whether a checkpoint was trained on RefShapes alone: all its words are those of RefShapes, in any language."""
+    return _words(processor).issubset(word for language in LANGUAGES for word in vocabulary(language))
+
+
+def _words(processor: CrossVLTProcessor) -> set[str]:
+    return set(processor.tokenizer.get_vocab()) - set(processor.tokenizer.all_special_tokens)
+
+
+def _drawn_language(processor: CrossVLTProcessor) -> str:
+    """The language of RefShapes of which a checkpoint knows the largest share of words; the first of several."""
+    words = _words(processor)
+    return max(
+        LANGUAGES, key=lambda language: len(words.intersection(vocabulary(language))) / len(vocabulary(language))
+    )
 
 
 def is_built_in(source: str | Path) -> bool:
@@ -79,13 +90,13 @@ def describe(model: CrossVLTModel, processor: CrossVLTProcessor, source: str | P
     return " · ".join(facts)
 
 
-def draw_examples(folder: Path, count: int = 4, side: int = 480) -> list[Example]:
+def draw_examples(folder: Path, count: int = 4, side: int = 480, language: str = "en") -> list[Example]:
     """Draw the first scenes of RefShapes' test split into a new folder, with three expressions for each."""
     folder.mkdir()
     examples = []
     for index in range(count):
         families = [FAMILIES[(2 * index + step) % len(FAMILIES)] for step in (0, 1, 3)]
-        group = make_scene("test", index, families=families, side=side, count=(4, 6))
+        group = make_scene("test", index, families=families, side=side, count=(4, 6), language=language)
         path = folder / f"scene-{index + 1}.png"
         Image.fromarray(group[0].scene.image).save(path)
         examples.append((str(path), "\n".join(example.expression for example in group)))
@@ -107,4 +118,4 @@ def make_examples(processor: CrossVLTProcessor, source: str | Path, folder: Path
     """
     if is_built_in(source):
         return [*show_photographs(), *draw_examples(folder)]
-    return draw_examples(folder) if knows_only_drawn_shapes(processor) else []
+    return draw_examples(folder, language=_drawn_language(processor)) if knows_only_drawn_shapes(processor) else []
