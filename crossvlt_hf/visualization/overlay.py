@@ -5,9 +5,10 @@ contour in pixels, `size` the font size of the legend; both grow with the image.
 """
 
 import math
-import textwrap
 import unicodedata
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -41,7 +42,18 @@ CELL: Colour = (238, 240, 243)  # background of images in a grid
 MIN_WIDTH = 320  # narrower images have no room for a legend
 MAX_UPSCALED_HEIGHT = 2048
 MAX_LINES = 3  # per expression in the legend
-TILE, STRIP = 240, 46  # of an example: side of the image, height of the text
+TILE, STRIP = 240, 62  # of an example: side of the image, height of the text
+# Fonts of systems for letters that Pillow's font lacks: those with Chinese characters first
+SYSTEM_FONTS = (
+    "NotoSansCJK-Regular.ttc",
+    "NotoSansSC-Regular.otf",
+    "wqy-microhei.ttc",
+    "wqy-zenhei.ttc",
+    "PingFang.ttc",
+    "Hiragino Sans GB.ttc",
+    "msyh.ttc",
+    "DejaVuSans.ttf",
+)
 BLOCK = 256  # side of the blocks in which contours are drawn
 GAP = 8  # between images in a grid
 
@@ -137,14 +149,29 @@ def _listed(
 
 
 def draw_example(picture: Image.Image, mask: Mask, expression: str, family: str) -> Image.Image:
-    """Draw an image of at most 240 pixels a side with a mask outlined, and expression and family below."""
+    """Draw an image of at most 240 pixels a side with a mask outlined, and expression and family below.
+
+    Letters beyond ASCII need one of `SYSTEM_FONTS`: see `overlay` for how they are drawn without.
+    """
     picture = ImageOps.contain(picture, (TILE, TILE))
     draw_contour(picture, to_mask_image(mask).resize(picture.size, Image.Resampling.NEAREST), PALETTE[1])
     tile = Image.new("RGB", (TILE, TILE + STRIP), "white")
     tile.paste(picture, ((TILE - picture.width) // 2, TILE - picture.height))
-    lines = "\n".join([*textwrap.wrap(expression, 40)[:2], f"({family})"])
-    ImageDraw.Draw(tile).multiline_text((2, TILE + 2), lines, fill="black", font_size=12, spacing=1)
+    font = ImageFont.load_default(size=12) if expression.isascii() else _system_font(12)
+    text = expression if font else _plain(expression)
+    font = font or ImageFont.load_default(size=12)
+    lines = "\n".join([*_wrap(text, font, TILE - 4), f"({family})"])
+    ImageDraw.Draw(tile).multiline_text((2, TILE + 2), lines, fill="black", font=font, spacing=1)
     return tile
+
+
+@lru_cache
+def _system_font(size: int) -> Font | None:
+    """The first of `SYSTEM_FONTS` that is installed."""
+    for name in SYSTEM_FONTS:
+        with suppress(OSError):
+            return ImageFont.truetype(name, size)
+    return None
 
 
 def arrange(tiles: Sequence[Image.Image], columns: int) -> Image.Image:

@@ -1,6 +1,7 @@
 """The pictures of `crossvlt_hf.visualization`, pixel by pixel."""
 
 import sys
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -8,6 +9,9 @@ import torch
 from PIL import Image
 
 from crossvlt_hf.visualization import MIN_WIDTH, PALETTE, overlay, to_mask_image
+
+
+overlay_module = import_module("crossvlt_hf.visualization.overlay")  # not the function of that name
 
 
 GREY_PHOTO = (100, 110, 120)
@@ -499,3 +503,15 @@ def test_mask_image_of_labels_and_of_a_mask_image():
 def test_mask_image_of_something_else(mask):
     with pytest.raises(ValueError, match=r"^A mask must (have|hold) "):
         to_mask_image(mask)
+
+
+@pytest.mark.parametrize("fonts", [(), ("NoSuchFont.ttf",), overlay_module.SYSTEM_FONTS])
+@pytest.mark.parametrize("expression", ["die größte weiße Raute", 25 * "红", "the circle " * 30])
+def test_examples_are_drawn_with_any_fonts(monkeypatch, fonts, expression):
+    monkeypatch.setattr(overlay_module, "SYSTEM_FONTS", fonts)
+    overlay_module._system_font.cache_clear()
+    tile = overlay_module.draw_example(photo(60, 40), np.ones((40, 60), bool), expression, "attribute")
+    overlay_module._system_font.cache_clear()
+    assert (pixels(tile)[-3:] == 255).all()  # nothing is cut at the bottom
+    assert (pixels(tile)[overlay_module.TILE :, -2:] == 255).all()  # nor at the right
+    assert (pixels(tile)[overlay_module.TILE :] < 128).any()
