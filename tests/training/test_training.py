@@ -584,6 +584,24 @@ def test_a_run_leaves_what_is_needed(finished):
     assert {"validation/right_object_rate", "validation/distractor_iou", "validation/families"} <= evaluated[0].keys()
 
 
+def test_a_run_on_several_languages(tmp_path):
+    (english,) = SMALL["data"]["train"]
+    run = small_run(
+        tmp_path,
+        model__tokenizer="refshapes-all",
+        model__max_length=27,
+        data__train=[english | {"language": language} for language in ("de", "zh")],
+        optimization__max_steps=3,
+    )
+    run.run()
+    best = tmp_path / "run" / "best"
+    tokenizer = AutoProcessor.from_pretrained(best).tokenizer
+    for text in ("the red circle", "der größte Kreis, der nicht grün ist", "不是圆形的红色物体"):
+        assert tokenizer.unk_token_id not in tokenizer(text)["input_ids"]
+    about = yaml.safe_load((best / "about.yaml").read_text(encoding="utf-8"))
+    assert (about["language"], about["expression"]) == (["de", "zh"], "das größte Objekt")
+
+
 def test_last_weights_are_the_average(finished):
     folder, final, _ = finished
     saved = AutoModel.from_pretrained(folder / "run" / "last").state_dict()
