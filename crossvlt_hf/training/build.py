@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -125,10 +126,18 @@ def refshapes_tokenizer(languages: Sequence[str] = ENGLISH) -> BertTokenizer:
 
 
 def build_tokenizer(options: ModelOptions) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of the options."""
-    if options.tokenizer in REFSHAPES_TOKENIZERS:
-        return refshapes_tokenizer(REFSHAPES_TOKENIZERS[options.tokenizer])
-    name = options.tokenizer or options.text_encoder
+    """Load the tokenizer of the options.
+
+    Raises:
+        OSError: if there is no such tokenizer.
+        ValueError: if it is none of `REFSHAPES_TOKENIZERS`, but named like them.
+    """
+    own = options.tokenizer
+    if own in REFSHAPES_TOKENIZERS:
+        return refshapes_tokenizer(REFSHAPES_TOKENIZERS[own])
+    if own is not None and own.startswith("refshapes-") and not Path(own).exists():
+        check_known("model.tokenizer", own, REFSHAPES_TOKENIZERS)
+    name = own or options.text_encoder
     return default_tokenizer() if name is None else load_tokenizer(name)
 
 

@@ -168,12 +168,16 @@ GOLDEN = [
     (Attribute(Phrase("star", "blue", "dotted")), "der gepunktete blaue Stern", "蓝色波点五角星"),
     (Attribute(Phrase("cross", "purple")), "das lila Kreuz", "紫色十字形"),
     (Attribute(Phrase("cross", "orange")), "das orangefarbene Kreuz", "橙色十字形"),
+    (Attribute(Phrase("square", "yellow")), "das gelbe Quadrat", "黄色正方形"),
+    (Attribute(Phrase("diamond", "black")), "die schwarze Raute", "黑色菱形"),
     (Attribute(Phrase(adjective="striped")), "das gestreifte Objekt", "条纹物体"),
     (Absolute(RED_CIRCLE, "on the left"), "der rote Kreis auf der linken Seite", "左边的红色圆形"),
     (Absolute(DIAMOND, "on the right"), "die Raute auf der rechten Seite", "右边的菱形"),
     (Absolute(STAR, "at the top"), "der Stern in der oberen Hälfte", "上方的五角星"),
     (Absolute(STAR, "at the bottom"), "der Stern in der unteren Hälfte", "下方的五角星"),
     (Absolute(OBJECT, "in the top left corner"), "das Objekt in der oberen linken Ecke", "左上角的物体"),
+    (Absolute(CIRCLE, "in the top right corner"), "der Kreis in der oberen rechten Ecke", "右上角的圆形"),
+    (Absolute(CIRCLE, "in the bottom left corner"), "der Kreis in der unteren linken Ecke", "左下角的圆形"),
     (Absolute(CIRCLE, "in the bottom right corner"), "der Kreis in der unteren rechten Ecke", "右下角的圆形"),
     (Relation(CIRCLE, "left of", RED_SQUARE), "der Kreis links vom roten Quadrat", "红色正方形左边的圆形"),
     (Relation(CIRCLE, "right of", RED_DIAMOND), "der Kreis rechts von der roten Raute", "红色菱形右边的圆形"),
@@ -234,6 +238,8 @@ SYNONYMS = [
     (Superlative(CIRCLE, "largest"), "der riesigste Kreis", "尺寸最大的圆形"),
     (Superlative(RED_DIAMOND, "smallest"), "die winzigste rote Raute", "尺寸最小的红色菱形"),
     (Superlative(CIRCLE, "leftmost"), "der Kreis am weitesten links", "最靠左的圆形"),
+    (Superlative(CIRCLE, "rightmost"), "der Kreis am weitesten rechts", "最靠右的圆形"),
+    (Superlative(CIRCLE, "highest"), "der Kreis am weitesten oben", "最靠上的圆形"),
     (Superlative(OBJECT, "lowest"), "die Figur am weitesten unten", "最靠下的图形"),
     (Negation(CIRCLE, RED_OBJECT), "der Kreis, der alles andere als rot ist", "并非红色的圆形"),
     (Negation(RED_OBJECT, CIRCLE), "die rote Figur, die alles andere als ein Kreis ist", "并非圆形的红色图形"),
@@ -304,6 +310,13 @@ def test_english_ids_stay():
     assert tokenizer("The CÍRCLE")["input_ids"] == [2, ids["the"], ids["circle"], 3]
     every = build_tokenizer(ModelOptions(tokenizer="refshapes-all")).get_vocab()
     assert {word: every[word] for word in ids} == ids  # a model of one language can go on with several
+
+
+def test_unknown_tokenizers():
+    with pytest.raises(
+        ValueError, match=r"`model.tokenizer` must be one of refshapes, refshapes-de, .*got 'refshapes-fr'"
+    ):
+        build_tokenizer(ModelOptions(tokenizer="refshapes-fr"))
 
 
 TOKENIZERS = {

@@ -54,7 +54,10 @@ def vocabulary(language: str = "en") -> list[str]:
 
 
 def _queries_of_all_words() -> Iterator[Query]:
-    """Queries with every word in all its forms, of every noun with every adjective."""
+    """Queries with every word in all its forms, of every noun with every adjective.
+
+    The texture "plain" is among them, though expressions never name it, since saved models have an id for its word.
+    """
     nouns = [Phrase(shape) for shape in (*SHAPES, "object")]
     coloured = [noun._replace(colour=colour) for noun in nouns for colour in COLOURS]
     textured = [noun._replace(adjective=texture) for noun in nouns for texture in TEXTURES]
