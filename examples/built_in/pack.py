@@ -147,7 +147,9 @@ def repack(checkpoint: Path, target: Path, measured: list[dict[str, Any]]) -> Ev
         target: folder of the packed checkpoint.
         measured: reports of the new weights, which take the place of all reports on the same kind of split.
     """
-    known, (model, processor) = Evidence.read(target), load_checkpoint(checkpoint)
+    known, (model, trained) = Evidence.read(target), load_checkpoint(checkpoint)
+    _, processor = load_checkpoint(target)  # the tokenizer of the other was used with padding, which it would save
+    processor.score_calibration = trained.score_calibration
     splits = {report["split"] for report in measured}
     save(model, processor, target)
     kept = [report for report in known.evaluations if report["split"] not in splits]
