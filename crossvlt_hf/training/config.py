@@ -129,7 +129,8 @@ class OptimizationOptions:
         warmup_steps: steps in which the learning rate rises from 0.
         max_grad_norm: norm to clip the gradient to; None for no clipping.
         ema_decay: decay of averaged weights, which are evaluated and saved instead; None for no averaging.
-        mixed_precision: "no", "bf16" or "fp16"; None for the setting of `accelerate launch`.
+        mixed_precision: "no", "bf16", "fp16", or "auto": "bf16" on hardware that multiplies in it, and otherwise "no";
+            None for the setting of `accelerate launch`.
         sync_batch_norm: synchronise BatchNorm over processes with GPUs.
         freeze_batch_norm: use the running statistics of BatchNorm and do not update them.
     """
@@ -147,7 +148,7 @@ class OptimizationOptions:
     warmup_steps: int = validated_field(_at_least(0), default=0)
     max_grad_norm: float | int | None = validated_field(_positive, default=None)
     ema_decay: float | int | None = validated_field(_decay, default=None)
-    mixed_precision: Literal["no", "bf16", "fp16"] | None = None
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] | None = None
     sync_batch_norm: bool = True
     freeze_batch_norm: bool = False
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
@@ -38,6 +38,7 @@ from .optimization import (
     loss_counts,
     normalised_loss,
     set_training_mode,
+    settle_precision,
 )
 from .report import Report
 
@@ -61,6 +62,7 @@ class TrainingRun:
 
     def __init__(self, config: TrainingConfig, *, resume: bool = False) -> None:
         check_config(config)
+        config = settle_precision(config, PartialState().device)
         self.config, self.folder = config, Path(config.output.folder)
         self.accelerator = Accelerator(
             mixed_precision=config.optimization.mixed_precision,

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 from conftest import fake_batch, tiny_config
@@ -39,6 +40,7 @@ from crossvlt_hf.training.optimization import (
     loss_counts,
     normalised_loss,
     parameter_groups,
+    settle_precision,
 )
 from crossvlt_hf.weights.checkpoint import load_checkpoint
 
@@ -245,7 +247,7 @@ def test_precision_none_and_no_are_two(tmp_path):
         ("model.checkpoint=somewhere", "`model.config` has no effect with `model.checkpoint`; set only one of them."),
         ("model.gradient_checkpointing=maybe", "`model.gradient_checkpointing` must be true or false, got 'maybe'."),
         ("output.evaluation_steps=0", "`output.evaluation_steps` must be 1 or more, got 0."),
-        ("optimization.mixed_precision=int8", "must be one of no, bf16, fp16 or null, got 'int8'."),
+        ("optimization.mixed_precision=int8", "must be one of auto, no, bf16, fp16 or null, got 'int8'."),
         ("optimization.ema_decay=2", "`optimization.ema_decay` must be a number between 0 and 1, got 2.0."),
         ("optimization=3", "`optimization` must be a table of names and values, got '3'."),
         ("seed.more=3", "There is no setting `seed.more`"),
@@ -811,9 +813,25 @@ def test_two_processes_follow_one(tmp_path):
     )
 
 
+@pytest.mark.parametrize(("quick", "precision"), [(True, "bf16"), (False, "no")])
+def test_automatic_precision_is_settled_before_the_run(tmp_path, monkeypatch, quick, precision):
+    """What was used is in the folder, so that a run is resumed in the same precision on any machine."""
+    monkeypatch.setattr("crossvlt_hf.training.optimization.multiplies_in_bf16", lambda device: quick)
+    run = small_run(tmp_path, optimization__mixed_precision="auto", data__validation=[])
+    assert run.accelerator.mixed_precision == precision
+    assert load_config(tmp_path / "run" / "config.yaml").optimization.mixed_precision == precision
+
+
+def test_automatic_precision_leaves_others(tmp_path):
+    for precision in (None, "no", "bf16", "fp16"):
+        config = load_config(write_config(tmp_path, optimization__mixed_precision=precision))
+        assert settle_precision(config, torch.device("cpu")) is config
+
+
 @pytest.mark.slow
 def test_half_precision(tmp_path, finished):
     folder, _, _ = finished
+    AcceleratorState._reset_state(reset_partial_state=True)  # if `finished` was made just now, in another precision
     small_run(tmp_path, optimization__mixed_precision="bf16", data__validation=[]).run()
     assert losses_of(tmp_path) == pytest.approx(losses_of(folder), rel=0.05)
 
