@@ -18,7 +18,6 @@ from crossvlt_hf.weights.checkpoint import load_checkpoint
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 OTHERWISE_TESTED = {
-    "ablations.py",  # test_ablations
     "train.py",  # test_training
     "train_with_trainer.py",  # test_examples_training
     "lora.py",  # test_examples_training

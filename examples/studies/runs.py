@@ -1,0 +1,159 @@
+"""Many trainings of one study: each in a process of its own, and their results in a file that grows.
+
+A run whose result is there is not repeated, and an interrupted run goes on from its last checkpoint.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from crossvlt_hf.configuration_crossvlt import write_file
+
+
+Row = dict[str, Any]  # of a run: its key, and its results
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+@dataclass(frozen=True)
+class Results:
+    """The finished runs of a study.
+
+    Args:
+        path: JSON file with a list of rows.
+        keys: columns that tell runs apart.
+    """
+
+    path: Path
+    keys: tuple[str, ...]
+    _writing = Lock()
+
+    def load(self, **wanted: Any) -> list[Row]:
+        """The rows that have these values."""
+        rows = json.loads(self.path.read_text()) if self.path.is_file() else []
+        return [row for row in rows if wanted.items() <= row.items()]
+
+    def keep(self, row: Row) -> None:
+        """Add the row of a finished run."""
+        with self._writing:
+            rows = sorted([*self.load(), row], key=lambda each: tuple(each[key] for key in self.keys))
+            text = "[\n" + ",\n".join(json.dumps(each) for each in rows) + "\n]\n"
+            write_file(self.path, text.encode())
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run of a study.
+
+    Args:
+        key: the values of `Results.keys`.
+        config: name of a training configuration.
+        settings: what differs from it.
+        measure: arguments of `python` that print the results as a line of JSON, given the folder of the run.
+        seed: of the run.
+        steps: of the run.
+    """
+
+    key: Row
+    config: str
+    settings: Sequence[str]
+    measure: Sequence[str]
+    seed: int
+    steps: int
+
+    @property
+    def name(self) -> str:
+        """Of the folder: all values of the key."""
+        return "-".join(str(value) for value in self.key.values())
+
+    def command(self, run: Path) -> list[str]:
+        """Of the training."""
+        settings = [
+            f"seed={self.seed}",
+            f"optimization.max_steps={self.steps}",
+            f"output.folder={run}",
+            "output.pictures=0",
+            "output.curves=false",
+            f"output.evaluation_steps={self.steps}",
+            f"output.checkpoint_steps={max(self.steps // 4, 1)}",
+            "output.keep=1",
+            "output.evaluation_batch_size=16",
+            "data.workers=0",
+        ]
+        return [sys.executable, "-m", "crossvlt_hf", "train", self.config, *settings, *self.settings, "--resume"]
+
+
+def train(training: Training, results: Results, folder: Path) -> None:
+    """Train, or go on, and measure; nothing if that is done."""
+    if results.load(**training.key):
+        return
+    run, environment = folder / training.name, {**os.environ, **ENVIRONMENT}
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{run.name}.log").open("a") as log:
+        subprocess.run(training.command(run), check=True, env=environment, stdout=log, stderr=log)
+        measure = [sys.executable, *training.measure, str(run / "last")]
+        measured = subprocess.run(measure, check=True, env=environment, stdout=subprocess.PIPE, stderr=log)
+    results.keep({**training.key, **json.loads(measured.stdout)})
+
+
+def train_all(
+    trainings: Sequence[Training], results: Results, folder: Path, jobs: int, tell: Callable[[str], None] = print
+) -> None:
+    """Train all, in this order, several at a time.
+
+    Raises:
+        RuntimeError: at the end, if some failed; their logs are in the folder.
+    """
+    failed: list[str] = []
+
+    def attempt(training: Training) -> None:
+        try:
+            train(training, results, folder)
+            tell(f"done: {training.name}")
+        except (subprocess.CalledProcessError, ValueError) as error:
+            failed.append(training.name)
+            tell(f"failed: {training.name}: {error}")
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(attempt, trainings))
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {len(trainings)} runs failed: {', '.join(failed)}; see {folder}.")
+
+
+def read_numbers(text: str) -> list[int]:
+    """Integers of an option, such as "0,3,4"."""
+    return [int(number) for number in text.split(",")]
+
+
+def measure(source: str, tests: dict[str, dict[str, Any]]) -> None:
+    """Print the results of a checkpoint as a line of JSON.
+
+    Args:
+        source: the checkpoint.
+        tests: arguments of `load_data` for each data set, by its name in the results.
+    """
+    import torch
+
+    from crossvlt_hf.data import load_data
+    from crossvlt_hf.evaluation import EvaluationOptions, evaluate
+    from crossvlt_hf.weights.checkpoint import load_checkpoint
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, processor = load_checkpoint(source, device=device)
+    found: Row = {}
+    for name, test in tests.items():
+        metric = evaluate(model, processor, load_data(**test), EvaluationOptions(batch_size=16, distractors=True))
+        figures = metric.compute()
+        found[name] = {
+            **{key: round(figures[key], 5) for key in ("mean_iou", "overall_iou", "right_object_rate")},
+            "families": {key: round(row["mean_iou"], 5) for key, row in metric.compute_groups().items()},
+        }
+    size = sum(parameter.numel() for parameter in model.parameters())
+    hardware = torch.cuda.get_device_name() if device == "cuda" else "CPU"
+    print(json.dumps({"results": found, "parameters": size, "hardware": hardware}))

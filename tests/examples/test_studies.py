@@ -1,0 +1,254 @@
+"""Statistics, data and reports of examples/studies on made-up results; hours of training are not for a test."""
+
+import importlib
+import io
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from PIL import Image
+
+from crossvlt_hf.data import load_data
+from crossvlt_hf.training import load_config
+from crossvlt_hf.training.build import build_tokenizer
+
+
+STUDIES = Path(__file__).parents[2] / "examples" / "studies"
+
+
+@pytest.fixture
+def study(monkeypatch, tmp_path):
+    """Import a module of the studies as its scripts do; what it writes goes elsewhere."""
+    monkeypatch.syspath_prepend(STUDIES)
+    monkeypatch.syspath_prepend(STUDIES.parent)
+    before = set(sys.modules)
+
+    def load(name):
+        module = importlib.import_module(name)
+        for entry in ("REPORT", "FOREST"):
+            if hasattr(module, entry):
+                monkeypatch.setattr(module, entry, tmp_path / getattr(module, entry).name)
+        if hasattr(module, "RESULTS"):
+            results = module.RESULTS
+            monkeypatch.setattr(module, "RESULTS", replace(results, path=tmp_path / results.path.name))
+        return module
+
+    yield load
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(STUDIES.parent)):
+            del sys.modules[name]
+
+
+def row(variant, seed, mean_iou, steps=1000, on="shapes", hardware="CPU", parts=("shapes",)):
+    figures = {"mean_iou": mean_iou, "overall_iou": mean_iou - 0.05, "right_object_rate": 0.8, "families": {}}
+    key = {"on": on, "variant": variant, "seed": seed, "steps": steps}
+    return {**key, "results": dict.fromkeys(parts, figures), "parameters": 4_360_000, "hardware": hardware}
+
+
+# ---- comparisons
+
+
+@pytest.mark.parametrize(
+    ("p", "adjusted"),
+    [
+        ([], []),
+        ([0.2], [0.2]),
+        ([0.01, 0.04, 0.03], [0.03, 0.06, 0.06]),
+        ([0.9, 0.8], [1.0, 1.0]),
+        ([0.001, 0.02, 0.02, 0.5], [0.004, 0.06, 0.06, 0.5]),
+    ],
+    ids=str,
+)
+def test_holm(study, p, adjusted):
+    assert study("comparisons").holm(p) == pytest.approx(adjusted)
+
+
+def test_only_pairs_are_compared(study):
+    """Runs of the same seed on the same hardware; one pair says nothing of the spread."""
+    ablations = study("ablations")
+    rows = [row("both", seed, 0.5 + seed / 100) for seed in range(4)]
+    rows += [row("late", seed, 0.4 + seed / 50) for seed in (1, 2, 3, 9)] + [row("align-none", 0, 0.1)]
+    rows += [row("late", 0, 0.9, hardware="GPU")]
+    found = ablations.compare_groups(rows, "shapes")
+    assert found.keys() == {"late"}
+    assert found["late"].differences == pytest.approx([-9, -8, -7])
+    assert found["late"].mean == pytest.approx(-8)
+    assert found["late"].interval == pytest.approx((-8 - 2.484, -8 + 2.484), abs=1e-3)  # t of 2 degrees: 4.303
+    assert found["late"].standardised == pytest.approx(-8)
+    assert found["late"].p == pytest.approx(0.00517, abs=1e-4)
+
+
+# ---- runs
+
+
+def test_results_are_kept_and_not_repeated(study, tmp_path):
+    ablations = study("ablations")
+    for seed in (1, 0):
+        ablations.RESULTS.keep(row("both", seed, 0.5))
+    assert [each["seed"] for each in ablations.RESULTS.load()] == [0, 1]
+    runs = ablations.Study("shapes", 1000, tmp_path / "runs", tmp_path)
+    ablations.train_all([runs.training("both", 0)], ablations.RESULTS, tmp_path / "runs", 1)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_runs_are_trained_and_measured(study, tmp_path):
+    """A run that fails does not stop the others, and is named."""
+    runs = study("runs")
+    results = runs.Results(tmp_path / "results.json", ("name",))
+    data = "data.train=[{name: refshapes, split: train, scenes: 40, side: 64}]"
+    settings = [data, "data.validation=[]", "optimization.batch_size=4"]
+    fake = ["-c", "import json, sys; print(json.dumps({'checkpoint': sys.argv[1]}))"]
+    wrong, right = (
+        runs.Training({"name": name}, "refshapes-64", [*settings, f"model.config.fusion_direction={name}"], fake, 3, 1)
+        for name in ("sideways", "late")
+    )
+    with pytest.raises(RuntimeError, match="1 of 2 runs failed: sideways"):
+        runs.train_all([wrong, right], results, tmp_path / "runs", 2, tell=lambda line: None)
+    assert results.load() == [{"name": "late", "checkpoint": str(tmp_path / "runs" / "late" / "last")}]
+    assert (tmp_path / "runs" / "late" / "last" / "model.safetensors").is_file()
+
+
+# ---- ablations
+
+
+def test_every_variant_is_a_configuration(study, tmp_path):
+    ablations = study("ablations")
+    for on in ablations.ON:
+        runs = ablations.Study(on, 10, tmp_path / "runs", tmp_path / "pictures")
+        for name in ablations.VARIANTS:
+            training = runs.training(name, 3)
+            config = load_config(training.config, training.command(tmp_path)[5:-1])
+            assert (config.seed, config.optimization.max_steps, config.data.validation == []) == (
+                3,
+                10,
+                on != "shapes",
+            )
+    assert config.model.checkpoint == str(tmp_path / "runs" / f"shapes-{name}-3-10" / "last")
+
+
+def test_report_of_ablations(study):
+    ablations = study("ablations")
+    with pytest.raises(SystemExit, match="no finished run of 'both'"):
+        ablations.report(1000)
+    rows = [row("both", seed, 0.5 + seed / 100) for seed in range(8)]
+    rows += [row("late", seed, 0.4 + seed / 90) for seed in range(8)]
+    rows += [row("align-none", seed, 0.5 + (seed + seed % 3 - 1) / 100) for seed in range(8)]
+    rows += [row("both", 0, 0.9, steps=7)]
+    pictures = {"on": "pictures", "parts": ("photographs", "compositions")}
+    rows += [
+        row(name, seed, iou + seed * iou / 9, **pictures)
+        for name, iou in (("both", 0.3), ("late", 0.2))
+        for seed in (0, 1)
+    ]
+    ablations.RESULTS.path.write_text(json.dumps(rows))
+    ablations.report(1000)
+    lines = ablations.REPORT.read_text().splitlines()
+    (both,) = [line for line in lines if line.startswith("| `both`") and "53.5 ± 2.4" in line][:1]
+    assert "| 8 | 53.5 ± 2.4 | 48.5 ± 2.4 | 80.0 ± 0.0 | 4.36 M | - | - | - |" in both
+    assert any("`late`" in line and "**-9.6** [-9.8, -9.4]" in line and "| <0.001 |" in line for line in lines)
+    assert any("`align-none`" in line and "-0.1 [" in line and "**" not in line for line in lines)
+    assert [line for line in lines if line.startswith("## ")] == [
+        "## RefShapes: direction of fusion",
+        "## RefShapes: stages with alignment",
+        "## Photographs: direction of fusion",
+        "## Compositions: direction of fusion",
+    ]
+    assert ablations.FOREST.stat().st_size > 1000
+
+
+# ---- pictures
+
+
+def _png(mask):
+    file = io.BytesIO()
+    Image.fromarray(mask).save(file, "PNG")
+    return file.getvalue()
+
+
+def table(path, count, kind, size):
+    """A table of photographs: two squares of two classes in each, or one product on white."""
+    rows, rng = [], np.random.default_rng(count)
+    for number in range(count):
+        image, objects = np.full((size, size, 3), 250, np.uint8), []
+        for place, (name, colour) in enumerate((("cup", (200, 30, 30)), ("plate", (30, 30, 200)))):
+            if kind == "cutout" and place != number % 2:
+                continue
+            mask, half = np.zeros((size, size), bool), size // 2
+            left = place * half + int(rng.integers(3, size // 8))
+            top = int(rng.integers(3, size // 4))
+            mask[top : top + size // 4, left : left + size // 4] = True
+            image[mask] = colour
+            objects.append({"class": name, "kind": kind, "mask": _png(mask)})
+        rows.append({"photo_id": f"{kind}-{number}", "image": _png(image), "exhaustive": True, "objects": objects})
+    Dataset.from_list(rows).to_parquet(path)
+    return rows
+
+
+def test_pictures_are_data_of_ones_own(study, tmp_path, monkeypatch, capsys):
+    pictures = study("pictures")
+    parts = [table(tmp_path / f"{kind}.parquet", 8, kind, 64) for kind in ("instance", "cutout")]
+    Dataset.from_list([*parts[0], *parts[1]]).to_parquet(tmp_path / "all.parquet")
+    options = [
+        "--test",
+        str(tmp_path / "all.parquet"),
+        "--output",
+        str(tmp_path / "out"),
+        "--scenes",
+        "5",
+        "--side",
+        "32",
+    ]
+    monkeypatch.setattr(sys, "argv", ["pictures.py", str(tmp_path / "all.parquet"), *options])
+    monkeypatch.setattr(pictures, "TEST_SCENES", 4)
+    pictures.main()
+    written = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert written["compositions"] == 12
+    for part, count in written.items():
+        rows = load_data(str(tmp_path / "out" / part), "train")
+        assert len(rows) == count
+        assert {row["image"].size for row in rows} == {(32, 32)}
+        assert all(row["mask"].any() == row["has_target"] for row in rows)
+
+
+# ---- languages
+
+
+def test_every_model_of_languages_is_a_configuration(study, tmp_path):
+    languages = study("languages")
+    for name, model in languages.MODELS.items():
+        training = languages.training(name, 1, 10)
+        config = load_config(training.config, training.command(tmp_path)[5:-1])
+        tokenizer = build_tokenizer(config.model)
+        assert config.optimization.max_steps == 10 * model.factor
+        for entry in config.data.train:
+            texts = [row["expressions"][0] for row in load_data(**{**entry, "scenes": 12})]
+            assert not any(tokenizer.unk_token_id in tokenizer(text).input_ids for text in texts)
+        for test in languages.tests(name).values():
+            assert len(load_data(**{**test, "scenes": 1})) == test.get("expressions", 1)
+    missing = [entry.get("families") for entry in languages.MODELS["all-but"].data()]
+    assert [families and "relation" not in families for families in missing] == [None, True, None]
+
+
+def test_report_of_languages(study):
+    languages = study("languages")
+    with pytest.raises(SystemExit, match="no finished run"):
+        languages.report(1000)
+    for seed in (0, 1):
+        for number, name in enumerate(("en", "de", "all", "all-but")):
+            iou = 0.5 + number / 50 + seed / 100
+            figures = {"mean_iou": iou, "families": dict.fromkeys(languages.FAMILIES, iou - 0.1)}
+            key = {"model": name, "seed": seed, "steps": 1000}
+            languages.RESULTS.keep(
+                {**key, "results": dict.fromkeys(languages.tests(name), figures), "hardware": "CPU"}
+            )
+    languages.report(1000)
+    lines = languages.REPORT.read_text(encoding="utf-8").splitlines()
+    assert "| **German** | 52.5 ± 0.7 | 54.5 ± 0.7 | - | 56.5 ± 0.7 |" in lines
+    assert "| **Chinese** | - | 54.5 ± 0.7 | - | 56.5 ± 0.7 |" in lines
+    assert "| German, relation | 42.5 | 44.5 | - | **46.5** |" in lines
+    assert "| `paraphrases` | 50.5 ± 0.7 | 54.5 ± 0.7 | 52.5 ± 0.7 | 54.5 ± 0.7 | - | 54.5 ± 0.7 |" in lines
