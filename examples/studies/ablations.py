@@ -187,6 +187,7 @@ def report(steps: int) -> None:
                 if any(values(chosen, part, name) for name in group if name != BASELINE):
                     parts.append(f"## {heading}: {title.lower()}\n\n{table(title, chosen, part, comparisons)}")
     plot(panels, FOREST)
+    parts.append(EARLIER)
     REPORT.write_text("\n\n".join(parts) + "\n")
 
 
@@ -195,7 +196,28 @@ INTRODUCTION = """\
 
 Written by `python examples/studies/ablations.py report` from [ablations.json](ablations.json). **Drawn shapes and
 rule-made expressions, not RefCOCO**: a network of about 4.4 million parameters, {steps} steps of 32 expressions
-({samples:,} in total), on {hardware}."""
+({samples:,} in total), on {hardware}.
+
+RefShapes: random initial weights, scenes of 64 pixels; results on 1,000 expressions of 500 test scenes. Photographs and
+compositions: the runs on RefShapes go on with photographs at 96 pixels and compositions of cut-outs; results on
+photographs and cut-outs that training never saw. All variants of a seed are trained on the same images in the same
+order, and are compared with the first row of their table with the same seed on the same hardware: mean difference of
+the mean IoU in points with its 95 % interval, in bold where p < 0.05; Cohen's d of the paired differences; p-value of
+the paired t-test, with Holm's correction over the comparisons of fusion and alignment together, and within each other
+table. All results in percent, mean ± standard deviation over the seeds. `both` has two-way fusion, alignment in all
+stages, language layers 2-1-1-1, Dice weight 0.5, and temperatures from 0.07.
+
+**What the paper claims, at this scale, so far:** pixels must read the words early. Where only the decoder reads them, or
+only words read pixels, the mean IoU is 4 to 7 points lower in every seed. That words read pixels as well adds about one
+point, which these seeds cannot tell from none. Without alignment it is about 4 points lower; alignment in the last stage
+alone is between both, and undecided."""
+EARLIER = """\
+## Earlier runs
+
+Of an earlier series on RefShapes with the same budget, only means are left. The split of the language layers made no
+difference: 5-1-1-1 (as in the paper) 52.2, 2-2-2-2 51.8, 1-1-1-5 51.9 (three seeds). With one seed, against 52.6:
+35.0 without the Dice loss, 45.5 with temperatures that start at 1 as in the authors' code, 49.6 with 10 % of words and
+patches masked."""
 
 
 def main() -> None:

@@ -157,6 +157,7 @@ def test_report_of_ablations(study):
         "## RefShapes: stages with alignment",
         "## Photographs: direction of fusion",
         "## Compositions: direction of fusion",
+        "## Earlier runs",
     ]
     assert ablations.FOREST.stat().st_size > 1000
 
