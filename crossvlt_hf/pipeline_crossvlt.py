@@ -164,9 +164,9 @@ class ReferringImageSegmentationPipeline(ChunkPipeline):
     def preprocess(self, inputs: dict[str, Any], timeout: float | None = 60.0) -> Iterator[dict[str, Any]]:
         """Make a chunk for each expression; the image is processed once."""
         if not isinstance(inputs, dict) or "image" not in inputs or inputs.get("text") is None:
-            what = f"dict of {sorted(inputs)}" if isinstance(inputs, dict) else type(inputs).__name__
+            what = f"a dict of {sorted(inputs)}" if isinstance(inputs, dict) else f"a {type(inputs).__name__} alone"
             raise ValueError(
-                f'An input must be an image and `text`, or a dict {{"image": ..., "text": ...}}, got a {what}.'
+                f'An input must be an image and `text`, or a dict {{"image": ..., "text": ...}}, got {what}.'
             )
         (expressions,) = pair_expressions(1, inputs["text"])
         image: ImageLike = to_rgb(inputs["image"], timeout)

@@ -131,6 +131,8 @@ def opening(name: str, kind: str = "image") -> Iterator[None]:
         similar = similar_path(name)
         hint = f"did you mean {similar}?" if similar else "check its path."
         raise FileNotFoundError(f"There is no {kind} file {name}; {hint}") from error
+    except IsADirectoryError as error:
+        raise IsADirectoryError(f"{name} is a folder; the {kind} must be a file.") from error
     except Image.DecompressionBombError as error:
         message = f"{name} is too large ({error}); raise PIL.Image.MAX_IMAGE_PIXELS."
         raise ImageTooLargeError(message) from error

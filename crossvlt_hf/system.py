@@ -9,11 +9,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
+from inspect import Parameter, signature
 from numbers import Integral
 from pathlib import Path
 from shlex import quote
 from types import FrameType
-from typing import Any, Self
+from typing import Any, Self, TypeVar, get_args
 
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -22,6 +23,9 @@ _DECIMAL = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9
 
 
 # ---- checks of arguments, each with one wording
+
+
+T = TypeVar("T")
 
 
 def read_number(kind: type[int] | type[float], text: str) -> Any:
@@ -55,18 +59,49 @@ def check_known(name: str, value: Any, known: Collection[str]) -> None:
         raise ValueError(f"`{name}` {say_known(value, known)}")
 
 
+def call_with_options(
+    function: Callable[..., T], what: str, options: Mapping[str, Any], *arguments: Any, **own: Any
+) -> T:
+    """Call a function with options of the user, which it takes by name.
+
+    Args:
+        function: to call.
+        what: it reads, for the error.
+        options: of the user.
+        arguments: of the caller.
+        own: named arguments of the caller.
+
+    Raises:
+        ValueError: if it has no such option; names those that it has.
+    """
+    known = [name for name in _option_names(function, len(arguments)) if name not in own]
+    for name in options:
+        if name not in known:
+            has = f"; its options are {', '.join(known)}" if known else ""
+            raise ValueError(f"{what} has no option {name!r}{has}.{did_you_mean(name, known)}")
+    return function(*arguments, **own, **options)
+
+
+def _option_names(function: Callable[..., Any], given: int) -> Iterator[str]:
+    """The arguments of a function after the first ones that are given, also those of an unpacked TypedDict."""
+    for parameter in list(signature(function).parameters.values())[given:]:
+        if parameter.kind is Parameter.VAR_KEYWORD:
+            yield from (name for each in get_args(parameter.annotation) for name in each.__annotations__)
+        else:
+            yield parameter.name
+
+
 @contextmanager
-def taking_options(what: str, kind: str = "option") -> Iterator[None]:
-    """Turn the TypeError for an unknown argument of a function into a ValueError: `what` has no such `kind`."""
+def refusing_twice(what: str, kind: str) -> Iterator[None]:
+    """Turn the TypeError for an argument that is given twice into a ValueError: it is no `kind` of `what`."""
     try:
         yield
     except TypeError as error:
-        if "argument" not in str(error):
+        twice = re.search(r"multiple values for (?:keyword )?argument '(\w+)'", str(error))
+        if twice is None:
             raise
-        if twice := re.search(r"multiple values for (?:keyword )?argument '(\w+)'", str(error)):
-            own = "must be given as an argument of its own"
-            raise ValueError(f"`{twice[1]}` {own}, not as a {kind} of {what}.") from error
-        raise ValueError(f"{what} has no such {kind}: {error}") from error
+        own = "must be given as an argument of its own"
+        raise ValueError(f"`{twice[1]}` {own}, not as a {kind} of {what}.") from error
 
 
 def check_output_folder(

@@ -17,6 +17,7 @@ from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from io import StringIO
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Union
 
@@ -214,5 +215,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not _is_wrong_input(error):
             raise
-        print(f"crossvlt: {in_one_line(error)}", file=sys.stderr)
+        print(f"crossvlt: {in_one_line(_explain_path(error))}", file=sys.stderr)
         return 2
+
+
+def _explain_path(error: BaseException) -> BaseException:
+    """Say which file stands where a folder is needed, instead of an error number."""
+    if isinstance(error, FileExistsError | NotADirectoryError) and isinstance(error.filename, str):
+        place = Path(error.filename)
+        file = next((path for path in (place, *place.parents) if path.is_file()), None)
+        if file is not None:
+            return ValueError(f"{file} is a file, where a folder is needed; give another path.")
+    return error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from ..system import check_least, taking_options
+from ..system import check_least, refusing_twice
 from .common import (
     DataCommand,
     Pixels,
@@ -138,7 +138,7 @@ def _evaluation_options(options: Evaluate) -> "EvaluationOptions":
 def _load_data(options: Evaluate) -> Any:
     from ..data import load_data
 
-    with taking_options(options.data, "--option"):
+    with refusing_twice(options.data, "--option"):
         dataset = load_data(
             options.data, options.split, root=options.root, merge=options.merge, **parse_settings(options.option)
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from ..system import check_known, check_least, taking_options
+from ..system import check_known, check_least, refusing_twice
 from .common import DataCommand, check_probability, needs_extra, parse_settings
 
 
@@ -38,7 +38,7 @@ class Predict(DataCommand):
         data: JSONL file, folder (images or metadata.jsonl), or name or id of a data set.
         output: Folder of the shards: a new one, or that of the same job.
         expression: Expression for every image of a folder; may be repeated.
-        split: Split of a data set. The default is train.
+        split: Split of a data set (by default train), or of the lines of a JSONL file (all).
         root: Folder of the images. The default is that of the JSONL file.
         image_column: Column of the images. By default image, file_name, ...
         text_column: Column of the expressions. By default expressions, text, ...
@@ -96,7 +96,7 @@ def _report(requests: Any, reading: str) -> None:
 def _open_requests(options: Predict) -> Any:
     from ..prediction import open_requests
 
-    with taking_options(options.data, "--option"):
+    with refusing_twice(options.data, "--option"):
         return open_requests(
             options.data,
             split=options.split,

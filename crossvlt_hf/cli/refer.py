@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from tyro.conf import Positional, arg
 
-from ..system import check_least, taking_options
+from ..system import check_least, refusing_twice
 from .common import Command, Settings, checked_settings, needs_extra, parse_settings
 
 
@@ -96,7 +96,7 @@ def refer(options: Refer) -> None:
         from ..data.objects.read import detect_form
 
     form, choices = options.form or detect_form(options.labels), _refer_options(options)
-    with taking_options(options.labels, "--option"):
+    with refusing_twice(options.labels, "--option"):
         source = load_objects(
             options.labels,
             form=form,

@@ -82,6 +82,10 @@ class Segment(Command):
         check_probability("presence_threshold", self.presence_threshold)
         check_least("min_area", self.min_area, 1)
         self.pixel()
+        if Path(self.image).is_dir():
+            raise ValueError(
+                f"{self.image} is a folder; `crossvlt predict {self.image} --expression TEXT` segments all its images."
+            )
         self.outputs()
 
     def pixel(self) -> tuple[int, int] | None:

@@ -111,8 +111,8 @@ class Picture:
         expected = value.get("height"), value.get("width")
         if None not in expected and expected != (picture.height, picture.width):
             raise ValueError(
-                f"{where}: the mask is {expected[0]}x{expected[1]} pixels, the image {picture.height}x"
-                f"{picture.width}; they must agree."
+                f"{where}: the mask is {expected[0]}x{expected[1]} pixels (height x width), the image "
+                f"{picture.height}x{picture.width}; they must agree."
             )
         return picture
 

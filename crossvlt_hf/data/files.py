@@ -14,6 +14,7 @@ from datasets import Dataset
 from PIL import ExifTags, Image
 
 from ..processing_crossvlt import counted, opening, similar_path
+from ..system import did_you_mean
 
 
 COCO_FOLDERS = ("images/mscoco/images/train2014", "images/train2014", "train2014")
@@ -29,7 +30,8 @@ def check_split(split: str | None, splits: Sequence[str], dataset: str) -> str:
     """
     name = split if split in splits else _ALIASES.get(str(split))
     if name not in splits:
-        raise ValueError(f"`split` must be one of the splits of {dataset}: {', '.join(splits)}; got {split!r}.")
+        hint = did_you_mean(split, splits)
+        raise ValueError(f"`split` must be one of the splits of {dataset}: {', '.join(splits)}; got {split!r}.{hint}")
     return str(name)
 
 

@@ -1,15 +1,17 @@
 """Load a data set by name, and exclude the images of one data set from another."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from datasets import Dataset
 
-from ..system import check_known
+from ..system import call_with_options, check_known, did_you_mean
 from .files import check_split
 from .masks import Merge
 from .record import check_merge
-from .refshapes import SPLITS, Split, load_refshapes
+from .refshapes import SPLITS
+from .refshapes.dataset import load_refshapes
 from .sources.folder import METADATA, load_folder, splits_of
 from .sources.hub import JXU124, REFCOCO_M, load_jxu124, load_refcoco_m
 from .sources.phrasecut import SPLITS as PHRASES
@@ -64,21 +66,24 @@ def load_data(
     if name in NAMES:
         check_split(split, _named_splits(name), str(LAYOUTS.get(name, name)))
     if name in LAYOUTS:
-        return load_refer(name, split, root=_folder(name, root), text=text, merge=merge, **options)
+        return _read(load_refer, name, options, name, split, root=_folder(name, root), text=text, merge=merge)
     if name in JXU124:
-        return load_jxu124(name, split, root=_folder(name, root), text=text, merge=merge, **options)
+        return _read(load_jxu124, name, options, name, split, root=_folder(name, root), text=text, merge=merge)
     folder = None if name in NAMES else _own_folder(name, root)
     if folder is not None and is_refer_folder(folder):
-        return load_refer_folder(folder, split, text=text, merge=merge, **options)
+        return _read(load_refer_folder, name, options, folder, split, text=text, merge=merge)
     if text != "raw":
         raise ValueError(f"`text` must be 'raw' for {name}, which has one form of expressions, got {text!r}.")
     if folder is not None:
         return _load_own(folder, split, merge, options)
     if name == "phrasecut":
-        return load_phrasecut(split, root=_folder(name, root), **options)
+        return _read(load_phrasecut, name, options, split, root=_folder(name, root))
     if name == REFCOCO_M:
-        return load_refcoco_m(split, merge=merge, **options)
-    return load_refshapes(cast(Split, check_split(split, SPLITS, name)), **options)
+        return _read(load_refcoco_m, name, options, split, merge=merge)
+    return _read(load_refshapes, name, options, check_split(split, SPLITS, name))
+
+
+_read: Callable[..., Dataset] = call_with_options
 
 
 def _named_splits(name: str) -> tuple[str, ...]:
@@ -98,7 +103,8 @@ def _own_folder(name: str, root: str | Path | None) -> Path:
     """The folder of `find_own_folder`, or ValueError."""
     if (folder := find_own_folder(name, root)) is not None:
         return folder
-    raise ValueError(f"There is no data set or folder {name!r}; give one of {', '.join(NAMES)}, or a folder.")
+    hint = did_you_mean(name, NAMES)
+    raise ValueError(f"There is no data set or folder {name!r}; give one of {', '.join(NAMES)}, or a folder.{hint}")
 
 
 def is_data_folder(folder: Path) -> bool:
@@ -112,7 +118,7 @@ def _load_own(folder: Path, split: str | None, merge: Merge, options: dict[str, 
         raise ValueError(f"{folder} is not a data set, but has the data sets {', '.join(found)}; give one of these.")
     if split is None:
         check_split(None, splits_of(folder), str(folder))
-    return load_folder(folder, split, merge=merge, **options)
+    return _read(load_folder, str(folder), options, folder, split, merge=merge)
 
 
 def _image_keys(dataset: Dataset) -> list[str]:

@@ -85,14 +85,24 @@ class JsonlRequests:
 
     Args:
         path: of the file. A line is an object with `image` (or `file_name`), a path below the root, and `expression`
-            or `expressions`; other keys of `metadata.jsonl` are ignored. `id` or `ref_id` is its name.
+            or `expressions`, and optionally `split`; other keys of `metadata.jsonl` are ignored. `id` or `ref_id` is
+            its name.
         root: folder of the images; None for that of the file.
         image_key: key of the image, if it has another name.
         text_key: key of the expressions, if it has another name.
+        split: of the lines to use; a line without one is of "train". None for all lines.
+
+    Raises:
+        ValueError: if there is no line of the split.
     """
 
     def __init__(
-        self, path: Path, root: Path | None = None, image_key: str | None = None, text_key: str | None = None
+        self,
+        path: Path,
+        root: Path | None = None,
+        image_key: str | None = None,
+        text_key: str | None = None,
+        split: str | None = None,
     ) -> None:
         self.path, self.root = path, path.parent if root is None else root
         self.image_keys = (image_key,) if image_key else IMAGE_KEYS
@@ -106,7 +116,25 @@ class JsonlRequests:
                 position += len(line)
                 digest.update(line)
         # numpy arrays, since workers would copy lists of ints when they count references to them
-        self.starts, self.numbers, self.digest = np.array(starts), np.array(numbers), digest.hexdigest()
+        self.starts, self.numbers = np.array(starts), np.array(numbers)
+        if split is not None:
+            self._keep(split)
+            digest.update(split.encode())
+        self.digest = digest.hexdigest()
+
+    def _keep(self, split: str) -> None:
+        """Keep the lines of a split, and those that cannot be read, which are named later."""
+        splits = [self._split(index) for index in range(len(self))]
+        wanted = check_split(split, tuple(sorted({each for each in splits if each is not None})), str(self.path))
+        kept = [index for index, each in enumerate(splits) if each in (wanted, None)]
+        self.starts, self.numbers = self.starts[kept], self.numbers[kept]
+
+    def _split(self, index: int) -> str | None:
+        """The split of a line; None if it cannot be read."""
+        try:
+            return str(self._row(index).get("split", "train"))
+        except ValueError:
+            return None
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -115,7 +143,7 @@ class JsonlRequests:
         """File and line."""
         return f"{self.path.name}, line {self.numbers[index]}"
 
-    def __getitem__(self, index: int) -> Request:
+    def _row(self, index: int) -> dict[str, Any]:
         name = self.name(index)
         with self.path.open("rb") as file:
             file.seek(self.starts[index])
@@ -126,6 +154,10 @@ class JsonlRequests:
             raise ValueError(f"{name} is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise ValueError(f"{name} must be an object, {{...}}, got {str(row)[:40]!r}.")
+        return row
+
+    def __getitem__(self, index: int) -> Request:
+        name, row = self.name(index), self._row(index)
         image = inside(self.root, _find(row, self.image_keys, "image", name), name)
         expressions = _expressions(_find(row, self.text_keys, "expression", name), name)
         given = next((row[key] for key in NAME_KEYS if isinstance(row.get(key), str | int)), name)
@@ -318,7 +350,7 @@ def open_requests(
     Args:
         source: a JSONL file; a folder with metadata.jsonl; a folder of images, with `expressions`; the name of a data
             set of `load_data`; otherwise an argument of `datasets.load_dataset`, or a folder of `save_to_disk`.
-        split: of a data set; None means "train". Not for files and folders of images.
+        split: of a data set; None means "train", or all lines of a JSONL file. Not for folders of images.
         root: folder of the images of a JSONL file, or of the files of a data set.
         expressions: for every image of a folder.
         image_column: column or key of images, if it is not a usual one.
@@ -337,8 +369,8 @@ def open_requests(
         _refuse(given, "a folder of images")
         requests = _open_pictures(path, expressions)
     elif table.is_file() and table.suffix == ".jsonl":
-        _refuse({name: given[name] for name in ("split", "option")}, f"the lines of {table}")
-        requests = JsonlRequests(table, below, image_column, text_column)
+        _refuse({"option": options}, f"the lines of {table}")
+        requests = JsonlRequests(table, below, image_column, text_column, split)
     elif source in NAMES or is_data_folder(path):
         dataset = load_data(source, split or "train", root=root, **(options or {}))
         requests = RowRequests(dataset, image_column, text_column)

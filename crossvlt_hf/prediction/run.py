@@ -281,7 +281,7 @@ def _predict_shard(
                 continue
             if options.on_error == "stop":
                 raise ValueError(
-                    f"{row.name} cannot be read: {row.error.rstrip('.')}. Fix it, or set `on_error` to 'skip'."
+                    f"{row.name} cannot be read: {row.error.rstrip('.')}. Fix it, or use --on-error skip (`on_error`)."
                 )
             lines.append(_broken(row, model.config.presence_head, options.largest_part))
 

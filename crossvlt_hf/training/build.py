@@ -20,7 +20,7 @@ from ..data.pairs import EvaluationPairs
 from ..data.refshapes import LANGUAGES, vocabulary
 from ..modeling_crossvlt import CrossVLTModel
 from ..processing_crossvlt import CrossVLTProcessor, counted
-from ..system import check_known, did_you_mean, some_names, taking_options
+from ..system import check_known, did_you_mean, some_names
 from ..weights.checkpoint import check_source, load_checkpoint
 from ..weights.encoders import from_pretrained_encoders
 from ..weights.vocabulary import add_words, default_tokenizer, load_tokenizer
@@ -222,11 +222,7 @@ def load_datasets(entries: Sequence[dict[str, Any]], root: str | None = None) ->
     Raises:
         ValueError: if a data set has no such option.
     """
-    datasets = []
-    for entry in entries:
-        with taking_options(f"The data set {entry}"):
-            datasets.append(load_data(**({"root": root} | entry)))
-    return datasets
+    return [load_data(**({"root": root} | entry)) for entry in entries]
 
 
 def load_training_data(options: DataOptions) -> list[Dataset]:

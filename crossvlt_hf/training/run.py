@@ -92,6 +92,8 @@ class TrainingRun:
             )
         if self.accelerator.is_main_process:
             self._prepare_folder()
+        if resume and not whole:
+            self._say_once(f"{self.folder} has no checkpoint to resume from: the run starts at its first step.")
 
     # ---- building
 

@@ -198,19 +198,20 @@ Written by `python examples/studies/ablations.py report` from [ablations.json](a
 rule-made expressions, not RefCOCO**: a network of about 4.4 million parameters, {steps} steps of 32 expressions
 ({samples:,} in total), on {hardware}.
 
-RefShapes: random initial weights, scenes of 64 pixels; results on 1,000 expressions of 500 test scenes. Photographs and
-compositions: the runs on RefShapes go on with photographs at 96 pixels and compositions of cut-outs; results on
-photographs and cut-outs that training never saw. All variants of a seed are trained on the same images in the same
-order, and are compared with the first row of their table with the same seed on the same hardware: mean difference of
-the mean IoU in points with its 95 % interval, in bold where p < 0.05; Cohen's d of the paired differences; p-value of
-the paired t-test, with Holm's correction over the comparisons of fusion and alignment together, and within each other
-table. All results in percent, mean ± standard deviation over the seeds. `both` has two-way fusion, alignment in all
-stages, language layers 2-1-1-1, Dice weight 0.5, and temperatures from 0.07.
+RefShapes: random initial weights, scenes of 64 pixels; results on 1,000 expressions of 500 test scenes.
+Photographs and compositions: the runs on RefShapes go on with photographs at 96 pixels and compositions of
+cut-outs; results on photographs and cut-outs that training never saw. All variants of a seed are trained on the
+same images in the same order, and are compared with the first row of their table with the same seed on the same
+hardware: mean difference of the mean IoU in points with its 95 % interval, in bold where p < 0.05; Cohen's d of
+the paired differences; p-value of the paired t-test, with Holm's correction over the comparisons of fusion and
+alignment together, and within each other table. All results in percent, mean ± standard deviation over the seeds.
+`both` has two-way fusion, alignment in all stages, language layers 2-1-1-1, Dice weight 0.5, and temperatures from
+0.07.
 
-**What the paper claims, at this scale, so far:** pixels must read the words early. Where only the decoder reads them, or
-only words read pixels, the mean IoU is 4 to 7 points lower in every seed. That words read pixels as well adds about one
-point, which these seeds cannot tell from none. Without alignment it is about 4 points lower; alignment in the last stage
-alone is between both, and undecided."""
+**What the paper claims, at this scale, so far:** pixels must read the words early. Where only the decoder reads
+them, or only words read pixels, the mean IoU is 4 to 7 points lower in every seed. That words read pixels as well
+adds about one point, which these seeds cannot tell from none. Without alignment it is about 4 points lower;
+alignment in the last stage alone is between both, and undecided."""
 EARLIER = """\
 ## Earlier runs
 

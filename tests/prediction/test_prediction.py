@@ -384,7 +384,7 @@ WRONG = {
     "DATA --output DATA": "is a file; give a folder",
     "DATA --output FOLDER": "is not empty, and no prediction",
     "EMPTY": "has no rows to segment",
-    "refshapes --option colour=red": "refshapes has no such --option",
+    "refshapes --option colour=red": "refshapes has no option 'colour'; its options are scenes, expressions, side, ",
 }
 
 

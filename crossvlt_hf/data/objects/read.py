@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ...system import check_known
+from ...system import call_with_options, check_known
 from .object_record import ObjectSource
 
 
@@ -71,20 +71,20 @@ def load_objects(
     if form == "voc":
         from .voc import VocObjects
 
-        return VocObjects(path, images, split, **options)
+        return call_with_options(VocObjects, "voc", options, path, images, split)
     if split is not None:
         raise ValueError(f"`split` must be left out for {form}: its labels have no splits.")
     if form == "coco":
         from .coco import CocoObjects
 
-        return CocoObjects(path, Path(path).parent if images is None else images, **options)
+        return call_with_options(CocoObjects, form, options, path, Path(path).parent if images is None else images)
     if form == "yolo":
         from .yolo import YoloObjects
 
-        return YoloObjects(path, images, **options)
+        return call_with_options(YoloObjects, form, options, path, images)
     from .labelme import LabelMeObjects
 
-    return LabelMeObjects(path, images, **options)
+    return call_with_options(LabelMeObjects, form, options, path, images)
 
 
 def _from_hub(path: str | Path, split: str | None, images: Any, options: dict[str, Any]) -> ObjectSource:
@@ -100,4 +100,4 @@ def _from_hub(path: str | Path, split: str | None, images: Any, options: dict[st
         dataset = load_dataset("parquet", data_files=str(place), split="train")
     else:
         dataset = load_dataset(str(path), split=split or "train")
-    return HubObjects(dataset, **options)
+    return call_with_options(HubObjects, "hub", options, dataset)

@@ -73,7 +73,10 @@ class VocObjects(ObjectSource):
         paths = [self.folder / kind / f"{stem}.png" for kind in ("SegmentationClass", "SegmentationObject")]
         classes, instances = (_read_map(path) for path in paths)
         if classes.shape != instances.shape:
-            raise ValueError(f"{paths[0]} is {classes.shape}, {paths[1]} is {instances.shape}; they must agree.")
+            raise ValueError(
+                f"{paths[0]} is {classes.shape[0]}x{classes.shape[1]} pixels (height x width), {paths[1]} "
+                f"{instances.shape[0]}x{instances.shape[1]}; they must agree."
+            )
         if stem not in self.pictures:
             raise FileNotFoundError(f"{paths[1]} has no image of that name in {self.images}.")
         numbers = [int(number) for number in np.unique(instances) if number not in (0, BORDER)]

@@ -535,8 +535,8 @@ class _ColumnMasks:
             raise ValueError(f"{where}: {error}") from error
         if values.shape != size:
             raise ValueError(
-                f"{where}: the mask is {values.shape[0]}x{values.shape[1]} pixels, the image {size[0]}x{size[1]}; "
-                "they must agree."
+                f"{where}: the mask is {values.shape[0]}x{values.shape[1]} pixels (height x width), the image "
+                f"{size[0]}x{size[1]}; they must agree."
             )
         return pack_mask(values)
 
