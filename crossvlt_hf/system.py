@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from importlib import import_module
 from inspect import Parameter, signature
 from numbers import Integral
@@ -42,10 +42,14 @@ def read_number(kind: type[int] | type[float], text: str) -> Any:
 
 
 def did_you_mean(name: Any, known: Collection[str], cutoff: float = 0.6) -> str:
-    """A question that names the most similar known name, with a space before it; empty if none is similar."""
+    """A question that names the most similar known name, with a space before it.
+
+    It is empty if none is similar, or two are equally so, as testA and testB are to "test".
+    """
     lower = {each.lower(): each for each in known}
-    near = get_close_matches(name.lower(), lower, 1, cutoff) if isinstance(name, str) else []
-    return f" Did you mean {lower[near[0]]}?" if near else ""
+    near = get_close_matches(name.lower(), lower, 2, cutoff) if isinstance(name, str) else []
+    ratios = {SequenceMatcher(None, each, name.lower()).ratio() for each in near}
+    return f" Did you mean {lower[near[0]]}?" if len(ratios) == len(near) > 0 else ""
 
 
 def say_known(value: Any, known: Collection[str]) -> str:

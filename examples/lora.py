@@ -80,6 +80,7 @@ def main() -> None:
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     base, processor = load_checkpoint(arguments.model, dtype="float32", device=device)
+    processor.score_calibration = None  # of the weights before training
     validation = load_split(arguments, arguments.validation_split, min(arguments.scenes, 50))
     before = evaluate(base, processor, validation).compute()
 

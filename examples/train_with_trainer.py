@@ -77,6 +77,7 @@ def main() -> None:
         model = small_model(len(processor.tokenizer))
     else:
         model, processor = load_checkpoint(arguments.model, dtype="float32")
+        processor.score_calibration = None  # of the weights before training
         processor.image_processor.size = {"height": arguments.image_size, "width": arguments.image_size}
     trainer = Trainer(
         model,

@@ -1,9 +1,12 @@
 """The checks that packages share: one behaviour wherever options are read."""
 
+import re
+from typing import TypedDict, Unpack
+
 import pytest
 
 from crossvlt_hf.cli import read_options
-from crossvlt_hf.system import check_known, check_least, did_you_mean, read_number
+from crossvlt_hf.system import call_with_options, check_known, check_least, did_you_mean, read_number
 from crossvlt_hf.training.settings import convert, read_yaml
 
 
@@ -74,3 +77,43 @@ def test_numbers_that_are_too_small_are_named(value):
         check_least("scenes", good, 1)
     with pytest.raises(ValueError, match="`scenes` must be an integer of at least 1, got "):
         check_least("scenes", value, 1)
+
+
+class Flags(TypedDict, total=False):
+    """Options that several readers share."""
+
+    depth: int
+    tall: bool
+
+
+def read_by_name(path: str, *, width: int = 1, **flags: Unpack[Flags]) -> tuple:
+    return path, width, flags
+
+
+def read_by_place(path: str, width: int = 1, depth: int = 0) -> tuple:
+    return path, width, depth
+
+
+def test_options_are_passed_on():
+    assert call_with_options(read_by_name, "notes", {"tall": True}, "a", width=3) == ("a", 3, {"tall": True})
+    assert call_with_options(read_by_place, "notes", {"depth": 2}, "a", 3) == ("a", 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("function", "own", "option", "message"),
+    [
+        (
+            read_by_name,
+            {},
+            "widht",
+            "notes has no option 'widht'; its options are width, depth, tall. Did you mean width?",
+        ),
+        (read_by_name, {"width": 1}, "width", "notes has no option 'width'; its options are depth, tall."),
+        (read_by_place, {}, "path", "notes has no option 'path'; its options are width, depth."),
+        (read_by_place, {}, "x", "notes has no option 'x'; its options are width, depth."),
+        (len, {}, "x", "notes has no option 'x'."),
+    ],
+)
+def test_unknown_options_are_named(function, own, option, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call_with_options(function, "notes", {option: 1}, "a", **own)

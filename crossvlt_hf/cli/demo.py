@@ -4,10 +4,9 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .common import Command, load_or_built_in, needs_extra
+from .common import Command, load_or_built_in, make_room, needs_extra
 
 
 if TYPE_CHECKING:
@@ -91,6 +90,7 @@ def _write_panel(options: Demo) -> None:
     from ..pipeline_crossvlt import ReferringImageSegmentationPipeline
     from ..visualization import arrange
 
+    make_room(options.output)
     model, processor = load_or_built_in(options.model, device=options.device)
     pipeline = ReferringImageSegmentationPipeline(model=model, processor=processor, device=model.device)
     tiles = []
@@ -98,10 +98,8 @@ def _write_panel(options: Demo) -> None:
         (result,) = pipeline(question.image, text=question.expression)
         print(json.dumps(_describe(question, result)), flush=True)
         tiles.append(_draw(question, result))
-    path = Path(options.output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    arrange(tiles, columns=3).save(path)
-    print(f"The panel is in {path}", file=sys.stderr)
+    arrange(tiles, columns=3).save(options.output)
+    print(f"The panel is in {options.output}", file=sys.stderr)
     if options.model is None:
         _tell_what_is_missed()
 

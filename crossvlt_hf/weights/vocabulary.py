@@ -97,8 +97,8 @@ def add_words(model: CrossVLTModel, processor: CrossVLTProcessor, words: str | I
 
     A new word is one token, in any case and with any accents that the tokenizer ignores. It does not match parts of
     other words, and the tokens of other words stay the same. Underscores join words: "traffic_light" is one word. New
-    embeddings start near the mean of the known ones. Make the optimizer afterwards, and save model and processor
-    together.
+    embeddings start near the mean of the known ones. The calibration of the score is removed, since it is of the
+    weights before training. Make the optimizer afterwards, and save model and processor together.
 
     Args:
         model: it is changed: its word embedding grows if it has too few rows.
@@ -126,6 +126,8 @@ def add_words(model: CrossVLTModel, processor: CrossVLTProcessor, words: str | I
     new = [AddedToken(part, single_word=True, normalized=True) for part in words_of_all]
     _check_that_they_are_found(tokenizer, new, parts)
     tokenizer.add_tokens(new)
+    if new:
+        processor.score_calibration = None
     rows = len(model.get_input_embeddings().weight)
     if len(tokenizer) > rows:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)

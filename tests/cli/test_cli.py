@@ -482,6 +482,34 @@ def test_wrong_output(capsys, checkpoint, photo_file, output):
     assert photo_file.read_bytes() == before
 
 
+def test_a_file_stands_where_a_folder_is_needed(capsys, checkpoint, photo_file):
+    for command in (
+        ("segment", photo_file, "the cup", "--model", checkpoint, "--output", photo_file),
+        (
+            "evaluate",
+            "--model",
+            checkpoint,
+            "--data",
+            "refshapes",
+            "--split",
+            "test",
+            "--output",
+            f"{photo_file}/x.json",
+        ),
+        ("demo", "--model", checkpoint, "--output", f"{photo_file}/deeper/x.png"),
+        ("train", "refshapes-64", f"output.folder={photo_file}/run"),
+    ):
+        assert f"{photo_file} is a file, where a folder is needed" in refusal(capsys, *command)
+
+
+def test_a_folder_is_no_image_and_no_configuration(capsys, checkpoint):
+    Path("photos").mkdir()
+    assert "crossvlt predict photos --expression TEXT" in refusal(
+        capsys, "segment", "photos", "the cup", "--model", checkpoint
+    )
+    assert "photos is a folder; a configuration is a YAML file" in refusal(capsys, "train", "photos")
+
+
 def test_mask_cannot_be_written(capsys, checkpoint, photo_file):
     Path("masks/photo-1-the-cup.png").mkdir(parents=True)
     refusal(capsys, "segment", photo_file, "the cup", "--model", checkpoint, "--output", "masks")

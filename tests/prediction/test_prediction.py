@@ -228,6 +228,25 @@ def test_sources(rows, checkpoint, tmp_path, capsys):
     assert {line["name"] for line in lines_of(tmp_path / "out-2")} >= {"0.png", "deeper/a.jpg"}
 
 
+def test_the_split_of_lines(rows, checkpoint, tmp_path, capsys):
+    """As in a folder of one's own data: a line without a split is of "train"; one that cannot be read is not lost."""
+    lines = [json.loads(line) for line in rows.read_text().splitlines()][:3]
+    splits = ["val", "test", None]
+    said = [
+        json.dumps({**line, **({"split": split} if split else {})}) for line, split in zip(lines, splits, strict=True)
+    ]
+    rows.write_text("\n".join([*said, "{broken"]) + "\n")
+    for split, numbers in (("validation", [1, 4]), ("test", [2, 4]), ("train", [3, 4])):
+        output = tmp_path / split
+        assert run(rows, "--split", split, "--on-error", "skip", "--output", output, checkpoint=checkpoint) == 0
+        written = lines_of(output)
+        assert [bool(line["error"]) for line in written][-1]
+        assert {f"{rows.name}, line {numbers[-1]}" in line["error"] for line in written if line["error"]} == {True}
+        assert len({line["row"] for line in written}) == 2
+    assert run(rows, "--split", "tset", "--output", tmp_path / "no", checkpoint=checkpoint) == 2
+    assert "test, train, val; got 'tset'. Did you mean test?" in capsys.readouterr().err
+
+
 def test_a_folder_of_images_and_other_files(checkpoint, tmp_path, capsys):
     """What Pillow opens as a picture is predicted, under any name; the rest is named."""
     folder, picture = tmp_path / "photos", Image.new("RGB", (40, 30), "red")
@@ -498,7 +517,7 @@ def test_predictions_that_are_killed_end_as_if_they_had_not_been(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [
-        ({"split": "val"}, "split"),
+        ({"expressions": ["the cup"], "split": "val"}, "split"),
         ({"options": {"nonsense": 1}}, "option"),
         ({"expressions": ["the cup"], "text_column": "text"}, "text-column"),
         ({"expressions": ["the cup"], "root": "."}, "root"),

@@ -813,6 +813,11 @@ def test_two_processes_follow_one(tmp_path):
     )
 
 
+def test_a_run_that_has_nothing_to_resume_says_so(tmp_path, capsys):
+    small_run(tmp_path, resume=True, data__validation=[])
+    assert "has no checkpoint to resume from: the run starts at its first step." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("quick", "precision"), [(True, "bf16"), (False, "no")])
 def test_automatic_precision_is_settled_before_the_run(tmp_path, monkeypatch, quick, precision):
     """What was used is in the folder, so that a run is resumed in the same precision on any machine."""

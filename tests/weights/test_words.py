@@ -215,8 +215,12 @@ def growing(built_in):
 def test_new_words_are_read_as_wholes_and_break_no_others(growing):
     model, processor = growing
     before = processor(text=PLAIN)["input_ids"]
+    processor.score_calibration = [[0.0, 0.0], [1.0, 0.5]]
+    assert add_words(model, processor, "the red") == []
+    assert processor.score_calibration is not None
     added = add_words(model, processor, ["the Walrus, left of a WALRUS!", "Café", "e", "i", "inside", "he", "red"])
     assert added == ["walrus", "cafe", "e", "i", "inside", "he"]
+    assert processor.score_calibration is None  # of the weights before the training that follows
     assert processor(text=PLAIN)["input_ids"] == before
     tokens = processor.tokenizer.tokenize("Walrus,café (INSIDE) e triangle walruss red-walrus the")
     assert tokens[:2] == ["walrus", "[UNK]"]

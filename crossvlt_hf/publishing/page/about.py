@@ -28,7 +28,10 @@ SCORE_NOTE = """The score is the confidence of the model in its mask, not in the
 model always segments something.
 """
 PRESENCE_NOTE = "If the model finds it unlikely that anything fits the expression, the mask is empty.\n"
-EXPECTED_NOTE = "The score is the expected overlap (IoU) of the mask with the target.\n"
+EXPECTED_NOTE = (
+    "The score is the expected overlap (IoU) of the mask with the target, for images and sentences like those that it "
+    "was calibrated on.\n"
+)
 SURE_NOTE = "The score is the confidence of the model in its mask.\n"
 
 
