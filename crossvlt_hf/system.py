@@ -130,6 +130,13 @@ def check_output_folder(
         raise ValueError(f"{folder} is not empty, and no {kind}; {advice}.")
 
 
+def check_no_file(folder: Path) -> None:
+    """Raise ValueError if a folder cannot be made, since it or a folder above it is a file."""
+    file = next((path for path in (folder, *folder.parents) if path.is_file()), None)
+    if file is not None:
+        raise ValueError(f"{file} is a file, where a folder is needed; give another path.")
+
+
 def check_least(name: str, value: Any, least: int) -> None:
     """Raise ValueError unless a value is None or an integer from `least` up."""
     if value is not None:

@@ -23,7 +23,7 @@ from typing import Annotated, Any, Union
 
 import tyro
 
-from ..system import InterruptionError, did_you_mean, in_one_line
+from ..system import InterruptionError, check_no_file, did_you_mean, in_one_line
 from .common import REGISTRY, Command
 
 
@@ -222,8 +222,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _explain_path(error: BaseException) -> BaseException:
     """Say which file stands where a folder is needed, instead of an error number."""
     if isinstance(error, FileExistsError | NotADirectoryError) and isinstance(error.filename, str):
-        place = Path(error.filename)
-        file = next((path for path in (place, *place.parents) if path.is_file()), None)
-        if file is not None:
-            return ValueError(f"{file} is a file, where a folder is needed; give another path.")
+        try:
+            check_no_file(Path(error.filename))
+        except ValueError as plain:
+            return plain
     return error

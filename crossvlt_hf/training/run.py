@@ -23,7 +23,7 @@ from ..evaluation.run import EvaluationOptions, describe_reading, evaluate
 from ..metrics import ReferringSegmentationMetric
 from ..modeling_crossvlt import CrossVLTModel
 from ..publishing.repository import publish
-from ..system import EndNow, Interruption, InterruptionError
+from ..system import EndNow, Interruption, InterruptionError, check_no_file
 from .batches import StepBatches
 from .build import build_model, check_config, check_processes, load_datasets, load_training_data
 from .checkpoints import Checkpoints, Progress
@@ -98,6 +98,7 @@ class TrainingRun:
     # ---- building
 
     def _check_folder(self, begun: bool, resume: bool) -> None:
+        check_no_file(self.folder)
         if begun and not resume:
             raise ValueError(f"{self.folder} has checkpoints of a run; use --resume, or another output.folder.")
         if begun:
