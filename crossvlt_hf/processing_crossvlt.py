@@ -848,7 +848,7 @@ def reading_note(expression: str, read: ReadExpression) -> str | None:
     notes = []
     if read.unknown_words:
         words = ", ".join(map(repr, read.unknown_words))
-        nothing = "" if read.known else ", and no other token of it"
+        nothing = "" if read.known else ", nor any other part of it"
         notes.append(f"the vocabulary does not know {words}{nothing}")
     if read.cut:
         notes.append(f"it is too long, and only {read.text_read!r} is read")

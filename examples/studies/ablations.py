@@ -17,7 +17,7 @@ last checkpoint.
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -170,11 +170,11 @@ def table(title: str, rows: list[Row], part: str, comparisons: dict[str, Compari
     return "\n".join(lines)
 
 
-def report(steps: int) -> None:
-    """Write `docs/ablations.md` and its figure."""
-    rows = RESULTS.load(steps=steps)
+def report(rows: list[Row]) -> None:
+    """Write `docs/ablations.md` and its figure, from runs of as many steps."""
     if not any(row["variant"] == BASELINE for row in rows):
-        raise SystemExit(f"There is no finished run of {BASELINE!r} with {steps} steps; run it first.")
+        raise SystemExit(f"There is no finished run of {BASELINE!r} with so many steps; run it first.")
+    steps = rows[0]["steps"]
     hardware = ", ".join(sorted({row["hardware"] for row in rows}))
     parts = [INTRODUCTION.format(steps=steps, samples=32 * steps, hardware=hardware), f"![Effects]({FOREST.name})"]
     panels: dict[str, list[Comparison]] = {}
@@ -233,20 +233,22 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
     parser.add_argument("--folder", type=Path, default=Path("runs/ablations"))
     parser.add_argument("--pictures", type=Path, default=Path("pictures"), help="what pictures.py wrote")
+    parser.add_argument("--results", type=Path, default=RESULTS.path, help="JSON file of the finished runs")
     parser.add_argument("--run", help="of `measure`: a checkpoint")
     arguments = parser.parse_args()
     names = arguments.variants.split(",")
     if unknown := [name for name in names if name not in VARIANTS]:
         parser.error(f"there is no variant {unknown[0]}; there are {', '.join(VARIANTS)}")
     study = Study(arguments.on, arguments.steps, arguments.folder, arguments.pictures)
+    results = replace(RESULTS, path=arguments.results)
     if arguments.action == "measure":
         measure(arguments.run, study.tests())
     elif arguments.action == "run":
         # Seed by seed, so that what is finished at any time can be compared
         trainings = [study.training(name, seed) for seed in arguments.seeds for name in names]
-        train_all(trainings, RESULTS, arguments.folder, arguments.jobs)
+        train_all(trainings, results, arguments.folder, arguments.jobs)
     else:
-        report(arguments.steps)
+        report(results.load(steps=arguments.steps))
 
 
 if __name__ == "__main__":

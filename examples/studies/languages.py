@@ -12,7 +12,7 @@ docs/generalisation.json; see runs.py.
 import argparse
 import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,11 +137,11 @@ def held_out_table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def report(steps: int) -> None:
-    """Write `docs/generalisation.md`."""
-    rows = RESULTS.load(steps=steps)
+def report(rows: list[Row]) -> None:
+    """Write `docs/generalisation.md`, from runs of as many steps."""
     if not rows:
-        raise SystemExit(f"There is no finished run with {steps} steps; run it first.")
+        raise SystemExit("There is no finished run with so many steps; run it first.")
+    steps = rows[0]["steps"]
     hardware = ", ".join(sorted({row["hardware"] for row in rows}))
     seeds = ", ".join(map(str, sorted({row["seed"] for row in rows})))
     text = INTRODUCTION.format(steps=steps, hardware=hardware, seeds=seeds, family=LEFT_OUT[1])
@@ -178,18 +178,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
     parser.add_argument("--folder", type=Path, default=Path("runs/languages"))
+    parser.add_argument("--results", type=Path, default=RESULTS.path, help="JSON file of the finished runs")
     parser.add_argument("--run", help="of `measure`: a checkpoint")
     arguments = parser.parse_args()
     names = arguments.models.split(",")
     if unknown := [name for name in names if name not in MODELS]:
         parser.error(f"there is no model {unknown[0]}; there are {', '.join(MODELS)}")
+    results = replace(RESULTS, path=arguments.results)
     if arguments.action == "measure":
         measure(arguments.run, tests(names[0]))
     elif arguments.action == "run":
         trainings = [training(name, seed, arguments.steps) for seed in arguments.seeds for name in names]
-        train_all(trainings, RESULTS, arguments.folder, arguments.jobs)
+        train_all(trainings, results, arguments.folder, arguments.jobs)
     else:
-        report(arguments.steps)
+        report(results.load(steps=arguments.steps))
 
 
 if __name__ == "__main__":

@@ -275,7 +275,7 @@ def test_strange_expressions(tmp_path, capsys, checkpoint, photo_file, photo):
 def test_an_expression_of_which_nothing_is_known(capsys, checkpoint, photo_file, expression, named):
     code, output, error = run(capsys, "segment", photo_file, expression, "--model", checkpoint)
     assert code == 0
-    assert f"does not know {named}, and no other token of it" in error
+    assert f"does not know {named}, nor any other part of it" in error
     assert json.loads(output)["unknown_words"] == [expression]
 
 

@@ -134,7 +134,7 @@ def test_every_variant_is_a_configuration(study, tmp_path):
 def test_report_of_ablations(study):
     ablations = study("ablations")
     with pytest.raises(SystemExit, match="no finished run of 'both'"):
-        ablations.report(1000)
+        ablations.report([])
     rows = [row("both", seed, 0.5 + seed / 100) for seed in range(8)]
     rows += [row("late", seed, 0.4 + seed / 90) for seed in range(8)]
     rows += [row("align-none", seed, 0.5 + (seed + seed % 3 - 1) / 100) for seed in range(8)]
@@ -146,7 +146,7 @@ def test_report_of_ablations(study):
         for seed in (0, 1)
     ]
     ablations.RESULTS.path.write_text(json.dumps(rows))
-    ablations.report(1000)
+    ablations.report(ablations.RESULTS.load(steps=1000))
     lines = ablations.REPORT.read_text().splitlines()
     (both,) = [line for line in lines if line.startswith("| `both`") and "53.5 ± 2.4" in line][:1]
     assert "| 8 | 53.5 ± 2.4 | 48.5 ± 2.4 | 80.0 ± 0.0 | 4.36 M | - | - | - |" in both
@@ -238,7 +238,7 @@ def test_every_model_of_languages_is_a_configuration(study, tmp_path):
 def test_report_of_languages(study):
     languages = study("languages")
     with pytest.raises(SystemExit, match="no finished run"):
-        languages.report(1000)
+        languages.report([])
     for seed in (0, 1):
         for number, name in enumerate(("en", "de", "all", "all-but")):
             iou = 0.5 + number / 50 + seed / 100
@@ -247,7 +247,7 @@ def test_report_of_languages(study):
             languages.RESULTS.keep(
                 {**key, "results": dict.fromkeys(languages.tests(name), figures), "hardware": "CPU"}
             )
-    languages.report(1000)
+    languages.report(languages.RESULTS.load(steps=1000))
     lines = languages.REPORT.read_text(encoding="utf-8").splitlines()
     assert "| **German** | 52.5 ± 0.7 | 54.5 ± 0.7 | - | 56.5 ± 0.7 |" in lines
     assert "| **Chinese** | - | 54.5 ± 0.7 | - | 56.5 ± 0.7 |" in lines

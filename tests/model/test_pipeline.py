@@ -827,7 +827,7 @@ def test_an_expression_of_which_nothing_is_read(pipe, text, message, form):
 
 @pytest.mark.parametrize("text", ["...", "🦓", "xyzzy, plugh"])
 def test_an_expression_of_which_nothing_is_known(pipe, text):
-    with pytest.warns(UserWarning, match="and no other token of it"):
+    with pytest.warns(UserWarning, match="nor any other part of it"):
         (result,) = pipe(ONE, text=text)
     assert result["unknown_words"]
 

@@ -144,7 +144,7 @@ def test_signs_of_which_nothing_is_known(tokenizer, text, named, text_read):
     known, read = processor.read_expressions(["the red cup", text])
     assert (known.known, read.known) == (True, False)
     assert read.text_read == text_read
-    assert f"does not know {named}, and no other token of it" in reading_note(text, read)
+    assert f"does not know {named}, nor any other part of it" in reading_note(text, read)
     summary = summarize_reading(processor, [text, "the cup", text])
     assert summary.unread == 2
     assert str(summary).endswith(" too long and cut; 2 without any known word.")
