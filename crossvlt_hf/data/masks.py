@@ -177,6 +177,11 @@ def read_mask(path: str | Path, ignore_index: IgnoreIndex = "auto") -> np.ndarra
         raise ValueError(f"{path}: {error}") from error
 
 
+def has_rows_of(mask: Any, height: int, width: int) -> bool:
+    """Whether a list has the rows of an image; polygons are lists of numbers too, but not as many and as long."""
+    return len(mask) == height and all(isinstance(row, list | np.ndarray) and len(row) == width for row in mask)
+
+
 def decode_mask(
     mask: Any, height: int, width: int, merge: Merge = "union", ignore_index: IgnoreIndex = "auto"
 ) -> np.ndarray:
@@ -205,8 +210,7 @@ def decode_mask(
             raise ValueError(f"A mask must have the shape of its image, {height}x{width}, got {mask.shape}.")
         return label_map
     rows: Any = mask if isinstance(mask, list | np.ndarray) else ()
-    # Polygons are lists of numbers too, but not as many and as long as the rows of the image
-    if len(rows) == height and all(isinstance(row, list | np.ndarray) and len(row) == width for row in rows):
+    if has_rows_of(rows, height, width):
         return to_label_map(np.asarray(mask), ignore_index)
     one_polygon = len(rows) > 0 and not isinstance(rows[0], list | dict)
     return decode_segmentation([mask] if one_polygon else mask, height, width, merge)

@@ -1,6 +1,7 @@
 """Labels in a data set of `datasets`: lists of objects, a mask and a class per row, or maps of classes."""
 
 import io
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -11,12 +12,12 @@ from datasets import Image as ImageFeature
 from numpy.typing import NDArray
 from PIL import Image
 
-from ...processing_crossvlt import label_parts, load_pixels, to_rgb
+from ...processing_crossvlt import IgnoreIndex, check_ignore_index, label_parts, load_pixels, to_label_map, to_rgb
 from ...system import check_known, check_texts
 from ..files import require_columns
 from ..flaws import Flaws
-from ..masks import check_lossless, encode_mask
-from .coco import check_segmentation
+from ..masks import check_lossless, encode_mask, has_rows_of
+from .coco import WITHOUT_MASK, check_segmentation
 from .object_record import ObjectRecord, ObjectScene, ObjectSource, segmentation_of_map
 
 
@@ -40,13 +41,16 @@ class HubObjects(ObjectSource):
             a struct of such lists;
             "mask": one object per row: a mask (or a trimap, 1 object, 2 background, 3 border) and a class, as in
             Oxford-IIIT Pet;
-            "instances": an image with classes in the red channel and instances in the green channel, as in ADE20K;
-            "semantic": an image of class numbers; each connected part is an object.
+            "instances": an image with classes in the red channel and instances in the green channel, as in
+            scene_parse_150;
+            "semantic": an image of class numbers in one channel; each connected part is an object.
         image: column of images.
         labels: column of the list, mask or map; None for the first column with a usual name.
         class_column: for "mask", column of classes.
         names: class names by number, from 0; None to take them from a `ClassLabel`.
         background: for maps, the numbers that are not classes.
+        ignore_index: for masks that are images or arrays, the value of ignored pixels, which belong to no object: see
+            `to_label_map`. A mask of 0, 1 and 255 without a palette needs it.
         image_id: column of ids; None for row numbers.
         exhaustive: column of bool, false if objects of the named classes may be unlabelled.
         name: of the data set.
@@ -65,6 +69,7 @@ class HubObjects(ObjectSource):
         class_column: str | None = None,
         names: Sequence[str] | None = None,
         background: Sequence[int] = (0,),
+        ignore_index: IgnoreIndex = "auto",
         image_id: str | None = None,
         exhaustive: str | None = None,
         name: str = "dataset",
@@ -74,6 +79,7 @@ class HubObjects(ObjectSource):
         if not isinstance(background, list | tuple) or not all(isinstance(each, int) for each in background):
             raise ValueError(f"`background` must be a list of class numbers, got {background!r}.")
         self.name, self.image_column, self.background = name, image, tuple(background)
+        self.ignore_index = check_ignore_index(ignore_index)
         plain = dataset.with_format(None)
         self.kind, self.column = _find_labels(plain, kind, labels)
         self.class_column = class_column or _first(plain, _CLASS_KEYS) if self.kind == "mask" else None
@@ -107,7 +113,7 @@ class HubObjects(ObjectSource):
         try:
             objects = tuple(self._objects(row, size, where, flaws))
         except (TypeError, OSError, SyntaxError, ValueError) as error:
-            message = str(error)
+            message = _without_memory(error)
             raise ValueError(message if message.startswith(where) else f"{where}: {message}") from error
         return ObjectScene(
             image=lambda: picture,
@@ -123,17 +129,22 @@ class HubObjects(ObjectSource):
         value = row[self.column]
         if self.kind == "objects":
             return [
-                ObjectRecord(self._class(label, where), to_segmentation(mask, size, where, flaws), str(number), crowd)
+                ObjectRecord(
+                    self._class(label, where),
+                    to_segmentation(mask, size, f"{where}, object {number}", flaws, self.ignore_index),
+                    str(number),
+                    crowd,
+                )
                 for number, (label, mask, crowd) in enumerate(_things(value, where))
             ]
-        table = _array(value, size, where)
         if self.kind == "mask":
-            found = table[..., 0] == 1 if 1 in table else table[..., 0] > 0
             label = self._class(row[str(self.class_column)], where)
-            return [ObjectRecord(label, encode_mask(found), "0")] if found.any() else []
-        if self.kind == "instances":
-            return self._instances(table, where)
-        return self._parts(table[..., 0], where)
+            opened = _array_or_image(value, where)
+            found = _object_of_trimap(opened)
+            found = _object_of(opened, where, self.ignore_index) if found is None else found
+            return [ObjectRecord(label, _encoded(found, size, where, flaws), "0")]
+        table = _array(value, size, where)
+        return self._instances(table, where) if self.kind == "instances" else self._parts(_numbers(table), where)
 
     def _class(self, value: Any, where: str) -> str:
         if isinstance(value, str):
@@ -146,6 +157,7 @@ class HubObjects(ObjectSource):
         if table.shape[2] < 2:
             raise ValueError(f"{where} must have classes in red and instances in green, got one channel.")
         keys = table[..., 0].astype(np.int64) * 256 + table[..., 1]
+        _check_other_channels(keys, table[..., 2:])
         return [
             ObjectRecord(self._class(int(key) // 256, where), segmentation_of_map(keys, int(key)), str(key))
             for key in np.unique(keys)
@@ -172,7 +184,7 @@ def _find_labels(dataset: Dataset, kind: Kind | None, column: str | None) -> tup
     if kind is not None:
         check_known("kind", kind, KINDS)
     usual = {"objects": _OBJECTS, "mask": _MASKS, "instances": _MAPS, "semantic": _MAPS}
-    order: tuple[Kind, ...] = ("objects", "mask", "semantic") if kind is None else (kind,)
+    order: tuple[Kind, ...] = ("objects", "mask", "instances", "semantic") if kind is None else (kind,)
     for candidate in order:
         found = column or _first(dataset, usual[candidate])
         if found is not None and (kind is not None or candidate == _kind_of(dataset, found)):
@@ -185,7 +197,7 @@ def _find_labels(dataset: Dataset, kind: Kind | None, column: str | None) -> tup
 def _kind_of(dataset: Dataset, column: str) -> Kind:
     require_columns(dataset, [column])
     if isinstance(dataset.features[column], ImageFeature):
-        return "mask" if column in _MASKS else "semantic"
+        return "mask" if column in _MASKS else "instances" if column == "instances" else "semantic"
     return "objects"
 
 
@@ -222,13 +234,20 @@ def open_picture(value: Any, where: str) -> Image.Image:
     """
     try:
         return to_rgb(_opened(value))
-    except (OSError, SyntaxError, TypeError) as error:
-        raise ValueError(f"{where} has no image that can be read: {error}") from error
+    except (OSError, SyntaxError, TypeError, ValueError) as error:
+        raise ValueError(f"{where} has no image that can be read: {_without_memory(error)}") from error
+
+
+def _without_memory(error: Exception) -> str:
+    """The message of an error, in which Pillow names bytes by their place in memory."""
+    return re.sub(r"<_io\.BytesIO object at \w+>", "the file in the row", str(error))
 
 
 def _opened(value: Any) -> Image.Image:
     if isinstance(value, dict):
         value = value["path"] if value.get("bytes") is None else value["bytes"]
+    if value is None:
+        raise ValueError("the file is missing")
     if isinstance(value, bytes):
         value = io.BytesIO(value)
     if isinstance(value, Image.Image):
@@ -238,13 +257,92 @@ def _opened(value: Any) -> Image.Image:
     return picture
 
 
+def _array_or_image(value: Any, where: str) -> NDArray | Image.Image:
+    """Load a map or mask, which must not be a JPEG."""
+    return np.asarray(value) if isinstance(value, list | np.ndarray) else check_lossless(_opened(value), where)
+
+
+def _check_size(shape: tuple[int, ...], size: tuple[int, int]) -> None:
+    if shape[:2] != size:
+        raise ValueError(
+            f"The labels must have the size of the image, {size[0]}x{size[1]} pixels (height x width), got "
+            f"{'x'.join(map(str, shape[:2]))}."
+        )
+
+
 def _array(value: Any, size: tuple[int, int], where: str) -> NDArray:
-    """Load a map or mask as (height, width, channels)."""
-    table = np.asarray(value if isinstance(value, list | np.ndarray) else check_lossless(_opened(value), where))
+    """Load a map as (height, width, channels) integers."""
+    table = np.asarray(_array_or_image(value, where))
     table = table[..., None] if table.ndim == 2 else table
-    if table.ndim != 3 or table.shape[:2] != size:
-        raise ValueError(f"{where}: the labels must have the size of the image, {size}, got {table.shape}.")
-    return table.astype(np.uint8) if table.dtype == bool else table
+    if table.ndim != 3:
+        raise ValueError(f"A map must have shape (height, width) or (height, width, channels), got {table.shape}.")
+    _check_size(table.shape, size)
+    if table.dtype.kind not in "bui" and (table.dtype.kind != "f" or (table % 1 != 0).any()):
+        raise ValueError("A map must have integers.")
+    return table if table.dtype.kind in "ui" else table.astype(np.int64)
+
+
+def _numbers(table: NDArray) -> NDArray:
+    """The (height, width) class numbers of a map, whose channels must agree.
+
+    Raises:
+        ValueError: if they do not: each channel has a meaning of its own, or the classes are colours.
+    """
+    visible = table[..., :-1] if table.shape[2] in (2, 4) and np.ptp(table[..., -1]) == 0 else table  # no alpha
+    if (visible != visible[..., :1]).any():
+        raise ValueError(
+            "A semantic map must have one class number per pixel, but its channels differ. If red has the class and "
+            "green the instance, set `kind=instances`; if the classes are colours, convert the map to class numbers."
+        )
+    return table[..., 0]
+
+
+def _check_other_channels(keys: NDArray, others: NDArray) -> None:
+    """Check that the channels after red and green do not tell instances apart.
+
+    Raises:
+        ValueError: if they do.
+    """
+    seen = np.concatenate([keys.reshape(-1, 1), others.reshape(keys.size, -1)], axis=1)
+    if len(np.unique(seen, axis=0)) > len(np.unique(keys)):
+        raise ValueError(
+            "A map of instances must have the class in red and the instance in green, but pixels with the same red "
+            "and green differ in another channel. The full ADE20K has classes in red and green and instances in "
+            "blue: convert it, with a class number in red and an instance number in green."
+        )
+
+
+def _object_of_trimap(mask: NDArray | Image.Image) -> NDArray | None:
+    """The object of a trimap (1 object, 2 background, 3 border), which may be empty; None for other masks."""
+    values = np.asarray(mask)
+    if values.ndim == 3 and (values == values[..., :1]).all():
+        values = values[..., 0]
+    found = set(np.unique(values).tolist())
+    return values == 1 if values.ndim == 2 and found <= {1, 2, 3} and found != {1} else None
+
+
+def _object_of(mask: NDArray | Image.Image, where: str, ignore_index: IgnoreIndex) -> NDArray:
+    """The object of a mask, read as all masks of the package; ignored pixels are not part of it.
+
+    Raises:
+        ValueError: if its values are ambiguous.
+    """
+    label_map = to_label_map(mask, ignore_index)
+    has_palette = isinstance(mask, Image.Image) and mask.mode in ("P", "PA")
+    if ignore_index == "auto" and not has_palette and (label_map == 1).any() and (label_map == 255).any():
+        raise ValueError(
+            f"{where} has a mask of 0, 1 and 255, so the object is ambiguous. If 255 is ignored, set "
+            "`ignore_index=255`; if it is the object, save a mask of 0 and 255."
+        )
+    return label_map == 1
+
+
+def _encoded(found: NDArray, size: tuple[int, int], where: str, flaws: Flaws) -> dict[str, Any]:
+    """Run lengths of a mask that must have the size of the image; an empty one is a flaw."""
+    _check_size(found.shape, size)
+    if not found.any():
+        flaws.add(*WITHOUT_MASK, where)
+    return encode_mask(found)
 
 
 def _things(value: Any, where: str) -> list[tuple[Any, Any, bool]]:
@@ -272,15 +370,20 @@ def _labels(value: Any) -> list[str]:
         return []
 
 
-def to_segmentation(mask: Any, size: tuple[int, int], where: str, flaws: Flaws) -> Any:
+def to_segmentation(
+    mask: Any, size: tuple[int, int], where: str, flaws: Flaws, ignore_index: IgnoreIndex = "auto"
+) -> Any:
     """Convert a mask to polygons or run lengths of COCO, repaired as by `check_segmentation`.
 
     Raises:
-        ValueError: if its format is not supported, or it has another size.
+        ValueError: if its format is not supported, its values are ambiguous, or it has another size.
     """
     if isinstance(mask, dict) and {"x", "y"} <= mask.keys():
         mask = [[v for point in zip(mask["x"], mask["y"], strict=True) for v in point]]
         return check_segmentation(mask, size, where, flaws)
-    if (isinstance(mask, dict) and "counts" in mask) or (isinstance(mask, list) and len(mask) != size[0]):
+    if (isinstance(mask, dict) and "counts" in mask) or (isinstance(mask, list) and not has_rows_of(mask, *size)):
         return check_segmentation(mask, size, where, flaws)
-    return encode_mask(np.asarray(_array(mask, size, where).any(axis=2)))
+    try:
+        return _encoded(_object_of(_array_or_image(mask, where), where, ignore_index), size, where, flaws)
+    except ValueError as error:
+        raise ValueError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error

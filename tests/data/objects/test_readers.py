@@ -1,6 +1,7 @@
 """Labels in the forms that people have: what they mean, and how broken ones are reported."""
 
 import base64
+import io
 import json
 from contextlib import suppress
 
@@ -329,6 +330,142 @@ def test_hub_one_mask_and_one_label_a_row():
     assert np.array_equal(scene.mask([0]), trimap == 1)
 
 
+def masked_row(values, **row):
+    """A row with one mask and one class, which is stored as PNG."""
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["cat", "dog"]), "mask": ImageFeature()})
+    stored = values if isinstance(values, Image.Image) else Image.fromarray(values)
+    return Dataset.from_list([{"image": picture(), "label": 1, "mask": stored, **row}], features=features)
+
+
+def listed_row(values):
+    """The same mask in a list of objects."""
+    file = io.BytesIO()
+    (values if isinstance(values, Image.Image) else Image.fromarray(values)).save(file, format="PNG")
+    return Dataset.from_list(
+        [{"image": png(np.asarray(picture())), "objects": [{"class": "dog", "mask": file.getvalue()}]}]
+    )
+
+
+DOG = mask(2)
+CLEAR = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
+CUT_OUT = np.asarray(picture()) * DOG[..., None]
+STRIPED = np.where(DOG == 1, 255, 0).astype(np.uint8)
+STRIPED[45] = DOG[45]
+PALETTE = Image.fromarray(np.where(DOG == 1, 1, 0).astype(np.uint8))
+PALETTE.putpalette([0, 0, 0, 128, 0, 0])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        DOG,
+        DOG * 255,
+        DOG.astype(bool),
+        np.stack([DOG * 255] * 3, axis=-1),
+        np.dstack([CLEAR, DOG * 255]),
+        np.dstack([CLEAR + 255, DOG * 255]),
+        PALETTE,
+        np.where(DOG == 1, 65535, 0).astype(np.uint16),
+    ],
+    ids=["01", "0255", "bool", "rgb", "alpha", "white_alpha", "palette", "16bits"],
+)
+@pytest.mark.parametrize("row", [masked_row, listed_row])
+def test_hub_masks_are_read_as_all_masks(values, row):
+    (scene,) = HubObjects(row(values))
+    assert np.array_equal(scene.mask([0]), DOG)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (STRIPED, "ignore_index=255"),
+        (np.where(DOG == 1, 255, 128).astype(np.uint8), "0 and 1"),
+        (np.where(DOG == 1, 3, 0).astype(np.uint8), "mask == 3"),
+        (DOG * 3 + mask(0), "mask == 3"),
+        (np.where(np.arange(HEIGHT)[:, None] < 9, 128, DOG * 255).astype(np.uint8), "128"),
+        (CUT_OUT, "The channels differ"),
+        (np.dstack([np.stack([DOG * 255] * 3, axis=-1), (1 - DOG) * 255]), "transparency"),
+    ],
+    ids=["striped", "grey", "three", "two_objects", "trimap_for_matting", "colours", "contradiction"],
+)
+@pytest.mark.parametrize("row", [masked_row, listed_row])
+def test_hub_ambiguous_masks_are_refused(values, message, row):
+    with pytest.raises(ValueError, match=f"row 0.*{message}"):
+        HubObjects(row(values))[0]
+
+
+@pytest.mark.parametrize("row", [masked_row, listed_row])
+def test_hub_ignored_pixels_belong_to_no_object(row):
+    values = DOG.copy()
+    values[42, 30:52] = 255
+    (scene,) = HubObjects(row(values), ignore_index=255)
+    assert np.array_equal(scene.mask([0]), values == 1)
+    values[values == 1], values[values == 255] = 255, 128
+    (scene,) = HubObjects(row(values), ignore_index=128)
+    assert np.array_equal(scene.mask([0]), values == 255)
+
+
+@pytest.mark.parametrize("values", [(1, 2, 2), (1, 2, 3), (1, 3, 3)])
+def test_hub_a_trimap_needs_not_all_values(values):
+    trimap = np.where(DOG == 1, values[0], values[1]).astype(np.uint8)
+    trimap[:5] = values[2]
+    for stored in (trimap, np.stack([trimap] * 3, axis=-1)):
+        (scene,) = HubObjects(masked_row(stored))
+        assert np.array_equal(scene.mask([0]), DOG)
+
+
+@pytest.mark.parametrize("values", [(2, 3), (2, 2), (3, 3), (0, 0)])
+def test_hub_a_mask_without_the_object_makes_no_target(values):
+    """A trimap of background and border was an object as large as the image."""
+    (scene,) = HubObjects(masked_row(np.where(DOG == 1, *values).astype(np.uint8)))
+    assert [thing.unclear for thing in scene.describe()] == ["hardly visible"]
+    assert [one for one, _ in scene.flaws.met] == ["object without a mask, which is no target"]
+
+
+def test_hub_a_row_without_a_mask_or_image_is_named():
+    for name, message in (("mask", "row 0: the file is missing"), ("image", "row 0 has no image")):
+        with pytest.raises(ValueError, match=message):
+            HubObjects(masked_row(DOG, **{name: None}))[0]
+    with pytest.raises(ValueError, match="row 0 has no image that can be read: .* the file in the row"):
+        HubObjects(Dataset.from_list([{**hub_row(), "image": b"no picture"}]))[0]
+
+
+def instance_map(classes: int, instances: int) -> np.ndarray:
+    """Classes and instances of the scene, each in a channel of that number."""
+    table = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
+    for number, value in enumerate((1, 1, 2)):
+        table[mask(number) == 1, classes] = value
+        table[mask(number) == 1, instances] = number + 1
+    return table
+
+
+@pytest.mark.parametrize("column", ["annotation", "semantic_map", "label"])
+@pytest.mark.parametrize("kind", [None, "semantic"])
+def test_hub_instances_are_not_merged_to_a_semantic_map(column, kind):
+    rows = Dataset.from_list(
+        [{"image": picture(), column: Image.fromarray(instance_map(0, 1))}],
+        features=Features({"image": ImageFeature(), column: ImageFeature()}),
+    )
+    names = ["background", "cup", "dog"]
+    with pytest.raises(ValueError, match="row 0: .*channels differ.*kind=instances"):
+        HubObjects(rows, kind=kind, names=names)[0]
+    check(HubObjects(rows, kind="instances", names=names))
+
+
+def test_hub_maps_in_other_channels_are_refused():
+    """The full ADE20K has instances in blue; merged, they would be one object."""
+    names, features = ["background", "cup", "dog"], Features({"image": ImageFeature(), "instances": ImageFeature()})
+    for table, message in ((instance_map(0, 2), "another channel"), (instance_map(0, 1)[..., 0], "one channel")):
+        row = {"image": picture(), "instances": Image.fromarray(table)}
+        with pytest.raises(ValueError, match=f"row 0.*{message}"):
+            HubObjects(Dataset.from_list([row], features=features), names=names)[0]
+    row = {"image": picture(), "instances": Image.fromarray(instance_map(0, 1))}
+    check(HubObjects(Dataset.from_list([row], features=features), names=names))  # detected from the name
+    grey = Image.fromarray(np.stack([instance_map(0, 1)[..., 0]] * 3, axis=-1))
+    rows = Dataset.from_list([{"image": picture(), "instances": grey}], features=features)
+    check(HubObjects(rows.rename_column("instances", "annotation"), names=names))
+
+
 def test_hub_maps_of_classes_and_instances():
     """As scene_parse_150 has them: classes in red, instances in green."""
     table = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
@@ -366,7 +503,7 @@ def test_hub_polygons_as_ade20k_has_them():
         (lambda row: row["objects"][1].update(mask=b"no picture"), "row 1"),
         (
             lambda row: row["objects"][1].update(mask=png(np.ones((5, 5), dtype=np.uint8))),
-            "row 1: .*size of the image",
+            "row 1, object 1: .*size of the image",
         ),
         (lambda row: row["objects"][1].update(mask=None), "row 1, object 1 must have"),
         (lambda row: row.update(image=b"no picture"), "row 1 has no image"),
