@@ -34,7 +34,9 @@ class Refer(Command):
         images: Folder of the images. By default the usual one for this form.
         form: Form of the labels. By default it is detected.
         option: Setting of the reader of this form; may be repeated.
-        split: Split of the data set, and of the references. The default is train.
+        split: Split of the data set, which is also that of the references: of the Hub, a list of Pascal VOC, or a
+            folder of YOLO. The labels of COCO and LabelMe have no splits, so that it only names that of the
+            references. The default is the only split, or train.
         families: Families of expressions. The default is all.
         per_family: Most expressions per family and image.
         per_image: Most expressions per image. By default there is no limit.
@@ -101,14 +103,13 @@ def refer(options: Refer) -> None:
             options.labels,
             form=form,
             images=options.images,
-            split=options.split if form in ("hub", "voc") else None,
+            split=options.split if form in ("hub", "voc", "yolo") else None,
             **parse_settings(options.option),
         )
     if options.workers is None and len(source) >= MANY:
         choices = replace(choices, workers=os.cpu_count() or 1)
-    report = write_references(
-        source, options.output, choices, split=options.split or "train", copy=options.copy, sheet=options.sheet
-    )
+    split = options.split or source.split or "train"
+    report = write_references(source, options.output, choices, split=split, copy=options.copy, sheet=options.sheet)
     _print_report(report)
     print(f"References, report.json and contact_sheet.png are in {options.output}", file=sys.stderr)
 

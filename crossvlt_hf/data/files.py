@@ -19,20 +19,21 @@ from ..system import did_you_mean
 
 COCO_FOLDERS = ("images/mscoco/images/train2014", "images/train2014", "train2014")
 
-_ALIASES = {"validation": "val", "val": "validation"}
+_VALIDATION = ("val", "validation", "valid")
 
 
 def check_split(split: str | None, splits: Sequence[str], dataset: str) -> str:
-    """The name of a split in the data; "val" and "validation" are the same.
+    """The name of a split in the data; "val", "validation" and "valid" are the same.
 
     Raises:
         ValueError: if there is no such split, or it is None; names the splits.
     """
-    name = split if split in splits else _ALIASES.get(str(split))
-    if name not in splits:
+    names = [split, *(_VALIDATION if split in _VALIDATION else ())]
+    name = next((name for name in names if name in splits), None)
+    if name is None:
         hint = did_you_mean(split, splits)
         raise ValueError(f"`split` must be one of the splits of {dataset}: {', '.join(splits)}; got {split!r}.{hint}")
-    return str(name)
+    return name
 
 
 def read_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:

@@ -49,7 +49,7 @@ def load_backgrounds(folder: str | Path, most: int = 384) -> list[Background]:
         ValueError: if there is no image.
     """
     found = []
-    for path in find_images(require_folder(folder)).values():
+    for path in find_images(require_folder(folder)):
         with opening(str(path), "image"), Image.open(path) as image:
             image.draft("RGB", (most, most))
             load_pixels(image)

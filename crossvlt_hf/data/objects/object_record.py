@@ -169,10 +169,12 @@ class ObjectSource(ABC, Sequence[ObjectScene]):
     Attributes:
         name: of the data set.
         labels: all of its classes.
+        split: of the data set that it is; None if its labels have no splits, or it is all of them.
     """
 
     name: str
     labels: tuple[str, ...]
+    split: str | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -187,10 +189,38 @@ class ObjectSource(ABC, Sequence[ObjectScene]):
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
-def find_images(folder: Path) -> dict[str, Path]:
-    """The image files below a folder, by relative path without suffix, sorted."""
-    found = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES)
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in found}
+def find_images(folder: Path) -> list[Path]:
+    """The image files below a folder, sorted."""
+    return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
+
+
+class ImagesByName:
+    """The image files below a folder, by relative path without suffix.
+
+    Args:
+        folder: of the images.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.paths: dict[str, list[Path]] = {}
+        for path in find_images(folder):
+            self.paths.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
+
+    def find(self, name: str, where: str) -> Path:
+        """The image of a name.
+
+        Raises:
+            FileNotFoundError: if there is none; the message begins with `where`.
+            ValueError: if there are several.
+        """
+        paths = self.paths.get(name, [])
+        if not paths:
+            raise FileNotFoundError(f"{where} has no image of that name in {self.folder}.")
+        if len(paths) > 1:
+            names = " and ".join(path.name for path in paths)
+            raise ValueError(f"{where} must have one image of that name in {self.folder}, got {names}; remove one.")
+        return paths[0]
 
 
 def segmentation_of_map(labels: NDArray, value: int) -> dict[str, Any]:

@@ -57,7 +57,8 @@ def load_objects(
         path: a COCO file; a folder of YOLO, LabelMe or Pascal VOC; a parquet file; or a Hub id.
         form: one of `FORMS`; None to detect it from the path.
         images: folder of the images, if it is not in the usual place.
-        split: of a data set on the Hub, or list of images of Pascal VOC.
+        split: of a data set on the Hub, list of images of Pascal VOC, or folder of YOLO (labels/train, train/labels).
+            The labels of the other forms have no splits.
         options: of the reader: see `CocoObjects`, `YoloObjects`, `LabelMeObjects`, `VocObjects`, `HubObjects`.
 
     Raises:
@@ -72,16 +73,16 @@ def load_objects(
         from .voc import VocObjects
 
         return call_with_options(VocObjects, "voc", options, path, images, split)
+    if form == "yolo":
+        from .yolo import YoloObjects
+
+        return call_with_options(YoloObjects, form, options, path, images, split)
     if split is not None:
         raise ValueError(f"`split` must be left out for {form}: its labels have no splits.")
     if form == "coco":
         from .coco import CocoObjects
 
         return call_with_options(CocoObjects, form, options, path, Path(path).parent if images is None else images)
-    if form == "yolo":
-        from .yolo import YoloObjects
-
-        return call_with_options(YoloObjects, form, options, path, images)
     from .labelme import LabelMeObjects
 
     return call_with_options(LabelMeObjects, form, options, path, images)

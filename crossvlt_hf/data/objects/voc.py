@@ -10,7 +10,7 @@ from PIL import Image
 from ...processing_crossvlt import check_mask_format, opening
 from ...system import check_texts
 from ..files import check_split, require_folder
-from .object_record import ObjectRecord, ObjectScene, ObjectSource, find_images, segmentation_of_map
+from .object_record import ImagesByName, ObjectRecord, ObjectScene, ObjectSource, segmentation_of_map
 
 
 # Class numbers of VOC 2007 to 2012, from 1
@@ -27,13 +27,13 @@ class VocObjects(ObjectSource):
     Args:
         folder: with `SegmentationClass`, `SegmentationObject` and `JPEGImages` (VOCdevkit/VOC2012).
         images: folder of the images; None means `JPEGImages`.
-        split: name of a list in ImageSets/Segmentation; None for all images.
+        split: name of a list in ImageSets/Segmentation; None for the only one, or all images if there are no lists.
         classes: names of the classes, from class 1.
         name: of the data set.
 
     Raises:
         OSError: if a folder is missing.
-        ValueError: if there are no PNG files.
+        ValueError: if there are no PNG files, or no such list; or if there are several lists, and `split` is None.
     """
 
     def __init__(
@@ -50,19 +50,22 @@ class VocObjects(ObjectSource):
         for path in (self.folder / "SegmentationClass", self.folder / "SegmentationObject", self.images):
             require_folder(path)
         self.labels, self.name = tuple(classes), name or self.folder.resolve().name
-        self.pictures = find_images(self.images)
-        self.stems = self._stems(split)
+        self.pictures = ImagesByName(self.images)
+        self.split = split
+        self.stems = self._stems()
         if not self.stems:
             raise ValueError(f"{self.folder / 'SegmentationObject'} has no PNG files.")
 
-    def _stems(self, split: str | None) -> list[str]:
-        if split is None:
-            return [path.stem for path in sorted((self.folder / "SegmentationObject").glob("*.png"))]
+    def _stems(self) -> list[str]:
         lists = self.folder / "ImageSets" / "Segmentation"
         names = sorted(path.stem for path in lists.glob("*.txt"))
+        if self.split is None and len(names) == 1:
+            self.split = names[0]
+        if self.split is None and not names:
+            return [path.stem for path in sorted((self.folder / "SegmentationObject").glob("*.png"))]
         if not names:
-            raise FileNotFoundError(f"There is no file {lists / f'{split}.txt'}, nor a list of another split.")
-        path = lists / f"{check_split(split, names, str(self.folder))}.txt"
+            raise FileNotFoundError(f"There is no file {lists / f'{self.split}.txt'}, nor a list of another split.")
+        path = lists / f"{check_split(self.split, names, str(self.folder))}.txt"
         return path.read_text(encoding="utf-8").split()
 
     def __len__(self) -> int:
@@ -77,12 +80,11 @@ class VocObjects(ObjectSource):
                 f"{paths[0]} is {classes.shape[0]}x{classes.shape[1]} pixels (height x width), {paths[1]} "
                 f"{instances.shape[0]}x{instances.shape[1]}; they must agree."
             )
-        if stem not in self.pictures:
-            raise FileNotFoundError(f"{paths[1]} has no image of that name in {self.images}.")
+        image = self.pictures.find(stem, str(paths[1]))
         numbers = [int(number) for number in np.unique(instances) if number not in (0, BORDER)]
         objects = tuple(self._object(classes, instances, number, paths[1]) for number in numbers)
         size = (classes.shape[0], classes.shape[1])
-        return ObjectScene(str(self.pictures[stem]), stem, size, objects, str(paths[1]), upright=False)
+        return ObjectScene(str(image), stem, size, objects, str(paths[1]), upright=False)
 
     def _object(self, classes: NDArray, instances: NDArray, number: int, path: Path) -> ObjectRecord:
         values, counts = np.unique(classes[instances == number], return_counts=True)

@@ -4,71 +4,68 @@ Coordinates are relative to width and height of the image. Class names are in da
 from numbers) or in classes.txt, one per line.
 """
 
+import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from ..files import header_size, require_folder
-from .object_record import ObjectRecord, ObjectScene, ObjectSource, find_images
+from ..files import check_split, header_size, require_folder
+from .object_record import ImagesByName, ObjectRecord, ObjectScene, ObjectSource
 
 
 _NAMES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names")
+_SPLIT = re.compile(r"(train(ing|val)?|val(id|idation)?|minival|test(ing|-dev)?|dev)[-_]?\d*", re.IGNORECASE)
 
 
 class YoloObjects(ObjectSource):
     """Labels of YOLO; images without a label file, or with an empty one, are left out.
 
     Args:
-        labels: folder of the label files, or its parent.
+        labels: folder of the label files, or its parent; with splits, `labels/train` and so on, or `train/labels`.
         images: folder of the images; None for the folder `images` beside `labels`.
+        split: name of a folder of labels; if there are no folders of splits, the name of the split of all images.
         names: file of class names; None to search `labels` and the folders above it.
         name: of the data set.
 
     Raises:
         OSError: if a folder or the file of class names is missing.
-        ValueError: if there are no labels.
+        ValueError: if there are no labels, or no such split; or if there are several splits, and it is None.
     """
 
     def __init__(
         self,
         labels: str | Path,
         images: str | Path | None = None,
+        split: str | None = None,
         names: str | Path | None = None,
         name: str | None = None,
     ) -> None:
-        folder = Path(labels) / "labels"
-        folder = folder if folder.is_dir() else require_folder(labels)
-        self.pictures = _images_of(folder) if images is None else Path(images)
+        place = _find_place(require_folder(labels), split)
+        folder = place.labels
+        self.pictures = _images_of(folder) if images is None else _images_in(Path(images), place.folder)
         if not self.pictures.is_dir():
             raise FileNotFoundError(f"There is no folder of images {self.pictures}; set `images`.")
         self.names_file = Path(names) if names is not None else _find_names(folder)
         self.classes = read_names(self.names_file)
-        self.labels, self.name = tuple(self.classes.values()), name or folder.resolve().parent.name
-        self.files = self._find_files(folder)
+        self.labels, self.name = tuple(self.classes.values()), name or place.root.name
+        self.split = split or place.folder
+        self.prefix = "" if place.folder is None else f"{place.folder}/"
+        self.images = ImagesByName(self.pictures)
+        self.files = [path for path in _label_files(folder) if path.resolve() != self.names_file.resolve()]
+        self.folder = folder
         if not self.files:
             raise ValueError(f"{folder} has no label files with objects.")
-
-    def _find_files(self, folder: Path) -> list[tuple[Path, Path | None]]:
-        """The label files that are not empty, each with its image."""
-        images = find_images(self.pictures)
-        files = (path for path in sorted(folder.rglob("*.txt")) if path.name not in _NAMES and path.stat().st_size)
-        return [
-            (path, images.get(path.relative_to(folder).with_suffix("").as_posix()))
-            for path in files
-            if path.resolve() != self.names_file.resolve()
-        ]
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> ObjectScene:
-        path, image = self.files[index]
-        if image is None:
-            raise FileNotFoundError(f"{path} has no image of that name in {self.pictures}.")
-        size = header_size(str(image))
-        return ObjectScene(
-            str(image), image.relative_to(self.pictures).as_posix(), size, self._objects(path, size), str(path)
-        )
+        path = self.files[index]
+        image = self.images.find(path.relative_to(self.folder).with_suffix("").as_posix(), str(path))
+        size, image_id = header_size(str(image)), self.prefix + image.relative_to(self.pictures).as_posix()
+        return ObjectScene(str(image), image_id, size, self._objects(path, size), str(path))
 
     def _objects(self, path: Path, size: tuple[int, int]) -> tuple[ObjectRecord, ...]:
         try:
@@ -95,6 +92,67 @@ class YoloObjects(ObjectSource):
             raise ValueError(f"{where} must have coordinates from 0 to 1, got {min(values)} to {max(values)}.")
         polygon = [min(1.0, max(0.0, value)) * size[1 - place % 2] for place, value in enumerate(values)]
         return ObjectRecord(self.classes[label], [polygon], str(number))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """The folder of the label files, the folder of the data set, and the name of the split's folder, if any."""
+
+    labels: Path
+    root: Path
+    folder: str | None = None
+
+
+def _label_files(folder: Path, pattern: str = "**/*.txt") -> list[Path]:
+    """The label files that are not empty."""
+    return [path for path in sorted(folder.glob(pattern)) if path.name not in _NAMES and path.stat().st_size]
+
+
+def _find_place(given: Path, split: str | None) -> _Place:
+    """The labels of a split, or all if there are no folders of splits.
+
+    Raises:
+        ValueError: if there is no such split, or there are several and it is None.
+    """
+    inner = given / "labels"
+    labels = inner if inner.is_dir() else given
+    root = (given.parent if given.name == "labels" else given).resolve()
+    folders = _splits_below(labels, split)
+    if folders:
+        rest = labels.name == "labels" and split is None and _label_files(labels, "*.txt")
+        names = tuple(sorted(folders))
+        single = len(names) == 1 and split is None and not rest
+        chosen = names[0] if single else check_split(split, names, str(given))
+        return _Place(folders[chosen], root, chosen)
+    own = _own_split(root, labels.resolve())
+    if own is None:
+        return _Place(labels, root)
+    if split is not None:
+        check_split(split, (own.name,), str(given))
+    above = own.parent.parent if own.parent.name == "labels" else own.parent
+    return _Place(labels, above, own.name)
+
+
+def _splits_below(labels: Path, split: str | None) -> dict[str, Path]:
+    """The folders of labels of each split: labels/train and so on, or train/labels."""
+    folders = [folder for folder in sorted(labels.iterdir()) if folder.is_dir()]
+    roboflow = {folder.name: folder / "labels" for folder in folders if (folder / "labels").is_dir()}
+    plain = {folder.name: folder for folder in folders if folder.name == split or _SPLIT.fullmatch(folder.name)}
+    return {name: folder for name, folder in (roboflow or plain).items() if _label_files(folder)}
+
+
+def _own_split(root: Path, labels: Path) -> Path | None:
+    """The folder of the split that labels belong to: labels/train, or train/labels without class names of its own."""
+    if labels.parent.name == "labels" and _SPLIT.fullmatch(labels.name):
+        return labels
+    named = any((folder / name).is_file() for folder in (root, labels) for name in _NAMES)
+    return root if labels.name == "labels" and _SPLIT.fullmatch(root.name) and not named else None
+
+
+def _images_in(images: Path, split: str | None) -> Path:
+    """The folder of the images of a split, below the one that is given, if there is such a folder."""
+    tried = [] if split is None else [images / split / "images", images / split]
+    return next((folder for folder in tried if folder.is_dir()), images)
 
 
 def _images_of(labels: Path) -> Path:
@@ -130,11 +188,20 @@ def read_names(path: Path) -> dict[int, str]:
             table = yaml.safe_load(text)
             names = table.get("names") if isinstance(table, dict) else None
         else:
-            names = [line.strip() for line in text.splitlines() if line.strip()]
+            names = text.rstrip().splitlines()
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if isinstance(names, list):
         names = dict(enumerate(names))
     if not isinstance(names, dict) or not names or not all(isinstance(n, int) for n in names):
         raise ValueError(f"{path} must have class names: `names` as a list, or a mapping from numbers.")
-    return {number: str(name) for number, name in names.items()}
+    return {number: _class_name(name, number, path) for number, name in names.items()}
+
+
+def _class_name(name: Any, number: int, path: Path) -> str:
+    """The name of a class; lines and entries without one would shift the numbers of the others."""
+    if isinstance(name, bool) or not isinstance(name, str | int | float) or not str(name).strip():
+        where = f"class {number}" if path.suffix in (".yaml", ".yml") else f"line {number + 1}"
+        hint = "; put it in quotes" if isinstance(name, bool) else ""
+        raise ValueError(f"{path}, {where} must have the name of class {number}, got {name!r}{hint}.")
+    return str(name).strip()

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 from contextlib import suppress
 
 import numpy as np
@@ -207,11 +208,109 @@ def test_yolo_names_as_lists_and_lines(tmp_path):
             read_names(tmp_path / "data.yaml")
 
 
+@pytest.mark.parametrize("file", ["classes.txt", "obj.names"])
+@pytest.mark.parametrize(("text", "line"), [("cup\n\ndog\n", 2), ("\ncup\n", 1), ("cup\ndog\n  \t\ncat", 3)])
+def test_yolo_a_blank_line_shifts_no_class(tmp_path, file, text, line):
+    (tmp_path / file).write_text(text)
+    with pytest.raises(ValueError, match=f"{file}, line {line} must have the name of class {line - 1}"):
+        read_names(tmp_path / file)
+    (tmp_path / file).write_text("cup\ndog\n\n  \n")
+    assert read_names(tmp_path / file) == {0: "cup", 1: "dog"}
+
+
+@pytest.mark.parametrize("names", ["[cup, null, dog]", "[cup, '', dog]", "{0: cup, 1: , 2: dog}", "[a, no]"])
+def test_yolo_a_class_needs_a_name(tmp_path, names):
+    (tmp_path / "data.yaml").write_text(f"names: {names}\n")
+    with pytest.raises(ValueError, match=r"data\.yaml, class 1 must have the name of class 1"):
+        read_names(tmp_path / "data.yaml")
+
+
 def test_yolo_needs_an_image_for_each_label_file(tmp_path):
     write_yolo(tmp_path)
     (tmp_path / "images" / "train" / "a.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"a\.txt has no image"):
         load_objects(tmp_path)[0]
+
+
+def test_images_of_one_name_are_refused(tmp_path):
+    """Labels of a.txt or a.png could be those of either."""
+    write_yolo(tmp_path / "yolo")
+    picture().save(tmp_path / "yolo" / "images" / "train" / "a.jpg")
+    with pytest.raises(ValueError, match=r"a\.txt must have one image .* a\.jpg and a\.png"):
+        load_objects(tmp_path / "yolo")[0]
+    write_voc(tmp_path / "voc")
+    picture().save(tmp_path / "voc" / "JPEGImages" / "a.png")
+    with pytest.raises(ValueError, match=r"a\.png must have one image .* a\.jpg and a\.png"):
+        load_objects(tmp_path / "voc")[0]
+
+
+LAYOUTS = ["labels/{}", "{}/labels"]
+
+
+def write_splits(root, layout: str, splits=("train", "val")):
+    """YOLO labels in a layout; each split has as many images as its place."""
+    write_yolo(root / "source")
+    shutil.copy(root / "source" / "data.yaml", root / "data.yaml")
+    for count, split in enumerate(splits, start=1):
+        labels = root / layout.format(split)
+        images = root / layout.replace("labels", "images").format(split)
+        labels.mkdir(parents=True)
+        images.mkdir(parents=True)
+        for number in range(count):
+            shutil.copy(root / "source" / "labels" / "train" / "a.txt", labels / f"{split}{number}.txt")
+            picture().save(images / f"{split}{number}.png")
+    shutil.rmtree(root / "source")
+    return root
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_yolo_reads_the_split_that_is_asked_for(tmp_path, layout):
+    root = write_splits(tmp_path, layout, ("train", "valid", "test2017"))
+    for split, count in (("train", 1), ("val", 2), ("valid", 2), ("validation", 2), ("test2017", 3)):
+        source = load_objects(root, split=split)
+        assert len(source) == count
+        check(source)
+        folder = "valid" if split.startswith("val") else split
+        assert [scene.image_id for scene in source] == [f"{folder}/{folder}{n}.png" for n in range(count)]
+        assert (source.split, source.name) == (split, tmp_path.name)
+    for split in (None, "test", "dev"):
+        with pytest.raises(ValueError, match=f"`split` must be one of .*: test2017, train, valid; got {split!r}"):
+            load_objects(root, split=split)
+    given = load_objects(root, split="val", images=root / layout.partition("{")[0].replace("labels", "images"))
+    assert [scene.image_id for scene in given] == ["valid/valid0.png", "valid/valid1.png"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_yolo_a_folder_of_a_split_is_that_split(tmp_path, layout):
+    root = write_splits(tmp_path, layout)
+    folders = {root / layout.format("val")} | ({root / "val"} if layout.startswith("{") else set())
+    for folder in folders:
+        for source in (load_objects(folder), load_objects(folder, split="validation")):
+            assert len(source) == 2
+            assert source[0].image_id == "val/val0.png"
+        assert load_objects(folder).split == "val"
+        with pytest.raises(ValueError, match=r"`split` must be one of .*: val; got 'train'"):
+            load_objects(folder, split="train")
+    shutil.rmtree(root / layout.format("train"))
+    assert load_objects(root).split == "val"  # the only one
+
+
+def test_yolo_labels_beside_folders_of_splits(tmp_path):
+    root = write_splits(tmp_path, "labels/{}", ("val",))
+    shutil.copy(root / "labels" / "val" / "val0.txt", root / "labels" / "a.txt")
+    with pytest.raises(ValueError, match=r"`split` must be one of .*: val; got None"):
+        load_objects(root)
+    assert len(load_objects(root, split="val")) == 1
+
+
+def test_yolo_folders_that_are_no_splits_are_read_together(tmp_path):
+    root = write_splits(tmp_path, "labels/{}", ("left", "right"))
+    source = load_objects(root)
+    assert [scene.image_id for scene in source] == ["left/left0.png", "right/right0.png", "right/right1.png"]
+    assert source.split is None
+    assert load_objects(root, split="val").split == "val"
+    right = load_objects(root, split="right")
+    assert [scene.image_id for scene in right] == ["right/right0.png", "right/right1.png"]
 
 
 def test_labelme(tmp_path):
@@ -266,6 +365,7 @@ def test_voc(tmp_path):
     """The border of 255 belongs to no object."""
     check(load_objects(write_voc(tmp_path)), ("bottle", "bottle", "dog"), loose=80)
     check(load_objects(tmp_path, split="val"), ("bottle", "bottle", "dog"), loose=80)
+    assert load_objects(tmp_path).split == "val"  # the only list
     scene = load_objects(tmp_path)[0]
     left, top, right, bottom = SCENE[0][2]
     assert scene.mask([0]).sum() == (right - left - 2) * (bottom - top - 2)
@@ -277,6 +377,8 @@ def test_voc_what_is_broken_is_named(tmp_path):
     (lists / "trainval.txt").write_text("a\n")
     with pytest.raises(ValueError, match=r"trainval, val; got 'train'"):
         load_objects(tmp_path, split="train")
+    with pytest.raises(ValueError, match=r"trainval, val; got None"):
+        load_objects(tmp_path)
     assert len(load_objects(tmp_path, split="validation")) == len(load_objects(tmp_path, split="val"))
     for path in lists.iterdir():
         path.unlink()
@@ -426,7 +528,7 @@ def test_hub_a_row_without_a_mask_or_image_is_named():
     for name, message in (("mask", "row 0: the file is missing"), ("image", "row 0 has no image")):
         with pytest.raises(ValueError, match=message):
             HubObjects(masked_row(DOG, **{name: None}))[0]
-    with pytest.raises(ValueError, match="row 0 has no image that can be read: .* the file in the row"):
+    with pytest.raises(ValueError, match=r"row 0 has no image that can be read: .* the file in the row"):
         HubObjects(Dataset.from_list([{**hub_row(), "image": b"no picture"}]))[0]
 
 
@@ -447,7 +549,7 @@ def test_hub_instances_are_not_merged_to_a_semantic_map(column, kind):
         features=Features({"image": ImageFeature(), column: ImageFeature()}),
     )
     names = ["background", "cup", "dog"]
-    with pytest.raises(ValueError, match="row 0: .*channels differ.*kind=instances"):
+    with pytest.raises(ValueError, match=r"row 0: .*channels differ.*kind=instances"):
         HubObjects(rows, kind=kind, names=names)[0]
     check(HubObjects(rows, kind="instances", names=names))
 

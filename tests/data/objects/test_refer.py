@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -96,10 +97,29 @@ def test_split_names_the_references(tmp_path):
     assert len(load_data(str(tmp_path / "out"), "val"))
 
 
+def test_yolo_images_of_another_split_are_not_written(tmp_path, capsys):
+    """With --split val, training images were written as split val, and without it validation images as train."""
+    root = write_yolo(tmp_path / "data")
+    for kind, suffix in (("labels", "txt"), ("images", "png")):
+        (root / kind / "val").mkdir()
+        shutil.copy(root / kind / "train" / f"a.{suffix}", root / kind / "val" / f"b.{suffix}")
+    assert refer(root, "--output", tmp_path / "out") == 2
+    assert "`split` must be one of the splits of" in capsys.readouterr().err
+    for split, image in (("val", "val/b.png"), ("train", "train/a.png")):
+        assert refer(root, "--output", tmp_path / split, "--split", split) == 0
+        lines = [json.loads(line) for line in (tmp_path / split / "metadata.jsonl").open()]
+        assert {(line["split"], line["image_id"]) for line in lines} == {(split, image)}
+    shutil.rmtree(root / "labels" / "train")
+    assert refer(root, "--output", tmp_path / "only") == 0
+    assert len(load_data(str(tmp_path / "only"), "val"))
+
+
 def test_voc_and_split(tmp_path):
     assert refer(write_voc(tmp_path / "data"), "--output", tmp_path / "out", "--split", "val", "--sheet", 0) == 0
     assert len(load_data(str(tmp_path / "out"), "val"))
     assert not (tmp_path / "out" / "contact_sheet.png").exists()
+    assert refer(tmp_path / "data", "--output", tmp_path / "only", "--sheet", 0) == 0
+    assert len(load_data(str(tmp_path / "only"), "val"))  # the only list
 
 
 def test_images_are_linked_or_copied(tmp_path):
@@ -204,7 +224,7 @@ def test_repairs_are_told_and_counted(tmp_path, workers):
         (["--workers", "-1"], "workers"),
         (["--least-area", "0.9"], "There are no expressions"),
         (["--form", "voc"], "SegmentationClass"),
-        (["--option", "colour=1"], "--option"),
+        (["--option", "colour=1"], "no option 'colour'"),
         (["--form", "hub"], "`images` must be left out"),
     ],
 )
