@@ -153,7 +153,7 @@ def test_images_are_upright(tmp_path, suffix):
     assert dataset[0]["image"].size == (HEIGHT, WIDTH)
     assert dataset[0]["mask"].shape == (WIDTH, HEIGHT)
     np.testing.assert_array_equal(dataset[2]["mask"], blob().T)
-    with pytest.raises(ValueError, match=r"metadata.jsonl, line 2: the mask is 24x32 pixels, the image 32x24"):
+    with pytest.raises(ValueError, match=r"line 2: the mask is 24x32 pixels \(height x width\), the image 32x24"):
         dataset[1]
 
 
@@ -196,7 +196,9 @@ def test_sizes_come_from_the_header(tmp_path, monkeypatch):
         (row(mask=5), "`mask`, must have the path of a file, got .5."),
         (row(polygons=[box(1, 1, 2, 2)]), "has both `mask` and `polygons`; remove one"),
         (row(mask=..., polygons=[box(1, 1, 2, 2)], no_target=True), "has both `polygons` and no target"),
-        (row(mask=..., polygons=[]), "must have `mask`, "),
+        (row(mask=..., polygons=[]), r"must have `mask`, .*: true; its `polygons` is \[\]\."),
+        (row(mask=None), r"must have `mask`, .*: true; its `mask` is null\."),
+        (row(mask=None, polygons=None), r": true; its `mask` is null, its `polygons` is null\."),
         (row(mask=..., polygons=5), ", `polygons`: A segmentation must be polygons or run lengths, got '5'"),
         (row(mask=..., polygons=[[1, 2]]), r", `polygons`: A polygon must be .* got \[1, 2\]"),
         (
@@ -246,7 +248,7 @@ def test_broken_images(tmp_path):
 def test_masks_of_another_size(tmp_path):
     folder = write(tmp_path, row(mask="1.png"))
     Image.fromarray(np.ones((5, 6), np.uint8)).save(folder / "1.png")
-    with pytest.raises(ValueError, match=r"metadata.jsonl, line 1: the mask is 5x6 pixels, the image 24x32"):
+    with pytest.raises(ValueError, match=r"line 1: the mask is 5x6 pixels \(height x width\), the image 24x32"):
         load_folder(folder)[0]
 
 

@@ -38,6 +38,31 @@ class ObjectRecord:
     crowd: bool = False
 
 
+def is_crowd(value: Any, where: str, name: str = "iscrowd") -> bool:
+    """Whether an entry marks a crowd: 0 or 1, as number, bool or text; None is 0.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    if value not in (None, 0, 1, "0", "1"):
+        raise ValueError(f"{where} must have 0 or 1 as `{name}`, got {value!r}.")
+    return value in (1, "1")
+
+
+def check_label_size(labelled: tuple[int, int], size: tuple[int, int], where: str) -> None:
+    """Check that an image has the (height, width) that its labels are for.
+
+    Raises:
+        ValueError: if it has not; the message begins with `where`.
+    """
+    if labelled != size:
+        swapped = " Width and height are swapped: in the labels, or by the EXIF orientation of the image."
+        raise ValueError(
+            f"{where}: the labels are for {labelled[0]}x{labelled[1]} pixels (height x width), the image has "
+            f"{size[0]}x{size[1]}.{swapped if labelled == size[::-1] else ''}"
+        )
+
+
 @dataclass(frozen=True)
 class ObjectScene:
     """An image and its labelled objects, decoded on demand.
@@ -75,14 +100,14 @@ class ObjectScene:
         if not isinstance(self.image, str):
             picture = to_rgb(self.image(), upright=self.upright)
         else:
+            self.check_size()
             with opening(self.image, "image"), Image.open(self.image) as opened:
-                self._check_size(*stored_size(opened, self.upright))
                 if longest is not None:
                     opened.draft("RGB", (longest, longest))
                 load_pixels(opened)
                 picture = to_rgb(opened, upright=self.upright)
         if longest is None:
-            self._check_size(picture.height, picture.width)
+            check_label_size(self.size, (picture.height, picture.width), self.where)
         elif max(picture.size) > longest:
             picture.thumbnail((longest, longest), Image.Resampling.BOX)
         picture.info.clear()
@@ -98,14 +123,7 @@ class ObjectScene:
         if isinstance(self.image, str):
             with opening(self.image, "image"), Image.open(self.image) as opened:
                 size = stored_size(opened, self.upright)
-            self._check_size(*size)
-
-    def _check_size(self, height: int, width: int) -> None:
-        if (height, width) != self.size:
-            raise ValueError(
-                f"{self.where}: the labels are for {self.size[0]}x{self.size[1]} pixels, the image has "
-                f"{height}x{width}."
-            )
+            check_label_size(self.size, size, self.where)
 
     def mask(self, indices: Sequence[int]) -> NDArray[np.uint8]:
         """The union of some objects: (height, width) uint8 of 0 and 1."""

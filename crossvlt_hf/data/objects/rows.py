@@ -18,7 +18,7 @@ from ..files import require_columns
 from ..flaws import Flaws
 from ..masks import check_lossless, encode_mask, has_rows_of
 from .coco import WITHOUT_MASK, check_segmentation
-from .object_record import ObjectRecord, ObjectScene, ObjectSource, segmentation_of_map
+from .object_record import ObjectRecord, ObjectScene, ObjectSource, is_crowd, segmentation_of_map
 
 
 Kind = Literal["objects", "mask", "instances", "semantic"]
@@ -357,8 +357,10 @@ def _things(value: Any, where: str) -> list[tuple[Any, Any, bool]]:
         label = next((thing[key] for key in _CLASS_KEYS if thing.get(key) is not None), None)
         mask = next((thing[key] for key in _MASK_KEYS if thing.get(key) is not None), None)
         if label is None or mask is None:
-            raise ValueError(f"{where}, object {number} must have a class and a mask; it has {', '.join(thing)}.")
-        found.append((label, mask, bool(thing.get("iscrowd") or thing.get("is_crowd") or False)))
+            present = ", ".join(f"`{key}`" for key in thing if thing[key] is not None)
+            raise ValueError(f"{where}, object {number} must have a class and a mask; it has {present or 'neither'}.")
+        crowds = [is_crowd(thing.get(name), f"{where}, object {number}", name) for name in ("iscrowd", "is_crowd")]
+        found.append((label, mask, any(crowds)))
     return found
 
 

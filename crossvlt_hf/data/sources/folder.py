@@ -235,7 +235,9 @@ class _FolderReader:
         empty = any(row.get(name) == [] for name in _MASK_KEYS) and self.flaws.empty_masks != "error"
         if not given and has_target and not empty:
             names = "`mask`, `polygons`, `segmentation` or `no_target`: true"
-            raise ValueError(f"{where} must have {names}{but_has(row)}.")
+            empty_ones = [f"`{name}` is {json.dumps(row[name])}" for name in _MASK_KEYS if name in row]
+            reason = f"; its {', its '.join(empty_ones)}" if empty_ones else but_has(row)
+            raise ValueError(f"{where} must have {names}{reason}.")
         if not given:
             return pack([], *header_size(image))
         if given == ["mask"]:

@@ -84,7 +84,9 @@ def test_coco_crowds_are_marked(tmp_path):
         (lambda t: t["annotations"][0].update(segmentation=[1, 2, 3, 4, 5]), "annotation 10"),
         (lambda t: t["annotations"][0].update(segmentation={}), "annotation 10"),
         (lambda t: t["annotations"][0].update(segmentation={"size": [1, 1], "counts": [1]}), "annotation 10"),
-        (lambda t: t["annotations"][0].pop("segmentation"), "annotation 10 has no `segmentation`"),
+        (lambda t: t["annotations"][0].pop("segmentation"), "annotation 10 has no `segmentation`: a mask is needed"),
+        (lambda t: t["annotations"][0].update(iscrowd="no"), "annotation 10 must have 0 or 1 as `iscrowd`, got 'no'"),
+        (lambda t: t["annotations"][0].update(iscrowd=[]), "annotation 10 must have 0 or 1 as `iscrowd`"),
         (lambda t: t["annotations"][0].update(category_id=99), "annotation 10 has the category 99"),
         (lambda t: t["images"][0].update(height=0), "image 1"),
         (lambda t: t["images"][0].update(file_name="../x.png"), "leads out of"),
@@ -163,6 +165,11 @@ def test_objects_without_a_mask_are_no_targets(tmp_path, name):
         (lambda t: t["annotations"][0].update(image_id=55), "image 55"),
         (lambda t: t["annotations"][0].update(image_id=[1]), "annotation 0"),
         (lambda t: t["categories"][0].pop("name"), "category 0"),
+        (lambda t: t["images"][1].update(id=1), "image 1 must have an id of its own, got 1 again"),
+        (lambda t: t["categories"][2].update(id=7), "category 2 must have an id of its own, got 7 again"),
+        (lambda t: t["images"][1].update(file_name="001.png"), r"'001\.png' as image 1 and as image 2"),
+        (lambda t: [a.pop("segmentation") for a in t["annotations"]], "must have masks, .* boxes are not enough"),
+        (lambda t: [a.update(segmentation=[]) for a in t["annotations"]], "must have masks, .* boxes are not enough"),
     ],
 )
 def test_coco_a_broken_file_is_refused(tmp_path, edit, message):
@@ -170,6 +177,70 @@ def test_coco_a_broken_file_is_refused(tmp_path, edit, message):
     change(path, edit)
     with pytest.raises(ValueError, match=message):
         load_objects(path, images=tmp_path / "images")
+
+
+@pytest.mark.parametrize(
+    ("value", "crowd"), [(0, False), ("0", False), (False, False), (None, False), (1, True), ("1", True), (True, True)]
+)
+def test_crowds_are_0_or_1(tmp_path, value, crowd):
+    path = write_coco(tmp_path, images=1, iscrowd=value)
+    assert [thing.crowd for thing in load_objects(path, images=tmp_path / "images")[0].objects] == [crowd] * 3
+    for name in ("iscrowd", "is_crowd"):
+        row = hub_row()
+        row["objects"] = [{**thing, name: value} for thing in row["objects"]]
+        assert [thing.crowd for thing in HubObjects(Dataset.from_list([row]))[0].objects] == [crowd] * 3
+
+
+@pytest.mark.parametrize("name", ["iscrowd", "is_crowd"])
+def test_other_values_for_crowds_are_refused(name):
+    row = hub_row()
+    row["objects"] = [{**thing, name: "false"} for thing in row["objects"]]
+    with pytest.raises(ValueError, match=f"row 0, object 0 must have 0 or 1 as `{name}`, got 'false'"):
+        HubObjects(Dataset.from_list([row]))[0]
+
+
+@pytest.mark.parametrize("look", [lambda s: s.open(), lambda s: s.open(40), lambda s: s.check_size()])
+def test_an_image_of_another_size_is_no_unreadable_one(tmp_path, look):
+    path = write_coco(tmp_path)
+    change(path, lambda table: table["annotations"][1].update(segmentation=[corners(1)]))
+    change(path, lambda table: table["images"][0].update(height=WIDTH, width=HEIGHT))
+    with pytest.raises(ValueError, match=r"image 1: the labels are for 80x60 pixels .* has 60x80\. .* swapped"):
+        look(load_objects(path, images=tmp_path / "images")[0])
+    change(path, lambda table: table["images"][0].update(height=HEIGHT + 1, width=WIDTH))
+    with pytest.raises(ValueError, match=r"image 1: .* the image has 60x80\.$"):
+        look(load_objects(path, images=tmp_path / "images")[0])
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_lvis_has_addresses_and_is_labelled_in_part(tmp_path, nested):
+    path = write_coco(tmp_path)
+    if nested:
+        (tmp_path / "images" / "train2017").mkdir()
+        for image in (tmp_path / "images").glob("*.png"):
+            image.rename(tmp_path / "images" / "train2017" / image.name)
+
+    def edit(table):
+        for image in table["images"]:
+            name = image.pop("file_name")
+            image.update(coco_url=f"http://images.cocodataset.org/train2017/{name}")
+        table["images"][0].update(neg_category_ids=[9], not_exhaustive_category_ids=[])
+
+    change(path, edit)
+    source = load_objects(path, images=tmp_path / "images")
+    check(source)
+    assert [scene.exhaustive for scene in source] == [False, True]
+    assert {row["family"] for row in expressions_dataset(source, ReferOptions(per_family=6)).select(range(3))} <= {
+        "noun",
+        "attribute",
+        "absolute",
+    }
+    change(path, lambda table: table["images"][1].pop("coco_url"))
+    with pytest.raises(ValueError, match="image 2 has no `file_name`"):
+        load_objects(path, images=tmp_path / "images")[1]
+    for address in ("http://x/train2017/..", "http://x/", "../../x", ""):
+        change(path, lambda table, url=address: table["images"][0].update(coco_url=url))
+        with pytest.raises((ValueError, OSError), match="image"):
+            load_objects(path, images=tmp_path / "images")[0].open()
 
 
 def test_yolo(tmp_path):
@@ -607,7 +678,7 @@ def test_hub_polygons_as_ade20k_has_them():
             lambda row: row["objects"][1].update(mask=png(np.ones((5, 5), dtype=np.uint8))),
             "row 1, object 1: .*size of the image",
         ),
-        (lambda row: row["objects"][1].update(mask=None), "row 1, object 1 must have"),
+        (lambda row: row["objects"][1].update(mask=None), r"object 1 must have a class and a mask; it has `class`\."),
         (lambda row: row.update(image=b"no picture"), "row 1 has no image"),
     ],
 )
