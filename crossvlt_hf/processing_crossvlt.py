@@ -139,8 +139,13 @@ def opening(name: str, kind: str = "image") -> Iterator[None]:
     except ImageDepthError as error:
         raise ImageDepthError(f"{name}: {error}") from error
     except Exception as error:
-        reason = str(error) or type(error).__name__
-        raise OSError(f"{name} cannot be read as {'an' if kind == 'image' else 'a'} {kind}: {reason}") from error
+        article = "an" if kind == "image" else "a"
+        raise OSError(f"{name} cannot be read as {article} {kind}: {reason_of(error)}") from error
+
+
+def reason_of(error: Exception) -> str:
+    """The message of an error, in which Pillow names bytes by their address in memory; its type if it has none."""
+    return re.sub(r"<_io\.BytesIO object at \w+>", "the data", str(error)) or type(error).__name__
 
 
 def _lower_bytes(image: Image.Image) -> tuple[Image.Image, slice] | None:

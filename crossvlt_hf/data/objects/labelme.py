@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from ...processing_crossvlt import load_pixels, opening
-from ..files import entries, field, header_size, image_size, inside, read_json, require_folder
+from ..files import entries, field, header_size, image_size, inside, read_json, require_folder, stored_size
 from ..masks import check_lossless, check_polygons, decode_segmentation, encode_mask
-from .object_record import ObjectRecord, ObjectScene, ObjectSource
+from .object_record import ObjectRecord, ObjectScene, ObjectSource, check_label_size
 
 
 class LabelMeObjects(ObjectSource):
@@ -56,10 +56,21 @@ class LabelMeObjects(ObjectSource):
 
     def _image(self, table: Any, path: Path) -> tuple[Any, tuple[int, int]]:
         """The image, as a path or a function that loads it, and its size."""
+        image, size = self._found_image(table, path)
+        if table.get("imageHeight") is not None or table.get("imageWidth") is not None:
+            labelled = {"height": table.get("imageHeight"), "width": table.get("imageWidth")}
+            check_label_size(image_size(labelled, str(path)), size, str(path))
+        return image, size
+
+    def _found_image(self, table: Any, path: Path) -> tuple[Any, tuple[int, int]]:
+        """The embedded image, or the one in `imagePath`, and its size."""
         where = str(path)
-        if isinstance(data := field(table, "imageData", where) if "imageData" in table else None, str):
-            picture = _decode(data, where)
-            return (lambda: _decode(data, where)), (picture.height, picture.width)
+        data = table.get("imageData") if isinstance(table, dict) else None
+        if data is not None and not isinstance(data, str):
+            raise ValueError(f"{where} must have an image in base64, or null, as `imageData`, got {str(data)[:40]!r}.")
+        if data:
+            picture = _decode(data, where, "imageData")
+            return (lambda: _decode(data, where, "imageData")), stored_size(picture, upright=True)
         name = field(table, "imagePath", where)
         if isinstance(name, str):
             name = name.replace("\\", "/")
@@ -67,20 +78,7 @@ class LabelMeObjects(ObjectSource):
             image = inside(self.images, Path(name).name if isinstance(name, str) else name, where)
         else:
             image = inside(path.parent, name, where, self.folder.resolve().parent if not path.is_absolute() else None)
-        size = header_size(image)
-        _check_size(table, size, where)
-        return image, size
-
-
-def _check_size(table: dict[str, Any], size: tuple[int, int], where: str) -> None:
-    """Raise ValueError if the labels are for an image of another size."""
-    if table.get("imageHeight") is None:
-        return
-    labelled = image_size({"height": table["imageHeight"], "width": table.get("imageWidth")}, where)
-    if labelled != size:
-        raise ValueError(
-            f"{where}: the labels are for {labelled[0]}x{labelled[1]} pixels, the image has {size[0]}x{size[1]}."
-        )
+        return image, header_size(image)
 
 
 def _labels(path: Path) -> list[str]:
@@ -99,12 +97,18 @@ def _text(shape: Any, where: str) -> str:
     return label
 
 
-def _decode(data: str, where: str) -> Image.Image:
+def _decode(data: str, where: str, name: str) -> Image.Image:
+    """Load an image that is in the JSON file.
+
+    Raises:
+        OSError: if it is broken.
+        ValueError: if it is not in base64.
+    """
     try:
         content = base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ValueError(f"{where} has broken base64 in `imageData`: {error}") from error
-    with opening(f"{where} (imageData)", "image"):
+        raise ValueError(f"{where} has broken base64 in `{name}`: {error}") from error
+    with opening(f"{where}: `{name}`", "image"):
         picture = Image.open(io.BytesIO(content))
         load_pixels(picture)
     return picture
@@ -143,7 +147,10 @@ def _shape(shape: dict[str, Any], size: tuple[int, int], where: str) -> list[flo
         return np.stack([x + radius * np.cos(turns), y + radius * np.sin(turns)], axis=1).ravel().tolist()
     if kind == "mask":
         return _embedded_mask(shape, size, where)
-    raise ValueError(f"{where} must be a polygon, rectangle, circle or mask, got a {kind}.")
+    raise ValueError(
+        f"{where} must be a polygon, rectangle, circle or mask, got {str(kind)[:40]!r}; draw its outline as a "
+        "polygon, or remove it."
+    )
 
 
 def _embedded_mask(shape: dict[str, Any], size: tuple[int, int], where: str) -> np.ndarray:
@@ -151,7 +158,7 @@ def _embedded_mask(shape: dict[str, Any], size: tuple[int, int], where: str) -> 
     data = field(shape, "mask", where)
     if not isinstance(data, str):
         raise ValueError(f"{where} must have a PNG in base64 as `mask`, got {str(data)[:40]!r}.")
-    part = np.asarray(check_lossless(_decode(data, where), where).convert("L")) > 0
+    part = np.asarray(check_lossless(_decode(data, where, "mask"), where).convert("L")) > 0
     if top < 0 or left < 0 or top + part.shape[0] > size[0] or left + part.shape[1] > size[1]:
         raise ValueError(f"{where} has a mask that extends beyond the image.")
     mask = np.zeros(size, dtype=bool)

@@ -1,7 +1,6 @@
 """Labels in a data set of `datasets`: lists of objects, a mask and a class per row, or maps of classes."""
 
 import io
-import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -12,7 +11,15 @@ from datasets import Image as ImageFeature
 from numpy.typing import NDArray
 from PIL import Image
 
-from ...processing_crossvlt import IgnoreIndex, check_ignore_index, label_parts, load_pixels, to_label_map, to_rgb
+from ...processing_crossvlt import (
+    IgnoreIndex,
+    check_ignore_index,
+    label_parts,
+    load_pixels,
+    reason_of,
+    to_label_map,
+    to_rgb,
+)
 from ...system import check_known, check_texts
 from ..files import require_columns
 from ..flaws import Flaws
@@ -113,7 +120,7 @@ class HubObjects(ObjectSource):
         try:
             objects = tuple(self._objects(row, size, where, flaws))
         except (TypeError, OSError, SyntaxError, ValueError) as error:
-            message = _without_memory(error)
+            message = reason_of(error)
             raise ValueError(message if message.startswith(where) else f"{where}: {message}") from error
         return ObjectScene(
             image=lambda: picture,
@@ -235,12 +242,7 @@ def open_picture(value: Any, where: str) -> Image.Image:
     try:
         return to_rgb(_opened(value))
     except (OSError, SyntaxError, TypeError, ValueError) as error:
-        raise ValueError(f"{where} has no image that can be read: {_without_memory(error)}") from error
-
-
-def _without_memory(error: Exception) -> str:
-    """The message of an error, in which Pillow names bytes by their place in memory."""
-    return re.sub(r"<_io\.BytesIO object at \w+>", "the file in the row", str(error))
+        raise ValueError(f"{where} has no image that can be read: {reason_of(error)}") from error
 
 
 def _opened(value: Any) -> Image.Image:

@@ -28,7 +28,7 @@ from fabricate_objects import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
 from crossvlt_hf.data.masks import encode_mask
 from crossvlt_hf.data.objects import ObjectSource, ReferOptions, cutouts_of, expressions_dataset, load_objects
@@ -409,6 +409,10 @@ def test_labelme_images_inside_circles_masks_and_groups(tmp_path):
     assert scene.open().size == (WIDTH, HEIGHT)
 
 
+def embedded(width: int, height: int) -> str:
+    return base64.b64encode(png(np.zeros((height, width, 3), dtype=np.uint8))).decode()
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
@@ -417,7 +421,19 @@ def test_labelme_images_inside_circles_masks_and_groups(tmp_path):
         (lambda t: t["shapes"][1].update(label=3), "shape 1"),
         (lambda t: t["shapes"][1].update(points=[[1, 2], [3, 4]]), "shape 1 must have at least 3 points"),
         (lambda t: t["shapes"][1].update(points=[[1, 2], [3, "x"], [4, 5]]), "shape 1"),
-        (lambda t: t["shapes"][1].update(shape_type="linestrip"), "shape 1 must be a polygon, .* got a linestrip"),
+        (
+            lambda t: t["shapes"][1].update(shape_type="linestrip"),
+            "shape 1 must be a polygon, .* got 'linestrip'; draw",
+        ),
+        (
+            lambda t: t["shapes"][1].update(shape_type="oriented_rectangle"),
+            "got 'oriented_rectangle'; draw its outline",
+        ),
+        (lambda t: t["shapes"][1].update(shape_type="point", points=[[1, 2]]), "got 'point'; .* or remove it"),
+        (lambda t: t.update(imageHeight=None), "height and width in pixels, got None and 80"),
+        (lambda t: t.update(imageData=embedded(WIDTH, HEIGHT * 2)), "labels are for 60x80 .* the image has 120x80"),
+        (lambda t: t.update(imageData=embedded(HEIGHT, WIDTH)), "the image has 80x60.* swapped"),
+        (lambda t: t.update(imageData=5), "must have an image in base64, or null, as `imageData`, got '5'"),
         (lambda t: t.update(imageWidth=3), "labels are for"),
         (lambda t: t.update(imagePath="/etc/passwd"), "leads out of"),
         (lambda t: t.update(imageData="%%"), "imageData"),
@@ -430,6 +446,39 @@ def test_labelme_a_broken_file_is_named(tmp_path, edit, message):
         load_objects(tmp_path)[0]
     with pytest.raises(ValueError, match=r"a\.json"):
         load_objects(tmp_path)[0]
+
+
+@pytest.mark.parametrize("data", ["", None])
+def test_labelme_without_embedded_data_has_a_path(tmp_path, data):
+    change(write_labelme(tmp_path) / "a.json", lambda table: table.update(imageData=data))
+    check(load_objects(tmp_path))
+
+
+def test_labelme_an_embedded_image_is_upright(tmp_path):
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = 6
+    picture().transpose(Image.Transpose.ROTATE_90).save(file, "PNG", exif=exif)
+    data = base64.b64encode(file.getvalue()).decode()
+    change(write_labelme(tmp_path) / "a.json", lambda table: table.update(imageData=data))
+    check(load_objects(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["imageData", "mask"])
+def test_labelme_broken_data_is_named_without_addresses_in_memory(tmp_path, name):
+    def edit(table, content):
+        place = table if name == "imageData" else table["shapes"][0] | {"shape_type": "mask"}
+        place[name] = content
+        table["shapes"][0] = place if name == "mask" else table["shapes"][0]
+
+    for content, message in (
+        (base64.b64encode(b"no picture").decode(), "cannot be read as an image"),
+        ("%", "base64"),
+    ):
+        change(write_labelme(tmp_path) / "a.json", lambda table, c=content: edit(table, c))
+        with pytest.raises((OSError, ValueError), match=rf"a\.json.*`{name}`.*") as raised:
+            load_objects(tmp_path)[0]
+        assert message in str(raised.value)
+        assert "object at" not in str(raised.value)
 
 
 def test_voc(tmp_path):
@@ -599,7 +648,7 @@ def test_hub_a_row_without_a_mask_or_image_is_named():
     for name, message in (("mask", "row 0: the file is missing"), ("image", "row 0 has no image")):
         with pytest.raises(ValueError, match=message):
             HubObjects(masked_row(DOG, **{name: None}))[0]
-    with pytest.raises(ValueError, match=r"row 0 has no image that can be read: .* the file in the row"):
+    with pytest.raises(ValueError, match=r"row 0 has no image that can be read: cannot identify image file the data"):
         HubObjects(Dataset.from_list([{**hub_row(), "image": b"no picture"}]))[0]
 
 
