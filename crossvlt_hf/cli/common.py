@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -223,6 +224,16 @@ def load_or_built_in(
     if model is None:
         print(f"No --model was given: {BUILT_IN_NOTE}", file=sys.stderr)
     return loaded
+
+
+@contextmanager
+def warnings_in_one_line() -> Iterator[None]:
+    """Print warnings at the end, without the line of code that raised them."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in found:
+        print(f"Warning: {warning.message}", file=sys.stderr)
 
 
 # ---- checks before the work starts

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 from tyro.conf import Positional, arg
 
 from ..system import check_least, refusing_twice
-from .common import Command, Settings, checked_settings, needs_extra, parse_settings
+from .common import Command, Settings, checked_settings, needs_extra, parse_settings, warnings_in_one_line
 
 
 if TYPE_CHECKING:
@@ -70,8 +70,9 @@ class Refer(Command):
     workers: int | None = None
 
     def check(self) -> None:
-        """Check that settings are name=value, and the number of processes."""
-        check_least("workers", self.workers, 0)
+        """Check that settings are name=value, and that numbers are not negative."""
+        for name in ("workers", "seed", "sheet"):
+            check_least(name, getattr(self, name), 0)
         checked_settings(self.option, "`--option` ")
 
 
@@ -109,7 +110,8 @@ def refer(options: Refer) -> None:
     if options.workers is None and len(source) >= MANY:
         choices = replace(choices, workers=os.cpu_count() or 1)
     split = options.split or source.split or "train"
-    report = write_references(source, options.output, choices, split=split, copy=options.copy, sheet=options.sheet)
+    with warnings_in_one_line():
+        report = write_references(source, options.output, choices, split=split, copy=options.copy, sheet=options.sheet)
     _print_report(report)
     print(f"References, report.json and contact_sheet.png are in {options.output}", file=sys.stderr)
 

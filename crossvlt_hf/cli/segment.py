@@ -4,9 +4,6 @@ import json
 import re
 import sys
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -22,6 +19,7 @@ from .common import (
     check_probability,
     load_or_built_in,
     need_matplotlib,
+    warnings_in_one_line,
 )
 
 
@@ -152,16 +150,6 @@ def _check_word(options: Segment, processor: "CrossVLTProcessor") -> None:
         positions_of(tokens_of(processor, expression), options.explain_word)
 
 
-@contextmanager
-def _warnings_in_one_line() -> Iterator[None]:
-    """Print warnings without the line of code that raised them."""
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always", UserWarning)
-        yield
-    for warning in found:
-        print(f"Warning: {warning.message}", file=sys.stderr)
-
-
 def _run(
     options: Segment, model: "CrossVLTModel", processor: "CrossVLTProcessor", image: "Image.Image"
 ) -> tuple[list[dict[str, Any]], list["Explanation"]]:
@@ -176,7 +164,7 @@ def _run(
         "instances": options.instances or options.min_area is not None,
         "min_area": options.min_area,
     }
-    with _warnings_in_one_line():
+    with warnings_in_one_line():
         if not options.explains:
             return pipeline(image, text=list(options.expressions), **choices), []
         from ..visualization import segment_and_explain

@@ -24,7 +24,7 @@ from ..flaws import Flaws
 from ..masks import pack
 from ..record import Record, build_dataset
 from ..sources.folder import METADATA
-from .attributes import DescribedObject
+from .attributes import DOUBLE, DescribedObject
 from .engine import FAMILIES, Expression, make_expressions
 from .object_record import ObjectScene, ObjectSource
 from .rows import HubObjects
@@ -33,6 +33,8 @@ from .words import in_table, lookup
 
 OnError = Literal["stop", "skip"]
 SMALLEST_TARGET = 0.008  # as a share of the image
+# Reasons why objects are left out, where the report needs more words than `DescribedObject.unclear`
+REASONS = {DOUBLE: "labelled twice, or close together (85 % of the smaller box lie in another of its class)"}
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class ReferOptions:
                 f"{self.per_family}, {self.per_image}, {self.least_area}."
             )
         check_least("workers", self.workers, 0)
+        check_least("seed", self.seed, 0)
 
 
 @dataclass
@@ -106,7 +109,8 @@ class Report:
         self.classes.update(thing.label for thing in objects)
         for index in set(range(len(objects))) - targets:
             small = "too small" if objects[index].area < least_area else "no expression"
-            self.left_out[objects[index].unclear or small] += 1
+            reason = objects[index].unclear or small
+            self.left_out[REASONS.get(reason, reason)] += 1
         self.families.update(expression.family for expression in expressions)
         self.words.update(word for expression in expressions for word in expression.text.split())
 

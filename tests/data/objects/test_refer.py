@@ -1,8 +1,10 @@
 """`crossvlt refer` and what it writes, read again."""
 
 import json
+import re
 import runpy
 import shutil
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from crossvlt_hf.data.objects import (
     references,
     write_references,
 )
+from crossvlt_hf.data.objects.attributes import drop_doubles
 from crossvlt_hf.data.objects.rows import HubObjects
 
 
@@ -197,18 +200,17 @@ def test_a_broken_row_stops_in_one_line_or_is_skipped_and_counted(tmp_path, caps
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_repairs_are_told_and_counted(tmp_path, workers):
+def test_repairs_are_told_and_counted(tmp_path, capsys, workers):
     labels = write_coco(tmp_path)
     table = json.loads(labels.read_text())
     table["annotations"][0]["segmentation"] += [[1, 2, 3, 4]]
     table["annotations"][3]["segmentation"] += [[1, 2], [5, 6, 7, 8]]
     table["annotations"][4]["segmentation"] = []
     labels.write_text(json.dumps(table))
-    with (
-        pytest.warns(UserWarning, match="3 parts of fewer than three points left out, the first in .*annotation 10"),
-        pytest.warns(UserWarning, match="1 object without a mask, which is no target, in .*annotation 21"),
-    ):
-        assert refer(labels, "--images", tmp_path / "images", "--output", tmp_path / "out", "--workers", workers) == 0
+    assert refer(labels, "--images", tmp_path / "images", "--output", tmp_path / "out", "--workers", workers) == 0
+    first, second, _ = capsys.readouterr().err.splitlines()  # without the lines of code
+    assert re.match("Warning: .* 3 parts of fewer than three points left out, the first in .*annotation 10", first)
+    assert re.match("Warning: .* 1 object without a mask, which is no target, in .*annotation 21", second)
     assert json.loads((tmp_path / "out" / "report.json").read_text())["repaired"] == {
         "parts of fewer than three points left out": 3,
         "objects without a mask, which are no targets": 1,
@@ -221,7 +223,9 @@ def test_repairs_are_told_and_counted(tmp_path, workers):
     [
         (["--least-area", "2"], "least_area"),
         (["--per-family", "0"], "per_family"),
-        (["--workers", "-1"], "workers"),
+        (["--workers", "-1"], "`workers` must be an integer of at least 0, got -1"),
+        (["--seed", "-1"], "`seed` must be an integer of at least 0, got -1"),
+        (["--sheet", "-1"], "`sheet` must be an integer of at least 0, got -1"),
         (["--least-area", "0.9"], "There are no expressions"),
         (["--form", "voc"], "SegmentationClass"),
         (["--option", "colour=1"], "no option 'colour'"),
@@ -262,6 +266,25 @@ def test_as_a_data_set_in_memory(tmp_path):
         assert {"the red cup", "the dog"} <= check_rows(rows)
         assert {row["split"] for row in rows} == {"val"}
         assert all(row["image"].size == (WIDTH, HEIGHT) for row in rows)
+
+
+def test_what_is_counted_as_labelled_twice(tmp_path):
+    """Also an object close behind another of its class: the report says so, and from which overlap."""
+    labels = write_coco(tmp_path, images=1)
+    table = json.loads(labels.read_text())
+    table["annotations"][1]["segmentation"] = [[6, 22, 27, 22, 27, 42, 6, 42]]  # the second cup, close to the first
+    labels.write_text(json.dumps(table))
+    assert refer(labels, "--images", tmp_path / "images", "--output", tmp_path / "out") == 0
+    left_out = json.loads((tmp_path / "out" / "report.json").read_text())["objects left out"]
+    share = signature(drop_doubles).parameters["at_least"].default
+    (reason,) = [reason for reason in left_out if f"{share:.0%}".replace("%", " %") in reason]
+    assert reason.startswith("labelled twice, or close together")
+    assert left_out[reason] == 2
+
+
+def test_seeds_of_expressions_are_not_negative():
+    with pytest.raises(ValueError, match="`seed` must be an integer of at least 0, got -1"):
+        ReferOptions(seed=-1)
 
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "photographs.py"
