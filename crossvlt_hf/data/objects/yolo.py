@@ -6,7 +6,7 @@ from numbers) or in classes.txt, one per line.
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
@@ -23,9 +23,11 @@ class YoloObjects(ObjectSource):
     """Labels of YOLO; images without a label file, or with an empty one, are left out.
 
     Args:
-        labels: folder of the label files, or its parent; with splits, `labels/train` and so on, or `train/labels`.
+        labels: folder of the label files, or its parent; with splits, `labels/train` and so on, or `train/labels`, or
+            lists of images in data.yaml (`train: train.txt`).
         images: folder of the images; None for the folder `images` beside `labels`.
-        split: name of a folder of labels; if there are no folders of splits, the name of the split of all images.
+        split: name of a folder of labels, which may end in a year (train2017), or of a list; if there are neither, the
+            name of the split of all images.
         names: file of class names; None to search `labels` and the folders above it.
         name: of the data set.
 
@@ -50,20 +52,37 @@ class YoloObjects(ObjectSource):
         self.names_file = Path(names) if names is not None else _find_names(folder)
         self.classes = read_names(self.names_file)
         self.labels, self.name = tuple(self.classes.values()), name or place.root.name
-        self.split = split or place.folder
+        self.split = split or (None if place.folder is None else _plain(place.folder))
         self.prefix = "" if place.folder is None else f"{place.folder}/"
         self.images = ImagesByName(self.pictures)
-        self.files = [path for path in _label_files(folder) if path.resolve() != self.names_file.resolve()]
         self.folder = folder
+        self.files = [path for path in _label_files(folder) if path.resolve() != self.names_file.resolve()]
+        if place.folder is None:
+            self._select_list(split)
         if not self.files:
             raise ValueError(f"{folder} has no label files with objects.")
+
+    def _select_list(self, split: str | None) -> None:
+        """Keep the label files of the images in a list, if data.yaml has lists of images for its splits."""
+        lists = _lists_of(self.names_file)
+        if not lists:
+            return
+        names = tuple(lists)
+        self.split = names[0] if len(names) == 1 and split is None else check_split(split, names, str(self.names_file))
+        lines = lists[self.split].read_text(encoding="utf-8-sig").splitlines()
+        listed = {_name_in_list(line) for line in lines if line.strip()}
+        self.files = [path for path in self.files if self._name_of(path) in listed]
+
+    def _name_of(self, path: Path) -> str:
+        """The name of the image of a label file."""
+        return path.relative_to(self.folder).with_suffix("").as_posix()
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> ObjectScene:
         path = self.files[index]
-        image = self.images.find(path.relative_to(self.folder).with_suffix("").as_posix(), str(path))
+        image = self.images.find(self._name_of(path), str(path))
         size, image_id = header_size(str(image)), self.prefix + image.relative_to(self.pictures).as_posix()
         return ObjectScene(str(image), image_id, size, self._objects(path, size), str(path))
 
@@ -121,13 +140,14 @@ def _find_place(given: Path, split: str | None) -> _Place:
     if folders:
         rest = labels.name == "labels" and split is None and _label_files(labels, "*.txt")
         names = tuple(sorted(folders))
-        single = len(names) == 1 and split is None and not rest
-        chosen = names[0] if single else check_split(split, names, str(given))
+        same = [name for name in names if split is not None and split not in names and _plain(name) == split]
+        single = names if split is None and not rest else same  # train2017 is train
+        chosen = single[0] if len(single) == 1 else check_split(split, names, str(given))
         return _Place(folders[chosen], root, chosen)
     own = _own_split(root, labels.resolve())
     if own is None:
         return _Place(labels, root)
-    if split is not None:
+    if split not in (None, _plain(own.name)):
         check_split(split, (own.name,), str(given))
     above = own.parent.parent if own.parent.name == "labels" else own.parent
     return _Place(labels, above, own.name)
@@ -147,6 +167,32 @@ def _own_split(root: Path, labels: Path) -> Path | None:
         return labels
     named = any((folder / name).is_file() for folder in (root, labels) for name in _NAMES)
     return root if labels.name == "labels" and _SPLIT.fullmatch(root.name) and not named else None
+
+
+def _plain(folder: str) -> str:
+    """The split of a folder: train for train2017."""
+    return re.sub(r"[-_]?\d+$", "", folder.lower())
+
+
+def _lists_of(names_file: Path) -> dict[str, Path]:
+    """The lists of images of splits in data.yaml (`train: train.txt`)."""
+    if names_file.suffix not in (".yaml", ".yml"):
+        return {}
+    table, above = yaml.safe_load(names_file.read_text(encoding="utf-8-sig")), names_file.parent
+    entries = {split: table.get(split) for split in ("train", "val", "test")}
+    found = {
+        split: [above / str(table.get("path") or "") / entry, above / entry]
+        for split, entry in entries.items()
+        if isinstance(entry, str) and entry.endswith(".txt")
+    }
+    return {split: path for split, paths in found.items() for path in paths if path.is_file()}
+
+
+def _name_in_list(line: str) -> str:
+    """The name of an image in a list, such as ./images/NAME.jpg: what follows the folder of images, without suffix."""
+    parts = PurePosixPath(line.strip().replace("\\", "/")).with_suffix("").parts
+    below = len(parts) - parts[::-1].index("images") if "images" in parts else len(parts) - 1
+    return "/".join(parts[below:])
 
 
 def _images_in(images: Path, split: str | None) -> Path:

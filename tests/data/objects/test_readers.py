@@ -344,7 +344,7 @@ def test_yolo_reads_the_split_that_is_asked_for(tmp_path, layout):
         folder = "valid" if split.startswith("val") else split
         assert [scene.image_id for scene in source] == [f"{folder}/{folder}{n}.png" for n in range(count)]
         assert (source.split, source.name) == (split, tmp_path.name)
-    for split in (None, "test", "dev"):
+    for split in (None, "minival", "dev"):
         with pytest.raises(ValueError, match=f"`split` must be one of .*: test2017, train, valid; got {split!r}"):
             load_objects(root, split=split)
     given = load_objects(root, split="val", images=root / layout.partition("{")[0].replace("labels", "images"))
@@ -364,6 +364,45 @@ def test_yolo_a_folder_of_a_split_is_that_split(tmp_path, layout):
             load_objects(folder, split="train")
     shutil.rmtree(root / layout.format("train"))
     assert load_objects(root).split == "val"  # the only one
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_yolo_folders_with_a_year(tmp_path, layout):
+    root = write_splits(tmp_path, layout, ("train2017", "val2017"))
+    for split, count in (("train", 1), ("val", 2), ("train2017", 1), ("val2017", 2)):
+        source = load_objects(root, split=split)
+        assert (len(source), source.split) == (count, split)
+    assert load_objects(root / layout.format("val2017")).split == "val"
+    assert load_objects(root / layout.format("val2017"), split="val").split == "val"
+    write_splits(tmp_path / "twice", layout, ("train2014", "train2017"))
+    with pytest.raises(ValueError, match="train2014, train2017; got 'train'"):
+        load_objects(tmp_path / "twice", split="train")
+
+
+@pytest.mark.parametrize("prefix", ["./images/", "", "images/", "/data/set/images/", "set\\images\\"])
+def test_yolo_lists_of_images(tmp_path, prefix):
+    """Flat labels, of which data.yaml has lists for its splits."""
+    write_yolo(tmp_path / "source")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "images").mkdir()
+    for name in "abc":
+        shutil.copy(tmp_path / "source" / "labels" / "train" / "a.txt", tmp_path / "labels" / f"{name}.txt")
+        picture().save(tmp_path / "images" / f"{name}.png")
+    (tmp_path / "train.txt").write_text(f"{prefix}a.png\n\n{prefix}unlabelled.png\n")
+    (tmp_path / "val.txt").write_text(f"{prefix}b.png\n{prefix}c.png\n")
+    lists = "path: .\ntrain: train.txt\nval: val.txt\ntest: gone.txt\n"
+    (tmp_path / "data.yaml").write_text(f"{lists}names: [cup, dog]\n")
+    for split, names in (("train", ["a"]), ("validation", ["b", "c"])):
+        source = load_objects(tmp_path, split=split)
+        assert [scene.image_id for scene in source] == [f"{name}.png" for name in names]
+    for split in (None, "test"):
+        with pytest.raises(ValueError, match=f"train, val; got {split!r}"):
+            load_objects(tmp_path, split=split)
+    (tmp_path / "train.txt").unlink()
+    assert (len(load_objects(tmp_path)), load_objects(tmp_path).split) == (2, "val")  # the only list
+    (tmp_path / "val.txt").write_text("d.png\n")
+    with pytest.raises(ValueError, match="no label files"):
+        load_objects(tmp_path)
 
 
 def test_yolo_labels_beside_folders_of_splits(tmp_path):
