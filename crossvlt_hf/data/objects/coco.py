@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -102,9 +101,9 @@ class CocoObjects(ObjectSource):
         address = image.get("coco_url")
         if "file_name" in image or not isinstance(address, str):
             return inside(self.folder, field(image, "file_name", where), where)
-        *_, split, name = "", *urlsplit(address).path.split("/")
-        nested = inside(self.folder, f"{split}/{name}", where)
-        return nested if Path(nested).is_file() else inside(self.folder, name, where)
+        parts = [part for part in address.partition("?")[0].split("/") if part]
+        nested = inside(self.folder, "/".join(parts[-2:]), where)
+        return nested if Path(nested).is_file() else inside(self.folder, "".join(parts[-1:]), where)
 
     def _object(self, row: Mapping[str, Any], size: tuple[int, int], flaws: Flaws) -> ObjectRecord:
         where = f"{self.path}, annotation {row.get('id', '?')}"
