@@ -35,6 +35,7 @@ _OBJECTS, _MASKS = ("objects", "annotations"), ("mask", "trimap", "segmentation_
 _MAPS = ("annotation", "semantic_map", "label_map", "instances", "label")
 _CLASS_KEYS = ("class", "category", "label", "name", "category_id", "class_id")
 _MASK_KEYS = ("mask", "segmentation", "rle", "polygon")
+BORDER = 255  # of a semantic map, unless a class has that number
 SPECK = 0.002  # smaller parts of a semantic map, as a share of the image, are no objects
 
 
@@ -50,7 +51,8 @@ class HubObjects(ObjectSource):
             Oxford-IIIT Pet;
             "instances": an image with classes in the red channel and instances in the green channel, as in
             scene_parse_150;
-            "semantic": an image of class numbers in one channel; each connected part is an object.
+            "semantic": an image of class numbers in one channel; each connected part is an object. 255 is a border,
+            unless `names` has a class of that number.
         image: column of images.
         labels: column of the list, mask or map; None for the first column with a usual name.
         class_column: for "mask", column of classes.
@@ -173,7 +175,8 @@ class HubObjects(ObjectSource):
 
     def _parts(self, table: NDArray, where: str) -> list[ObjectRecord]:
         found = []
-        for value in (int(v) for v in np.unique(table) if int(v) not in (*self.background, 255)):
+        border = () if self.names is not None and len(self.names) > BORDER else (BORDER,)
+        for value in (int(v) for v in np.unique(table) if int(v) not in (*self.background, *border)):
             label = self._class(value, where)
             parts = label_parts(torch.from_numpy(table == value), corners=False).numpy()
             for number, area in enumerate(np.bincount(parts.ravel())[1:], start=1):
@@ -247,9 +250,11 @@ def open_picture(value: Any, where: str) -> Image.Image:
 
 def _opened(value: Any) -> Image.Image:
     if isinstance(value, dict):
-        value = value["path"] if value.get("bytes") is None else value["bytes"]
+        value = value.get("path") if value.get("bytes") is None else value["bytes"]
     if value is None:
         raise ValueError("the file is missing")
+    if not isinstance(value, str | bytes | Image.Image):
+        raise ValueError(f"an image must be a file, its bytes or a PIL image, got {str(value)[:40]!r}")
     if isinstance(value, bytes):
         value = io.BytesIO(value)
     if isinstance(value, Image.Image):

@@ -683,6 +683,27 @@ def test_hub_a_mask_without_the_object_makes_no_target(values):
     assert [one for one, _ in scene.flaws.met] == ["object without a mask, which is no target"]
 
 
+@pytest.mark.parametrize("value", [5, 0.5, "gone.png", {"a": 1}, {"bytes": None}, [], [[]], [5], [None], [[[1]]]])
+def test_hub_any_mask_is_read_or_refused_with_its_row(value):
+    """Nothing but ValueError, whatever the column has."""
+    rows = [{"image": png(np.asarray(picture())), "objects": [{"class": "dog", "mask": value}]}]
+    with suppress(ValueError):
+        (scene,) = HubObjects(Dataset.from_list(rows))
+        assert not scene.mask([0]).any()
+        return
+    with pytest.raises(ValueError, match="row 0"):
+        HubObjects(Dataset.from_list(rows))[0]
+
+
+@pytest.mark.parametrize(("names", "labels"), [(200, []), (255, []), (256, ["n255"]), (300, ["n255"])])
+def test_hub_255_is_a_border_unless_it_has_a_name(names, labels):
+    table = np.where(DOG == 1, 255, 0).astype(np.uint8)
+    features = Features({"image": ImageFeature(), "annotation": ImageFeature()})
+    rows = Dataset.from_list([{"image": picture(), "annotation": Image.fromarray(table)}], features=features)
+    (scene,) = HubObjects(rows, names=[f"n{number}" for number in range(names)])
+    assert [thing.label for thing in scene.objects] == labels
+
+
 def test_hub_a_row_without_a_mask_or_image_is_named():
     for name, message in (("mask", "row 0: the file is missing"), ("image", "row 0 has no image")):
         with pytest.raises(ValueError, match=message):
