@@ -18,6 +18,7 @@ from .common import (
     need_matplotlib,
     needs_extra,
     parse_settings,
+    warnings_in_one_line,
 )
 
 
@@ -138,7 +139,7 @@ def _evaluation_options(options: Evaluate) -> "EvaluationOptions":
 def _load_data(options: Evaluate) -> Any:
     from ..data import load_data
 
-    with refusing_twice(options.data, "--option"):
+    with warnings_in_one_line(), refusing_twice(options.data, "--option"):
         dataset = load_data(
             options.data, options.split, root=options.root, merge=options.merge, **parse_settings(options.option)
         )

@@ -105,6 +105,20 @@ def test_evaluate_names_the_splits_of_ones_own_folder(tmp_path, capsys):
     assert "mine, yours" in capsys.readouterr().err
 
 
+def test_evaluate_warns_of_the_data_in_one_line(tmp_path, capsys):
+    Image.new("RGB", (40, 30)).save(tmp_path / "0.png")
+    corners = [5, 5, 25, 5, 25, 20]
+    rows = [
+        {"image": "0.png", "expression": "cup", "polygons": [corners, [1, 2]], "split": "mine"},
+        {"image": "0.png", "expression": "dog", "polygons": [corners], "split": "mine"},
+    ]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert main(["evaluate", "--data", str(tmp_path), "--split", "mine", "--device", "cpu"]) == 0
+    first, *_ = capsys.readouterr().err.splitlines()
+    assert first.startswith("Warning: ")
+    assert "1 part of fewer than three points left out, in " in first
+
+
 # ---- the built-in checkpoint
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 from contextlib import suppress
+from functools import partial
 
 import numpy as np
 import pytest
@@ -505,15 +506,12 @@ def test_labelme_an_embedded_image_is_upright(tmp_path):
 @pytest.mark.parametrize("name", ["imageData", "mask"])
 def test_labelme_broken_data_is_named_without_addresses_in_memory(tmp_path, name):
     def edit(table, content):
-        place = table if name == "imageData" else table["shapes"][0] | {"shape_type": "mask"}
-        place[name] = content
-        table["shapes"][0] = place if name == "mask" else table["shapes"][0]
+        (table if name == "imageData" else table["shapes"][0]).update({name: content})
+        table["shapes"][0].update(shape_type="mask" if name == "mask" else "polygon")
 
-    for content, message in (
-        (base64.b64encode(b"no picture").decode(), "cannot be read as an image"),
-        ("%", "base64"),
-    ):
-        change(write_labelme(tmp_path) / "a.json", lambda table, c=content: edit(table, c))
+    broken = base64.b64encode(b"no picture").decode()
+    for content, message in ((broken, "cannot be read as an image"), ("%", "base64")):
+        change(write_labelme(tmp_path) / "a.json", partial(edit, content=content))
         with pytest.raises((OSError, ValueError), match=rf"a\.json.*`{name}`.*") as raised:
             load_objects(tmp_path)[0]
         assert message in str(raised.value)
