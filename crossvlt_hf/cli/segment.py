@@ -1,6 +1,7 @@
 """`crossvlt segment`: segment what expressions refer to in an image."""
 
 import json
+import os
 import re
 import sys
 import time
@@ -80,7 +81,7 @@ class Segment(Command):
         check_probability("presence_threshold", self.presence_threshold)
         check_least("min_area", self.min_area, 1)
         self.pixel()
-        if Path(self.image).is_dir():
+        if os.path.isdir(self.image):
             raise ValueError(
                 f"{self.image} is a folder; `crossvlt predict {self.image} --expression TEXT` segments all its images."
             )
