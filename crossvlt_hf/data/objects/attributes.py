@@ -7,7 +7,7 @@ pixels. A colour fits an object if most of its pixels agree, does not fit if har
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,9 +130,14 @@ class DescribedObject:
         """Whether it can be a target."""
         return not self.unclear
 
+    @cached_property
+    def placed(self) -> bool:
+        """Whether its extent is known: false for a label without pixels, whose box and area say nothing."""
+        return self.area > 0
+
     def is_coloured(self, colour: str) -> Answer:
         """Whether a colour fits; None if people might disagree."""
-        if self.colours is None:
+        if self.colours is None or not self.placed:
             return None
         share = self.colours.get(colour, 0.0)
         if share < OPEN:
@@ -171,7 +176,7 @@ def describe(
         doubles: whether an object may be labelled twice: see `drop_doubles`.
 
     Returns:
-        A description of each object; objects without pixels are unclear.
+        A description of each object; objects without pixels are unclear, and their place and size are unknown.
 
     Raises:
         ValueError: if numbers or sizes do not match.

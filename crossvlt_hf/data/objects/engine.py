@@ -93,6 +93,8 @@ class Query(NamedTuple):
 
 def _before(one: DescribedObject, other: DescribedObject, side: str) -> Answer:
     """Whether one object is further to a side than another: by its centre and by both of its edges."""
+    if not (one.placed and other.placed):
+        return None
     axis, sign = axis_of(side)
     gaps = [
         sign * (other.centre[axis] - one.centre[axis]),
@@ -106,6 +108,8 @@ def _before(one: DescribedObject, other: DescribedObject, side: str) -> Answer:
 
 def _larger(one: DescribedObject, other: DescribedObject, ratio: float = AREA_RATIO) -> Answer:
     """Whether one object covers more of the image; None if the smaller one is cut off by the border."""
+    if not (one.placed and other.placed):
+        return None
     if one.area >= ratio * other.area:
         return None if other.cut else True
     if other.area >= ratio * one.area:
@@ -164,13 +168,17 @@ def _in_middle(thing: DescribedObject) -> Answer:
 
 
 def in_region(thing: DescribedObject, sides: Sequence[str]) -> Answer:
-    """Whether an object is at all of the sides."""
+    """Whether an object is at all of the sides; None if its extent is unknown."""
+    if not thing.placed:
+        return None
     limit = 0.35 if len(sides) == 1 else 0.33
     return every(_at_side(thing, side, limit) for side in sides)
 
 
 def related(thing: DescribedObject, anchor: DescribedObject, side: str) -> Answer:
     """Whether an object is on a side of another: separate, and further along that axis than across it."""
+    if not (thing.placed and anchor.placed):
+        return None
     axis, sign = axis_of(side)
     along = sign * (anchor.centre[axis] - thing.centre[axis])
     across = abs(anchor.centre[1 - axis] - thing.centre[1 - axis])
@@ -247,7 +255,7 @@ class World:
         if answer is not False and phrase.colour is not None:
             answer = both(answer, thing.is_coloured(phrase.colour))
         if answer is not False and phrase.adjective is not None:
-            answer = both(answer, phrase.adjective in thing.adjectives)
+            answer = both(answer, phrase.adjective in thing.adjectives or (None if not thing.placed else False))
         return None if answer and not thing.clear else answer
 
     def count(self, phrase: Phrase) -> int:

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crossvlt_hf.data.objects import FAMILIES, DescribedObject, make_expressions
-from crossvlt_hf.data.objects.engine import UNCERTAIN_FAMILIES
+from crossvlt_hf.data.objects.engine import REGIONS, UNCERTAIN_FAMILIES, World, _further, in_region, related
+from crossvlt_hf.data.phrases import Phrase
 
 
 COCO = ("cup", "bowl", "dog", "cat", "horse", "couch", "person", "book", "chair")
@@ -170,6 +171,31 @@ def test_what_is_not_clear_is_never_meant_and_makes_others_ambiguous(reason):
     words = said([thing("cup", 0.1, side=0.1), thing("cup", 0.4), hidden], "superlative")
     assert "the rightmost cup" not in words
     assert words["the leftmost cup"] == (0,)
+
+
+UNSEEN = DescribedObject("cup", (0.0, 0.0, 0.0, 0.0), (0.0, 0.0), 0.0, unclear="hardly visible")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_where_an_object_has_no_pixels_nothing_is_said_of_its_place_size_or_colour(family):
+    """It may be anywhere, so that a word that fits it decides nothing."""
+    clear = [thing("cup", 0.7, side=0.3, colour="red"), thing("cup", 0.3, 0.7, colour="blue"), thing("dog", 0.2, 0.2)]
+    assert any("cup" in text for text in said(clear, family, labels=COCO)) or family in ("noun", "ordinal")
+    for text in said([*clear, UNSEEN], family, labels=COCO):
+        assert "cup" not in text
+
+
+def test_no_test_denies_what_is_known_of_no_place():
+    known, colours = thing("lamp", 0.5), ("red", "blue")
+    unseen = DescribedObject("cup", (0.0, 0.0, 0.0, 0.0), (0.0, 0.0), 0.0, {}, unclear="hardly visible")
+    assert {in_region(unseen, sides) for sides in REGIONS.values()} == {None}
+    for side in ("left", "right", "top", "bottom"):
+        assert related(unseen, known, side) is related(known, unseen, side) is None
+    for key in ("left", "right", "top", "bottom", "largest", "smallest", "big", "small"):
+        assert _further(key)(unseen, known) is _further(key)(known, unseen) is None
+    assert {unseen.is_coloured(colour) for colour in colours} == {None}
+    world = World([unseen, known], np.random.default_rng(0))
+    assert world.fits(Phrase("cup", None, "striped")) == (None, False)
 
 
 def test_small_objects_are_not_meant_but_counted():
