@@ -135,9 +135,14 @@ class DescribedObject:
         """Whether its extent is known: false for a label without pixels, whose box and area say nothing."""
         return self.area > 0
 
+    @cached_property
+    def single(self) -> bool:
+        """Whether it is one object with a known extent: place, size and colour are those of the label."""
+        return self.placed and self.unclear != CROWD
+
     def is_coloured(self, colour: str) -> Answer:
-        """Whether a colour fits; None if people might disagree."""
-        if self.colours is None or not self.placed:
+        """Whether a colour fits; None if people might disagree, or for parts of a crowd."""
+        if self.colours is None or not self.single:
             return None
         share = self.colours.get(colour, 0.0)
         if share < OPEN:

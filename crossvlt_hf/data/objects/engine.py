@@ -2,7 +2,8 @@
 
 An expression is a text with a small program. For every object the program returns True, False, or None if people might
 disagree (a cup that is red and orange, a chair just left of the middle, a shoe that may be a sneaker) or the object is
-unclear. An expression is used only if there is no None, and the number of Trues fits its family.
+unclear. A crowd is several objects anywhere in its box: a test is False of it only if it is False of all of them. An
+expression is used only if there is no None, and the number of Trues fits its family.
 """
 
 from collections import Counter
@@ -91,11 +92,22 @@ class Query(NamedTuple):
     group: str = ""
 
 
+def _edge(thing: DescribedObject, side: str) -> float:
+    """Where the box of an object ends at a side."""
+    axis, sign = axis_of(side)
+    return thing.box[axis if sign == 1 else axis + 2]
+
+
 def _before(one: DescribedObject, other: DescribedObject, side: str) -> Answer:
     """Whether one object is further to a side than another: by its centre and by both of its edges."""
-    if not (one.placed and other.placed):
-        return None
     axis, sign = axis_of(side)
+    if not (one.single and other.single):
+        # Only what is before all of a crowd is before each of its parts
+        if not (one.single and other.placed):
+            return None
+        edge = _edge(other, side)
+        gaps = [sign * (edge - one.centre[axis]), sign * (edge - _edge(one, OPPOSITES[side]))]
+        return True if gaps[0] >= MARGIN and gaps[1] >= 0 else None
     gaps = [
         sign * (other.centre[axis] - one.centre[axis]),
         sign * (other.box[axis] - one.box[axis]),
@@ -110,9 +122,21 @@ def _larger(one: DescribedObject, other: DescribedObject, ratio: float = AREA_RA
     """Whether one object covers more of the image; None if the smaller one is cut off by the border."""
     if not (one.placed and other.placed):
         return None
+    if not (one.single and other.single):
+        # A part is no larger than its crowd, but may be much smaller
+        return _larger_than_all(one, other, ratio)
     if one.area >= ratio * other.area:
         return None if other.cut else True
     if other.area >= ratio * one.area:
+        return None if one.cut else False
+    return None
+
+
+def _larger_than_all(one: DescribedObject, other: DescribedObject, ratio: float) -> Answer:
+    """Whether an object is larger than each part of a crowd, or each part of a crowd smaller than an object."""
+    if one.single and one.area >= ratio * other.area:
+        return None if other.cut else True
+    if other.single and other.area >= ratio * one.area:
         return None if one.cut else False
     return None
 
@@ -153,6 +177,9 @@ def _at_side(thing: DescribedObject, side: str, limit: float) -> Answer:
     if side == "middle":
         return _in_middle(thing)
     axis, sign = axis_of(side)
+    if not thing.single:
+        near, far = (sign * (_edge(thing, s) - 0.5) + 0.5 for s in (side, OPPOSITES[side]))
+        return True if far <= limit else (False if near >= 0.5 else None)
     centre = thing.centre[axis] if sign == 1 else 1 - thing.centre[axis]
     far = thing.box[axis + 2] if sign == 1 else 1 - thing.box[axis]
     if centre <= limit and far <= 0.58:
@@ -161,6 +188,9 @@ def _at_side(thing: DescribedObject, side: str, limit: float) -> Answer:
 
 
 def _in_middle(thing: DescribedObject) -> Answer:
+    if not thing.single:
+        gaps = [max(thing.box[axis] - 0.5, 0.5 - thing.box[axis + 2]) for axis in (0, 1)]
+        return False if max(gaps[0], gaps[1] * 0.75) >= 0.2 else None
     away = max(abs(thing.centre[0] - 0.5), abs(thing.centre[1] - 0.5) * 0.75)
     if away <= 0.1 and thing.box[2] - thing.box[0] < 0.6:
         return True
@@ -180,6 +210,9 @@ def related(thing: DescribedObject, anchor: DescribedObject, side: str) -> Answe
     if not (thing.placed and anchor.placed):
         return None
     axis, sign = axis_of(side)
+    if not (thing.single and anchor.single):
+        behind = sign * (_edge(thing, side) - anchor.centre[axis])
+        return False if anchor.single and behind >= MARGIN else None
     along = sign * (anchor.centre[axis] - thing.centre[axis])
     across = abs(anchor.centre[1 - axis] - thing.centre[1 - axis])
     gap = anchor.box[axis] - thing.box[axis + 2] if sign == 1 else thing.box[axis] - anchor.box[axis + 2]
@@ -255,7 +288,7 @@ class World:
         if answer is not False and phrase.colour is not None:
             answer = both(answer, thing.is_coloured(phrase.colour))
         if answer is not False and phrase.adjective is not None:
-            answer = both(answer, phrase.adjective in thing.adjectives or (None if not thing.placed else False))
+            answer = both(answer, phrase.adjective in thing.adjectives or (False if thing.single else None))
         return None if answer and not thing.clear else answer
 
     def count(self, phrase: Phrase) -> int:

@@ -1,6 +1,7 @@
 """Expressions mean what they say: checked by other programs than those that made them."""
 
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -196,6 +197,51 @@ def test_no_test_denies_what_is_known_of_no_place():
     assert {unseen.is_coloured(colour) for colour in colours} == {None}
     world = World([unseen, known], np.random.default_rng(0))
     assert world.fits(Phrase("cup", None, "striped")) == (None, False)
+
+
+def part_of(crowd, rng) -> DescribedObject:
+    """A part of a crowd, somewhere in its box."""
+    (left, right), (top, bottom) = (np.sort(rng.uniform(crowd.box[a], crowd.box[a + 2], 2)) for a in (0, 1))
+    box = tuple(map(float, (left, top, right, bottom)))
+    return DescribedObject(crowd.label, box, ((left + right) / 2, (top + bottom) / 2), (right - left) * (bottom - top))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.floats(0.1, 0.9), st.floats(0.1, 0.9), st.floats(0.05, 0.5), st.integers(0, 10_000))
+def test_of_a_crowd_is_only_known_what_holds_for_all_of_its_parts(x, y, side, seed):
+    rng = np.random.default_rng(seed)
+    crowd, other = thing("person", x, y, side, unclear="crowd"), thing("lamp", *rng.uniform(0.1, 0.9, 2))
+    parts = [part_of(crowd, rng) for _ in range(30)]
+    tests = {str(sides): partial(in_region, sides=sides) for sides in REGIONS.values()}
+    for key in ("left", "right", "top", "bottom"):
+        tests[f"related {key}"] = partial(related, anchor=other, side=key)
+    for key in ("left", "right", "top", "bottom", "largest", "smallest", "big", "small"):
+        tests[f"{key} than"] = lambda part, key=key: _further(key)(part, other)
+        tests[f"than {key}"] = lambda part, key=key: _further(key)(other, part)
+    for name, test in tests.items():
+        if (answer := test(crowd)) is not None:
+            assert {test(part) for part in parts} == {answer}, name
+
+
+@pytest.mark.parametrize(
+    ("family", "text"),
+    [
+        ("no_target", "the person right of the lamp"),
+        ("no_target", "the person left of the lamp"),
+        ("no_target", "the person on the right"),
+        ("absolute", "the person on the left side"),
+        ("negation", "the person that is not on the right"),
+        ("superlative", "the leftmost person"),
+        ("superlative", "the largest person"),
+        ("attribute", "the red person"),
+    ],
+)
+def test_a_crowd_is_not_judged_by_its_centre(family, text):
+    person = thing("person", 0.1, 0.5, side=0.18, colour="red")
+    crowd = DescribedObject("person", (0.22, 0.3, 1.0, 0.8), (0.6, 0.55), 0.2, {"blue": 0.95}, unclear="crowd")
+    lamp = thing("lamp", 0.5, 0.5)
+    found = said([person, crowd, lamp], family)
+    assert (text in found) == (text == "the leftmost person")  # all of the crowd is further right
 
 
 def test_small_objects_are_not_meant_but_counted():
