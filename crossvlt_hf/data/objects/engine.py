@@ -244,7 +244,9 @@ class World:
         self.objects, self.least_area = tuple(objects), least_area
         self.labels = sorted({lookup(label).name for label in labels or [thing.label for thing in objects]})
         present = {lookup(thing.label).name for thing in self.objects}
-        absent = [label for label in self.labels if label not in present]
+        # A class that is not in the table may be another word for anything (a car beside an automobile)
+        listed = all(lookup(name).listed for name in present)
+        absent = [label for label in self.labels if label not in present and listed and lookup(label).listed]
         self.absent = [absent[place] for place in rng.permutation(len(absent))[:MOST_ABSENT]]
         self.nouns = self._choose_nouns(rng, closed)
         # Pictures of many objects ask the same thousands of times

@@ -5,6 +5,7 @@ may be a man, a shoe may be a sneaker.
 """
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -35,6 +36,8 @@ _IRREGULAR = {
     "woman": "women",
     **dict.fromkeys(("aircraft", "deer", "fish", "series", "sheep"), ""),
 }
+SEVERAL = 3  # classes of a kind, for its name to be used
+
 _SAME = frozenset(word for word, plural in _IRREGULAR.items() if not plural)
 
 
@@ -45,13 +48,14 @@ class Noun:
     Args:
         name: the usual noun.
         plural: of the name.
-        also: synonyms.
+        also: synonyms, and wider words that people use for it.
         kinds: hypernyms, direct and indirect.
         perhaps: words that may fit.
         form: "count", "plural" ("shoes", one label for a pair), or "mass" ("rice").
         piece: countable noun for a mass: "piece of tofu".
         colours: colours that expressions may use; None for all.
         sizes: whether expressions may call it big or small by its share of the image.
+        listed: whether it is in the table.
     """
 
     name: str
@@ -63,6 +67,7 @@ class Noun:
     piece: str | None = None
     colours: frozenset[str] | None = None
     sizes: bool = True
+    listed: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -141,6 +146,8 @@ def _unlisted(word: str) -> Noun:
     ends_in_s = re.search(r"[^suia]s$", word) is not None
     # A "sports car" may be called a car or not: a "hot dog" is no dog
     parts = frozenset(word.split(" ")) - {word, "of", "the", "and"}
+    if re.search(r"(man|boy|girl|person)$", word):
+        parts |= {"person"}
     return Noun(word, word if ends_in_s else pluralise(word), perhaps=parts, form="plural" if ends_in_s else "count")
 
 
@@ -152,17 +159,34 @@ def _listed(name: str) -> Noun:
     parts = frozenset(name.split(" ")) | {
         other for kind in kinds for other in _table().get(kind, {}).get("perhaps", ())
     }
+    also = (*entry.get("also", ()), *entry.get("short", ()))
     return Noun(
         name,
         entry.get("plural", name if form == "plural" else pluralise(name)),
-        tuple(entry.get("also", ())),
+        also,
         kinds,
-        frozenset({*entry.get("perhaps", ()), *parts}) - {name, "of", *entry.get("also", ()), *kinds},
+        frozenset({*entry.get("perhaps", ()), *parts}) - {name, "of", *also, *kinds},
         form,
         entry.get("piece"),
         None if colours is None else frozenset(colours or ()),
         entry.get("sizes", True),
+        listed=True,
     )
+
+
+@cache
+def _open_words(listed: bool) -> frozenset[str]:
+    """Words that may fit any class that is in the table, or that is not.
+
+    Of a class that is not in the table ("lion"), nobody knows which hypernyms fit it; of some words ("tool"), nobody
+    knows what they fit.
+    """
+    entries = _table().items()
+    if listed:
+        return frozenset(name for name, entry in entries if entry.get("wide") is True)
+    counts = Counter(kind for _, entry in entries for kind in set(_closure(entry.get("kinds", ()))))
+    hypernyms = {kind for kind, count in counts.items() if count >= SEVERAL}
+    return frozenset(hypernyms | {name for name, entry in entries if entry.get("wide")})
 
 
 @lru_cache(maxsize=262144)
@@ -174,20 +198,25 @@ def word_fits(word: str, label: str) -> Answer:
         label: the class.
 
     Returns:
-        True, False, or None if it may fit: "sneaker" for a shoe, "man" for a person.
+        True, False, or None if it may fit: "sneaker" for a shoe, "man" for a person, "animal" for a class that is not
+        in the table.
     """
     noun = lookup(label)
     if word == "object" or word in noun.names or word in noun.kinds:
         return True
+    if word in _open_words(noun.listed):
+        return None
     other = lookup(word)
     related = {*noun.perhaps, noun.plural}
     if related & {*other.names, other.plural} or word in related:
         return None
-    narrower = set(noun.names) & {*other.kinds, *other.perhaps}
+    if (not noun.listed and noun.name.endswith(other.name)) or (not other.listed and word.endswith(noun.name)):
+        return None  # a wheelchair may be called a chair
+    narrower = set(noun.names) & {*other.also, *other.kinds, *other.perhaps}
     return None if narrower else False
 
 
-def usable_kinds(labels: Collection[str], at_least: int = 3) -> frozenset[str]:
+def usable_kinds(labels: Collection[str], at_least: int = SEVERAL) -> frozenset[str]:
     """Hypernyms of enough labelled classes to be used in expressions.
 
     In a data set that labels only dogs, other animals are unlabelled, so "the animal" would be ambiguous.

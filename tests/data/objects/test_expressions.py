@@ -151,6 +151,68 @@ def test_what_is_not_there():
     assert not {"the mug", "the animal"} & set(said(objects, "no_target"))
 
 
+@pytest.mark.parametrize(
+    ("listed", "other", "kind"),
+    [
+        ("dog", "lion", "animal"),
+        ("car", "van", "vehicle"),
+        ("apple", "strawberry", "fruit"),
+        ("carrot", "spinach", "vegetable"),
+        ("handbag", "tote", "bag"),
+        ("sneaker", "clog", "shoe"),
+    ],
+)
+def test_a_wider_word_is_open_beside_a_class_that_is_not_in_the_table(listed, other, kind):
+    of_kind = ("dog", "cat", "horse", "car", "bus", "truck", "apple", "banana", "pear", "carrot", "onion", "potato")
+    labels = (*of_kind, "handbag", "backpack", "duffel bag", "sneaker", "sandal", "boot", other)
+    one, two, unknown = thing(listed, 0.2), thing(listed, 0.5), thing(other, 0.8)
+    assert f"the {kind}" in said([one], "noun", seeds=12, labels=labels)
+    assert f"the {kind}" not in said([one, unknown], "noun", seeds=12, labels=labels)
+    assert any(text.endswith(f" {kind}s") for text in said([one, two], "plural", seeds=12, labels=labels))
+    assert not any(text.endswith(f" {kind}s") for text in said([one, two, unknown], "plural", seeds=12, labels=labels))
+    assert f"the {kind} on the right" in said([one], "no_target", seeds=12, labels=labels)
+    assert f"the {kind} on the right" not in said([one, unknown], "no_target", seeds=12, labels=labels)
+    mixed = [one, thing(labels[labels.index(listed) + 1], 0.5)]
+    if kind != "bag":  # a backpack may be called a handbag
+        assert any(f"the {kind} that is not a" in text for text in said(mixed, "negation", seeds=12, labels=labels))
+    assert not any(
+        f"the {kind} that is not a" in text for text in said([*mixed, unknown], "negation", seeds=12, labels=labels)
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "present"),
+    [
+        (("chair", "furniture"), "chair"),
+        (("dog", "mammal", "pet"), "dog"),
+        (("car", "automobile"), "car"),
+        (("car", "automobile"), "automobile"),
+        (("man", "guy"), "man"),
+        (("woman", "lady"), "woman"),
+        (("child", "boy", "kid"), "child"),
+        (("couch", "settee"), "couch"),
+        (("couch", "settee"), "settee"),
+        (("gadget", "widget"), "widget"),
+    ],
+)
+def test_what_may_be_another_word_for_what_is_there_is_not_called_absent(labels, present):
+    words = said([thing(present, 0.2, colour="red")], "no_target", labels=labels)
+    for label in set(labels) - {present}:
+        assert f"the {label}" not in words
+
+
+def test_what_the_table_has_is_called_absent_beside_what_it_has():
+    labels = (*COCO, "man", "woman", "furniture", "widget")
+    words = said([thing("man", 0.2), thing("couch", 0.7)], "no_target", labels=labels)
+    assert {"the dog", "the woman", "the cup"} <= set(words)
+    assert not any(text.split()[-1] in ("furniture", "widget", "person") for text in words)
+
+
+@pytest.mark.parametrize("label", ["plant", "bat", "mouse", "ball", "lamp", "racket", "phone", "heel", "tub", "bike"])
+def test_a_class_is_called_by_its_own_name_not_by_a_narrower_one(label):
+    assert set(said([thing(label)], "noun")) == {f"the {label}"}
+
+
 def test_what_may_be_there_is_not_called_absent():
     objects = [thing("shoe", 0.3, colour="red"), thing("person", 0.7)]
     words = said(objects, "no_target", labels=("shoe", "sneaker", "boot", "person", "man"))

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crossvlt_hf.data.objects.words import clean, in_table, lookup, pluralise, usable_kinds, word_fits
+from crossvlt_hf.data.objects.words import _table, clean, in_table, lookup, pluralise, usable_kinds, word_fits
 from crossvlt_hf.data.refshapes.scenes import SHAPES
 
 
@@ -78,6 +78,92 @@ def test_any_class_name_is_a_noun(label):
 )
 def test_a_word_fits_a_class(word, label, fits):
     assert word_fits(word, label) is fits
+
+
+HYPERNYMS = ("animal", "vehicle", "fruit", "vegetable", "bag", "shoe")
+
+
+@pytest.mark.parametrize("word", HYPERNYMS)
+@pytest.mark.parametrize("label", ["lion", "van", "strawberry", "spinach", "tote", "clog", "gadget"])
+def test_a_class_that_is_not_in_the_table_may_be_of_any_kind(word, label):
+    assert not in_table(label)
+    assert word_fits(word, label) is None
+    assert word_fits("cup", label) is word_fits("zebra", label) is False
+
+
+@pytest.mark.parametrize(
+    ("word", "label", "fits"),
+    [
+        ("furniture", "chair", None),
+        ("mammal", "dog", None),
+        ("pet", "dog", None),
+        ("pet", "mammal", None),
+        ("furniture", "gadget", None),
+        ("animal", "couch", False),
+        ("cutlery", "ladle", None),
+        ("cutlery", "fork", None),
+        ("cutlery", "dog", False),
+        ("car", "automobile", True),
+        ("automobile", "car", True),
+        ("guy", "man", None),
+        ("man", "guy", None),
+        ("lady", "woman", None),
+        ("lady", "man", False),
+        ("kid", "child", None),
+        ("boy", "child", None),
+        ("boy", "kid", None),
+        ("girl", "boy", False),
+        ("person", "man", None),
+        ("person", "worker", None),
+        ("person", "policeman", None),
+        ("chair", "wheelchair", None),
+        ("wheelchair", "chair", None),
+    ],
+)
+def test_words_that_may_fit_are_open(word, label, fits):
+    if word != label and fits is not True:
+        assert word_fits(word, label) is fits
+    else:
+        assert lookup(word).name == lookup(label).name
+
+
+# A class and the narrower noun of the table that people shorten to it
+NARROWER = {
+    "plant": "potted plant",
+    "bat": "baseball bat",
+    "mouse": "computer mouse",
+    "ball": "sports ball",
+    "lamp": "wall lamp",
+    "grapefruit": "red grapefruit",
+    "beetroot": "red beet",
+    "racket": "tennis racket",
+    "phone": "cell phone",
+    "heel": "high heel",
+    "clutch": "clutch bag",
+    "tub": "bathtub",
+    "mug": "coffee mug",
+    "bike": "bicycle",
+    "tie": "necktie",
+}
+
+
+@pytest.mark.parametrize(("wide", "narrow"), NARROWER.items())
+def test_a_class_keeps_its_name_if_it_is_wider_than_a_noun_of_the_table(wide, narrow):
+    assert lookup(wide).names == (wide,)
+    assert word_fits(narrow, wide) is None  # it may be one
+    assert word_fits(wide, narrow) is True
+    assert wide in lookup(narrow).also
+    assert lookup(wide).colours == lookup(narrow).colours
+
+
+def test_synonyms_of_the_table_mean_the_same_in_both_directions():
+    """What is in `also` of an entry is not a word of its own, and its name does not only add a word to it."""
+    for name, entry in _table().items():
+        for word in entry.get("also", ()):
+            assert word not in _table()
+            assert word == "hydrant" or not name.endswith(f" {word}"), "belongs into `short`"
+        for word in entry.get("short", ()):
+            assert word in _table()
 
 
 def test_words_for_pairs_and_masses_are_no_plurals_of_something():
