@@ -110,8 +110,8 @@ class Composer:
         scale: the smallest and the largest side of an object, relative to the scene.
 
     Raises:
-        ValueError: if there are no cut-outs, one has no opaque pixel, all backgrounds have the classes of all cut-outs and
-            `plain` is 0, or a number is out of range.
+        ValueError: if there are no cut-outs, one has no opaque pixel, all backgrounds have the classes of all cut-outs
+            and `plain` is 0, or a number is out of range.
     """
 
     def __init__(
@@ -178,9 +178,9 @@ class Composer:
             if scene is not None:
                 return scene
         raise ValueError(
-            f"None of {MOST_TRIES} scenes of {self.size} pixels could be composed: `count` and `scale` must leave room "
-            f"for the objects, and `backgrounds` must be without some of their classes, got {self.count}, {self.scale} "
-            f"and {len(self.backgrounds)} backgrounds."
+            f"None of {MOST_TRIES} scenes of {self.size} pixels could be composed: `count` and `scale` must leave room, "
+            f"and `backgrounds` must lack some of the classes of `cutouts`, got {self.count}, {self.scale} and "
+            f"{len(self.backgrounds)} backgrounds."
         )
 
     @staticmethod

@@ -13,7 +13,6 @@ from crossvlt_hf.data.objects import (
     Background,
     Composer,
     CutOut,
-    composition,
     cut_out,
     load_backgrounds,
     load_compositions,
@@ -101,7 +100,7 @@ def test_cutouts_without_opaque_pixels_are_refused(alpha):
 
 
 def test_scenes_without_room_are_refused(monkeypatch):
-    monkeypatch.setattr(composition, "MOST_TRIES", 20)
+    monkeypatch.setattr("crossvlt_hf.data.objects.composition.MOST_TRIES", 20)
     with pytest.raises(ValueError, match="`count` and `scale` must leave room"):
         Composer(discs(), size=96, count=(12, 12), scale=(0.9, 1.0)).scene(0)
     speck = np.zeros((40, 40, 4), dtype=np.uint8)
