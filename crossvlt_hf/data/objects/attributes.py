@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..phrases import Answer
-from .words import clean, lookup
+from .words import clean, lookup, word_fits
 
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "grey", "white")
@@ -238,12 +238,14 @@ def _overlap(one: DescribedObject, other: DescribedObject) -> float:
 
 
 def drop_doubles(objects: list[DescribedObject], at_least: float = 0.85) -> list[DescribedObject]:
-    """Mark objects of the same class as unclear if one box lies in the other: labelled twice, or a part."""
+    """Mark objects that one noun fits as unclear if one box lies in the other: labelled twice, or a part."""
+    labels = {thing.label for thing in objects}
+    alike = {label: {other for other in labels if _may_be_one(label, other)} for label in labels}
     doubled = {
         index
         for i, one in enumerate(objects)
         for j, other in enumerate(objects[:i])
-        if one.label == other.label and _overlap(one, other) >= at_least
+        if other.label in alike[one.label] and _overlap(one, other) >= at_least
         for index in (i, j)
     }
     if not doubled:
@@ -252,3 +254,9 @@ def drop_doubles(objects: list[DescribedObject], at_least: float = 0.85) -> list
         replace(thing, unclear=thing.unclear or DOUBLE) if index in doubled else thing
         for index, thing in enumerate(objects)
     ]
+
+
+def _may_be_one(label: str, other: str) -> bool:
+    """Whether two labels may be for one object, as the word for one fits the other: sofa and couch, dog and animal."""
+    one, two = lookup(label), lookup(other)
+    return one.name == two.name or bool(word_fits(one.name, other)) or bool(word_fits(two.name, label))

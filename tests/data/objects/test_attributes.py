@@ -111,3 +111,25 @@ def test_descriptions_are_values():
     assert DescribedObject("cup", (0, 0, 1, 1), (0.5, 0.5), 1.0) == DescribedObject(
         "cup", (0, 0, 1, 1), (0.5, 0.5), 1.0
     )
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "double"),
+    [
+        ("cup", "cup", True),
+        ("sofa", "couch", True),
+        ("person", "pedestrian", True),
+        ("fridge", "refrigerator", True),
+        ("Dining Table", "diningtable", True),
+        ("bag", "backpack", True),
+        ("plant", "potted plant", True),
+        ("cup", "bowl", False),
+        ("sofa", "dog", False),
+    ],
+)
+def test_one_object_under_two_names_of_a_noun_is_labelled_twice(one, other, double):
+    mask, apart = np.zeros((100, 100), dtype=bool), np.zeros((100, 100), dtype=bool)
+    mask[20:70, 10:50] = apart[20:70, 55:95] = True
+    for names in ([one, other], [other, one]):
+        found = describe(None, [mask, mask, apart], [*names, one])
+        assert [thing.unclear for thing in found] == ["labelled twice" if double else ""] * 2 + [""]
