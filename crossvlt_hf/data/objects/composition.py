@@ -178,8 +178,8 @@ class Composer:
             if scene is not None:
                 return scene
         raise ValueError(
-            f"None of {MOST_TRIES} scenes of {self.size} pixels could be composed: `count` and `scale` must leave room, "
-            f"and `backgrounds` must lack some of the classes of `cutouts`, got {self.count}, {self.scale} and "
+            f"None of {MOST_TRIES} scenes of {self.size} pixels could be composed: `count` and `scale` must leave "
+            f"room, and `backgrounds` must lack some classes of `cutouts`, got {self.count}, {self.scale} and "
             f"{len(self.backgrounds)} backgrounds."
         )
 

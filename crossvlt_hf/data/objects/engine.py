@@ -197,6 +197,20 @@ def _in_middle(thing: DescribedObject) -> Answer:
     return False if away >= 0.2 else None
 
 
+def _agrees(in_middle: bool, thing: DescribedObject, group: Sequence[DescribedObject]) -> bool:
+    """Whether the group of an object, of three or more that spread out, allows to call it in the middle or not."""
+    if not all(other.single for other in group):
+        return False  # it may be anywhere among them
+    centres = [sorted(other.centre[axis] for other in group) for axis in (0, 1)]
+    spread = [places[-1] - places[0] for places in centres]
+    if len(group) < 3 or max(spread) < 4 * MARGIN:
+        return True
+    axis = 0 if spread[0] >= spread[1] else 1
+    before = sum(place <= thing.centre[axis] - MARGIN for place in centres[axis])
+    after = sum(place >= thing.centre[axis] + MARGIN for place in centres[axis])
+    return min(before, after) > 0 if in_middle else before != after or before == 0
+
+
 def in_region(thing: DescribedObject, sides: Sequence[str]) -> Answer:
     """Whether an object is at all of the sides; None if its extent is unknown."""
     if not thing.placed:
@@ -330,7 +344,19 @@ class World:
 
     def at(self, phrase: Phrase, sides: Sequence[str]) -> Answers:
         """Whether a phrase fits and the object is at all of the sides of the image, for each object."""
-        return self.where(phrase, partial(in_region, sides=sides))
+        return self.where(phrase, self.place_test(phrase, sides))
+
+    def place_test(self, phrase: Phrase, sides: Sequence[str]) -> Callable[[DescribedObject], Answer]:
+        """The test of objects of a phrase for a place: of the image, and for the middle also of their group."""
+        return partial(self._middle, phrase) if "middle" in sides else partial(in_region, sides=sides)
+
+    def _middle(self, phrase: Phrase, thing: DescribedObject) -> Answer:
+        answer = in_region(thing, ("middle",))
+        for group in dict.fromkeys((phrase, Phrase(phrase.word))):
+            things = [other for other, a in zip(self.objects, self.fits(group), strict=True) if a is not False]
+            if answer is not None and not _agrees(answer, thing, things):
+                return None
+        return answer
 
     def first(self, phrase: Phrase, further: Callable[[DescribedObject, DescribedObject], Answer]) -> Answers:
         """The object that precedes all others that a phrase may fit."""
@@ -499,7 +525,7 @@ def _negated(world: World, phrase: Phrase) -> Iterator[tuple[Callable[[Described
             yield partial(_is_called, word), article(word)
     for words, sides in REGIONS.items():
         if len(sides) == 1 and not words.endswith("side"):
-            yield partial(in_region, sides=sides), words
+            yield world.place_test(phrase, sides), words
 
 
 def plural_queries(world: World) -> Iterator[Query]:

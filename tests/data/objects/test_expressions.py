@@ -90,6 +90,34 @@ def test_places():
     assert "the cup at the top" not in words
 
 
+def middles(*places, **kwargs) -> dict[str, tuple[int, ...]]:
+    objects = [thing(x=x, y=y, side=0.12, **kwargs) for x, y in places]
+    families = ("absolute", "negation", "plural")
+    found = {text: targets for family in families for text, targets in said(objects, family, seeds=15).items()}
+    return {text: targets for text, targets in found.items() if text.endswith("in the middle")}
+
+
+@pytest.mark.parametrize("row", [(0.08, 0.27, 0.5), (0.5, 0.74, 0.95), (0.1, 0.2, 0.35, 0.5), (0.05, 0.15, 0.25, 0.5)])
+def test_the_middle_is_not_said_where_that_of_the_image_and_of_the_group_differ(row):
+    assert not middles(*((place, 0.5) for place in row))
+    assert not middles(*((0.5, place) for place in row))
+
+
+@pytest.mark.parametrize("row", [(0.1, 0.5, 0.9), (0.2, 0.52, 0.75), (0.05, 0.5, 0.8, 0.95)])
+def test_the_middle_of_the_image_and_of_the_group(row):
+    place = [abs(x - 0.5) < 0.1 for x in row].index(True)
+    assert middles(*((x, 0.5) for x in row))["the cup in the middle"] == (place,)
+    assert middles((row[0], 0.6), *((x, 0.5) for x in row[1:]))["the cup in the middle"] == (place,)
+
+
+def test_the_middle_of_two_of_some_at_one_place_and_of_a_colour():
+    assert middles((0.5, 0.5), (0.1, 0.5))["the cup in the middle"] == (0,)
+    assert middles((0.45, 0.5), (0.5, 0.45), (0.55, 0.5))["the cups in the middle"] == (0, 1, 2)
+    red = [thing(x=0.5, side=0.12, colour="red"), thing(x=0.3, side=0.12, colour="red")]
+    words = said([*red, thing(x=0.08, side=0.12, colour="blue")], "absolute")
+    assert "the red cup in the middle" not in words  # of all cups, it is the rightmost
+
+
 def test_a_place_near_the_middle_is_left_alone():
     assert "the cup on the left" not in said([thing(x=0.15), thing(x=0.47)], "absolute")
     assert "the cup on the left" in said([thing(x=0.15), thing(x=0.55)], "absolute")
