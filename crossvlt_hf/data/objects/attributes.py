@@ -148,7 +148,7 @@ MOST_PIXELS = 800  # of an object, evenly spaced, to measure its colour
 
 # Smaller objects, as a share of the image, are hardly visible
 HARDLY_VISIBLE = 0.004
-HIDDEN, CROWD, DOUBLE = "hardly visible", "crowd", "labelled twice"
+HIDDEN, CROWD, DOUBLE, NAMELESS = "hardly visible", "crowd", "labelled twice", "class name is not a word"
 
 
 def _to_lab(rgb: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -202,8 +202,9 @@ class DescribedObject:
         area: share of the image.
         colours: share of each basic colour among its pixels; None if not measured.
         cut: whether it touches the border of the image, so that its true size is unknown.
-        unclear: why people may overlook it or not count it: "hardly visible", "crowd", "labelled twice"; empty if it
-            is clear. An unclear object is never a target, and no expression fits it.
+        unclear: why people may overlook it or not count it: "hardly visible", "crowd", "labelled twice", or why it has no
+            name: "class name is not a word" ("3"); empty if it is clear. An unclear object is never a target, and no
+            expression fits it.
         adjectives: other adjectives that fit ("striped").
     """
 
@@ -309,7 +310,7 @@ def _describe(
         area,
         None if codes is None else measure_colours(codes[window][mask[window]]),
         cut=left == 0 or top == 0 or right == width or bottom == height,
-        unclear=unclear or (HIDDEN if area < hardly_visible else ""),
+        unclear=unclear or (HIDDEN if area < hardly_visible else "" if lookup(label).said else NAMELESS),
     )
 
 

@@ -285,7 +285,7 @@ class World:
     def _all_phrases(self) -> list[Phrase]:
         found: dict[Phrase, None] = {}
         for thing in self.objects:
-            if thing.clear:
+            if thing.clear and lookup(thing.label).said:
                 words, adjectives = self.nouns[lookup(thing.label).name], (None, *thing.adjectives)
                 for word, colour, adjective in product(words, (None, thing.colour), adjectives):
                     found[Phrase(word, colour, adjective)] = None

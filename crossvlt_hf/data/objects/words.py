@@ -19,26 +19,94 @@ from ..phrases import Answer
 
 Form = Literal["count", "plural", "mass"]
 
-_IRREGULAR = {
+# Plurals by the end of a word, longest end first: "snowman", "grandchild", "penknife"
+_ENDS = {
     "child": "children",
-    "foot": "feet",
+    "person": "people",
+    "mongoose": "mongooses",
     "goose": "geese",
+    "tooth": "teeth",
+    "foot": "feet",
+    "mouse": "mice",
+    "louse": "lice",
     "knife": "knives",
+    "wife": "wives",
     "leaf": "leaves",
     "loaf": "loaves",
-    "man": "men",
-    "mouse": "mice",
-    "person": "people",
-    "scarf": "scarves",
-    "shelf": "shelves",
-    "tooth": "teeth",
+    "sheaf": "sheaves",
+    "thief": "thieves",
     "wolf": "wolves",
-    "woman": "women",
-    **dict.fromkeys(("aircraft", "deer", "fish", "series", "sheep"), ""),
+    "calf": "calves",
+    "half": "halves",
+    "shelf": "shelves",
+    "scarf": "scarves",
+    "hoof": "hooves",
+    "human": "humans",
+    "roman": "romans",
+    "german": "germans",
+    "shaman": "shamans",
+    "ottoman": "ottomans",
+    "talisman": "talismans",
+    "caiman": "caimans",
+    "man": "men",
+    "hero": "heroes",
+    "potato": "potatoes",
+    "tomato": "tomatoes",
+    "mosquito": "mosquitoes",
+    "torpedo": "torpedoes",
+    "buffalo": "buffaloes",
+    "domino": "dominoes",
+    "mango": "mangoes",
+    "volcano": "volcanoes",
+    "quiz": "quizzes",
+    "matrix": "matrices",
+    "craft": "craft",
+    "fish": "fish",
+    "sheep": "sheep",
+    "deer": "deer",
+    "moose": "moose",
+    "bison": "bison",
+    "shrimp": "shrimp",
+    "squid": "squid",
+    "salmon": "salmon",
+    "trout": "trout",
+    "offspring": "offspring",
+    "series": "series",
+    "species": "species",
 }
-SEVERAL = 3  # classes of a kind, for its name to be used
+_WHOLE = {
+    "ox": "oxen",
+    "musk ox": "musk oxen",
+    "elf": "elves",
+    "echo": "echoes",
+    "cargo": "cargoes",
+    "life": "lives",
+    "axis": "axes",
+    "die": "dice",
+    "swine": "swine",
+    "cod": "cod",
+    "elk": "elk",
+    "cactus": "cacti",
+    "handicraft": "handicrafts",
+    "witchcraft": "witchcraft",
+}
+# Words in -s that name one thing, and words in -us and -is that name several
+_SINGULAR_IN_S = re.compile(
+    r"(ss|us|is|(^|[ -])(thermos|rhinoceros|lens|gas|canvas|atlas|christmas|pancreas|alias|cosmos|"
+    r"asbestos|series|species|biceps|triceps|mars|ananas|madras|pampas|news|chaos))$"
+)
+_PLURAL_IN_S = re.compile(
+    r"(^|[ -])(menus|emus|gnus|gurus|skis|taxis|bikinis|kiwis|safaris|sushis|chilis|alibis|rabbis|jet skis|minis|"
+    r"yetis|okapis|wasabis|zucchinis|tofus|tutus|haikus|thus)$"
+)
+_PLURAL = re.compile(
+    r"((^|[ -])(people|teeth|feet|geese|mice|oxen|dice|cacti|men)|children|women|salespeople|"
+    r"(police|fire|snow|sales|fisher|business|post|milk|work|crafts|sports|gentle)men)$"
+)
+# "cup with straws" are "cups with straws"
+_AFTER_HEAD = re.compile(r" ((of|with|without|for|from) |(in|on|at|under|by|to) (?=(a|an|the|law)( |$)))")
 
-_SAME = frozenset(word for word, plural in _IRREGULAR.items() if not plural)
+SEVERAL = 3  # classes of a kind, for its name to be used
 
 
 @dataclass(frozen=True)
@@ -56,6 +124,7 @@ class Noun:
         colours: colours that expressions may use; None for all.
         sizes: whether expressions may call it big or small by its share of the image.
         listed: whether it is in the table.
+        said: whether expressions may use it: false if the name of the class is no word ("3").
     """
 
     name: str
@@ -68,6 +137,7 @@ class Noun:
     colours: frozenset[str] | None = None
     sizes: bool = True
     listed: bool = False
+    said: bool = True
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -76,31 +146,50 @@ class Noun:
 
 
 def pluralise(noun: str) -> str:
-    """The plural of an English noun: of its last word, or of the one before "of"."""
-    head, of, rest = noun.partition(" of ")
+    """The plural of an English noun: of its last word, or of the one before a preposition ("cups with straws")."""
+    head, rest = _split_head(noun)
     *before, last = head.split(" ")
-    return " ".join([*before, _plural_of(last)]) + of + rest
+    return " ".join([*before, _plural_of(last)]) + rest
+
+
+def _split_head(noun: str) -> tuple[str, str]:
+    """The head of a noun, and what follows it from a preposition on: ("chest", " of drawers")."""
+    found = _AFTER_HEAD.search(noun)
+    return (noun, "") if found is None or found.start() == 0 else (noun[: found.start()], noun[found.start() :])
 
 
 def _plural_of(word: str) -> str:
-    if word in _IRREGULAR:
-        return _IRREGULAR[word] or word
+    if word in _WHOLE:
+        return _WHOLE[word]
+    for end, plural in _ENDS.items():
+        if word.endswith(end):
+            return word[: -len(end)] + plural
+    if word.endswith("sis"):
+        return word[:-2] + "es"
     if re.search(r"(s|x|z|ch|sh)$", word):
         return f"{word}es"
     return re.sub(r"y$", "ie", word) + "s" if re.search(r"[^aeiou]y$", word) else f"{word}s"
 
 
+def _is_plural(head: str) -> bool:
+    """Whether a noun is that of several things, or of a pair, by its form."""
+    if _PLURAL.search(head):
+        return True
+    return head.endswith("s") and (_PLURAL_IN_S.search(head) is not None or _SINGULAR_IN_S.search(head) is None)
+
+
 @lru_cache(maxsize=65536)
 def clean(label: str) -> str:
-    """Convert a class name to words: `DiningTable_2`, `dining-table` and `dining table` become "dining table".
+    """Convert a class name to words: `DiningTable_2`, `dining-table3` and `dining table` become "dining table".
 
     Hyphens stay in nouns that the table spells with a hyphen ("t-shirt"). Of names separated by commas, as in ADE20K,
-    the first is used.
+    the first is used; what is in parentheses, as in LVIS ("bat_(animal)"), is left out.
     """
-    text = re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", " ", label.split(",")[0])
+    text = re.sub(r"[\s_]*\(.*\)", " ", label).strip() or label
+    text = re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", " ", text.split(",")[0])
     text = " ".join(re.sub(r"[_/]", " ", text).lower().split())
     for spelled in (text, " ".join(text.replace("-", " ").split()) or text):
-        words = re.sub(r"([\s.]+\d+)+$", "", spelled) or spelled
+        words = re.sub(r"(?<=[a-z]{3})[\s.\d]*\d$|([\s.]+\d+)+$", "", spelled) or spelled
         if words in _index():
             break
     return words or "object"
@@ -143,12 +232,25 @@ def lookup(label: str) -> Noun:
 
 def _unlisted(word: str) -> Noun:
     """The noun for a class that is not in the table."""
-    ends_in_s = re.search(r"[^suia]s$", word) is not None
+    plural = _is_plural(_split_head(word)[0])
     # A "sports car" may be called a car or not: a "hot dog" is no dog
-    parts = frozenset(word.split(" ")) - {word, "of", "the", "and"}
+    parts = frozenset(re.findall(r"[^\W\d_]{2,}", word) if not _is_word(word) else word.split(" ")) - _STOP - {word}
     if re.search(r"(man|boy|girl|person)$", word):
         parts |= {"person"}
-    return Noun(word, word if ends_in_s else pluralise(word), perhaps=parts, form="plural" if ends_in_s else "count")
+    form: Form = "plural" if plural else "count"
+    return Noun(word, word if plural else pluralise(word), perhaps=parts, form=form, said=_is_word(word))
+
+
+_STOP = frozenset(("of", "the", "and", "with", "in", "on"))
+# English words: Latin letters, and digits only before the last word ("3d printer", "mp3 player")
+_WORDS = re.compile(
+    r"([a-z0-9\u00c0-\u024f.&'+-]+ )*[a-z\u00c0-\u024f&.'-]*[a-z\u00c0-\u024f]{2}[a-z\u00c0-\u024f.'-]*"
+)
+
+
+def _is_word(name: str) -> bool:
+    """Whether an expression can use a class name: not "3", "cat?", or a word in another script."""
+    return _WORDS.fullmatch(name) is not None
 
 
 def _listed(name: str) -> Noun:
@@ -204,7 +306,7 @@ def word_fits(word: str, label: str) -> Answer:
     noun = lookup(label)
     if word == "object" or word in noun.names or word in noun.kinds:
         return True
-    if word in _open_words(noun.listed):
+    if word in _open_words(noun.listed) or not (noun.said or noun.perhaps):
         return None
     other = lookup(word)
     related = {*noun.perhaps, noun.plural}

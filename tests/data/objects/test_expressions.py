@@ -334,6 +334,19 @@ def test_a_crowd_is_not_judged_by_its_centre(family, text):
     assert (text in found) == (text == "the leftmost person")  # all of the crowd is further right
 
 
+@pytest.mark.parametrize("label", ["3", "猫", "cat?"])
+def test_a_class_whose_name_is_no_word_is_not_said_and_may_be_anything(label):
+    unknown, cup = thing(label, 0.8), thing("cup", 0.2)
+    for family in FAMILIES:
+        assert not any(label in text for text in said([unknown, cup, thing(label, 0.5)], family, seeds=5))
+    assert ("the cup" in said([unknown, cup], "noun")) == (label == "cat?")
+
+
+def test_what_is_one_thing_in_s_is_singular():
+    for label in ("thermos", "lens", "rhinoceros"):
+        assert f"the {label} that is not on the left" in said([thing(label, 0.2), thing(label, 0.8)], "negation")
+
+
 def test_small_objects_are_not_meant_but_counted():
     objects = [thing("cup", 0.2, side=0.08), thing("cup", 0.7, side=0.3), thing("dog", 0.5, side=0.05)]
     assert said(objects, "noun", least_area=0.01) == {}

@@ -1,5 +1,7 @@
 """What objects are called, and which words fit which classes."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +25,36 @@ from crossvlt_hf.data.refshapes.scenes import SHAPES
         ("piece of tofu", "pieces of tofu"),
         ("chest of drawers", "chests of drawers"),
         ("wine glass", "wine glasses"),
+        ("snowman", "snowmen"),
+        ("policewoman", "policewomen"),
+        ("ottoman", "ottomans"),
+        ("grandchild", "grandchildren"),
+        ("salesperson", "salespeople"),
+        ("housewife", "housewives"),
+        ("pocketknife", "pocketknives"),
+        ("butter knife", "butter knives"),
+        ("calf", "calves"),
+        ("giraffe", "giraffes"),
+        ("golf", "golfs"),
+        ("ox", "oxen"),
+        ("salt and pepper shaker", "salt and pepper shakers"),
+        ("carry on bag", "carry on bags"),
+        ("mother in law", "mothers in law"),
+        ("fox", "foxes"),
+        ("moose", "moose"),
+        ("mongoose", "mongooses"),
+        ("goldfish", "goldfish"),
+        ("spacecraft", "spacecraft"),
+        ("hero", "heroes"),
+        ("piano", "pianos"),
+        ("photo", "photos"),
+        ("quiz", "quizzes"),
+        ("hypothesis", "hypotheses"),
+        ("eyelash", "eyelashes"),
+        ("cup with straws", "cups with straws"),
+        ("man on a horse", "men on a horse"),
+        ("lens", "lenses"),
+        ("thermos", "thermoses"),
     ],
 )
 def test_plurals(one, many):
@@ -41,6 +73,13 @@ def test_plurals(one, many):
         ("person, individual, someone", "person"),
         ("TV", "tv"),
         ("12", "12"),
+        ("chair1", "chair"),
+        ("chair2", "chair"),
+        ("widget_12", "widget"),
+        ("mp3", "mp3"),
+        ("bat_(animal)", "bat"),
+        ("bow (decorative ribbons)", "bow"),
+        ("(other)", "(other)"),
     ],
 )
 def test_class_names_become_words(label, words):
@@ -170,7 +209,24 @@ def test_words_for_pairs_and_masses_are_no_plurals_of_something():
     assert lookup("jeans").form == "plural"
     assert lookup("rice").form == "mass"
     assert lookup("goggles").form == "plural"  # not in the table
-    assert [lookup(word).form for word in ("glass", "bus", "walrus", "tennis")] == ["count"] * 4
+    one = (
+        "glass",
+        "bus",
+        "walrus",
+        "tennis",
+        "thermos",
+        "camera-lens",
+        "rhinoceros",
+        "gas",
+        "canvas",
+        "iris",
+        "ramen",
+    )
+    assert {word: lookup(word).form for word in one} == dict.fromkeys(one, "count")
+    many = ("goggles", "bananas", "pizzas", "photos", "taxis", "skis", "menus", "children", "policemen", "people")
+    assert {word: lookup(word).form for word in many} == dict.fromkeys(many, "plural")
+    assert lookup("cup with straws").form == "count"
+    assert lookup("cups with straw").form == "plural"
 
 
 def test_wider_words_need_several_labelled_classes():
@@ -181,3 +237,15 @@ def test_wider_words_need_several_labelled_classes():
 def test_the_table_holds_coco_and_voc_and_knows_what_it_does_not_hold():
     assert all(map(in_table, ["person", "aeroplane", "tvmonitor", "hair drier", "sports ball", "potted plant"]))
     assert not any(map(in_table, SHAPES))
+
+
+@pytest.mark.parametrize("label", ["3", "12", "猫", "cat?", "a1", "x", "mp3", "3d", "???", "#1"])
+def test_names_that_are_no_words_are_not_said(label):
+    assert not lookup(label).said
+    if not re.search("[a-z]{2}", label):
+        assert word_fits("cat", label) is word_fits("table", label) is None  # it may be anything
+
+
+@pytest.mark.parametrize("label", ["cup", "3d printer", "mp3 player", "t-shirt", "café au lait", "st. bernard", "ox"])
+def test_names_with_words_are_said(label):
+    assert lookup(label).said
