@@ -202,9 +202,9 @@ class DescribedObject:
         area: share of the image.
         colours: share of each basic colour among its pixels; None if not measured.
         cut: whether it touches the border of the image, so that its true size is unknown.
-        unclear: why people may overlook it or not count it: "hardly visible", "crowd", "labelled twice", or why it has no
-            name: "class name is not a word" ("3"); empty if it is clear. An unclear object is never a target, and no
-            expression fits it.
+        unclear: why people may overlook it or not count it: "hardly visible", "crowd", "labelled twice"; or why it has
+            no name: "class name is not a word" ("3"); empty if it is clear. An unclear object is never a target, and
+            no expression fits it.
         adjectives: other adjectives that fit ("striped").
     """
 

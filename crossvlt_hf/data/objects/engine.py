@@ -120,8 +120,6 @@ def _before(one: DescribedObject, other: DescribedObject, side: str) -> Answer:
 
 def _larger(one: DescribedObject, other: DescribedObject, ratio: float = AREA_RATIO) -> Answer:
     """Whether one object covers more of the image; None if the smaller one is cut off by the border."""
-    if not (one.placed and other.placed):
-        return None
     if not (one.single and other.single):
         # A part is no larger than its crowd, but may be much smaller
         return _larger_than_all(one, other, ratio)
@@ -134,6 +132,8 @@ def _larger(one: DescribedObject, other: DescribedObject, ratio: float = AREA_RA
 
 def _larger_than_all(one: DescribedObject, other: DescribedObject, ratio: float) -> Answer:
     """Whether an object is larger than each part of a crowd, or each part of a crowd smaller than an object."""
+    if not (one.placed and other.placed):
+        return None
     if one.single and one.area >= ratio * other.area:
         return None if other.cut else True
     if other.single and other.area >= ratio * one.area:
@@ -221,12 +221,10 @@ def in_region(thing: DescribedObject, sides: Sequence[str]) -> Answer:
 
 def related(thing: DescribedObject, anchor: DescribedObject, side: str) -> Answer:
     """Whether an object is on a side of another: separate, and further along that axis than across it."""
-    if not (thing.placed and anchor.placed):
-        return None
     axis, sign = axis_of(side)
     if not (thing.single and anchor.single):
         behind = sign * (_edge(thing, side) - anchor.centre[axis])
-        return False if anchor.single and behind >= MARGIN else None
+        return False if thing.placed and anchor.single and behind >= MARGIN else None
     along = sign * (anchor.centre[axis] - thing.centre[axis])
     across = abs(anchor.centre[1 - axis] - thing.centre[1 - axis])
     gap = anchor.box[axis] - thing.box[axis + 2] if sign == 1 else thing.box[axis] - anchor.box[axis + 2]
@@ -383,12 +381,9 @@ class World:
             return (None,) * len(self.objects)
         return tuple(map(both, self.fits(phrase), self._related_to(self.fits(anchor).index(True), side)))
 
-    def has_beside(self, phrase: Phrase, side: str, anchor: Phrase) -> bool:
-        """Whether `beside` is True for some object; faster, as it stops at the first."""
-        if self.sure(anchor) != 1:
-            return False
-        answers = zip(self.fits(phrase), self._related_to(self.fits(anchor).index(True), side), strict=True)
-        return (True, True) in answers
+    def has_beside(self, phrase: Phrase, side: str, place: int) -> bool:
+        """Whether `beside` is True for some object, of an anchor given by its index; it stops at the first."""
+        return (True, True) in zip(self.fits(phrase), self._related_to(place, side), strict=True)
 
     def _related_to(self, place: int, side: str) -> Answers:
         """The objects at a side of one of them, which is not at a side of itself."""
@@ -578,8 +573,9 @@ def _absent_places(world: World) -> Iterator[Query]:
 
 def _absent_relations(world: World) -> Iterator[Query]:
     phrases = [phrase for phrase in world.phrases if not phrase.adjective and world.count(phrase)]
-    for phrase, (relation, side), anchor in product(phrases, RELATIONS.items(), world.definite):
-        if phrase.word != anchor.word and world.has_beside(phrase, OPPOSITES[side], anchor):
+    anchors = [(anchor, world.fits(anchor).index(True)) for anchor in world.definite]
+    for phrase, (relation, side), (anchor, place) in product(phrases, RELATIONS.items(), anchors):
+        if phrase.word != anchor.word and world.has_beside(phrase, OPPOSITES[side], place):
             words = f"{_words(phrase)} {relation} {_words(anchor)}"
             yield Query(words, partial(world.beside, phrase, side, anchor), group="relation")
 

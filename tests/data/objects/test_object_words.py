@@ -79,6 +79,7 @@ def test_plurals(one, many):
         ("mp3", "mp3"),
         ("bat_(animal)", "bat"),
         ("bow (decorative ribbons)", "bow"),
+        ("bow (decorative, red)", "bow"),
         ("(other)", "(other)"),
     ],
 )
