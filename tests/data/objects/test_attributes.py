@@ -193,3 +193,10 @@ def test_one_object_under_two_names_of_a_noun_is_labelled_twice(one, other, doub
     for names in ([one, other], [other, one]):
         found = describe(None, [mask, mask, apart], [*names, one])
         assert [thing.unclear for thing in found] == ["labelled twice" if double else ""] * 2 + [""]
+
+
+def test_objects_of_classes_that_are_no_words_are_left_out_with_the_reason():
+    mask = np.zeros((100, 100), dtype=bool)
+    mask[20:70, 10:50] = True
+    (thing,) = describe(None, [mask], ["3"])
+    assert (thing.unclear, thing.clear, thing.single) == ("class name is not a word", False, True)
