@@ -5,6 +5,7 @@ different widths, since a model would otherwise learn to find the seams.
 """
 
 import math
+import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -19,6 +20,7 @@ from .words import lookup, word_fits
 
 MOST_PIXELS = 192  # longest side of a cut-out
 VISIBLE = 0.75  # smallest share of an object that stays visible
+MOST_TRIES = 2000  # to draw a scene: enough for a class with one of a thousand cut-outs
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ class Composer:
         scale: the smallest and the largest side of an object, relative to the scene.
 
     Raises:
-        ValueError: if there are no cut-outs, or a number is out of range.
+        ValueError: if there are no cut-outs, one has no opaque pixel, all backgrounds have the classes of all cut-outs
+            and `plain` is 0, or a number is out of range.
     """
 
     def __init__(
@@ -135,9 +138,27 @@ class Composer:
         self.of_class: dict[str, list[int]] = {}
         for number, cutout in enumerate(self.cutouts):
             self.of_class.setdefault(lookup(cutout.label).name, []).append(number)
+            if not (cutout.pixels[..., 3] >= 128).any():
+                raise ValueError(
+                    f"Each of `cutouts` must have opaque pixels; number {number} ({cutout.label}) has none."
+                )
         self.labels = sorted(self.of_class)
+        self._check_backgrounds()
         shares = np.cumsum(np.sqrt([len(self.of_class[label]) for label in self.labels]))
         self.shares = shares / shares[-1]
+
+    def _check_backgrounds(self) -> None:
+        """Refuse, or warn of, backgrounds that can never be used, as they have the classes of all cut-outs."""
+        if not self.backgrounds or any(self._free(self.labels, ground.labels) for ground in self.backgrounds):
+            return
+        why = (
+            f"All {len(self.backgrounds)} backgrounds may show objects of all classes of the cut-outs "
+            f"({', '.join(self.labels[:5])}{', ...' if len(self.labels) > 5 else ''})"
+        )
+        if self.plain == 0:
+            raise ValueError(f"{why}; `backgrounds` must have one without, or `plain` must be above 0.")
+        warnings.warn(f"{why}: none is used, and all scenes are on gradients.", stacklevel=3)
+        self.plain = 1.0
 
     def scene(self, index: int, attempt: int = 0) -> ComposedScene:
         """Draw a scene.
@@ -145,14 +166,27 @@ class Composer:
         Args:
             index: 0 or above.
             attempt: number of the attempt; each draws another scene.
+
+        Raises:
+            ValueError: if the objects never fit into a scene.
         """
         rng = np.random.default_rng([self.seed, index, attempt])
-        while True:
+        for _ in range(MOST_TRIES):
             background, seen = self._background(rng)
             chosen = self._choose(rng, seen)
             scene = self._compose(rng, background, chosen)
             if scene is not None:
                 return scene
+        raise ValueError(
+            f"None of {MOST_TRIES} scenes of {self.size} pixels could be composed: `count` and `scale` must leave "
+            f"room, and `backgrounds` must lack some classes of `cutouts`, got {self.count}, {self.scale} and "
+            f"{len(self.backgrounds)} backgrounds."
+        )
+
+    @staticmethod
+    def _free(labels: Collection[str], seen: Collection[str]) -> list[str]:
+        """The classes of which a background shows nothing."""
+        return [label for label in labels if all(word_fits(label, s) is False for s in seen)]
 
     def _background(self, rng: np.random.Generator) -> tuple[Image.Image, frozenset[str]]:
         if not self.backgrounds or rng.random() < self.plain:
@@ -171,7 +205,7 @@ class Composer:
     def _choose(self, rng: np.random.Generator, seen: Collection[str]) -> list[int]:
         """Choose cut-outs: at least two of one class, and others of one or two more classes."""
         labels = [self.labels[place] for place in np.searchsorted(self.shares, rng.random(8), side="right")]
-        free = [label for label in dict.fromkeys(labels) if all(word_fits(label, s) is False for s in seen)]
+        free = self._free(dict.fromkeys(labels), seen)
         if not free:
             return []
         total = int(rng.integers(self.count[0], self.count[1] + 1))

@@ -2,7 +2,8 @@
 
 An expression is a text with a small program. For every object the program returns True, False, or None if people might
 disagree (a cup that is red and orange, a chair just left of the middle, a shoe that may be a sneaker) or the object is
-unclear. An expression is used only if there is no None, and the number of Trues fits its family.
+unclear. A crowd is several objects anywhere in its box: a test is False of it only if it is False of all of them. An
+expression is used only if there is no None, and the number of Trues fits its family.
 """
 
 from collections import Counter
@@ -91,9 +92,22 @@ class Query(NamedTuple):
     group: str = ""
 
 
+def _edge(thing: DescribedObject, side: str) -> float:
+    """Where the box of an object ends at a side."""
+    axis, sign = axis_of(side)
+    return thing.box[axis if sign == 1 else axis + 2]
+
+
 def _before(one: DescribedObject, other: DescribedObject, side: str) -> Answer:
     """Whether one object is further to a side than another: by its centre and by both of its edges."""
     axis, sign = axis_of(side)
+    if not (one.single and other.single):
+        # Only what is before all of a crowd is before each of its parts
+        if not (one.single and other.placed):
+            return None
+        edge = _edge(other, side)
+        gaps = [sign * (edge - one.centre[axis]), sign * (edge - _edge(one, OPPOSITES[side]))]
+        return True if gaps[0] >= MARGIN and gaps[1] >= 0 else None
     gaps = [
         sign * (other.centre[axis] - one.centre[axis]),
         sign * (other.box[axis] - one.box[axis]),
@@ -106,9 +120,23 @@ def _before(one: DescribedObject, other: DescribedObject, side: str) -> Answer:
 
 def _larger(one: DescribedObject, other: DescribedObject, ratio: float = AREA_RATIO) -> Answer:
     """Whether one object covers more of the image; None if the smaller one is cut off by the border."""
+    if not (one.single and other.single):
+        # A part is no larger than its crowd, but may be much smaller
+        return _larger_than_all(one, other, ratio)
     if one.area >= ratio * other.area:
         return None if other.cut else True
     if other.area >= ratio * one.area:
+        return None if one.cut else False
+    return None
+
+
+def _larger_than_all(one: DescribedObject, other: DescribedObject, ratio: float) -> Answer:
+    """Whether an object is larger than each part of a crowd, or each part of a crowd smaller than an object."""
+    if not (one.placed and other.placed):
+        return None
+    if one.single and one.area >= ratio * other.area:
+        return None if other.cut else True
+    if other.single and other.area >= ratio * one.area:
         return None if one.cut else False
     return None
 
@@ -149,6 +177,9 @@ def _at_side(thing: DescribedObject, side: str, limit: float) -> Answer:
     if side == "middle":
         return _in_middle(thing)
     axis, sign = axis_of(side)
+    if not thing.single:
+        near, far = (sign * (_edge(thing, s) - 0.5) + 0.5 for s in (side, OPPOSITES[side]))
+        return True if far <= limit else (False if near >= 0.5 else None)
     centre = thing.centre[axis] if sign == 1 else 1 - thing.centre[axis]
     far = thing.box[axis + 2] if sign == 1 else 1 - thing.box[axis]
     if centre <= limit and far <= 0.58:
@@ -157,14 +188,33 @@ def _at_side(thing: DescribedObject, side: str, limit: float) -> Answer:
 
 
 def _in_middle(thing: DescribedObject) -> Answer:
+    if not thing.single:
+        gaps = [max(thing.box[axis] - 0.5, 0.5 - thing.box[axis + 2]) for axis in (0, 1)]
+        return False if max(gaps[0], gaps[1] * 0.75) >= 0.2 else None
     away = max(abs(thing.centre[0] - 0.5), abs(thing.centre[1] - 0.5) * 0.75)
     if away <= 0.1 and thing.box[2] - thing.box[0] < 0.6:
         return True
     return False if away >= 0.2 else None
 
 
+def _agrees(in_middle: bool, thing: DescribedObject, group: Sequence[DescribedObject]) -> bool:
+    """Whether the group of an object, of three or more that spread out, allows to call it in the middle or not."""
+    if not all(other.single for other in group):
+        return False  # it may be anywhere among them
+    centres = [sorted(other.centre[axis] for other in group) for axis in (0, 1)]
+    spread = [places[-1] - places[0] for places in centres]
+    if len(group) < 3 or max(spread) < 4 * MARGIN:
+        return True
+    axis = 0 if spread[0] >= spread[1] else 1
+    before = sum(place <= thing.centre[axis] - MARGIN for place in centres[axis])
+    after = sum(place >= thing.centre[axis] + MARGIN for place in centres[axis])
+    return min(before, after) > 0 if in_middle else before != after or before == 0
+
+
 def in_region(thing: DescribedObject, sides: Sequence[str]) -> Answer:
-    """Whether an object is at all of the sides."""
+    """Whether an object is at all of the sides; None if its extent is unknown."""
+    if not thing.placed:
+        return None
     limit = 0.35 if len(sides) == 1 else 0.33
     return every(_at_side(thing, side, limit) for side in sides)
 
@@ -172,6 +222,9 @@ def in_region(thing: DescribedObject, sides: Sequence[str]) -> Answer:
 def related(thing: DescribedObject, anchor: DescribedObject, side: str) -> Answer:
     """Whether an object is on a side of another: separate, and further along that axis than across it."""
     axis, sign = axis_of(side)
+    if not (thing.single and anchor.single):
+        behind = sign * (_edge(thing, side) - anchor.centre[axis])
+        return False if thing.placed and anchor.single and behind >= MARGIN else None
     along = sign * (anchor.centre[axis] - thing.centre[axis])
     across = abs(anchor.centre[1 - axis] - thing.centre[1 - axis])
     gap = anchor.box[axis] - thing.box[axis + 2] if sign == 1 else thing.box[axis] - anchor.box[axis + 2]
@@ -203,7 +256,9 @@ class World:
         self.objects, self.least_area = tuple(objects), least_area
         self.labels = sorted({lookup(label).name for label in labels or [thing.label for thing in objects]})
         present = {lookup(thing.label).name for thing in self.objects}
-        absent = [label for label in self.labels if label not in present]
+        # A class that is not in the table may be another word for anything (a car beside an automobile)
+        listed = all(lookup(name).listed for name in present)
+        absent = [label for label in self.labels if label not in present and listed and lookup(label).listed]
         self.absent = [absent[place] for place in rng.permutation(len(absent))[:MOST_ABSENT]]
         self.nouns = self._choose_nouns(rng, closed)
         # Pictures of many objects ask the same thousands of times
@@ -228,7 +283,7 @@ class World:
     def _all_phrases(self) -> list[Phrase]:
         found: dict[Phrase, None] = {}
         for thing in self.objects:
-            if thing.clear:
+            if thing.clear and lookup(thing.label).said:
                 words, adjectives = self.nouns[lookup(thing.label).name], (None, *thing.adjectives)
                 for word, colour, adjective in product(words, (None, thing.colour), adjectives):
                     found[Phrase(word, colour, adjective)] = None
@@ -247,7 +302,7 @@ class World:
         if answer is not False and phrase.colour is not None:
             answer = both(answer, thing.is_coloured(phrase.colour))
         if answer is not False and phrase.adjective is not None:
-            answer = both(answer, phrase.adjective in thing.adjectives)
+            answer = both(answer, phrase.adjective in thing.adjectives or (False if thing.single else None))
         return None if answer and not thing.clear else answer
 
     def count(self, phrase: Phrase) -> int:
@@ -287,7 +342,19 @@ class World:
 
     def at(self, phrase: Phrase, sides: Sequence[str]) -> Answers:
         """Whether a phrase fits and the object is at all of the sides of the image, for each object."""
-        return self.where(phrase, partial(in_region, sides=sides))
+        return self.where(phrase, self.place_test(phrase, sides))
+
+    def place_test(self, phrase: Phrase, sides: Sequence[str]) -> Callable[[DescribedObject], Answer]:
+        """The test of objects of a phrase for a place: of the image, and for the middle also of their group."""
+        return partial(self._middle, phrase) if "middle" in sides else partial(in_region, sides=sides)
+
+    def _middle(self, phrase: Phrase, thing: DescribedObject) -> Answer:
+        answer = in_region(thing, ("middle",))
+        for group in dict.fromkeys((phrase, Phrase(phrase.word))):
+            things = [other for other, a in zip(self.objects, self.fits(group), strict=True) if a is not False]
+            if answer is not None and not _agrees(answer, thing, things):
+                return None
+        return answer
 
     def first(self, phrase: Phrase, further: Callable[[DescribedObject, DescribedObject], Answer]) -> Answers:
         """The object that precedes all others that a phrase may fit."""
@@ -314,12 +381,9 @@ class World:
             return (None,) * len(self.objects)
         return tuple(map(both, self.fits(phrase), self._related_to(self.fits(anchor).index(True), side)))
 
-    def has_beside(self, phrase: Phrase, side: str, anchor: Phrase) -> bool:
-        """Whether `beside` is True for some object; faster, as it stops at the first."""
-        if self.sure(anchor) != 1:
-            return False
-        answers = zip(self.fits(phrase), self._related_to(self.fits(anchor).index(True), side), strict=True)
-        return (True, True) in answers
+    def has_beside(self, phrase: Phrase, side: str, place: int) -> bool:
+        """Whether `beside` is True for some object, of an anchor given by its index; it stops at the first."""
+        return (True, True) in zip(self.fits(phrase), self._related_to(place, side), strict=True)
 
     def _related_to(self, place: int, side: str) -> Answers:
         """The objects at a side of one of them, which is not at a side of itself."""
@@ -456,7 +520,7 @@ def _negated(world: World, phrase: Phrase) -> Iterator[tuple[Callable[[Described
             yield partial(_is_called, word), article(word)
     for words, sides in REGIONS.items():
         if len(sides) == 1 and not words.endswith("side"):
-            yield partial(in_region, sides=sides), words
+            yield world.place_test(phrase, sides), words
 
 
 def plural_queries(world: World) -> Iterator[Query]:
@@ -509,8 +573,9 @@ def _absent_places(world: World) -> Iterator[Query]:
 
 def _absent_relations(world: World) -> Iterator[Query]:
     phrases = [phrase for phrase in world.phrases if not phrase.adjective and world.count(phrase)]
-    for phrase, (relation, side), anchor in product(phrases, RELATIONS.items(), world.definite):
-        if phrase.word != anchor.word and world.has_beside(phrase, OPPOSITES[side], anchor):
+    anchors = [(anchor, world.fits(anchor).index(True)) for anchor in world.definite]
+    for phrase, (relation, side), (anchor, place) in product(phrases, RELATIONS.items(), anchors):
+        if phrase.word != anchor.word and world.has_beside(phrase, OPPOSITES[side], place):
             words = f"{_words(phrase)} {relation} {_words(anchor)}"
             yield Query(words, partial(world.beside, phrase, side, anchor), group="relation")
 

@@ -5,6 +5,7 @@ may be a man, a shoe may be a sneaker.
 """
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -18,24 +19,94 @@ from ..phrases import Answer
 
 Form = Literal["count", "plural", "mass"]
 
-_IRREGULAR = {
+# Plurals by the end of a word, longest end first: "snowman", "grandchild", "penknife"
+_ENDS = {
     "child": "children",
-    "foot": "feet",
+    "person": "people",
+    "mongoose": "mongooses",
     "goose": "geese",
+    "tooth": "teeth",
+    "foot": "feet",
+    "mouse": "mice",
+    "louse": "lice",
     "knife": "knives",
+    "wife": "wives",
     "leaf": "leaves",
     "loaf": "loaves",
-    "man": "men",
-    "mouse": "mice",
-    "person": "people",
-    "scarf": "scarves",
-    "shelf": "shelves",
-    "tooth": "teeth",
+    "sheaf": "sheaves",
+    "thief": "thieves",
     "wolf": "wolves",
-    "woman": "women",
-    **dict.fromkeys(("aircraft", "deer", "fish", "series", "sheep"), ""),
+    "calf": "calves",
+    "half": "halves",
+    "shelf": "shelves",
+    "scarf": "scarves",
+    "hoof": "hooves",
+    "human": "humans",
+    "roman": "romans",
+    "german": "germans",
+    "shaman": "shamans",
+    "ottoman": "ottomans",
+    "talisman": "talismans",
+    "caiman": "caimans",
+    "man": "men",
+    "hero": "heroes",
+    "potato": "potatoes",
+    "tomato": "tomatoes",
+    "mosquito": "mosquitoes",
+    "torpedo": "torpedoes",
+    "buffalo": "buffaloes",
+    "domino": "dominoes",
+    "mango": "mangoes",
+    "volcano": "volcanoes",
+    "quiz": "quizzes",
+    "matrix": "matrices",
+    "craft": "craft",
+    "fish": "fish",
+    "sheep": "sheep",
+    "deer": "deer",
+    "moose": "moose",
+    "bison": "bison",
+    "shrimp": "shrimp",
+    "squid": "squid",
+    "salmon": "salmon",
+    "trout": "trout",
+    "offspring": "offspring",
+    "series": "series",
+    "species": "species",
 }
-_SAME = frozenset(word for word, plural in _IRREGULAR.items() if not plural)
+_WHOLE = {
+    "ox": "oxen",
+    "musk ox": "musk oxen",
+    "elf": "elves",
+    "echo": "echoes",
+    "cargo": "cargoes",
+    "life": "lives",
+    "axis": "axes",
+    "die": "dice",
+    "swine": "swine",
+    "cod": "cod",
+    "elk": "elk",
+    "cactus": "cacti",
+    "handicraft": "handicrafts",
+    "witchcraft": "witchcraft",
+}
+# Words in -s that name one thing, and words in -us and -is that name several
+_SINGULAR_IN_S = re.compile(
+    r"(ss|us|is|(^|[ -])(thermos|rhinoceros|lens|gas|canvas|atlas|christmas|pancreas|alias|cosmos|"
+    r"asbestos|series|species|biceps|triceps|mars|ananas|madras|pampas|news|chaos))$"
+)
+_PLURAL_IN_S = re.compile(
+    r"(^|[ -])(menus|emus|gnus|gurus|skis|taxis|bikinis|kiwis|safaris|sushis|chilis|alibis|rabbis|jet skis|minis|"
+    r"yetis|okapis|wasabis|zucchinis|tofus|tutus|haikus|thus)$"
+)
+_PLURAL = re.compile(
+    r"((^|[ -])(people|teeth|feet|geese|mice|oxen|dice|cacti|men)|children|women|salespeople|"
+    r"(police|fire|snow|sales|fisher|business|post|milk|work|crafts|sports|gentle)men)$"
+)
+# "cup with straws" are "cups with straws"
+_AFTER_HEAD = re.compile(r" ((of|with|without|for|from) |(in|on|at|under|by|to) (?=(a|an|the|law)( |$)))")
+
+SEVERAL = 3  # classes of a kind, for its name to be used
 
 
 @dataclass(frozen=True)
@@ -45,13 +116,15 @@ class Noun:
     Args:
         name: the usual noun.
         plural: of the name.
-        also: synonyms.
+        also: synonyms, and wider words that people use for it.
         kinds: hypernyms, direct and indirect.
         perhaps: words that may fit.
         form: "count", "plural" ("shoes", one label for a pair), or "mass" ("rice").
         piece: countable noun for a mass: "piece of tofu".
         colours: colours that expressions may use; None for all.
         sizes: whether expressions may call it big or small by its share of the image.
+        listed: whether it is in the table.
+        said: whether expressions may use it: false if the name of the class is no word ("3").
     """
 
     name: str
@@ -63,6 +136,8 @@ class Noun:
     piece: str | None = None
     colours: frozenset[str] | None = None
     sizes: bool = True
+    listed: bool = False
+    said: bool = True
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -71,31 +146,50 @@ class Noun:
 
 
 def pluralise(noun: str) -> str:
-    """The plural of an English noun: of its last word, or of the one before "of"."""
-    head, of, rest = noun.partition(" of ")
+    """The plural of an English noun: of its last word, or of the one before a preposition ("cups with straws")."""
+    head, rest = _split_head(noun)
     *before, last = head.split(" ")
-    return " ".join([*before, _plural_of(last)]) + of + rest
+    return " ".join([*before, _plural_of(last)]) + rest
+
+
+def _split_head(noun: str) -> tuple[str, str]:
+    """The head of a noun, and what follows it from a preposition on: ("chest", " of drawers")."""
+    found = _AFTER_HEAD.search(noun)
+    return (noun, "") if found is None or found.start() == 0 else (noun[: found.start()], noun[found.start() :])
 
 
 def _plural_of(word: str) -> str:
-    if word in _IRREGULAR:
-        return _IRREGULAR[word] or word
+    if word in _WHOLE:
+        return _WHOLE[word]
+    for end, plural in _ENDS.items():
+        if word.endswith(end):
+            return word[: -len(end)] + plural
+    if word.endswith("sis"):
+        return word[:-2] + "es"
     if re.search(r"(s|x|z|ch|sh)$", word):
         return f"{word}es"
     return re.sub(r"y$", "ie", word) + "s" if re.search(r"[^aeiou]y$", word) else f"{word}s"
 
 
+def _is_plural(head: str) -> bool:
+    """Whether a noun is that of several things, or of a pair, by its form."""
+    if _PLURAL.search(head):
+        return True
+    return head.endswith("s") and (_PLURAL_IN_S.search(head) is not None or _SINGULAR_IN_S.search(head) is None)
+
+
 @lru_cache(maxsize=65536)
 def clean(label: str) -> str:
-    """Convert a class name to words: `DiningTable_2`, `dining-table` and `dining table` become "dining table".
+    """Convert a class name to words: `DiningTable_2`, `dining-table3` and `dining table` become "dining table".
 
     Hyphens stay in nouns that the table spells with a hyphen ("t-shirt"). Of names separated by commas, as in ADE20K,
-    the first is used.
+    the first is used; what is in parentheses, as in LVIS ("bat_(animal)"), is left out.
     """
-    text = re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", " ", label.split(",")[0])
+    text = re.sub(r"[\s_]*\(.*\)", " ", label).strip() or label
+    text = re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", " ", text.split(",")[0])
     text = " ".join(re.sub(r"[_/]", " ", text).lower().split())
     for spelled in (text, " ".join(text.replace("-", " ").split()) or text):
-        words = re.sub(r"([\s.]+\d+)+$", "", spelled) or spelled
+        words = re.sub(r"(?<=[a-z]{3})[\s.\d]*\d$|([\s.]+\d+)+$", "", spelled) or spelled
         if words in _index():
             break
     return words or "object"
@@ -138,10 +232,25 @@ def lookup(label: str) -> Noun:
 
 def _unlisted(word: str) -> Noun:
     """The noun for a class that is not in the table."""
-    ends_in_s = re.search(r"[^suia]s$", word) is not None
+    plural = _is_plural(_split_head(word)[0])
     # A "sports car" may be called a car or not: a "hot dog" is no dog
-    parts = frozenset(word.split(" ")) - {word, "of", "the", "and"}
-    return Noun(word, word if ends_in_s else pluralise(word), perhaps=parts, form="plural" if ends_in_s else "count")
+    parts = frozenset(re.findall(r"[^\W\d_]{2,}", word) if not _is_word(word) else word.split(" ")) - _STOP - {word}
+    if re.search(r"(man|boy|girl|person)$", word):
+        parts |= {"person"}
+    form: Form = "plural" if plural else "count"
+    return Noun(word, word if plural else pluralise(word), perhaps=parts, form=form, said=_is_word(word))
+
+
+_STOP = frozenset(("of", "the", "and", "with", "in", "on"))
+# English words: Latin letters, and digits only before the last word ("3d printer", "mp3 player")
+_WORDS = re.compile(
+    r"([a-z0-9\u00c0-\u024f.&'+-]+ )*[a-z\u00c0-\u024f&.'-]*[a-z\u00c0-\u024f]{2}[a-z\u00c0-\u024f.'-]*"
+)
+
+
+def _is_word(name: str) -> bool:
+    """Whether an expression can use a class name: not "3", "cat?", or a word in another script."""
+    return _WORDS.fullmatch(name) is not None
 
 
 def _listed(name: str) -> Noun:
@@ -152,17 +261,34 @@ def _listed(name: str) -> Noun:
     parts = frozenset(name.split(" ")) | {
         other for kind in kinds for other in _table().get(kind, {}).get("perhaps", ())
     }
+    also = (*entry.get("also", ()), *entry.get("short", ()))
     return Noun(
         name,
         entry.get("plural", name if form == "plural" else pluralise(name)),
-        tuple(entry.get("also", ())),
+        also,
         kinds,
-        frozenset({*entry.get("perhaps", ()), *parts}) - {name, "of", *entry.get("also", ()), *kinds},
+        frozenset({*entry.get("perhaps", ()), *parts}) - {name, "of", *also, *kinds},
         form,
         entry.get("piece"),
         None if colours is None else frozenset(colours or ()),
         entry.get("sizes", True),
+        listed=True,
     )
+
+
+@cache
+def _open_words(listed: bool) -> frozenset[str]:
+    """Words that may fit any class that is in the table, or that is not.
+
+    Of a class that is not in the table ("lion"), nobody knows which hypernyms fit it; of some words ("tool"), nobody
+    knows what they fit.
+    """
+    entries = _table().items()
+    if listed:
+        return frozenset(name for name, entry in entries if entry.get("wide") is True)
+    counts = Counter(kind for _, entry in entries for kind in set(_closure(entry.get("kinds", ()))))
+    hypernyms = {kind for kind, count in counts.items() if count >= SEVERAL}
+    return frozenset(hypernyms | {name for name, entry in entries if entry.get("wide")})
 
 
 @lru_cache(maxsize=262144)
@@ -174,20 +300,25 @@ def word_fits(word: str, label: str) -> Answer:
         label: the class.
 
     Returns:
-        True, False, or None if it may fit: "sneaker" for a shoe, "man" for a person.
+        True, False, or None if it may fit: "sneaker" for a shoe, "man" for a person, "animal" for a class that is not
+        in the table.
     """
     noun = lookup(label)
     if word == "object" or word in noun.names or word in noun.kinds:
         return True
+    if word in _open_words(noun.listed) or not (noun.said or noun.perhaps):
+        return None
     other = lookup(word)
     related = {*noun.perhaps, noun.plural}
     if related & {*other.names, other.plural} or word in related:
         return None
-    narrower = set(noun.names) & {*other.kinds, *other.perhaps}
+    if (not noun.listed and noun.name.endswith(other.name)) or (not other.listed and word.endswith(noun.name)):
+        return None  # a wheelchair may be called a chair
+    narrower = set(noun.names) & {*other.also, *other.kinds, *other.perhaps}
     return None if narrower else False
 
 
-def usable_kinds(labels: Collection[str], at_least: int = 3) -> frozenset[str]:
+def usable_kinds(labels: Collection[str], at_least: int = SEVERAL) -> frozenset[str]:
     """Hypernyms of enough labelled classes to be used in expressions.
 
     In a data set that labels only dogs, other animals are unlabelled, so "the animal" would be ambiguous.

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import ImageColor
 
 from crossvlt_hf.data.objects import DescribedObject, describe
 from crossvlt_hf.data.objects.attributes import COLOURS, colour_codes, measure_colours
@@ -38,6 +39,65 @@ def test_plain_colours_have_their_names(name):
     assert thing.is_coloured(name) is True
     far = {"red": "green", "black": "white", "white": "black", "grey": "red"}.get(name, "black")
     assert thing.is_coloured(far) is False
+
+
+# Of the colours of CSS: those with one name, and the names that people use of others
+ONE_NAME = {
+    "red": "red",
+    "orange": "orange darkorange",
+    "yellow": "yellow gold",
+    "green": "green lime limegreen forestgreen seagreen darkgreen lightgreen",
+    "blue": "blue mediumblue navy royalblue dodgerblue deepskyblue lightskyblue steelblue cornflowerblue",
+    "purple": "purple darkmagenta rebeccapurple",
+    "pink": "pink hotpink deeppink lightpink palevioletred",
+    "brown": "saddlebrown",
+    "black": "black",
+    "grey": "grey dimgrey darkgrey",
+    "white": "white snow ghostwhite whitesmoke mintcream",
+}
+SEVERAL_NAMES = {
+    "purple pink": "magenta violet orchid plum mediumvioletred thistle",
+    "white grey": "lightgrey silver gainsboro",
+    "orange brown": "chocolate peru sandybrown sienna",
+    "orange brown red": "#b7410e sienna",
+    "red brown purple": "maroon",
+    "red brown": "brown firebrick darkred indianred",
+    "white purple": "lavender",
+    "green brown": "olive darkkhaki olivedrab",
+    "red orange": "tomato orangered coral salmon",
+    "red pink": "crimson indianred lightcoral salmon coral",
+    "yellow orange": "goldenrod darkgoldenrod",
+    "yellow green": "yellowgreen greenyellow chartreuse darkkhaki olive",
+    "blue green": "cyan turquoise darkturquoise lightseagreen teal darkcyan aquamarine mediumaquamarine cadetblue",
+    "blue grey": "slategrey lightslategrey lightsteelblue darkslategrey",
+    "blue white": "lightblue powderblue paleturquoise",
+    "blue purple": "indigo slateblue mediumslateblue blueviolet darkslateblue midnightblue",
+    "yellow white": "lemonchiffon lightyellow beige cornsilk wheat moccasin",
+    "brown yellow": "tan burlywood khaki",
+    "orange pink": "peachpuff lightsalmon darksalmon bisque",
+    "white pink": "mistyrose linen antiquewhite seashell",
+    "grey black": "#373739",
+    "brown black": "#2d2019",
+    "green black": "#0f2814",
+    "blue black": "#0f122d midnightblue",
+}
+
+
+def plain(css: str) -> DescribedObject:
+    image, mask = patch(ImageColor.getrgb(css))
+    return describe(image, [mask], ["cup"])[0]
+
+
+@pytest.mark.parametrize(("name", "css"), [(name, css) for name, all_ in ONE_NAME.items() for css in all_.split()])
+def test_colours_with_one_name_are_certain(name, css):
+    assert plain(css).colour == name
+    assert plain(css).is_coloured(name) is True
+
+
+@pytest.mark.parametrize(("names", "css"), [(n, css) for n, all_ in SEVERAL_NAMES.items() for css in all_.split()])
+def test_colours_with_several_names_are_open(names, css):
+    assert plain(css).colour is None
+    assert {name: plain(css).is_coloured(name) for name in names.split()} == dict.fromkeys(names.split())
 
 
 def test_where_pixels_disagree_no_colour_is_said_nor_denied():
@@ -111,3 +171,32 @@ def test_descriptions_are_values():
     assert DescribedObject("cup", (0, 0, 1, 1), (0.5, 0.5), 1.0) == DescribedObject(
         "cup", (0, 0, 1, 1), (0.5, 0.5), 1.0
     )
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "double"),
+    [
+        ("cup", "cup", True),
+        ("sofa", "couch", True),
+        ("person", "pedestrian", True),
+        ("fridge", "refrigerator", True),
+        ("Dining Table", "diningtable", True),
+        ("bag", "backpack", True),
+        ("plant", "potted plant", True),
+        ("cup", "bowl", False),
+        ("sofa", "dog", False),
+    ],
+)
+def test_one_object_under_two_names_of_a_noun_is_labelled_twice(one, other, double):
+    mask, apart = np.zeros((100, 100), dtype=bool), np.zeros((100, 100), dtype=bool)
+    mask[20:70, 10:50] = apart[20:70, 55:95] = True
+    for names in ([one, other], [other, one]):
+        found = describe(None, [mask, mask, apart], [*names, one])
+        assert [thing.unclear for thing in found] == ["labelled twice" if double else ""] * 2 + [""]
+
+
+def test_objects_of_classes_that_are_no_words_are_left_out_with_the_reason():
+    mask = np.zeros((100, 100), dtype=bool)
+    mask[20:70, 10:50] = True
+    (thing,) = describe(None, [mask], ["3"])
+    assert (thing.unclear, thing.clear, thing.single) == ("class name is not a word", False, True)

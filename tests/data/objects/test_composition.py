@@ -77,6 +77,38 @@ def test_what_is_seen_on_a_background_is_not_pasted_there():
     assert seen == {"bowl", "couch"}
 
 
+def ground(*labels) -> Background:
+    return Background(np.full((50, 70, 3), 90, dtype=np.uint8), frozenset(labels))
+
+
+@pytest.mark.parametrize("shown", [("cup",), ("coffee mug",), ("dog", "cup", "glass")])
+def test_backgrounds_that_show_all_classes_are_refused_or_warned_of(shown):
+    cups = [piece for piece in discs() if piece.label == "cup"]
+    with pytest.raises(ValueError, match=r"classes of the cut-outs \(cup\).*`plain` must be above 0"):
+        load_compositions(cups, [ground(*shown)] * 2, plain=0.0)
+    with pytest.warns(UserWarning, match="All 2 backgrounds .* on gradients"):
+        composer = Composer(cups, [ground(*shown)] * 2, size=96)
+    assert composer.scene(0).classes
+    assert Composer(cups, [ground(*shown), ground("dog")], size=96, plain=0.0).scene(0).classes
+
+
+@pytest.mark.parametrize("alpha", [0, 127])
+def test_cutouts_without_opaque_pixels_are_refused(alpha):
+    empty = CutOut(np.full((20, 20, 4), alpha, dtype=np.uint8), "bowl")
+    with pytest.raises(ValueError, match=r"opaque pixels; number 12 \(bowl\) has none"):
+        load_compositions([*discs(), empty])
+
+
+def test_scenes_without_room_are_refused(monkeypatch):
+    monkeypatch.setattr("crossvlt_hf.data.objects.composition.MOST_TRIES", 20)
+    with pytest.raises(ValueError, match="`count` and `scale` must leave room"):
+        Composer(discs(), size=96, count=(12, 12), scale=(0.9, 1.0)).scene(0)
+    speck = np.zeros((40, 40, 4), dtype=np.uint8)
+    speck[20, 20] = 255
+    with pytest.raises(ValueError, match="None of 20 scenes"):
+        load_compositions([CutOut(speck, "cup")], size=96)
+
+
 def test_cut_out_keeps_the_object_only():
     image = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
     mask = np.zeros((60, 80), dtype=bool)

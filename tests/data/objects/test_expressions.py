@@ -1,6 +1,7 @@
 """Expressions mean what they say: checked by other programs than those that made them."""
 
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crossvlt_hf.data.objects import FAMILIES, DescribedObject, make_expressions
-from crossvlt_hf.data.objects.engine import UNCERTAIN_FAMILIES
+from crossvlt_hf.data.objects.engine import REGIONS, UNCERTAIN_FAMILIES, World, _further, in_region, related
+from crossvlt_hf.data.phrases import Phrase
 
 
 COCO = ("cup", "bowl", "dog", "cat", "horse", "couch", "person", "book", "chair")
@@ -88,6 +90,34 @@ def test_places():
     assert "the cup at the top" not in words
 
 
+def middles(*places, **kwargs) -> dict[str, tuple[int, ...]]:
+    objects = [thing(x=x, y=y, side=0.12, **kwargs) for x, y in places]
+    families = ("absolute", "negation", "plural")
+    found = {text: targets for family in families for text, targets in said(objects, family, seeds=15).items()}
+    return {text: targets for text, targets in found.items() if text.endswith("in the middle")}
+
+
+@pytest.mark.parametrize("row", [(0.08, 0.27, 0.5), (0.5, 0.74, 0.95), (0.1, 0.2, 0.35, 0.5), (0.05, 0.15, 0.25, 0.5)])
+def test_the_middle_is_not_said_where_that_of_the_image_and_of_the_group_differ(row):
+    assert not middles(*((place, 0.5) for place in row))
+    assert not middles(*((0.5, place) for place in row))
+
+
+@pytest.mark.parametrize("row", [(0.1, 0.5, 0.9), (0.2, 0.52, 0.75), (0.05, 0.5, 0.8, 0.95)])
+def test_the_middle_of_the_image_and_of_the_group(row):
+    place = [abs(x - 0.5) < 0.1 for x in row].index(True)
+    assert middles(*((x, 0.5) for x in row))["the cup in the middle"] == (place,)
+    assert middles((row[0], 0.6), *((x, 0.5) for x in row[1:]))["the cup in the middle"] == (place,)
+
+
+def test_the_middle_of_two_of_some_at_one_place_and_of_a_colour():
+    assert middles((0.5, 0.5), (0.1, 0.5))["the cup in the middle"] == (0,)
+    assert middles((0.45, 0.5), (0.5, 0.45), (0.55, 0.5))["the cups in the middle"] == (0, 1, 2)
+    red = [thing(x=0.5, side=0.12, colour="red"), thing(x=0.3, side=0.12, colour="red")]
+    words = said([*red, thing(x=0.08, side=0.12, colour="blue")], "absolute")
+    assert "the red cup in the middle" not in words  # of all cups, it is the rightmost
+
+
 def test_a_place_near_the_middle_is_left_alone():
     assert "the cup on the left" not in said([thing(x=0.15), thing(x=0.47)], "absolute")
     assert "the cup on the left" in said([thing(x=0.15), thing(x=0.55)], "absolute")
@@ -149,6 +179,68 @@ def test_what_is_not_there():
     assert not {"the mug", "the animal"} & set(said(objects, "no_target"))
 
 
+@pytest.mark.parametrize(
+    ("listed", "other", "kind"),
+    [
+        ("dog", "lion", "animal"),
+        ("car", "van", "vehicle"),
+        ("apple", "strawberry", "fruit"),
+        ("carrot", "spinach", "vegetable"),
+        ("handbag", "tote", "bag"),
+        ("sneaker", "clog", "shoe"),
+    ],
+)
+def test_a_wider_word_is_open_beside_a_class_that_is_not_in_the_table(listed, other, kind):
+    of_kind = ("dog", "cat", "horse", "car", "bus", "truck", "apple", "banana", "pear", "carrot", "onion", "potato")
+    labels = (*of_kind, "handbag", "backpack", "duffel bag", "sneaker", "sandal", "boot", other)
+    one, two, unknown = thing(listed, 0.2), thing(listed, 0.5), thing(other, 0.8)
+    assert f"the {kind}" in said([one], "noun", seeds=12, labels=labels)
+    assert f"the {kind}" not in said([one, unknown], "noun", seeds=12, labels=labels)
+    assert any(text.endswith(f" {kind}s") for text in said([one, two], "plural", seeds=12, labels=labels))
+    assert not any(text.endswith(f" {kind}s") for text in said([one, two, unknown], "plural", seeds=12, labels=labels))
+    assert f"the {kind} on the right" in said([one], "no_target", seeds=12, labels=labels)
+    assert f"the {kind} on the right" not in said([one, unknown], "no_target", seeds=12, labels=labels)
+    mixed = [one, thing(labels[labels.index(listed) + 1], 0.5)]
+    if kind != "bag":  # a backpack may be called a handbag
+        assert any(f"the {kind} that is not a" in text for text in said(mixed, "negation", seeds=12, labels=labels))
+    assert not any(
+        f"the {kind} that is not a" in text for text in said([*mixed, unknown], "negation", seeds=12, labels=labels)
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "present"),
+    [
+        (("chair", "furniture"), "chair"),
+        (("dog", "mammal", "pet"), "dog"),
+        (("car", "automobile"), "car"),
+        (("car", "automobile"), "automobile"),
+        (("man", "guy"), "man"),
+        (("woman", "lady"), "woman"),
+        (("child", "boy", "kid"), "child"),
+        (("couch", "settee"), "couch"),
+        (("couch", "settee"), "settee"),
+        (("gadget", "widget"), "widget"),
+    ],
+)
+def test_what_may_be_another_word_for_what_is_there_is_not_called_absent(labels, present):
+    words = said([thing(present, 0.2, colour="red")], "no_target", labels=labels)
+    for label in set(labels) - {present}:
+        assert f"the {label}" not in words
+
+
+def test_what_the_table_has_is_called_absent_beside_what_it_has():
+    labels = (*COCO, "man", "woman", "furniture", "widget")
+    words = said([thing("man", 0.2), thing("couch", 0.7)], "no_target", labels=labels)
+    assert {"the dog", "the woman", "the cup"} <= set(words)
+    assert not any(text.split()[-1] in ("furniture", "widget", "person") for text in words)
+
+
+@pytest.mark.parametrize("label", ["plant", "bat", "mouse", "ball", "lamp", "racket", "phone", "heel", "tub", "bike"])
+def test_a_class_is_called_by_its_own_name_not_by_a_narrower_one(label):
+    assert set(said([thing(label)], "noun")) == {f"the {label}"}
+
+
 def test_what_may_be_there_is_not_called_absent():
     objects = [thing("shoe", 0.3, colour="red"), thing("person", 0.7)]
     words = said(objects, "no_target", labels=("shoe", "sneaker", "boot", "person", "man"))
@@ -170,6 +262,89 @@ def test_what_is_not_clear_is_never_meant_and_makes_others_ambiguous(reason):
     words = said([thing("cup", 0.1, side=0.1), thing("cup", 0.4), hidden], "superlative")
     assert "the rightmost cup" not in words
     assert words["the leftmost cup"] == (0,)
+
+
+UNSEEN = DescribedObject("cup", (0.0, 0.0, 0.0, 0.0), (0.0, 0.0), 0.0, unclear="hardly visible")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_where_an_object_has_no_pixels_nothing_is_said_of_its_place_size_or_colour(family):
+    """It may be anywhere, so that a word that fits it decides nothing."""
+    clear = [thing("cup", 0.7, side=0.3, colour="red"), thing("cup", 0.3, 0.7, colour="blue"), thing("dog", 0.2, 0.2)]
+    assert any("cup" in text for text in said(clear, family, labels=COCO)) or family in ("noun", "ordinal")
+    for text in said([*clear, UNSEEN], family, labels=COCO):
+        assert "cup" not in text
+
+
+def test_no_test_denies_what_is_known_of_no_place():
+    known, colours = thing("lamp", 0.5), ("red", "blue")
+    unseen = DescribedObject("cup", (0.0, 0.0, 0.0, 0.0), (0.0, 0.0), 0.0, {}, unclear="hardly visible")
+    assert {in_region(unseen, sides) for sides in REGIONS.values()} == {None}
+    for side in ("left", "right", "top", "bottom"):
+        assert related(unseen, known, side) is related(known, unseen, side) is None
+    for key in ("left", "right", "top", "bottom", "largest", "smallest", "big", "small"):
+        assert _further(key)(unseen, known) is _further(key)(known, unseen) is None
+    assert {unseen.is_coloured(colour) for colour in colours} == {None}
+    world = World([unseen, known], np.random.default_rng(0))
+    assert world.fits(Phrase("cup", None, "striped")) == (None, False)
+
+
+def part_of(crowd, rng) -> DescribedObject:
+    """A part of a crowd, somewhere in its box."""
+    (left, right), (top, bottom) = (np.sort(rng.uniform(crowd.box[a], crowd.box[a + 2], 2)) for a in (0, 1))
+    box = tuple(map(float, (left, top, right, bottom)))
+    return DescribedObject(crowd.label, box, ((left + right) / 2, (top + bottom) / 2), (right - left) * (bottom - top))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.floats(0.1, 0.9), st.floats(0.1, 0.9), st.floats(0.05, 0.5), st.integers(0, 10_000))
+def test_of_a_crowd_is_only_known_what_holds_for_all_of_its_parts(x, y, side, seed):
+    rng = np.random.default_rng(seed)
+    crowd, other = thing("person", x, y, side, unclear="crowd"), thing("lamp", *rng.uniform(0.1, 0.9, 2))
+    parts = [part_of(crowd, rng) for _ in range(30)]
+    tests = {str(sides): partial(in_region, sides=sides) for sides in REGIONS.values()}
+    for key in ("left", "right", "top", "bottom"):
+        tests[f"related {key}"] = partial(related, anchor=other, side=key)
+    for key in ("left", "right", "top", "bottom", "largest", "smallest", "big", "small"):
+        tests[f"{key} than"] = lambda part, key=key: _further(key)(part, other)
+        tests[f"than {key}"] = lambda part, key=key: _further(key)(other, part)
+    for name, test in tests.items():
+        if (answer := test(crowd)) is not None:
+            assert {test(part) for part in parts} == {answer}, name
+
+
+@pytest.mark.parametrize(
+    ("family", "text"),
+    [
+        ("no_target", "the person right of the lamp"),
+        ("no_target", "the person left of the lamp"),
+        ("no_target", "the person on the right"),
+        ("absolute", "the person on the left side"),
+        ("negation", "the person that is not on the right"),
+        ("superlative", "the leftmost person"),
+        ("superlative", "the largest person"),
+        ("attribute", "the red person"),
+    ],
+)
+def test_a_crowd_is_not_judged_by_its_centre(family, text):
+    person = thing("person", 0.1, 0.5, side=0.18, colour="red")
+    crowd = DescribedObject("person", (0.22, 0.3, 1.0, 0.8), (0.6, 0.55), 0.2, {"blue": 0.95}, unclear="crowd")
+    lamp = thing("lamp", 0.5, 0.5)
+    found = said([person, crowd, lamp], family)
+    assert (text in found) == (text == "the leftmost person")  # all of the crowd is further right
+
+
+@pytest.mark.parametrize("label", ["3", "猫", "cat?"])
+def test_a_class_whose_name_is_no_word_is_not_said_and_may_be_anything(label):
+    unknown, cup = thing(label, 0.8), thing("cup", 0.2)
+    for family in FAMILIES:
+        assert not any(label in text for text in said([unknown, cup, thing(label, 0.5)], family, seeds=5))
+    assert ("the cup" in said([unknown, cup], "noun")) == (label == "cat?")
+
+
+def test_what_is_one_thing_in_s_is_singular():
+    for label in ("thermos", "lens", "rhinoceros"):
+        assert f"the {label} that is not on the left" in said([thing(label, 0.2), thing(label, 0.8)], "negation")
 
 
 def test_small_objects_are_not_meant_but_counted():
