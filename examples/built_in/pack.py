@@ -139,13 +139,14 @@ def time_it(target: Path, count: int) -> list[dict[str, Any]]:
     ]
 
 
-def repack(checkpoint: Path, target: Path, measured: list[dict[str, Any]]) -> Evidence:
+def repack(checkpoint: Path, target: Path, measured: list[dict[str, Any]], repeats: int) -> Evidence:
     """Put weights that were trained on in the place of the target's; of its figures those of the masks stay true.
 
     Args:
         checkpoint: with the same encoders, fusion and decoder as the target's.
         target: folder of the packed checkpoint.
         measured: reports of the new weights, which take the place of all reports on the same kind of split.
+        repeats: of the pipeline, to time it.
     """
     known, (model, trained) = Evidence.read(target), load_checkpoint(checkpoint)
     _, processor = load_checkpoint(target)  # the tokenizer of the other was used with padding, which it would save
@@ -153,7 +154,7 @@ def repack(checkpoint: Path, target: Path, measured: list[dict[str, Any]]) -> Ev
     splits = {report["split"] for report in measured}
     save(model, processor, target)
     kept = [report for report in known.evaluations if report["split"] not in splits]
-    return Evidence(About.read(ABOUT), [*kept, *measured], known.timing, known.training)
+    return Evidence(About.read(ABOUT), [*kept, *measured], time_it(target, repeats), known.training)
 
 
 def main() -> None:
@@ -170,7 +171,7 @@ def main() -> None:
     tests = json.loads(arguments.test.read_text()) if arguments.test else {}
     measured = list(reports(tests, "test", arguments.hardware))
     if arguments.checkpoint:
-        repack(arguments.checkpoint, arguments.target, measured).save(arguments.target)
+        repack(arguments.checkpoint, arguments.target, measured, arguments.repeats).save(arguments.target)
         return
     if arguments.run is None or arguments.words is None:
         parser.error("give a run with --words, or --checkpoint")

@@ -186,7 +186,19 @@ def test_from_photographs_to_a_checkpoint(scripts, table, words, tmp_path):
     taught = "taught/checkpoint"
     run("calibrate.py", table, "--test", table, "--model", taught, "--images", 8)
     assert json.loads((tmp_path / taught / "processor_config.json").read_text())["score_calibration"]
-    run("pack.py", "--checkpoint", taught, "--test", "test.json", "--hardware", "a CPU", "--target", target)
+    run(
+        "pack.py",
+        "--checkpoint",
+        taught,
+        "--test",
+        "test.json",
+        "--hardware",
+        "a CPU",
+        "--repeats",
+        1,
+        "--target",
+        target,
+    )
     again = json.loads((target / "results.json").read_text())
     assert {(report["split"], report["hardware"]) for report in again["evaluations"]} == {
         ("validation", "a test"),
