@@ -99,7 +99,7 @@ def reading_note(tokenizer: Tokenizer, expression: str, longest: int) -> str | N
     unknown = [part for part in dict.fromkeys(parts) if any(is_of_a_word(character) for character in part)]
     notes = []
     if unknown or not any(known[:count]):
-        nothing = "" if any(known[:count]) else ", and no other token of it"
+        nothing = "" if any(known[:count]) else ", nor any other part of it"
         notes.append(f"the vocabulary does not know {', '.join(map(repr, unknown or [expression.strip()]))}{nothing}")
     if len(whole.ids) > count:
         kept = expression[whole.offsets[0][0] : whole.offsets[count - 1][1]].strip()

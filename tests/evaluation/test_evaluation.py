@@ -200,7 +200,7 @@ def test_a_broken_row_is_named_and_the_model_left_as_it_was(tmp_path, processor)
     mask = pack([encode_mask(np.ones((3, 8), dtype=np.uint8))], 3, 8)
     row = Record(tmp_path / "image.png", 0, 0, ["the cup"], mask, "val", "test", "refs.json, row 7")
     model = LeftHalf()
-    with pytest.raises(ValueError, match=r"refs\.json, row 7: the mask is 3x8 pixels, the image 2x8"):
+    with pytest.raises(ValueError, match=r"refs\.json, row 7: the mask is 3x8 pixels .height x width., the image 2x8"):
         evaluate(model, processor, build_dataset([row]))
     assert model.training
 
