@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate import Accelerator, PartialState
+from accelerate.utils import gather_object, parse_flag_from_env
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -35,11 +35,12 @@ def multiplies_in_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def settle_precision(config: TrainingConfig, device: torch.device) -> TrainingConfig:
+def settle_precision(config: TrainingConfig) -> TrainingConfig:
     """Replace "auto" by the precision that suits the device, so that the folder of the run has what was used."""
     if config.optimization.mixed_precision != "auto":
         return config
-    precision: Literal["bf16", "no"] = "bf16" if multiplies_in_bf16(device) else "no"
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as the Accelerator, which is made next, does
+    precision: Literal["bf16", "no"] = "bf16" if multiplies_in_bf16(state.device) else "no"
     return replace(config, optimization=replace(config.optimization, mixed_precision=precision))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
@@ -62,7 +62,7 @@ class TrainingRun:
 
     def __init__(self, config: TrainingConfig, *, resume: bool = False) -> None:
         check_config(config)
-        config = settle_precision(config, PartialState().device)
+        config = settle_precision(config)
         self.config, self.folder = config, Path(config.output.folder)
         self.accelerator = Accelerator(
             mixed_precision=config.optimization.mixed_precision,

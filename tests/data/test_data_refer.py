@@ -190,7 +190,9 @@ def test_images_that_do_not_fit_their_entry(root):
     path = root / fabricate.COCO_IMAGES / "COCO_train2014_000000000009.jpg"
     Image.new("RGB", (8, 8)).save(path)
     dataset = load_refer("refcoco", "train", root=root)
-    with pytest.raises(ValueError, match=r"refs\(unc\).p, ref 0: the mask is 24x32 pixels .height x width., the image 8x8"):
+    with pytest.raises(
+        ValueError, match=r"refs\(unc\).p, ref 0: the mask is 24x32 pixels .height x width., the image 8x8"
+    ):
         dataset[0]
     path.write_text("no picture")
     with pytest.raises(OSError, match=r"COCO_train2014_000000000009.jpg cannot be read as an image"):

@@ -770,7 +770,9 @@ def test_accumulation_equals_one_large_batch(tmp_path):
 TWO_PROCESSES = """
 import sys
 from accelerate import debug_launcher
+from crossvlt_hf.training import optimization
 from crossvlt_hf.training.__main__ import main
+optimization.multiplies_in_bf16 = lambda device: False
 debug_launcher(main, (sys.argv[1:],), num_processes=2)
 """
 
@@ -795,7 +797,7 @@ def test_two_processes_follow_one(tmp_path):
         path = write_config(
             folder,
             model={**SMALL["model"], "config": plain},
-            optimization=settings,
+            optimization={**settings, "mixed_precision": "auto" if processes == 2 else "no"},
             output__evaluation_steps=10,
         )
         if processes == 1:
@@ -830,7 +832,7 @@ def test_automatic_precision_is_settled_before_the_run(tmp_path, monkeypatch, qu
 def test_automatic_precision_leaves_others(tmp_path):
     for precision in (None, "no", "bf16", "fp16"):
         config = load_config(write_config(tmp_path, optimization__mixed_precision=precision))
-        assert settle_precision(config, torch.device("cpu")) is config
+        assert settle_precision(config) is config
 
 
 @pytest.mark.slow
