@@ -1,6 +1,5 @@
 """Load a data set by name, and exclude the images of one data set from another."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,24 +65,25 @@ def load_data(
     if name in NAMES:
         check_split(split, _named_splits(name), str(LAYOUTS.get(name, name)))
     if name in LAYOUTS:
-        return _read(load_refer, name, options, name, split, root=_folder(name, root), text=text, merge=merge)
+        return call_with_options(
+            load_refer, name, options, name, split, root=_folder(name, root), text=text, merge=merge
+        )
     if name in JXU124:
-        return _read(load_jxu124, name, options, name, split, root=_folder(name, root), text=text, merge=merge)
+        return call_with_options(
+            load_jxu124, name, options, name, split, root=_folder(name, root), text=text, merge=merge
+        )
     folder = None if name in NAMES else _own_folder(name, root)
     if folder is not None and is_refer_folder(folder):
-        return _read(load_refer_folder, name, options, folder, split, text=text, merge=merge)
+        return call_with_options(load_refer_folder, name, options, folder, split, text=text, merge=merge)
     if text != "raw":
         raise ValueError(f"`text` must be 'raw' for {name}, which has one form of expressions, got {text!r}.")
     if folder is not None:
         return _load_own(folder, split, merge, options)
     if name == "phrasecut":
-        return _read(load_phrasecut, name, options, split, root=_folder(name, root))
+        return call_with_options(load_phrasecut, name, options, split, root=_folder(name, root))
     if name == REFCOCO_M:
-        return _read(load_refcoco_m, name, options, split, merge=merge)
-    return _read(load_refshapes, name, options, check_split(split, SPLITS, name))
-
-
-_read: Callable[..., Dataset] = call_with_options
+        return call_with_options(load_refcoco_m, name, options, split, merge=merge)
+    return call_with_options(load_refshapes, name, options, check_split(split, SPLITS, name))
 
 
 def _named_splits(name: str) -> tuple[str, ...]:
@@ -118,7 +118,7 @@ def _load_own(folder: Path, split: str | None, merge: Merge, options: dict[str, 
         raise ValueError(f"{folder} is not a data set, but has the data sets {', '.join(found)}; give one of these.")
     if split is None:
         check_split(None, splits_of(folder), str(folder))
-    return _read(load_folder, str(folder), options, folder, split, merge=merge)
+    return call_with_options(load_folder, str(folder), options, folder, split, merge=merge)
 
 
 def _image_keys(dataset: Dataset) -> list[str]:

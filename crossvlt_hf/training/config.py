@@ -296,7 +296,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainingConf
     if not source.suffix:
         source = Path(__file__).parent / "configs" / f"{path}.yaml"
     if not source.is_file():
-        if source.with_suffix("").is_dir() or Path(path).is_dir():
+        if Path(path).is_dir():
             raise ValueError(
                 f"{path} is a folder; a configuration is a YAML file, which names it: "
                 "`data: {train: [{name: FOLDER, split: train}]}` (docs/training.md)."

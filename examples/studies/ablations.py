@@ -15,14 +15,13 @@ Results are kept in docs/ablations.json, and a run that is there is not repeated
 last checkpoint.
 """
 
-import argparse
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from comparisons import Comparison, Values, compare, effect, plot, spread
-from runs import Results, Row, Training, measure, read_numbers, train_all
+from runs import Results, Row, Training, measure, study_parser, train_all
 
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -223,18 +222,11 @@ patches masked."""
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=["run", "report", "measure"])
+    parser = study_parser(__doc__, RESULTS, "runs/ablations", seeds=8)
     usual = dict.fromkeys(name for title in MAIN for name in members(title))
     parser.add_argument("--on", choices=ON, default="shapes")
     parser.add_argument("--variants", default=",".join(usual), help="of " + ", ".join(VARIANTS) + " (%(default)s)")
-    parser.add_argument("--seeds", type=read_numbers, default=list(range(8)), help="such as 0,3,4 (0 to 7)")
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
-    parser.add_argument("--folder", type=Path, default=Path("runs/ablations"))
     parser.add_argument("--pictures", type=Path, default=Path("pictures"), help="what pictures.py wrote")
-    parser.add_argument("--results", type=Path, default=RESULTS.path, help="JSON file of the finished runs")
-    parser.add_argument("--run", help="of `measure`: a checkpoint")
     arguments = parser.parse_args()
     names = arguments.variants.split(",")
     if unknown := [name for name in names if name not in VARIANTS]:

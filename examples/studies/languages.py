@@ -9,7 +9,6 @@ say what it learned from the other languages. The test scenes are the same in al
 docs/generalisation.json; see runs.py.
 """
 
-import argparse
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from comparisons import spread
-from runs import Results, Row, Training, measure, read_numbers, train_all
+from runs import Results, Row, Training, measure, study_parser, train_all
 
 from crossvlt_hf.data.refshapes import FAMILIES, LANGUAGES
 
@@ -171,15 +170,8 @@ training never had, which the tokenizer knows but whose embeddings are random.""
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=["run", "report", "measure"])
+    parser = study_parser(__doc__, RESULTS, "runs/languages", seeds=2)
     parser.add_argument("--models", default=",".join(MODELS), help="of " + ", ".join(MODELS))
-    parser.add_argument("--seeds", type=read_numbers, default=[0, 1], help="such as 0,1")
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
-    parser.add_argument("--folder", type=Path, default=Path("runs/languages"))
-    parser.add_argument("--results", type=Path, default=RESULTS.path, help="JSON file of the finished runs")
-    parser.add_argument("--run", help="of `measure`: a checkpoint")
     arguments = parser.parse_args()
     names = arguments.models.split(",")
     if unknown := [name for name in names if name not in MODELS]:

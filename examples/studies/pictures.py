@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,14 @@ def split_table(path: Path) -> tuple[HubObjects, HubObjects]:
         for number, (kind, complete) in enumerate(zip(kinds, source.dataset["exhaustive"], strict=True))
         if complete and kind == {"instance"}
     ]
-    parts = []
-    for numbers in (natural, cutout):
-        part = read_photographs(path)
-        part.dataset = part.dataset.select(numbers)
-        parts.append(part)
-    return parts[0], parts[1]
+    return select(source, natural), select(source, cutout)
+
+
+def select(source: HubObjects, numbers: list[int]) -> HubObjects:
+    """Some rows of a source."""
+    part = copy(source)
+    part.dataset = source.dataset.select(numbers)
+    return part
 
 
 def natural_rows(source: HubObjects) -> Dataset:

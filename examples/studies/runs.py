@@ -3,6 +3,7 @@
 A run whose result is there is not repeated, and an interrupted run goes on from its last checkpoint.
 """
 
+import argparse
 import json
 import os
 import subprocess
@@ -126,8 +127,28 @@ def train_all(
         raise RuntimeError(f"{len(failed)} of {len(trainings)} runs failed: {', '.join(failed)}; see {folder}.")
 
 
-def read_numbers(text: str) -> list[int]:
-    """Integers of an option, such as "0,3,4"."""
+def study_parser(description: str | None, results: Results, folder: str, seeds: int) -> argparse.ArgumentParser:
+    """The options that all studies have.
+
+    Args:
+        description: of the study.
+        results: where its results are by default.
+        folder: of its runs, by default.
+        seeds: how many there are by default, from 0.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=["run", "report", "measure"])
+    help_seeds = f"such as 0,3,4 (0 to {seeds - 1})"
+    parser.add_argument("--seeds", type=_read_numbers, default=list(range(seeds)), help=help_seeds)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
+    parser.add_argument("--folder", type=Path, default=Path(folder), help="of the runs (%(default)s)")
+    parser.add_argument("--results", type=Path, default=results.path, help="JSON file of the finished runs")
+    parser.add_argument("--run", help="of `measure`: a checkpoint")
+    return parser
+
+
+def _read_numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
 
