@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +25,7 @@ from crossvlt_hf.benchmark import (
     child,
     format_report,
     machine,
+    phases,
     run,
     run_benchmark,
     scaling_figure,
@@ -31,6 +33,7 @@ from crossvlt_hf.benchmark import (
 from crossvlt_hf.benchmark.flops import count_flops, count_flops_by_part, count_training_flops
 from crossvlt_hf.benchmark.memory import ChildError, in_child, resident
 from crossvlt_hf.benchmark.peers import PEERS, Peer, count_step_flops, place
+from crossvlt_hf.benchmark.phases import JOURNEYS, Stopwatch
 from crossvlt_hf.benchmark.timing import Work, interleave, median_ratio, summarise
 from crossvlt_hf.benchmark.workloads import Workshop, make_inputs
 from crossvlt_hf.cli import main
@@ -367,6 +370,7 @@ WRONG = {
     "--image-size 40000": "`size` must be at most 32768 pixels a side, got 40000.",
     "--seed -1": "`seed` must be an integer from 0 to",
     "--seed 9223372036854775808": "got 9223372036854775808",
+    "--measure phase": "must be one of time, memory, load, phases, got 'phase'",
     "--rounds 0": "`rounds` must be an integer of at least 1",
     "--threads 0": "`threads` must be an integer of at least 1",
     "--optimizer sgd": "must be one of adamw, none, got",
@@ -414,3 +418,88 @@ def test_machine_is_described_without_its_name():
         probe = machine.Probe(kind, "cpu", "float32")
         assert probe.flops == count_step_flops(probe.work().step)
         assert math.isfinite(probe.work().seconds())
+
+
+# ---- phases
+
+
+class Clock:
+    """A clock that only advances when told to."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+    def work(self, seconds):
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(phases, "time", clock)
+    return clock
+
+
+def test_time_within_a_phase_counts_for_the_inner_one(clock):
+    watch = Stopwatch()
+    with watch.phase("outer"):
+        clock.work(1)
+        with watch.phase("inner"):
+            clock.work(2)
+            with watch.phase("outer"):
+                clock.work(4)
+        clock.work(8)
+    clock.work(16)  # outside
+    watch.lap()
+    with watch.phase("inner"):
+        clock.work(32)
+    watch.lap()
+    assert watch.laps == [{"outer": 13, "inner": 2}, {"inner": 32}]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_functions_are_timed_and_then_as_before(clock, fails):
+    class Owner:
+        def method(self, seconds):
+            clock.work(seconds)
+            if fails:
+                raise OSError
+            return seconds
+
+        @staticmethod
+        def other():
+            clock.work(1)
+
+    before, watch = dict(vars(Owner)), Stopwatch()
+    with suppress(OSError), watch.watch(Owner, method="work"), watch.phase("rest"):
+        assert Owner().method(3) == 3
+        Owner.other()
+    watch.lap()
+    assert watch.laps == [{"rest": 0 if fails else 1, "work": 3}]
+    assert dict(vars(Owner)) == before
+
+
+@pytest.mark.slow
+def test_the_phases_of_all_journeys_are_measured(checkpoint, capsys):
+    plot = ["--plot", "phases.png"] if find_spec("matplotlib") else []
+    options = ["--model", str(checkpoint), "--measure", "phases", "--rounds", "2", "--output", "report.json", *plot]
+    assert main(["benchmark", *options]) == 0
+    report = json.loads(Path("report.json").read_text())
+    assert capsys.readouterr().out == format_report(report) + "\n"
+    assert report["cases"] == report["peaks"] == []
+    shell, pipeline, predict, training = (entry["seconds"] for entry in report["phases"])
+    assert [entry["journey"] for entry in report["phases"]] == list(JOURNEYS)
+    assert list(shell) == ["Python", "import of Transformers", "checkpoint", "image to files"]
+    inference = {"read the image", "resize, normalise, tokenise", "model", "masks", "other"}
+    assert set(pipeline) == inference
+    assert set(predict) == inference | {"run lengths", "write"}
+    assert set(training) == {"data", "forward", "backward", "optimizer"}
+    for seconds in (pipeline, predict, training):
+        for phase, summary in seconds.items():
+            assert summary["minimum"] > 0, phase
+            assert len(summary["samples"]) == 2, phase
+    if plot:
+        assert Image.open("phases.png").mode == "RGB"

@@ -69,7 +69,7 @@ def measure_device(step: Callable[[], Any], device: torch.device, times: int = 2
     return peak()
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """The environment of a child process."""
     # The package may have been imported from a folder, without installation
     paths = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -88,7 +88,7 @@ def in_child(job: dict[str, Any]) -> dict[str, Any]:
         ChildError: with the reason, also if the system killed the process.
     """
     command, request = [sys.executable, "-m", "crossvlt_hf.benchmark.child"], json.dumps(job)
-    done = subprocess.run(command, input=request, capture_output=True, text=True, env=_environment(), check=False)
+    done = subprocess.run(command, input=request, capture_output=True, text=True, env=environment(), check=False)
     if done.returncode == -signal.SIGKILL:
         raise ChildError("The system killed the process, probably because it was out of memory.")
     if done.returncode:

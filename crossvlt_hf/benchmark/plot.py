@@ -1,4 +1,4 @@
-"""Plot a report: time and memory over image size, expressions and batch."""
+"""Plot a report: time and memory over image size, expressions and batch, or the phases of journeys."""
 
 import math
 from collections.abc import Callable
@@ -29,11 +29,14 @@ def scaling_figure(report: dict[str, Any]) -> Image.Image:
 
     Returns:
         New image of mode "RGB": curves of time (above) and peak memory (below), with a column for each of image size,
-        expressions and batch that has several values; bars if there are none.
+        expressions and batch that has several values; bars if there are none; without cases, a stacked bar of the
+        phases of each journey.
 
     Raises:
         ModuleNotFoundError: without matplotlib, the extra `plot`.
     """
+    if not report["cases"]:
+        return _phases(report)
     measures = [(title, measure) for title, measure in MEASURES if any(measure(case) for case in report["cases"])]
     axes = {axis: series for axis in SCALES if (series := _series(report["cases"], axis))}
     return _curves(report, axes, measures) if axes else _bars(report, measures)
@@ -133,7 +136,35 @@ def _bars(report: dict[str, Any], measures: list[tuple[str, Measure]]) -> Image.
     return to_image(figure)
 
 
+def _phases(report: dict[str, Any]) -> Image.Image:
+    entries = report["phases"]
+    figure = new_figure(9.5, 0.9 + 0.95 * len(entries))
+    add_text(figure, 0.35, 0.18, _title(report), fontsize=11, weight="bold")
+    for row, entry in enumerate(entries):
+        medians = {phase: seconds["p50"] for phase, seconds in entry["seconds"].items()}
+        total = sum(medians.values())
+        several = len({other["model"] for other in entries}) > 1
+        name = f"{entry['model']}: {entry['journey']}" if several else entry["journey"]
+        add_text(figure, 0.35, 0.62 + 0.95 * row, f"{one_line(name)}: {1000 * total:.0f} ms", fontsize=9.5)
+        panel = add_axes(figure, 0.35, 0.84 + 0.95 * row, 8.8, 0.3)
+        panel.set_axis_off()
+        panel.set_xlim(0, total)
+        _draw_phases(panel, medians)
+    return to_image(figure)
+
+
+def _draw_phases(panel: "Axes", medians: dict[str, float]) -> None:
+    """A bar of phases, with the names of those that are wide enough below it."""
+    left, total = 0.0, sum(medians.values())
+    for number, (phase, seconds) in enumerate(medians.items()):
+        panel.barh(0, seconds, left=left, height=1, color=f"C{number}", edgecolor="white")
+        if seconds > 0.04 * total:
+            label = f"{phase} {100 * seconds / total:.0f} %"
+            panel.text(left, -0.75, label, fontsize=7.5, color=f"C{number}", va="top", clip_on=False)
+        left += seconds
+
+
 def _title(report: dict[str, Any]) -> str:
     machine = report["machine"]
-    models = ", ".join(dict.fromkeys(case["model"] for case in report["cases"]))
+    models = ", ".join(dict.fromkeys(row["model"] for row in report["models"]))
     return one_line(f"{models} on {', '.join(machine['gpus']) or machine['processor']}, {machine['threads']} threads")

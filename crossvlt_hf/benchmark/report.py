@@ -74,6 +74,7 @@ def format_report(report: dict[str, Any]) -> str:
         ("Models", _model_rows(report)),
         ("Peak of this machine", _peak_rows(report)),
         ("Cases", _case_rows(report)),
+        ("Where the time goes", _phase_rows(report)),
         ("Not measured", [{"case": row["label"], "reason": row["reason"]} for row in report["skipped"]]),
     ]
     return "\n\n".join(f"**{title}**\n\n{_table(rows)}" for title, rows in tables if rows)
@@ -128,6 +129,17 @@ def _peak_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
         }
         for row in report["peaks"]
     ]
+
+
+def _phase_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for entry in report["phases"]:
+        medians = {phase: seconds["p50"] for phase, seconds in entry["seconds"].items()}
+        for phase, seconds in medians.items():
+            share = f"{100 * seconds / sum(medians.values()):.0f} %"
+            what = {"model": entry["model"], "journey": entry["journey"], "phase": phase}
+            rows.append({**what, "p50 (ms)": _milliseconds(seconds), "share": share})
+    return rows
 
 
 # Columns that are only shown if their values differ

@@ -24,6 +24,7 @@ from .workloads import OPTIMIZERS, Workshop
 
 
 MEASURES = ("time", "memory", "load")
+ALL_MEASURES = (*MEASURES, "phases")
 LOAD_ROUNDS = 5
 LARGEST_SEED = 2**63 - 1  # of torch
 Folders = dict[str, dict[str, str]]
@@ -36,7 +37,8 @@ class Options:
     Args:
         grid: cases of CrossVLT models.
         peers: names of `peers.PEERS`, which run with their defaults on the devices and in the dtypes of the grid.
-        measures: some of "time", "memory" and "load". Parameters and operations are always counted.
+        measures: some of "time", "memory", "load", and "phases" (see `measure_phases`; needs the extra `train`).
+            Parameters and operations are always counted.
         rounds: number of timings of each case.
         warm_up: number of runs of each case before timing.
         optimizer: of training steps, "adamw" or "none".
@@ -54,7 +56,7 @@ class Options:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, known in (("peers", PEERS), ("measures", MEASURES)):
+        for name, known in (("peers", PEERS), ("measures", ALL_MEASURES)):
             for value in getattr(self, name):
                 check_known(name, value, known)
         check_known("optimizer", self.optimizer, OPTIMIZERS)
@@ -115,7 +117,7 @@ def run_benchmark(options: Options, tell: Callable[[str], Any] = lambda line: No
 
 def _measure(options: Options, sources: Mapping[str, Source], tell: Callable[[str], Any]) -> dict[str, Any]:
     started, found = datetime.now(UTC).isoformat(timespec="seconds"), Findings()
-    cases = _all_cases(options, sources)
+    cases = [] if set(options.measures) == {"phases"} else _all_cases(options, sources)
     _check_cases(cases, sources)
     folders = {name: {dtype: str(at) for dtype, at in source.folders.items()} for name, source in sources.items()}
     # First memory, in subprocesses: cases that run out of it must not run in this process
@@ -127,11 +129,13 @@ def _measure(options: Options, sources: Mapping[str, Source], tell: Callable[[st
     if cases and not found.left(cases):
         raise ValueError(f"No case could run. {cases[0].label}: {found.skipped[cases[0]]}")
     models = [_describe_source(source, loading.get(name)) for name, source in sources.items()]
+    phases = _measure_phases(options, sources, tell) if "phases" in options.measures else []
     return {
         "format": 1,
         "started": started,
         **_describe_conditions(options),
         "models": models,
+        "phases": phases,
         **found.describe(cases, probes),
     }
 
@@ -202,6 +206,14 @@ def _measure_loading(options: Options, folders: Folders, tell: Callable[[str], A
         ratio = seconds["load_seconds"]["p50"] / seconds["read_seconds"]["p50"]
         loading[name] = {**answer, **seconds, "load_over_read": ratio, "dtype": dtype, "device": device}
     return loading
+
+
+def _measure_phases(
+    options: Options, sources: Mapping[str, Source], tell: Callable[[str], Any]
+) -> list[dict[str, Any]]:
+    from .phases import measure_phases  # needs the extra `train`
+
+    return [entry for source in sources.values() for entry in measure_phases(source, options.rounds, tell)]
 
 
 def _conditions(options: Options) -> dict[str, Any]:

@@ -92,6 +92,7 @@ def _check_schedule(options: OptimizationOptions) -> None:
 def _check_model(options: ModelOptions) -> None:
     if options.checkpoint is not None:
         check_source(options.checkpoint)
+        CrossVLTConfig(**options.config)  # raises for wrong fields
     elif (options.vision_encoder is None) != (options.text_encoder is None):
         raise ValueError("Set both `model.vision_encoder` and `model.text_encoder`, or neither.")
     elif options.vision_encoder is None:
@@ -158,6 +159,7 @@ def build_model(
     if options.checkpoint is not None:
         model, processor = load_checkpoint(options.checkpoint, dtype="float32")
         processor.score_calibration = None  # of the weights before training
+        model = _reconfigure(model, options.config)
         _resize(processor, options)
     else:
         model, processor = _new_model(options)
@@ -173,6 +175,18 @@ def build_model(
     if options.gradient_checkpointing:
         model.activation_checkpointing_enable()
     return model.train(), processor
+
+
+def _reconfigure(model: CrossVLTModel, changes: dict[str, Any]) -> CrossVLTModel:
+    """Change fields of the config of a trained model; a presence head that it does not have gets new weights."""
+    if not changes:
+        return model
+    changed = CrossVLTModel(CrossVLTConfig(**{**model.config.to_dict(), **changes}))
+    missing, unexpected = changed.load_state_dict(model.state_dict(), strict=False)
+    others = [name for name in (*missing, *unexpected) if not name.startswith("presence_head.")]
+    if others:
+        raise RuntimeError(f"Only the presence head may differ from the checkpoint, got {others[0]}.")
+    return changed
 
 
 def _freeze(model: CrossVLTModel, starts: Sequence[str]) -> None:

@@ -46,6 +46,8 @@ def _two_shares(values: Any) -> None:
         raise ValueError(f"must be two numbers from 0 to below 1, got {values}.")
 
 
+# Fields of the config that leave the weights of a checkpoint as they are; a new presence head is added to them
+CHECKPOINT_FIELDS = ("presence_head", "presence_loss_weight", "dice_loss_weight")
 SOURCES = {"text": TEXT_OPTIONS}  # metadata of fields that hold arguments of `load_data`
 
 
@@ -60,7 +62,7 @@ class ModelOptions:
         add_words: add the unknown words of the training data to the tokenizer, with new embeddings.
         vision_encoder: pretrained Swin (folder, file or Hub id); None for random weights.
         text_encoder: pretrained BERT (folder or Hub id); None for random weights.
-        config: fields of `CrossVLTConfig` to override.
+        config: fields of `CrossVLTConfig` to override; with `checkpoint`, only those of `CHECKPOINT_FIELDS`.
         tokenizer: folder or Hub id; None for that of the text encoder, or the built-in one of bert-base-uncased;
             "refshapes" for only the words of RefShapes in English, "refshapes-de" in German, "refshapes-zh" in
             Chinese, "refshapes-all" in all three.
@@ -230,9 +232,15 @@ class TrainingConfig:
                     raise ValueError(f"`data.{name}[{number}]` must have `name` and `split`, got {source}.{splits}")
         if self.model.checkpoint is None:
             return
-        for name in ("vision_encoder", "text_encoder", "config", "tokenizer"):  # a checkpoint brings its own
+        for name in ("vision_encoder", "text_encoder", "tokenizer"):  # a checkpoint brings its own
             if getattr(self.model, name):
                 raise ValueError(f"`model.{name}` has no effect with `model.checkpoint`; set only one of them.")
+        for name in self.model.config:
+            if name not in CHECKPOINT_FIELDS:
+                raise ValueError(
+                    "With `model.checkpoint`, fields of `model.config` must be some of "
+                    f"{', '.join(CHECKPOINT_FIELDS)}, since the checkpoint has its own config, got {name!r}."
+                )
 
     def save(self, path: Path) -> None:
         """Write the configuration, with defaults, as YAML, atomically."""

@@ -33,6 +33,7 @@ from crossvlt_hf.publishing.facts import Evidence
 from crossvlt_hf.publishing.page.about import score_note
 from crossvlt_hf.training.build import build_model, refshapes_tokenizer
 from crossvlt_hf.training.config import ModelOptions
+from crossvlt_hf.weights.checkpoint import load_checkpoint
 
 
 FAMILIES = ["attribute", "plural", "no_target"]
@@ -579,3 +580,19 @@ def test_grefcoco_from_the_json_to_the_table(tmp_path, capsys):
     metrics = json.loads(report.read_text())["metrics"]
     assert metrics["no_target_accuracy"] in (0.0, 0.5, 1.0)
     assert metrics["target_accuracy"] in [number / 6 for number in range(7)]
+
+
+def test_a_checkpoint_without_the_head_is_trained_on_grefcoco_with_it(tmp_path):
+    from crossvlt_hf.training.__main__ import main as train
+
+    write_grefcoco(tmp_path / "data")
+    config = CrossVLTConfig.from_size("tiny", text_config={"vocab_size": len(refshapes_tokenizer())})
+    CrossVLTModel(config).save_pretrained(tmp_path / "plain")
+    CrossVLTProcessor.from_tokenizer(refshapes_tokenizer(), 32, 12).save_pretrained(tmp_path / "plain")
+    settings = ["data.workers=0", "output.trackers=[]", "output.pictures=0", "optimization.max_steps=1"]
+    model = f"model={{checkpoint: {tmp_path / 'plain'}, config: {{presence_head: true}}}}"
+    run = [f"data.root={tmp_path / 'data'}", f"output.folder={tmp_path / 'run'}"]
+    assert train(["grefcoco", model, *settings, *run]) == 0
+    trained, processor = load_checkpoint(tmp_path / "run" / "last")
+    assert trained.presence_head is not None
+    assert processor.image_size == (32, 32)

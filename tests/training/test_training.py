@@ -25,7 +25,7 @@ from processes import run_python
 from torch import nn
 from transformers import AutoModel, AutoProcessor
 
-from crossvlt_hf import CrossVLTModel, CrossVLTProcessor
+from crossvlt_hf import CrossVLTConfig, CrossVLTModel, CrossVLTProcessor
 from crossvlt_hf.cli import main as crossvlt
 from crossvlt_hf.data import load_data, write_folder
 from crossvlt_hf.training import TrainingRun, build, load_config
@@ -244,7 +244,15 @@ def test_precision_none_and_no_are_two(tmp_path):
         ("data.on_error=ignore", "`data.on_error` must be one of stop, skip, got 'ignore'."),
         ("output.trackers=wandb", "`output.trackers` must be a list of text, got 'wandb'."),
         ("output.folder=", "`output.folder` must be text, got null."),
-        ("model.checkpoint=somewhere", "`model.config` has no effect with `model.checkpoint`; set only one of them."),
+        (
+            "model={checkpoint: somewhere, config: {vision_config: {}}}",
+            "With `model.checkpoint`, fields of `model.config` must be some of presence_head, presence_loss_weight, "
+            "dice_loss_weight, since the checkpoint has its own config, got 'vision_config'.",
+        ),
+        (
+            "model={checkpoint: somewhere, text_encoder: x}",
+            "`model.text_encoder` has no effect with `model.checkpoint`; set only one of them.",
+        ),
         ("model.gradient_checkpointing=maybe", "`model.gradient_checkpointing` must be true or false, got 'maybe'."),
         ("output.evaluation_steps=0", "`output.evaluation_steps` must be 1 or more, got 0."),
         ("optimization.mixed_precision=int8", "must be one of auto, no, bf16, fp16 or null, got 'int8'."),
@@ -503,6 +511,35 @@ def test_only_the_sizes_that_are_asked_for_change_in_a_processor(checkpoint, tmp
     kept, found = CrossVLTProcessor.from_pretrained(tmp_path / "own").to_dict(), built.to_dict()
     kept["image_processor"].pop("size"), found["image_processor"].pop("size")
     assert found == kept
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_a_checkpoint_gets_or_loses_a_presence_head_and_keeps_its_other_weights(checkpoint, tmp_path, head):
+    config = CrossVLTModel.from_pretrained(checkpoint).config
+    before = CrossVLTModel(CrossVLTConfig(**{**config.to_dict(), "presence_head": not head}))
+    before.save_pretrained(tmp_path)
+    CrossVLTProcessor.from_pretrained(checkpoint).save_pretrained(tmp_path)
+    options = ModelOptions(checkpoint=str(tmp_path), config={"presence_head": head, "dice_loss_weight": 2})
+    model, _ = build.build_model(options)
+    assert (model.config.presence_head, model.config.dice_loss_weight) == (head, 2)
+    kept, found = before.state_dict(), model.state_dict()
+    differing = kept.keys() ^ found.keys()
+    assert differing
+    assert all(name.startswith("presence_head.") for name in differing)
+    assert all(torch.equal(kept[name], found[name]) for name in kept.keys() & found.keys())
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("model.config={dice_loss_weight: -1}", "`dice_loss_weight` must be at least 0, got -1"),
+        ("model.config={presence_head: perhaps}", "presence_head"),
+    ],
+)
+def test_wrong_changes_to_a_checkpoint_are_named_before_it_is_loaded(own_data, monkeypatch, capsys, setting, message):
+    monkeypatch.setattr(build, "load_checkpoint", None)
+    assert main(["my.yaml", *FEW, setting]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_words_that_are_added_are_named(own_data, capsys):
