@@ -623,13 +623,12 @@ class CrossVLTConfig(CarriesCode, PreTrainedConfig):
         "vision_config": SubConfigSpec(CrossVLTVisionConfig),
         "text_config": SubConfigSpec(CrossVLTTextConfig),
     }
-    # Outputs that Trainer drops from its predictions; it only keeps the logits
+    # Outputs that Trainer drops from its predictions; it keeps the logits, and those of a presence head
     keys_to_ignore_at_inference = [
         "mask_loss",
         "dice_loss",
         "alignment_loss",
         "presence_loss",
-        "presence_logits",
         "alignment_maps",
         "hidden_states",
         "text_hidden_states",

@@ -16,7 +16,8 @@ Pr@F                       share of the expressions with an F1 of 1 between pred
 If both masks are empty, I / U is 1 for an expression without a target (GRES) and 0 otherwise (the paper's protocol,
 where this happens only if resizing removes a mask).
 
-With `transformers.Trainer`, keeping three numbers per prediction instead of masks:
+With `transformers.Trainer`, keeping three numbers per prediction instead of masks, which are empty below a presence of
+0.5 as in `evaluate`:
 
     Trainer(
         ...,
@@ -38,7 +39,7 @@ import torch
 from torch import Tensor
 
 from .modeling_crossvlt import IGNORE_INDEX
-from .processing_crossvlt import counted
+from .processing_crossvlt import PRESENCE_THRESHOLD, check_not_nan, counted
 from .system import old_names
 
 
@@ -60,7 +61,7 @@ def mask_areas(predictions: Tensor, labels: Tensor) -> Tensor:
         (B, 3) int64, in pixels.
 
     Raises:
-        ValueError: if the shapes differ.
+        ValueError: if the shapes differ, or logits are NaN.
     """
     if predictions.ndim == 4 and (predictions.shape[1] != 2 or not predictions.is_floating_point()):
         raise ValueError(
@@ -68,7 +69,7 @@ def mask_areas(predictions: Tensor, labels: Tensor) -> Tensor:
             f"{tuple(predictions.shape)} and dtype {predictions.dtype}."
         )
     if predictions.ndim == 4:
-        predictions = predictions.argmax(dim=1)
+        predictions = check_not_nan(predictions).argmax(dim=1)
     if predictions.shape != labels.shape or labels.ndim != 3:
         raise ValueError(
             "Predictions and labels must have the same (batch, height, width), got "
@@ -171,9 +172,7 @@ def box_iou(first: Sequence[int], second: Sequence[int]) -> float:
 
 
 def match_instances(found: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]], least: float = 0.5) -> bool:
-    """Whether boxes match one to one.
-
-    Matching is greedy, which is optimal for boxes of parts, as these hardly overlap.
+    """Whether boxes match one to one, by augmenting paths.
 
     Args:
         found: predicted boxes, as in `box_iou`.
@@ -182,13 +181,20 @@ def match_instances(found: Sequence[Sequence[int]], wanted: Sequence[Sequence[in
     """
     if len(found) != len(wanted):
         return False
-    left = list(found)
-    for box in wanted:
-        best = max(left, key=lambda other: box_iou(box, other))
-        if box_iou(box, best) < least:
-            return False
-        left.remove(best)
-    return True
+    near = [[number for number, other in enumerate(found) if box_iou(box, other) >= least] for box in wanted]
+    owner: dict[int, int] = {}  # the true box of a predicted one
+
+    def place(box: int, tried: set[int]) -> bool:
+        """Match a true box, moving others if necessary."""
+        for number in near[box]:
+            if number not in tried:
+                tried.add(number)
+                if number not in owner or place(owner[number], tried):
+                    owner[number] = box
+                    return True
+        return False
+
+    return all(place(box, set()) for box in range(len(wanted)))
 
 
 @dataclass
@@ -305,10 +311,16 @@ def preprocess_logits_for_metrics(logits: Tensor | tuple[Tensor, ...], labels: T
     """Reduce a batch to what Trainer keeps: (B, 3) int64, see `mask_areas`.
 
     Args:
-        logits: (B, 2, H, W), or a tuple that starts with them: all outputs of the model except the loss.
+        logits: (B, 2, H, W), or a tuple of these and, of a model with a presence head, (B,) presence logits. Masks are
+            empty below a presence of 0.5, as in `evaluate`.
         labels: (B, H, W), as in `mask_areas`.
     """
-    return mask_areas(logits[0] if isinstance(logits, tuple) else logits, labels)
+    logits, *others = logits if isinstance(logits, tuple) else (logits,)
+    presence = next((other for other in others if isinstance(other, Tensor) and other.ndim == 1), None)
+    if presence is None:
+        return mask_areas(logits, labels)
+    present = check_not_nan(presence).sigmoid() >= PRESENCE_THRESHOLD
+    return mask_areas(check_not_nan(logits).argmax(dim=1).bool() & present[:, None, None], labels)
 
 
 def _samples(areas: Any) -> list[Sample]:

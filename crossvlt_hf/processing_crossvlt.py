@@ -944,7 +944,7 @@ def resolve_presence_threshold(threshold: Any, has_head: bool) -> float | None:
             f"`presence_threshold` must be None for a model without a presence head (`config.presence_head`), got "
             f"{threshold}."
         )
-    return threshold
+    return None if threshold is None else float(threshold)
 
 
 def check_min_area(instances: bool, min_area: int | None) -> None:
@@ -1065,6 +1065,11 @@ def _as_logits(outputs: Any) -> Tensor:
         raise ValueError(
             f"Logits must be floats of shape (B, 2, H, W), got shape {tuple(logits.shape)} and dtype {logits.dtype}."
         )
+    return check_not_nan(logits)
+
+
+def check_not_nan(logits: Tensor) -> Tensor:
+    """Return logits of masks or presence; raise ValueError if one is NaN, which would give an empty mask."""
     if logits.isnan().any():
         raise ValueError("Logits must not be NaN: the weights or the image are broken.")
     return logits
@@ -1081,9 +1086,9 @@ def _as_presence(outputs: Any, pairs: int, threshold: float | None) -> list[floa
         )
     if found is None:
         return [None] * pairs
-    if found.shape != (pairs,) or found.isnan().any():
+    if found.shape != (pairs,):
         raise ValueError(f"`presence_logits` must have a number for each of {counted(pairs, 'pair')}, got {found}.")
-    return found.float().sigmoid().tolist()
+    return check_not_nan(found).float().sigmoid().tolist()
 
 
 def _sizes_of_results(logits: Tensor, target_sizes: Any) -> list[tuple[int, ...]]:
@@ -1158,6 +1163,20 @@ def check_calibration(points: Any) -> list[list[float]] | None:
     return table.tolist()
 
 
+def apply_calibration(estimates: Any, points: Sequence[Sequence[float]]) -> np.ndarray:
+    """Convert estimates of IoUs to expected IoUs: piecewise linear between the points of a calibration.
+
+    Below the first point, the expected IoU goes to 0 with the estimate: a fit sees few such masks, since most are
+    emptied for their presence.
+
+    Args:
+        estimates: a number or array, from 0 to 1.
+        points: see `CrossVLTProcessor.score_calibration`.
+    """
+    knots, ious = zip((0.0, 0.0), *points, strict=True)
+    return np.interp(estimates, knots, ious)
+
+
 def _check_text_kwargs(text_kwargs: dict[str, Any]) -> None:
     """Raise ValueError for arguments of the tokenizer that would give other rows than one per expression."""
     for name, reason in REFUSED_TEXT_KWARGS.items():
@@ -1203,12 +1222,13 @@ class CrossVLTProcessor(ProcessorMixin):
         **kwargs: Any,
     ) -> None:
         super().__init__(image_processor, tokenizer, **kwargs)
-        self.score_calibration = check_calibration(score_calibration)
+        self.score_calibration = score_calibration
         self.ignore_index = ignore_index
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Check `ignore_index`, which cannot be a property, since `ProcessorMixin` sets attributes itself."""
-        super().__setattr__(name, check_ignore_index(value) if name == "ignore_index" else value)
+        """Check values, which cannot be properties, since `ProcessorMixin` sets attributes itself."""
+        checks = {"ignore_index": check_ignore_index, "score_calibration": check_calibration}
+        super().__setattr__(name, checks[name](value) if name in checks else value)
 
     @property
     def max_length(self) -> int:
@@ -1619,9 +1639,7 @@ class CrossVLTProcessor(ProcessorMixin):
             return 0.0
         if self.score_calibration is None:
             return margin[mask].sigmoid().mean().item()
-        estimate = estimate_iou(margin, mask, presence)
-        estimates, ious = zip(*self.score_calibration, strict=True)
-        return float(np.interp(estimate, estimates, ious))
+        return float(apply_calibration(estimate_iou(margin, mask, presence), self.score_calibration))
 
     def post_process_semantic_segmentation(
         self, outputs: Any, target_sizes: Sequence[tuple[int, int]] | Tensor | None = None

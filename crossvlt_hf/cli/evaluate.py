@@ -102,12 +102,15 @@ def evaluate(options: Evaluate) -> None:
     metric = evaluate_model(model, processor, dataset, choices)
     if state.is_main_process:
         _report(options, metric, processor, describe_hardware(model.device, state.num_processes))
-        _judge_scores(options, metric, processor)
+        if options.reliability is not None:
+            _draw_reliability(options.reliability, f"{options.data} {options.split}", metric, processor)
         if options.gallery is not None:
             from ..evaluation import evaluation_gallery
 
             evaluation_gallery(model, processor, dataset, metric.samples, choices).save(options.gallery)
             print(f"The gallery is in {options.gallery}", file=sys.stderr)
+        if options.calibrate:
+            _calibrate(str(options.model), metric)
 
 
 def _make_room(options: Evaluate) -> None:
@@ -179,6 +182,7 @@ def _describe_measurement(options: Evaluate, has_head: bool) -> dict[str, Any]:
     settings = ["data", "split", "protocol", "merge", "truncation", "shuffle", "limit", "dtype"]
     settings += ["presence_threshold"] if has_head else []
     settings += ["largest_part"] if options.largest_part else []
+    settings += ["min_area"] if options.min_area is not None else []
     return {
         "model": str(options.model or "built-in"),
         **{setting: getattr(options, setting) for setting in settings},
@@ -196,31 +200,38 @@ def _print_errors(scores: dict[str, Any]) -> None:
         print(f"{kind}{note}: expected calibration error {error} %", file=sys.stderr)
 
 
-def _judge_scores(options: Evaluate, metric: "ReferringSegmentationMetric", processor: "CrossVLTProcessor") -> None:
-    if options.reliability is not None:
-        from ..evaluation import reliability_diagram
-        from ..evaluation.calibration import calibration_report
+def _draw_reliability(
+    path: str, title: str, metric: "ReferringSegmentationMetric", processor: "CrossVLTProcessor"
+) -> None:
+    from ..evaluation import reliability_diagram
+    from ..evaluation.calibration import calibration_report
 
-        scores = calibration_report(metric.samples, processor.score_calibration is not None)
-        reliability_diagram(scores, f"{options.data} {options.split}").save(options.reliability)
-        print(f"The reliability diagram is in {options.reliability}", file=sys.stderr)
-    if options.calibrate:
-        _calibrate(str(options.model), metric)
+    scores = calibration_report(metric.samples, processor.score_calibration is not None)
+    if not scores:
+        print("All masks are empty, so there are no scores and no reliability diagram.", file=sys.stderr)
+        return
+    reliability_diagram(scores, title).save(path)
+    print(f"The reliability diagram is in {path}", file=sys.stderr)
 
 
 def _calibrate(folder: str, metric: "ReferringSegmentationMetric") -> None:
     """Fit the score to the samples, and save it in the checkpoint."""
     import numpy as np
 
-    from ..evaluation.calibration import calibration_error, fit_score, save_calibration
+    from ..evaluation.calibration import LEAST_SAMPLES, calibration_error, fit_score, save_calibration
     from ..metrics import percent
-    from ..processing_crossvlt import counted
+    from ..processing_crossvlt import apply_calibration, counted
 
     answered = [s for s in metric.samples if s.predicted > 0 and s.estimate is not None]
+    if len(answered) < LEAST_SAMPLES:
+        raise ValueError(
+            f"`--calibrate` needs at least {LEAST_SAMPLES} masks that are not empty, got {len(answered)}; use more "
+            "data."
+        )
     estimates, ious = np.array([[s.estimate, s.iou] for s in answered]).reshape(-1, 2).T.tolist()
     points = fit_score(estimates, ious)
     save_calibration(folder, points)
-    error = calibration_error(np.interp(estimates, *np.transpose(points)).tolist(), ious)
+    error = calibration_error(apply_calibration(estimates, points).tolist(), ious)
     print(
         f"The score calibration is in {folder}; its error is now {percent(error or 0)} % on the "
         f"{counted(len(answered), 'mask')} that it was fitted to. Measure it on other data.",

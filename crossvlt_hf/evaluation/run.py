@@ -20,6 +20,7 @@ from ..processing_crossvlt import (
     CrossVLTProcessor,
     NothingReadError,
     check_min_area,
+    check_not_nan,
     check_that_something_is_read,
     estimate_iou,
     find_instances,
@@ -50,7 +51,7 @@ class EvaluationOptions:
             presence head, None empties no mask.
         largest_part: whether to keep only the largest connected part of each predicted mask.
         instances: whether to also compare the connected parts of the masks.
-        min_area: smallest area of such a part, in pixels; None is 1.
+        min_area: smallest area of such a part, in pixels; None is 1. The largest part of a mask always counts.
         workers: processes that load data.
         progress: whether to show a progress bar.
     """
@@ -169,13 +170,9 @@ class _Prediction:
         resized = torch.nn.functional.interpolate(self.margin[None, None], size=size, mode="bilinear")[0, 0]
         return replace(self, margin=resized)
 
-    def mask(self, presence_threshold: float | str | None) -> Tensor:
-        """(H, W) bool."""
-        absent = (
-            self.presence is not None
-            and isinstance(presence_threshold, float | int)
-            and self.presence < presence_threshold
-        )
+    def mask(self, presence_threshold: Any) -> Tensor:
+        """(H, W) bool; the threshold is a number or None, not "auto"."""
+        absent = self.presence is not None and presence_threshold is not None and self.presence < presence_threshold
         return torch.zeros_like(self.margin, dtype=torch.bool) if absent else self.margin > 0
 
 
@@ -190,9 +187,9 @@ def _predict(model: CrossVLTModel, loader: Iterable[Any]) -> Iterator[tuple[_Pre
         moved = {name: value.to(model.device) for name, value in inputs.items()}
         with evaluating(model):
             output = model(**moved, return_dict=True)
-        margins = (output.logits[:, 1] - output.logits[:, 0]).float().cpu()
-        found = getattr(output, "presence_logits", None)
-        presence = [None] * len(pairs) if found is None else found.sigmoid().tolist()
+        logits, found = check_not_nan(output.logits), getattr(output, "presence_logits", None)
+        margins = (logits[:, 1] - logits[:, 0]).float().cpu()
+        presence = [None] * len(pairs) if found is None else check_not_nan(found).sigmoid().tolist()
         yield from zip(map(_Prediction, margins, presence), pairs, strict=True)
 
 
@@ -299,8 +296,11 @@ def _sample(
 def _found_instances(predicted: Tensor, mask: np.ndarray, min_area: int) -> bool:
     """Whether the connected parts of a prediction match those of the mask, which is resized to it."""
     labels = torch.tensor(resize_label_map(mask, (predicted.shape[0], predicted.shape[1])))
-    found, wanted = (
-        [instance["box"] for instance in find_instances(each, min_area)]
-        for each in (predicted & (labels != IGNORE_INDEX), labels == 1)
-    )
+    found, wanted = (_boxes(each, min_area) for each in (predicted & (labels != IGNORE_INDEX), labels == 1))
     return match_instances(found, wanted)
+
+
+def _boxes(mask: Tensor, min_area: int) -> list[list[int]]:
+    """The boxes of the connected parts of a mask; smaller parts than `min_area` only count if there is no other."""
+    parts = find_instances(mask, min_area) or find_instances(mask, 1)[:1]
+    return [part["box"] for part in parts]

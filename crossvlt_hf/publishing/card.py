@@ -26,7 +26,15 @@ INDEXED_METRICS = {
     "mean_iou": "mean IoU",
     **{f"precision@{x}": f"P@{x}" for x in (0.5, 0.7, 0.9)},
 }
-USUAL = {"merge": "union", "truncation": "keep_sep", "dtype": "auto"}  # the defaults of `crossvlt evaluate`
+# The defaults of `crossvlt evaluate`
+USUAL = {
+    "merge": "union",
+    "truncation": "keep_sep",
+    "dtype": "auto",
+    "presence_threshold": "auto",
+    "largest_part": False,
+    "min_area": None,
+}
 MOST_WORDS_LISTED = 600  # of a vocabulary
 # The code example uses the first of these without unknown words, unless about.yaml has an expression
 EXPRESSIONS = (About().expression, "the largest object", "the object on the left", "the object")
@@ -168,7 +176,8 @@ def _row_name(report: dict[str, Any]) -> str:
 
 def _unusual(report: dict[str, Any]) -> list[str]:
     """The conditions of a report that differ from the defaults, in words."""
-    return [f"{key} {report[key]}" for key, usual in USUAL.items() if report.get(key, usual) != usual]
+    unusual = {key: report[key] for key, usual in USUAL.items() if report.get(key, usual) != usual}
+    return [f"{key.replace('_', ' ')} {value}" for key, value in unusual.items()]
 
 
 def _card_data(evidence: Evidence, model_id: str) -> ModelCardData:

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from batches import to_inputs
 from evaluate import SEED
@@ -19,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from crossvlt_hf import CrossVLTModel
 from crossvlt_hf.evaluation.calibration import calibration_error, fit_score, save_calibration
-from crossvlt_hf.processing_crossvlt import PRESENCE_THRESHOLD, estimate_iou
+from crossvlt_hf.processing_crossvlt import PRESENCE_THRESHOLD, apply_calibration, estimate_iou
 from crossvlt_hf.weights.checkpoint import load_checkpoint
 
 
@@ -72,7 +71,7 @@ def main() -> None:
     report: dict[str, Any] = {}
     for name, masks in judged.items():
         ious = [each.iou for each in masks]
-        scores = np.interp([each.estimate for each in masks], *np.transpose(points)).tolist()
+        scores = apply_calibration([each.estimate for each in masks], points).tolist()
         before = calibration_error([each.probability for each in masks], ious)
         report[name] = {"masks": len(masks), "before": before, "after": calibration_error(scores, ious)}
     print(json.dumps(report))

@@ -342,6 +342,36 @@ def test_grefcoco(tmp_path, refs):
     assert [row["ann_ids"] for row in dataset] == [["100", "101"], [], ["101"]]
 
 
+@pytest.mark.parametrize(
+    ("ann_id", "flag", "message"),
+    [
+        ([100], True, r"has `no_target` True and `ann_id` \[100\], which contradict each other"),
+        ([-1], False, r"has `no_target` False and `ann_id` \[-1\]"),
+        ([], False, r"has `no_target` False and `ann_id` \[\]"),
+        ([100, -1], None, r"has objects and -1, which means that there are none, in `ann_id`: \[100, -1\]"),
+    ],
+)
+def test_grefcoco_that_contradicts_itself(tmp_path, ann_id, flag, message):
+    writer = ReferWriter(tmp_path)
+    image_id = writer.add_image(photo())
+    writer.add_object(image_id, [box(2, 2, 6, 4)])
+    writer.add_ref(image_id, ann_id, ["the cup"], "val")
+    writer.refs[-1]["no_target"] = flag
+    with pytest.raises(ValueError, match=message):
+        load_refer("grefcoco", "val", root=writer.write("grefcoco", "grefs(unc).json"))
+
+
+def test_grefcoco_with_flags_and_an_object_twice(tmp_path):
+    writer = ReferWriter(tmp_path)
+    image_id = writer.add_image(photo())
+    first = writer.add_object(image_id, [box(2, 2, 6, 4)])
+    for ann_id in ([first, first], [-1]):
+        writer.add_ref(image_id, ann_id, ["the cup"], "val")
+        writer.refs[-1]["no_target"] = ann_id == [-1]
+    dataset = load_refer("grefcoco", "val", root=writer.write("grefcoco", "grefs(unc).json"))
+    assert [row["ann_ids"] for row in dataset] == [["100"], []]
+
+
 def test_grefcoco_with_an_unknown_object(tmp_path):
     writer = ReferWriter(tmp_path)
     image_id = writer.add_image(photo())

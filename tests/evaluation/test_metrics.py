@@ -211,6 +211,18 @@ def test_three_numbers_for_trainer():
     assert preprocess_logits_for_metrics(outputs, LABELS).tolist() == expected
 
 
+def test_trainer_empties_masks_of_a_low_presence():
+    presence = torch.tensor([3.0, -0.1, 0.0, -3.0])
+    expected = [[0, 0, 0], [0, 2, 0], [3, 5, 5], [0, 6, 0]]
+    assert preprocess_logits_for_metrics((LOGITS, presence), LABELS).tolist() == expected
+
+
+@pytest.mark.parametrize("outputs", [(LOGITS * torch.nan,), (LOGITS, torch.tensor([0.0, torch.nan, 0.0, 0.0]))])
+def test_broken_weights_are_no_empty_masks(outputs):
+    with pytest.raises(ValueError, match="Logits must not be NaN"):
+        preprocess_logits_for_metrics(outputs, LABELS)
+
+
 @pytest.mark.parametrize("kind", [torch.as_tensor, np.asarray])
 def test_trainers_metrics_are_ours(kind):
     metric = ReferringSegmentationMetric()

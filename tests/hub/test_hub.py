@@ -324,13 +324,14 @@ def test_the_handler_answers_a_request(run, model, processor, without_package, p
         {"inputs": {"image": image, "text": ["a"] * 65}},
         {"inputs": {"image": image, "text": " "}},
         {"inputs": {"image": image, **text}, "parameters": {"threshold": "0.5"}},
+        {"inputs": {"image": image, **text}, "parameters": {"presence_threshold": "none"}},
         {"inputs": {"image": image, **text}, "parameters": {"timeout": None}},
         {"inputs": {"image": image, **text}, "parameters": [1]},
         {"inputs": "the red bus"},
         ["the red bus"],
     ]
     asked = {"image": f"data:image/png;base64,{image[:60]}\n{image[60:]}", "text": ["the red bus", "a cup"]}
-    requests = [{"inputs": asked, "parameters": {"threshold": 0.4}}, *wrong]
+    requests = [{"inputs": asked, "parameters": {"threshold": 0.4, "presence_threshold": None}}, *wrong]
     (tmp_path / "requests.json").write_text(json.dumps(requests))
     script = """
 import json, sys

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from fractions import Fraction
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,9 +25,15 @@ from crossvlt_hf.evaluation.calibration import (
     reliability,
     save_calibration,
 )
+from crossvlt_hf.evaluation.run import _found_instances
 from crossvlt_hf.metrics import Sample, match_instances
 from crossvlt_hf.pipeline_crossvlt import ReferringImageSegmentationPipeline
-from crossvlt_hf.processing_crossvlt import estimate_iou, find_instances
+from crossvlt_hf.processing_crossvlt import (
+    apply_calibration,
+    estimate_iou,
+    find_instances,
+    resolve_presence_threshold,
+)
 from crossvlt_hf.publishing.card import render_card
 from crossvlt_hf.publishing.export import export_model
 from crossvlt_hf.publishing.facts import Evidence
@@ -121,7 +128,12 @@ def test_options_that_cannot_be(processor, changes, message):
         processor.post_process_masks(outputs(), **changes)
 
 
-@pytest.mark.parametrize("presence", [(1.0,), (1.0, float("nan")), ((1.0,), (2.0,))])
+def test_presence_that_is_nan(processor):
+    with pytest.raises(ValueError, match="Logits must not be NaN"):
+        processor.post_process_masks(outputs((1.0, float("nan"))))
+
+
+@pytest.mark.parametrize("presence", [(1.0,), ((1.0,), (2.0,))])
 def test_presence_that_cannot_be(processor, presence):
     with pytest.raises(ValueError, match="`presence_logits` must have a number for each of 2 pairs"):
         processor.post_process_masks(outputs(presence))
@@ -171,6 +183,16 @@ def test_a_calibrated_score_is_interpolated(processor):
     assert processor.post_process_masks(outputs(), presence_threshold=0.5)[1]["score"] == 0.0
 
 
+def test_a_score_is_low_where_the_presence_is(processor):
+    processor.score_calibration = [[0.3, 0.15], [0.9, 0.9]]
+    for logit in (-12.0, -4.0, 0.0, 4.0):
+        found = processor.post_process_masks(outputs(presence=(logit, logit)))[0]
+        assert 0 < found["score"] <= found["presence"]
+    assert apply_calibration([0.0, 0.15, 0.3, 0.6, 1.0], processor.score_calibration).tolist() == pytest.approx(
+        [0.0, 0.075, 0.15, 0.525, 0.9]
+    )
+
+
 def test_the_calibration_is_saved(tmp_path, processor):
     processor.score_calibration = [[0.25, 0.125], [0.5, 0.75]]
     processor.save_pretrained(tmp_path)
@@ -201,6 +223,8 @@ def test_the_calibration_is_saved(tmp_path, processor):
 def test_calibrations_that_cannot_be(tmp_path, processor, points):
     with pytest.raises(ValueError, match="`score_calibration` must be"):
         CrossVLTProcessor(processor.image_processor, processor.tokenizer, score_calibration=points)
+    with pytest.raises(ValueError, match="`score_calibration` must be"):
+        processor.score_calibration = points
     processor.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="`score_calibration` must be"):
         save_calibration(tmp_path, points)
@@ -399,10 +423,53 @@ def test_evaluation_counts_what_is_not_there(shapes):
         ([[0, 0, 4, 4]], [[0, 0, 4, 9]], False),
         ([[9, 9, 12, 12], [0, 0, 4, 4]], [[0, 0, 4, 4], [9, 9, 12, 12]], True),
         ([[0, 0, 4, 4], [0, 0, 4, 4]], [[0, 0, 4, 4], [9, 9, 12, 12]], False),
+        # The first true box overlaps most with the only predicted one that the second could have
+        ([[0, 0, 10, 9], [0, 0, 10, 6]], [[0, 0, 10, 10], [0, 0, 10, 14]], True),
+        ([[0, 0, 10, 9], [0, 0, 10, 6]], [[0, 0, 10, 14], [0, 0, 10, 10]], True),
     ],
 )
 def test_instances_match_by_their_boxes(found, wanted, expected):
     assert match_instances(found, wanted) is expected
+
+
+def drawn(*boxes) -> np.ndarray:
+    mask = np.zeros((40, 40), dtype=bool)
+    for x, y, size in boxes:
+        mask[y : y + size, x : x + size] = True
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "expected"),
+    [
+        ([], [(5, 5, 3)], False),  # a small target that is missed
+        ([(30, 30, 3)], [(5, 5, 3)], False),  # or found elsewhere
+        ([(5, 5, 3)], [(5, 5, 3)], True),
+        ([(30, 30, 3)], [], False),  # a speck is wrong without a target, as for N-acc
+        ([(5, 5, 9), (30, 30, 3)], [(5, 5, 9)], True),  # specks beside others are left out
+        ([(5, 5, 9)], [(5, 5, 9), (30, 30, 3)], True),
+        ([], [], True),
+    ],
+)
+def test_parts_below_the_least_area_count_only_alone(found, wanted, expected):
+    assert _found_instances(torch.from_numpy(drawn(*found)), drawn(*wanted), min_area=16) is expected
+
+
+@pytest.mark.parametrize("kind", [float, np.float32, np.float64, Fraction])
+def test_a_threshold_may_be_any_number(kind):
+    assert resolve_presence_threshold(kind(0.5), has_head=True) == 0.5
+    assert type(resolve_presence_threshold(kind(0.5), has_head=True)) is float
+
+
+@pytest.mark.parametrize("part", ["decoder.classifier", "presence_head.classifier"])
+def test_weights_that_are_nan_are_not_evaluated(shapes, part):
+    model, processor = shapes
+    config = CrossVLTConfig(**{**model.config.to_dict(), "presence_head": True})
+    model = CrossVLTModel(config).eval()
+    torch.nn.init.constant_(model.get_submodule(part).weight, torch.nan)
+    dataset = load_refshapes("test", scenes=2, side=32, families=["attribute", "no_target"])
+    with pytest.raises(ValueError, match="Logits must not be NaN"):
+        evaluate(model, processor, dataset)
 
 
 def test_evaluate_calibrates_the_checkpoint(saved, tmp_path, capsys):
@@ -440,6 +507,25 @@ def test_evaluate_refuses(options, message, capsys):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_a_model_that_finds_nothing_is_evaluated_and_cannot_be_calibrated(shapes, tmp_path, capsys, head):
+    model, processor = shapes
+    model = CrossVLTModel(CrossVLTConfig(**{**model.config.to_dict(), "presence_head": head}))
+    model.decoder.classifier.bias.data = torch.tensor([9.0, -9.0])
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    pictures = [tmp_path / "reliability.png", tmp_path / "gallery.png"]
+    command = ["evaluate", "--model", str(tmp_path / "model"), "--data", "refshapes", "--split", "test"]
+    command += ["--option", "scenes=2", "--option", "side=32", "--output", str(tmp_path / "report.json")]
+    command += ["--reliability", str(pictures[0]), "--gallery", str(pictures[1]), "--calibrate", "--device", "cpu"]
+    assert crossvlt(command) == 2
+    *_, note, error = capsys.readouterr().err.splitlines()
+    assert error == "crossvlt: `--calibrate` needs at least 50 masks that are not empty, got 0; use more data."
+    assert note == f"The gallery is in {pictures[1]}"
+    assert [path.is_file() for path in pictures] == [head, True]
+    assert CrossVLTProcessor.from_pretrained(tmp_path / "model").score_calibration is None
 
 
 @pytest.mark.parametrize("file_format", ["jsonl", "parquet"])

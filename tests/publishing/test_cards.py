@@ -299,6 +299,23 @@ def card_of(evidence):
     return render_card(CrossVLTConfig(), model_id="a/b", image_size=(480, 480), max_length=21, evidence=evidence)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("presence_threshold", None, "presence threshold None"),
+        ("presence_threshold", 0.9, "presence threshold 0.9"),
+        ("largest_part", True, "largest part True"),
+        ("min_area", 50, "min area 50"),
+        ("truncation", "reference", "truncation reference"),
+    ],
+)
+def test_reports_under_other_conditions_have_their_own_table(name, value, said):
+    report = {"data": "refshapes", "split": "test", "metrics": {"samples": 10, "mean_iou": 0.5}}
+    card = card_of(Evidence(evaluations=[report, {**report, name: value}])).text
+    assert said in card
+    assert card.count("| refshapes test | 10 | 50.0 |") == 2
+
+
 @given(
     expression=st.text(min_size=1).filter(lambda text: len(text.splitlines()) == 1),
     image=st.sampled_from(['a".jpg', "C:\\x.png", "{{ 7 * 7 }}"]),

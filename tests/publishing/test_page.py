@@ -492,6 +492,8 @@ def test_nothing_found():
 
     found = answers.Found("the cup", 0.0, None, Image.new("L", (8, 6)), 0.25)
     assert answers.tabulate([found]) == [["the cup", "0.00", "nothing found", "0 px (0.0%)", "0.25", ""]]
+    rows = answers.tabulate([found._replace(presence=presence) for presence in (0.1, 0.49, 0.5, 0.9)])
+    assert [row[2] for row in rows] == ["no target (90% sure)", "no target (51% sure)", *["nothing found"] * 2]
 
 
 # ---- the command and the Space

@@ -20,8 +20,8 @@ class EndpointHandler:
 
     `image` is base64 of an image file, or a `data:` URL; paths and other URLs are refused. `text` is an expression or
     a list of them. The answer is a list with `label`, `score`, `box` and `mask` (base64 of a PNG of the image's
-    size, 255 on the object) for each, and `presence` with a presence head. Below the parameter `presence_threshold`,
-    masks are empty.
+    size, 255 on the object) for each, and `presence` with a presence head. Below the parameter `presence_threshold`
+    (0.5 by default), masks are empty; with null, none are.
     """
 
     def __init__(self, path: str = "") -> None:
@@ -49,15 +49,14 @@ class EndpointHandler:
         return [{**result, "mask": _to_base64(result["mask"])} for result in results]
 
 
-def _thresholds(parameters: Any) -> dict[str, float]:
+def _thresholds(parameters: Any) -> dict[str, float | None]:
     parameters = parameters or {}
     if not isinstance(parameters, dict) or parameters.keys() - {"threshold", "presence_threshold"}:
         raise ValueError("`parameters` must have only `threshold` and `presence_threshold`, numbers between 0 and 1.")
-    given = {name: value for name, value in parameters.items() if value is not None}
-    for name, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
+    for name, value in parameters.items():
+        if isinstance(value, bool) or not isinstance(value, int | float | None):
             raise ValueError(f"`{name}` must be a number between 0 and 1, got {value!r:.40}.")
-    return given
+    return parameters
 
 
 def _read(image: Any) -> Image.Image:

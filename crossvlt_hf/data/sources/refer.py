@@ -268,7 +268,14 @@ def _ann_ids(ref: dict[str, Any], any_number: bool, source: str) -> tuple[Any, .
     ann_id = field(ref, "ann_id", source)
     if not any_number:
         return (ann_id,)
-    return tuple(each for each in (ann_id if isinstance(ann_id, list) else [ann_id]) if each != -1)
+    found = dict.fromkeys(ann_id if isinstance(ann_id, list) else [ann_id])
+    if -1 in found and len(found) > 1:
+        raise ValueError(f"{source} has objects and -1, which means that there are none, in `ann_id`: {ann_id!r}.")
+    ids = tuple(each for each in found if each != -1)
+    flag = ref.get("no_target")
+    if isinstance(flag, bool) and flag == bool(ids):
+        raise ValueError(f"{source} has `no_target` {flag} and `ann_id` {ann_id!r}, which contradict each other.")
+    return ids
 
 
 def expressions_of(ref: dict[str, Any], text: Text, where: str, flaws: Flaws, optional: bool = False) -> list[str]:

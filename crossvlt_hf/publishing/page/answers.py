@@ -9,7 +9,7 @@ from PIL import Image
 
 from ...modeling_crossvlt import CrossVLTModel
 from ...pipeline_crossvlt import ReferringImageSegmentationPipeline
-from ...processing_crossvlt import CrossVLTProcessor, NothingReadError
+from ...processing_crossvlt import PRESENCE_THRESHOLD, CrossVLTProcessor, NothingReadError
 from ...visualization import Explanation, overlay, segment_and_explain
 from .inputs import InputError
 
@@ -90,7 +90,8 @@ def tabulate(found: Sequence[Found]) -> list[list[str]]:
         area = entry.mask.histogram()[255]
         share = area / (entry.mask.width * entry.mask.height)
         area_text = f"{area:,} px ({share:.1%})"
-        nothing = "nothing found" if entry.presence is None else f"no target ({1 - entry.presence:.0%} sure)"
+        presence = 1.0 if entry.presence is None else entry.presence
+        nothing = f"no target ({1 - presence:.0%} sure)" if presence < PRESENCE_THRESHOLD else "nothing found"
         unknown = ", ".join(entry.unknown_words)
         found_text = f"{entry.score:.2f}", box or nothing, area_text, f"{entry.seconds:.2f}"
         rows.append([entry.expression, *found_text, unknown])
