@@ -1163,18 +1163,22 @@ def check_calibration(points: Any) -> list[list[float]] | None:
     return table.tolist()
 
 
-def apply_calibration(estimates: Any, points: Sequence[Sequence[float]]) -> np.ndarray:
-    """Convert estimates of IoUs to expected IoUs: piecewise linear between the points of a calibration.
+def calibration_curve(points: Sequence[Sequence[float]]) -> list[list[float]]:
+    """The points of a score calibration, starting at (0, 0).
 
-    Below the first point, the expected IoU goes to 0 with the estimate: a fit sees few such masks, since most are
-    emptied for their presence.
+    The expected IoU goes to 0 with the estimate. A fit sees few such masks, as most are emptied for their presence.
+    """
+    return [*([] if points[0][0] == 0 else [[0.0, 0.0]]), *map(list, points)]
+
+
+def apply_calibration(estimates: Any, points: Sequence[Sequence[float]]) -> np.ndarray:
+    """Convert estimates of IoUs to expected IoUs: piecewise linear between the points of `calibration_curve`.
 
     Args:
         estimates: a number or array, from 0 to 1.
         points: see `CrossVLTProcessor.score_calibration`.
     """
-    knots, ious = zip((0.0, 0.0), *points, strict=True)
-    return np.interp(estimates, knots, ious)
+    return np.interp(estimates, *np.transpose(calibration_curve(points)))
 
 
 def _check_text_kwargs(text_kwargs: dict[str, Any]) -> None:

@@ -66,7 +66,8 @@ def white_of(path: Path, values: np.ndarray) -> int:
 def pixels(image: Image.Image, summary: dict) -> np.ndarray:
     """The image squashed and normalised: (1, 3, height, width) float32."""
     height, width = summary["image_size"]
-    values = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR), dtype=np.float32) / 255
+    resample = Image.Resampling[summary["resample"].upper()]
+    values = np.asarray(image.resize((width, height), resample), dtype=np.float32) / 255
     mean, std = (np.array(summary[name], dtype=np.float32) for name in ("image_mean", "image_std"))
     return ((values - mean) / std).transpose(2, 0, 1)[None]
 

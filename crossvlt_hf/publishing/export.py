@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from ..configuration_crossvlt import CrossVLTConfig
 from ..modeling_crossvlt import CrossVLTModel, evaluating
-from ..processing_crossvlt import PRESENCE_THRESHOLD, CrossVLTProcessor
+from ..processing_crossvlt import PRESENCE_THRESHOLD, CrossVLTProcessor, calibration_curve
 from ..system import check_known, check_output_folder
 
 
@@ -345,13 +346,14 @@ def _summary(model: CrossVLTModel, processor: CrossVLTProcessor, file: str) -> d
         },
         "outputs": output_shapes(model.config),
         "image_size": list(processor.image_size),
+        "resample": Image.Resampling(image.resample).name.lower(),
         "image_mean": list(image.image_mean),
         "image_std": list(image.image_std),
         "max_tokens": _longest(model, processor),
         "pad_token_id": processor.tokenizer.pad_token_id,
         "most_words": model.config.text_config.max_position_embeddings,
         **({"presence_threshold": PRESENCE_THRESHOLD} if model.config.presence_head else {}),
-        **({"score_calibration": processor.score_calibration} if processor.score_calibration else {}),
+        **({"score_calibration": calibration_curve(points)} if (points := processor.score_calibration) else {}),
     }
 
 

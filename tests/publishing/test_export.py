@@ -344,7 +344,8 @@ def test_an_export_says_whether_something_fits(exported, run, tiny, tmp_path):
     model, processor = tiny
     summary = json.loads((exported / "export.json").read_text())
     assert summary["outputs"] == {"logits": ["batch", 2, "height", "width"], "presence_logits": ["batch"]}
-    assert (summary["presence_threshold"], summary["score_calibration"]) == (0.5, [[0.5, 0.4], [0.9, 0.8]])
+    assert (summary["presence_threshold"], summary["score_calibration"]) == (0.5, [[0.0, 0.0], [0.5, 0.4], [0.9, 0.8]])
+    assert summary["resample"] == "bilinear"
     assert summary["presence_difference"] <= 1e-3
     inputs = example_inputs(model, 3, 40, 56, 9)
     logits, presence = run(inputs)
