@@ -188,8 +188,7 @@ class Mixture(IterableDataset):
         """Cut-outs on a photograph or a plain ground."""
         number = int(rng.choice(len(COMPOSER_SHARES), p=COMPOSER_SHARES)) if index is None else index % 2
         scene = self._composers[number].scene(int(rng.integers(2**40)) if index is None else index)
-        objects = describe(scene.image, scene.masks, scene.classes, doubles=False)
-        return self._say(scene.image, scene.masks, objects, rng, "composed", labels=self.world.classes)
+        return self._say(scene.image, scene.masks, scene.describe(), rng, "composed", labels=self.world.classes)
 
     def draw_refshapes(self, rng: np.random.Generator, index: int | None) -> Sample:
         """Drawn shapes, of several sides."""
@@ -221,7 +220,7 @@ class Mixture(IterableDataset):
         families = [str(family) for family in rng.permutation(FAMILIES)]
         if rng.random() < 0.55:
             families.remove("no_target")
-        options |= {"least_area": LEAST_AREA[self.split], "per_family": 2 if len(objects) > 3 else 1, "tries": 40}
+        options |= {"least_area": LEAST_AREA[self.split], "per_family": 2 if len(masks) > 3 else 1, "tries": 40}
         found = make_expressions(objects, rng, families, **options)
         if all(entry.family == "no_target" for entry in found):
             return None

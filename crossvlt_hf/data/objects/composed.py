@@ -9,7 +9,7 @@ from datasets import Dataset
 from PIL import Image
 
 from ...system import check_integer, check_texts
-from .attributes import DescribedObject, describe
+from .attributes import DescribedObject
 from .composition import Background, ComposedScene, Composer, CutOut
 from .engine import FAMILIES, Expression, make_expressions
 
@@ -43,9 +43,8 @@ class CompositionDecoder:
         wanted = [self.families[(first + n) % len(self.families)] for n in range(self.expressions)]
         for attempt in range(MOST_ATTEMPTS):
             scene = self.composer.scene(index, attempt)
-            objects = describe(scene.image, list(scene.masks), scene.classes, doubles=False)
             rng = np.random.default_rng([self.composer.seed, index, attempt, 1])
-            found = self._choose(objects, rng, wanted, attempt >= PATIENCE)
+            found = self._choose(scene.describe(), rng, wanted, attempt >= PATIENCE)
             if len(found) == self.expressions:
                 return scene, found
         raise ValueError(f"No scene of {MOST_ATTEMPTS} has {self.expressions} expressions of {', '.join(wanted)}.")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from ...system import check_integer, check_pair
+from .attributes import DescribedObject, describe
 from .words import lookup, word_fits
 
 
@@ -42,7 +43,7 @@ class Background:
 
     Args:
         pixels: (height, width, 3) uint8.
-        labels: classes of objects in it; these are not pasted on it.
+        labels: all classes of objects in it; these are not pasted on it.
     """
 
     pixels: NDArray[np.uint8]
@@ -58,12 +59,22 @@ class ComposedScene:
         masks: (objects, size, size) bool: the visible part of each.
         classes: class of each object.
         cutouts: index of each object's cut-out.
+        behind: classes of the background, of which the part that is used may show objects.
     """
 
     image: NDArray[np.uint8]
     masks: NDArray[np.bool_]
     classes: tuple[str, ...]
     cutouts: tuple[int, ...]
+    behind: tuple[str, ...] = ()
+
+    def describe(self) -> list[DescribedObject]:
+        """Measure the objects; after them, each class of the background has an unclear object without pixels.
+
+        Thus, expressions neither call such a class absent, nor use words that may also mean it.
+        """
+        unseen = np.zeros((len(self.behind), *self.image.shape[:2]), dtype=bool)
+        return describe(self.image, [*self.masks, *unseen], [*self.classes, *self.behind], doubles=False)
 
 
 def cut_out(image: NDArray[np.uint8], mask: NDArray, label: str, most: int = MOST_PIXELS) -> CutOut | None:
@@ -174,7 +185,7 @@ class Composer:
         for _ in range(MOST_TRIES):
             background, seen = self._background(rng)
             chosen = self._choose(rng, seen)
-            scene = self._compose(rng, background, chosen)
+            scene = self._compose(rng, background, chosen, tuple(sorted(seen)))
             if scene is not None:
                 return scene
         raise ValueError(
@@ -217,7 +228,11 @@ class Composer:
         ]
         return [self.of_class[kind][int(rng.integers(len(self.of_class[kind])))] for kind in kinds]
 
-    def _compose(self, rng: np.random.Generator, background: Image.Image, chosen: list[int]) -> ComposedScene | None:
+    def _compose(
+        self, rng: np.random.Generator, background: Image.Image, chosen: list[int], behind: tuple[str, ...]
+    ) -> ComposedScene | None:
+        if not chosen:
+            return None
         canvas = _Canvas(background)
         base = rng.uniform(*self.scale)
         order = [chosen[place] for place in rng.permutation(len(chosen))]
@@ -226,9 +241,7 @@ class Composer:
             if not any(canvas.paste(piece, *_place(rng, piece.solid.shape, self.size)) for _ in range(12)):
                 return None
         classes = tuple(self.cutouts[number].label for number in order)
-        return (
-            ComposedScene(np.array(canvas.picture), np.stack(canvas.masks), classes, tuple(order)) if order else None
-        )
+        return ComposedScene(np.array(canvas.picture), np.stack(canvas.masks), classes, tuple(order), behind)
 
     def _prepare(self, rng: np.random.Generator, pixels: NDArray[np.uint8], base: float) -> Image.Image:
         """Scale, rotate, light and feather a cut-out."""

@@ -1,5 +1,6 @@
 """Cut-outs and backgrounds, from folders or from labelled images."""
 
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def _load_cutout(path: Path, most: int) -> CutOut:
 
 
 def load_backgrounds(folder: str | Path, most: int = 384) -> list[Background]:
-    """Load all images below a folder, scaled down to at most `most` pixels a side.
+    """Load all images below a folder, scaled down to at most `most` pixels a side; they must show no labelled class.
 
     Raises:
         OSError: if the folder or an image cannot be read.
@@ -94,7 +95,7 @@ def cutouts_of(
 
 
 def backgrounds_of(source: ObjectSource, *, most: int = 384, limit: int | None = None) -> list[Background]:
-    """Use labelled images as backgrounds, each with the classes of its objects.
+    """Use labelled images as backgrounds, each with the classes of its objects; not those labelled only in part.
 
     Args:
         source: labelled images.
@@ -103,9 +104,12 @@ def backgrounds_of(source: ObjectSource, *, most: int = 384, limit: int | None =
 
     Raises:
         OSError: if an image cannot be read.
-        ValueError: if labels are broken.
+        ValueError: if labels are broken, or all images are labelled only in part.
     """
-    scenes = (source[index] for index in range(len(source) if limit is None else min(limit, len(source))))
-    return [
+    scenes = islice((scene for scene in source if scene.exhaustive), limit)
+    found = [
         Background(np.asarray(scene.open(most)), frozenset(thing.label for thing in scene.objects)) for scene in scenes
     ]
+    if not found and limit != 0:
+        raise ValueError(f"{source.name} must have images with all objects labelled; all are labelled only in part.")
+    return found

@@ -6,6 +6,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from datasets import Dataset
+from fabricate_objects import hub_row
 from PIL import Image
 
 from crossvlt_hf.data.objects import (
@@ -13,12 +15,14 @@ from crossvlt_hf.data.objects import (
     Background,
     Composer,
     CutOut,
+    backgrounds_of,
     cut_out,
     load_backgrounds,
     load_compositions,
     load_cutouts,
 )
 from crossvlt_hf.data.objects.composition import VISIBLE
+from crossvlt_hf.data.objects.rows import HubObjects
 
 
 COLOURS = {"cup": (200, 30, 30), "bowl": (40, 80, 200), "dog": (110, 60, 30), "couch": (240, 240, 240)}
@@ -90,6 +94,45 @@ def test_backgrounds_that_show_all_classes_are_refused_or_warned_of(shown):
         composer = Composer(cups, [ground(*shown)] * 2, size=96)
     assert composer.scene(0).classes
     assert Composer(cups, [ground(*shown), ground("dog")], size=96, plain=0.0).scene(0).classes
+
+
+@pytest.mark.parametrize(
+    ("shown", "denied"),
+    [
+        (("dog",), ("dog",)),
+        (("dog", "horse"), ("dog", "animal")),
+        (("couch",), ("couch", "sofa")),
+        (("lion",), ("animal",)),  # not in the table: it may be one
+    ],
+)
+def test_what_is_seen_on_a_background_is_neither_absent_nor_left_out(shown, denied):
+    extra = [CutOut(discs()[0].pixels, label) for label in ("cat", "cat", "cow", "sheep", "person")]
+    options = {"scenes": 60, "expressions": 2, "size": 96, "seed": 2}
+    free = [row["expressions"][0] for row in load_compositions([*discs(), *extra], [ground()], plain=0.0, **options)]
+    kept = load_compositions([*discs(), *extra], [ground(*shown)], plain=0.0, **options)
+    said = [row["expressions"][0] for row in kept if not re.search("that (is|are) not an? ", row["expressions"][0])]
+    pattern = re.compile(rf"\b({'|'.join(denied)})")
+    assert any(map(pattern.search, free))
+    assert not [text for text in said if pattern.search(text)]
+
+
+def test_images_labelled_in_part_are_no_backgrounds():
+    part = {**hub_row(), "exhaustive": False}
+    source = HubObjects(Dataset.from_list([part, hub_row(), part, hub_row()]), exhaustive="exhaustive")
+    assert [ground.labels for ground in backgrounds_of(source)] == [{"cup", "dog"}] * 2
+    assert len(backgrounds_of(source, limit=1)) == 1
+    with pytest.raises(ValueError, match="must have images with all objects labelled"):
+        backgrounds_of(HubObjects(Dataset.from_list([part, part]), exhaustive="exhaustive"))
+
+
+def test_the_classes_of_a_background_are_described_after_the_objects():
+    scene = Composer(discs(), [ground("horse", "bus")], size=96, plain=0.0).scene(0)
+    assert scene.behind == ("bus", "horse")
+    things = scene.describe()
+    assert [thing.label for thing in things] == [*scene.classes, "bus", "horse"]
+    assert [(thing.clear, thing.placed) for thing in things[-2:]] == [(False, False)] * 2
+    assert all(thing.clear for thing in things[:-2])
+    assert Composer(discs(), size=96).scene(0).behind == ()
 
 
 @pytest.mark.parametrize("alpha", [0, 127])
