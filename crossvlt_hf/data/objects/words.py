@@ -145,11 +145,22 @@ class Noun:
         return (self.name, *self.also)
 
 
-def pluralise(noun: str) -> str:
-    """The plural of an English noun: of its last word, or of the one before a preposition ("cups with straws")."""
+def pluralise(noun: str, *, regular: bool = False) -> str:
+    """The plural of an English noun: of its last word, or of the one before a preposition ("cups with straws").
+
+    Args:
+        noun: in lower case.
+        regular: whether to form it by rule, even if another is usual ("persons").
+    """
+    before, last, rest = _split_last(noun)
+    return before + (_regular_plural(last) if regular else _plural_of(last)) + rest
+
+
+def _split_last(noun: str) -> tuple[str, str, str]:
+    """The word of a noun that has the plural, with what precedes and follows it: ("wine ", "glass", " of water")."""
     head, rest = _split_head(noun)
-    *before, last = head.split(" ")
-    return " ".join([*before, _plural_of(last)]) + rest
+    before, space, last = head.rpartition(" ")
+    return before + space, last, rest
 
 
 def _split_head(noun: str) -> tuple[str, str]:
@@ -164,11 +175,23 @@ def _plural_of(word: str) -> str:
     for end, plural in _ENDS.items():
         if word.endswith(end):
             return word[: -len(end)] + plural
+    return _regular_plural(word)
+
+
+def _regular_plural(word: str) -> str:
     if word.endswith("sis"):
         return word[:-2] + "es"
     if re.search(r"(s|x|z|ch|sh)$", word):
         return f"{word}es"
     return re.sub(r"y$", "ie", word) + "s" if re.search(r"[^aeiou]y$", word) else f"{word}s"
+
+
+def _singulars(plural: str) -> frozenset[str]:
+    """The words that a plural may be of: "cars" of "car", "axes" of "axe" and of "axis"."""
+    before, last, rest = _split_last(plural)
+    found = [last[:-1], last[:-2], f"{last[:-3]}y", f"{last[:-2]}is"]
+    found += [last[: -len(many)] + one for one, many in (_ENDS | _WHOLE).items() if last.endswith(many)]
+    return frozenset(before + one + rest for one in found if one and _plural_of(one) == last)
 
 
 def _is_plural(head: str) -> bool:
@@ -205,11 +228,20 @@ def _table() -> dict[str, dict]:
 
 @cache
 def _index() -> dict[str, str]:
-    """The name of the entry for every word: its name, or a word in its `also` or `labels`."""
-    found = {
+    """The name of the entry for every word: its name, or a word in its `also` or `labels`, or a plural of these."""
+    names = {name: name for name in _table()}
+    others = {
         word: name for name, entry in _table().items() for word in (*entry.get("also", ()), *entry.get("labels", ()))
     }
-    return {**found, **{name: name for name in _table()}}
+    plurals = {plural: name for word, name in (others | names).items() for plural in _plurals_of(word, _table()[name])}
+    return plurals | others | names
+
+
+def _plurals_of(word: str, entry: dict) -> set[str]:
+    """The plurals of a countable word: one label of "cars" or "persons" is for a car or a person, as data sets go."""
+    if entry.get("form", "count") != "count":
+        return set()
+    return {pluralise(word), pluralise(word, regular=True), entry.get("plural", pluralise(word))}
 
 
 def in_table(label: str) -> bool:
@@ -235,7 +267,8 @@ def _unlisted(word: str) -> Noun:
     plural = _is_plural(_split_head(word)[0])
     # A "sports car" may be called a car or not: a "hot dog" is no dog
     parts = frozenset(re.findall(r"[^\W\d_]{2,}", word) if not _is_word(word) else word.split(" ")) - _STOP - {word}
-    if re.search(r"(man|boy|girl|person)$", word):
+    parts |= _singulars(word) if plural else frozenset()
+    if re.search(r"(m[ae]n|boys?|girls?|child(ren)?|persons?|people)$", word):
         parts |= {"person"}
     form: Form = "plural" if plural else "count"
     return Noun(word, word if plural else pluralise(word), perhaps=parts, form=form, said=_is_word(word))
@@ -309,13 +342,22 @@ def word_fits(word: str, label: str) -> Answer:
     if word in _open_words(noun.listed) or not (noun.said or noun.perhaps):
         return None
     other = lookup(word)
-    related = {*noun.perhaps, noun.plural}
-    if related & {*other.names, other.plural} or word in related:
+    forms, others = _forms(noun), _forms(other)
+    related = noun.perhaps | forms
+    if related & others or word in related:
         return None
-    if (not noun.listed and noun.name.endswith(other.name)) or (not other.listed and word.endswith(noun.name)):
+    if not noun.listed and any(form.endswith(other.name) for form in forms):
         return None  # a wheelchair may be called a chair
-    narrower = set(noun.names) & {*other.also, *other.kinds, *other.perhaps}
+    if not other.listed and any(form.endswith(noun.name) for form in others):
+        return None
+    narrower = forms & {*other.also, *other.kinds, *other.perhaps}
     return None if narrower else False
+
+
+def _forms(noun: Noun) -> frozenset[str]:
+    """The names of a noun in singular and plural."""
+    singulars = frozenset() if noun.listed or noun.form != "plural" else _singulars(noun.name)
+    return singulars | {*noun.names, noun.plural}
 
 
 def usable_kinds(labels: Collection[str], at_least: int = SEVERAL) -> frozenset[str]:

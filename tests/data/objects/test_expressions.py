@@ -40,6 +40,22 @@ def test_the_noun_of_one():
     assert said([thing("cup", 0.3), thing("cup", 0.7)], "noun") == {}
 
 
+def test_classes_with_plural_names_are_said_like_those_with_singular_names():
+    """One label is for one car, whatever the class is called."""
+    plural = [thing("cars", 0.2, colour="red"), thing("cars", 0.5, colour="blue"), thing("buses", 0.8)]
+    singular = [thing("car", 0.2, colour="red"), thing("car", 0.5, colour="blue"), thing("bus", 0.8)]
+    for family in ("noun", "attribute", "superlative", "plural"):
+        words = said(plural, family, labels=["cars", "buses", "trucks"])
+        assert words == said(singular, family, labels=["car", "bus", "truck"])
+        assert words
+
+
+def test_persons_are_people():
+    objects = [thing("persons", 0.2), thing("persons", 0.5), thing("person", 0.8)]
+    assert said(objects, "noun") == {}
+    assert said(objects, "plural")["the three people"] == (0, 1, 2)
+
+
 def test_wider_words_only_where_the_data_set_labels_several_such_classes():
     objects = [thing("dog", 0.3), thing("cup", 0.7)]
     assert "the animal" not in said(objects, "noun")

@@ -224,13 +224,79 @@ def test_words_for_pairs_and_masses_are_no_plurals_of_something():
         "ramen",
     )
     assert {word: lookup(word).form for word in one} == dict.fromkeys(one, "count")
-    many = ("goggles", "bananas", "pizzas", "photos", "taxis", "skis", "menus", "children", "policemen", "people")
+    many = ("goggles", "grapes", "photos", "taxis", "skis", "menus", "grandchildren", "policemen", "salespeople")
     assert {word: lookup(word).form for word in many} == dict.fromkeys(many, "plural")
     assert lookup("cup with straws").form == "count"
     assert lookup("cups with straw").form == "plural"
 
 
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [
+        ("cars", "car"),
+        ("Buses", "bus"),
+        ("knives", "knife"),
+        ("people", "person"),
+        ("persons", "person"),
+        ("pedestrians", "person"),
+        ("men", "man"),
+        ("sofas", "couch"),
+        ("bananas", "banana"),
+        ("mangos", "mango"),
+        ("t-shirts", "t-shirt"),
+        ("traffic_lights", "traffic light"),
+        ("chests of drawers", "chest of drawers"),
+        ("computer mice", "computer mouse"),
+        ("animals", "animal"),
+    ],
+)
+def test_a_plural_of_a_countable_noun_of_the_table_is_that_noun(label, name):
+    assert in_table(label)
+    assert lookup(label) == lookup(name)
+    assert word_fits(name, label) is True
+    assert lookup(label).form == "count"
+
+
+@pytest.mark.parametrize(
+    "label", ["scissors", "jeans", "glasses", "shorts", "pants", "trousers", "skis", "shoes", "flip-flops"]
+)
+def test_words_that_are_plural_by_nature_stay(label):
+    assert in_table(label)
+    assert lookup(label).form == "plural"
+    assert lookup(label).plural == lookup(label).name
+
+
+@pytest.mark.parametrize(
+    ("one", "many"),
+    [("forklift", "forklifts"), ("van", "vans"), ("armchair", "armchairs"), ("cherry", "cherries"), ("axis", "axes")],
+)
+def test_singular_and_plural_of_a_class_that_is_not_in_the_table_may_be_the_same(one, many):
+    assert word_fits(one, many) is word_fits(many, one) is None
+
+
+@pytest.mark.parametrize(
+    ("word", "label"),
+    [
+        ("chair", "armchairs"),
+        ("armchairs", "chair"),
+        ("wheelchairs", "chair"),
+        ("car", "vans"),
+        ("bowl", "dishes"),
+        ("boat", "fishing boats"),
+        ("person", "policemen"),
+        ("person", "salespeople"),
+        ("person", "cowboys"),
+        ("person", "grandchild"),
+        ("shoes", "heel"),
+    ],
+)
+def test_a_plural_is_as_open_as_its_singular(word, label):
+    assert word_fits(word, label) is None
+    assert word_fits("zebra", label) is False
+
+
 def test_wider_words_need_several_labelled_classes():
+    assert usable_kinds(["dogs", "cats", "horses", "chairs"]) == {"animal"}
     assert usable_kinds(["dog", "cat", "chair"]) == frozenset()
     assert usable_kinds(["dog", "cat", "horse", "chair"]) == {"animal"}
 
