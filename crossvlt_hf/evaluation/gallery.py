@@ -12,7 +12,7 @@ from ..metrics import Sample, percent
 from ..modeling_crossvlt import CrossVLTModel
 from ..processing_crossvlt import CrossVLTProcessor, counted
 from ..visualization.canvas import BLUE, GREY, PINK, add_axes, add_text, new_figure, to_image, wrap
-from ..visualization.overlay import CELL, PALETTE, draw_contour, to_mask_image
+from ..visualization.overlay import CELL, PALETTE, draw_contour, fit_size, to_mask_image
 
 
 if TYPE_CHECKING:
@@ -144,9 +144,9 @@ def draw_tile(image: Image.Image, found: NDArray[np.bool_], truth: NDArray[np.bo
         found: the prediction, of the (height, width) of the image.
         truth: the ground truth, of the same size.
     """
-    scale = TILE / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    picture = image.resize(size, Image.Resampling.BICUBIC if scale < 1 else Image.Resampling.NEAREST)
+    size = fit_size(image.size, TILE)
+    shrinks = max(image.size) > TILE
+    picture = image.resize(size, Image.Resampling.BICUBIC if shrinks else Image.Resampling.NEAREST)
     regions = [to_mask_image(mask).resize(size, Image.Resampling.NEAREST) for mask in (truth, found)]
     picture.paste(PALETTE[0], mask=regions[1].point([round(value * 0.4) for value in range(256)]))
     for region, colour in zip(regions, (PALETTE[1], PALETTE[0]), strict=True):

@@ -3,7 +3,7 @@
 import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..data.pairs import EvaluationPairs
 from ..evaluation.run import find_masks
@@ -11,6 +11,7 @@ from ..metrics import percent
 from ..modeling_crossvlt import CrossVLTModel
 from ..processing_crossvlt import CrossVLTProcessor
 from ..visualization import CELL, PALETTE, arrange, overlay, to_mask_image
+from ..visualization.overlay import fit_size
 
 
 SIDE, GAP, COLUMNS = 256, 8, 3
@@ -53,4 +54,7 @@ def _draw_pair(image: Image.Image, expression: str, found: NDArray[np.bool_], tr
 
 def _fit(image: Image.Image, colour: int | tuple[int, int, int], method: Image.Resampling) -> Image.Image:
     """Fit the image into a square of `SIDE` pixels."""
-    return ImageOps.pad(image, (SIDE, SIDE), method, colour)
+    square = Image.new(image.mode, (SIDE, SIDE), colour)
+    width, height = size = fit_size(image.size, SIDE)
+    square.paste(image.resize(size, method), ((SIDE - width) // 2, (SIDE - height) // 2))
+    return square

@@ -23,7 +23,7 @@ from .canvas import (
     wrap,
 )
 from .explanation import SPECIAL, Explanation, Map, Pixel, Region, check_pixel, positions_of
-from .overlay import overlay
+from .overlay import fit_size, overlay
 
 
 if TYPE_CHECKING:
@@ -156,8 +156,7 @@ def _draw_first_column(figure: "Figure", explanation: Explanation, subject: _Sub
 def _draw_overlay(explanation: Explanation, pixel: Pixel | None) -> Image.Image:
     """Draw the overlay at its final size, with a cross at the pixel."""
     scale = SIDE / max(explanation.image.size)
-    width, height = explanation.image.size
-    size = max(1, round(scale * width)), max(1, round(scale * height))
+    size = fit_size(explanation.image.size, SIDE)
     photo = explanation.image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC)
     mask = Image.fromarray(explanation.mask).resize(size, Image.Resampling.NEAREST)
     if pixel is not None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, ImageOps, ImageStat
+from PIL import Image, ImageDraw, ImageFont, ImageStat
 from torch import Tensor
 
 from ..processing_crossvlt import to_rgb
@@ -148,12 +148,18 @@ def _listed(
     return masks, labels, scores  # type: ignore[return-value]
 
 
+def fit_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """The (width, height) to which an image is scaled so that its longest side has `side` pixels; at least 1 pixel."""
+    width, height = (max(1, round(length * side / max(size))) for length in size)
+    return width, height
+
+
 def draw_example(picture: Image.Image, mask: Mask, expression: str, family: str) -> Image.Image:
     """Draw an image of at most 240 pixels a side with a mask outlined, and expression and family below.
 
     Letters beyond ASCII need one of `SYSTEM_FONTS`: see `overlay` for how they are drawn without.
     """
-    picture = ImageOps.contain(picture, (TILE, TILE))
+    picture = picture.resize(fit_size(picture.size, TILE), Image.Resampling.BICUBIC)
     draw_contour(picture, to_mask_image(mask).resize(picture.size, Image.Resampling.NEAREST), PALETTE[1])
     tile = Image.new("RGB", (TILE, TILE + STRIP), "white")
     tile.paste(picture, ((TILE - picture.width) // 2, TILE - picture.height))

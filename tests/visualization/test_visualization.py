@@ -8,7 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from crossvlt_hf.evaluation.gallery import draw_tile
+from crossvlt_hf.publishing.page.answers import Found, draw
+from crossvlt_hf.training.pictures import _draw_pair
 from crossvlt_hf.visualization import MIN_WIDTH, PALETTE, overlay, to_mask_image
+from crossvlt_hf.visualization.overlay import draw_example
 
 
 overlay_module = import_module("crossvlt_hf.visualization.overlay")  # not the function of that name
@@ -515,3 +519,14 @@ def test_examples_are_drawn_with_any_fonts(monkeypatch, fonts, expression):
     assert (pixels(tile)[-3:] == 255).all()  # nothing is cut at the bottom
     assert (pixels(tile)[overlay_module.TILE :, -2:] == 255).all()  # nor at the right
     assert (pixels(tile)[overlay_module.TILE :] < 128).any()
+
+
+@pytest.mark.parametrize("size", [(3000, 2), (2, 3000), (700, 1), (1, 700), (1, 1)])
+def test_images_of_extreme_shapes_are_drawn_by_all(size):
+    image, mask = photo(*size), np.ones(size[::-1], bool)
+    found = Found("the cup", 0.9, None, to_mask_image(mask), 0.1)
+    assert draw_example(image, mask, "the cup", "noun").width == overlay_module.TILE
+    assert max(draw_tile(image, mask, mask).size) == 360
+    assert _draw_pair(image, "the cup", mask, mask).width >= 512
+    assert min(draw(image, [found]).size) >= 1
+    assert min(overlay(image, mask, "the cup").size) >= 1

@@ -364,8 +364,8 @@ def write_references(
         if not report.families or (not report.objects["targets"] and set(options.families) != {"no_target"}):
             raise ValueError(_nothing(source, report))
         (whole / "report.json").write_text(json.dumps(report.as_dict(), indent=2, ensure_ascii=False) + "\n", "utf-8")
-        if shown.kept:
-            contact_sheet(shown.kept).save(whole / "contact_sheet.png")
+        if (drawn := contact_sheet(shown.kept, skip=options.on_error == "skip")) is not None:
+            drawn.save(whole / "contact_sheet.png")
     return report
 
 

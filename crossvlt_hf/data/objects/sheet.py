@@ -1,5 +1,6 @@
 """A contact sheet of expressions: each image with the target outlined, and the expression below."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
@@ -30,12 +31,28 @@ class Reservoir(Generic[T]):
             self.kept[place] = thing
 
 
-def contact_sheet(examples: Sequence[tuple[ObjectScene, Expression]], columns: int = 6) -> Image.Image:
-    """Draw examples in a grid.
+def contact_sheet(
+    examples: Sequence[tuple[ObjectScene, Expression]], columns: int = 6, *, skip: bool = False
+) -> Image.Image | None:
+    """Draw examples in a grid; None if there are none.
 
     Args:
-        examples: scenes with an expression each, at least one.
+        examples: scenes with an expression each.
         columns: examples per row.
+        skip: whether to leave out unreadable images, with a warning: without colours, none was decoded before.
+
+    Raises:
+        OSError: if an image cannot be read, and `skip` is false.
+        ValueError: if it has another size than its labels, and `skip` is false.
     """
-    tiles = [draw_example(scene.open(2 * TILE), scene.mask(e.targets), e.text, e.family) for scene, e in examples]
-    return arrange(tiles, columns)
+    tiles = []
+    for scene, expression in examples:
+        try:
+            picture = scene.open(2 * TILE)
+        except (OSError, ValueError) as error:
+            if not skip:
+                raise
+            warnings.warn(f"The contact sheet has no example of an unreadable image: {error}", stacklevel=2)
+            continue
+        tiles.append(draw_example(picture, scene.mask(expression.targets), expression.text, expression.family))
+    return arrange(tiles, columns) if tiles else None

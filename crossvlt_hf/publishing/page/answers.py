@@ -11,6 +11,7 @@ from ...modeling_crossvlt import CrossVLTModel
 from ...pipeline_crossvlt import ReferringImageSegmentationPipeline
 from ...processing_crossvlt import PRESENCE_THRESHOLD, CrossVLTProcessor, NothingReadError
 from ...visualization import Explanation, overlay, segment_and_explain
+from ...visualization.overlay import fit_size
 from .inputs import InputError
 
 
@@ -75,10 +76,9 @@ def _found(result: dict[str, Any], seconds: float) -> Found:
 
 def draw(image: Image.Image, found: Sequence[Found]) -> Image.Image:
     """Draw the overlay of all masks, scaled down for browsers."""
-    share = min(1.0, SHOWN_SIDE / max(image.size))
-    size = max(1, round(image.width * share)), max(1, round(image.height * share))
+    size = fit_size(image.size, min(SHOWN_SIDE, max(image.size)))
     masks = [entry.mask.resize(size, Image.Resampling.NEAREST) for entry in found]
-    shown = image.resize(size, Image.Resampling.LANCZOS) if share < 1 else image
+    shown = image.resize(size, Image.Resampling.LANCZOS) if size != image.size else image
     return overlay(shown, masks, [entry.expression for entry in found], [entry.score for entry in found])
 
 

@@ -199,6 +199,36 @@ def test_a_broken_row_stops_in_one_line_or_is_skipped_and_counted(tmp_path, caps
     assert "annotation 10" in broken
 
 
+@pytest.mark.parametrize("size", [(3000, 2), (2, 3000)])
+def test_a_very_long_image_does_not_lose_the_run(tmp_path, size):
+    (width, height), labels = size, write_coco(tmp_path, images=1)
+    table = json.loads(labels.read_text())
+    table["images"][0] |= {"width": width, "height": height}
+    far, deep = width / 3, height / 3
+    boxes = [(0, 0, far, height), (2 * far, 0, width, height)] if width > height else [(0, 0, width, deep)]
+    table["annotations"] = [
+        {**table["annotations"][0], "id": number, "segmentation": [[a, b, c, b, c, d, a, d]]}
+        for number, (a, b, c, d) in enumerate(boxes)
+    ]
+    labels.write_text(json.dumps(table))
+    Image.new("RGB", size, (205, 25, 35)).save(tmp_path / "images" / "001.png")
+    assert refer(labels, "--images", tmp_path / "images", "--output", tmp_path / "out") == 0
+    assert len(load_data(str(tmp_path / "out"), "train"))
+    assert (tmp_path / "out" / "contact_sheet.png").is_file()
+
+
+def test_an_image_that_only_the_contact_sheet_decodes_does_not_lose_the_run(tmp_path, capsys):
+    labels = write_coco(tmp_path)
+    broken = tmp_path / "images" / "002.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    options = [labels, "--images", tmp_path / "images", "--no-colours", "--output"]
+    assert refer(*options, tmp_path / "stop") == 2
+    assert "002.png" in capsys.readouterr().err
+    assert refer(*options, tmp_path / "skip", "--on-error", "skip") == 0
+    assert re.search("Warning: The contact sheet has no example of .*002.png", capsys.readouterr().err)
+    assert (tmp_path / "skip" / "contact_sheet.png").is_file()
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_repairs_are_told_and_counted(tmp_path, capsys, workers):
     labels = write_coco(tmp_path)
