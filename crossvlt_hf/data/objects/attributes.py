@@ -146,6 +146,10 @@ AGREED, OPEN = 0.62, 0.12
 
 MOST_PIXELS = 800  # of an object, evenly spaced, to measure its colour
 
+# Differences between the channels of grey and of nearly neutral pixels, and how far the channels of a tone may vary
+GREY, NEUTRAL, TONE = 12, 8, 0.03
+STRAYS = 0.001  # share of pixels that may differ in an image of one tone
+
 # Smaller objects, as a share of the image, are hardly visible
 HARDLY_VISIBLE = 0.004
 HIDDEN, CROWD, DOUBLE, NAMELESS = "hardly visible", "crowd", "labelled twice", "class name is not a word"
@@ -180,6 +184,25 @@ def colour_codes(image: NDArray[np.uint8]) -> NDArray[np.uint16]:
     """(height, width) uint16: the colours of an RGB image in 5 bits per channel."""
     fives = (image >> 3).astype(np.uint16)
     return np.asarray(fives[..., 0] << 10 | fives[..., 1] << 5 | fives[..., 2])
+
+
+def is_monochrome(image: NDArray[np.uint8]) -> bool:
+    """Whether an image is in grey, or in one weak tone like sepia, and does not show the colours of what is in it.
+
+    Args:
+        image: (height, width, 3) uint8.
+    """
+    red, green, blue = np.moveaxis(image, -1, 0)
+    high, low = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
+    if np.mean(high - low > GREY) <= STRAYS:
+        return True
+    # Of dark and of bright pixels, the tone is hardly visible; but what is neutral has none
+    toned = image[(high >= 40) & (low < 170)]
+    if len(toned) < 0.2 * high.size or np.mean((high - low <= NEUTRAL) & (high >= 60)) > STRAYS:
+        return False
+    shares = toned / toned.sum(axis=1, keepdims=True, dtype=np.float32)
+    tone = np.median(shares, axis=0)
+    return bool(tone.min() >= 0.6 * tone.max() and (abs(shares - tone).max(axis=1) > TONE).mean() <= STRAYS)
 
 
 def measure_colours(codes: NDArray[np.uint16]) -> dict[str, float]:
@@ -265,7 +288,8 @@ def describe(
     """Measure labelled objects.
 
     Args:
-        image: (height, width, 3) uint8 or an image; None to measure no colours.
+        image: (height, width, 3) uint8 or an image; None to measure no colours. Those of a photograph in grey or sepia
+            are unknown.
         masks: one (height, width) array for each object, not zero on it.
         classes: the class of each object.
         crowds: which labels are for several objects, or for parts of several.
@@ -283,7 +307,11 @@ def describe(
         raise ValueError(
             f"`masks`, `classes`, `crowds` must have the same length, got {len(masks)}, {len(classes)}, {len(flags)}."
         )
-    codes = None if image is None else colour_codes(np.asarray(image))
+    values = None if image is None else np.asarray(image)
+    for mask in masks:
+        if values is not None and np.shape(mask) != values.shape[:2]:
+            raise ValueError(f"A mask must have the size of the image, {values.shape[:2]}, got {np.shape(mask)}.")
+    codes = None if values is None or is_monochrome(values) else colour_codes(values)
     found = [
         _describe(codes, np.asarray(mask) != 0, label, CROWD if crowd else "", hardly_visible)
         for mask, label, crowd in zip(masks, classes, flags, strict=True)
@@ -294,8 +322,6 @@ def describe(
 def _describe(
     codes: NDArray[np.uint16] | None, mask: NDArray[np.bool_], label: str, unclear: str, hardly_visible: float
 ) -> DescribedObject:
-    if codes is not None and codes.shape != mask.shape:
-        raise ValueError(f"A mask must have the size of the image, {codes.shape}, got {mask.shape}.")
     rows, columns = mask.sum(axis=1), mask.sum(axis=0)
     pixels = int(rows.sum())
     if not pixels:

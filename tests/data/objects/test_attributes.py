@@ -1,16 +1,19 @@
 """What is measured of labelled objects."""
 
+import io
+
 import numpy as np
 import pytest
-from PIL import ImageColor
+from PIL import Image, ImageColor
 
-from crossvlt_hf.data.objects import DescribedObject, describe
+from crossvlt_hf.data.objects import DescribedObject, describe, make_expressions
 from crossvlt_hf.data.objects.attributes import COLOURS, colour_codes, measure_colours
 
 
 def patch(*colours):
-    """A picture of stripes of equal width, and the mask of all of it but a frame."""
+    """A picture of stripes of equal width below a line in red and blue, and the mask of all of it but a frame."""
     image = np.concatenate([np.full((40, 60 // len(colours), 3), c, dtype=np.uint8) for c in colours], axis=1)
+    image[0, ::2], image[0, 1::2] = (255, 0, 0), (0, 0, 255)
     mask = np.zeros(image.shape[:2], dtype=bool)
     mask[2:-2, 2:-2] = True
     return image, mask
@@ -112,6 +115,56 @@ def test_between_two_colours_both_are_open():
     (thing,) = describe(image, [mask], ["cup"])
     assert thing.is_coloured("red") is not False
     assert thing.is_coloured("orange") is not False
+
+
+def street(rng) -> np.ndarray:
+    """The brightness of a picture of all shades, with noise."""
+    shades = np.linspace(5, 250, 80)[None] + rng.normal(0, 6, (60, 80))
+    shades[15:45, 20:60] = 120 + rng.normal(0, 6, (30, 40))
+    return shades.clip(0, 255)
+
+
+SEPIA = ((0.393, 0.769, 0.189), (0.349, 0.686, 0.168), (0.272, 0.534, 0.131))
+
+
+@pytest.mark.parametrize("toned", ["grey", "scan", "warm", "sepia", "faint sepia", "black and white", "jpeg"])
+def test_the_colours_of_a_photograph_in_grey_or_sepia_are_open(toned):
+    rng = np.random.default_rng(0)
+    image = np.repeat(street(rng)[..., None], 3, axis=2)
+    if toned == "scan":
+        image += rng.normal(0, 1, image.shape)
+    if toned == "warm":
+        image += (3, 0, -4)
+    if "sepia" in toned:
+        image = image @ np.array(SEPIA).T * (0.8 if toned == "faint sepia" else 1.0)
+    if toned == "black and white":
+        image = (image > 128) * 255.0
+    image = image.clip(0, 255).astype(np.uint8)
+    if toned == "jpeg":
+        file = io.BytesIO()
+        Image.fromarray(image).convert("L").save(file, "JPEG", quality=60)
+        image = np.asarray(Image.open(file).convert("RGB"))
+    mask = np.zeros((60, 80), dtype=bool)
+    mask[15:45, 20:60] = True
+    (thing,) = describe(image, [mask], ["cup"])
+    assert thing.colours is None
+    assert {name: thing.is_coloured(name) for name in COLOURS} == dict.fromkeys(COLOURS)
+    texts = {
+        e.text for seed in range(20) for e in make_expressions([thing], np.random.default_rng(seed), per_family=9)
+    }
+    assert texts
+    assert not [text for text in texts if set(text.split()) & set(COLOURS)]
+
+
+@pytest.mark.parametrize("colour", ["red", "blue", "brown", "pink", "white"])
+@pytest.mark.parametrize("ground", [(128, 128, 128), (200, 190, 175), (250, 250, 250), (70, 60, 50)])
+def test_one_coloured_object_makes_a_coloured_picture(colour, ground):
+    image = np.full((100, 100, 3), ground, dtype=np.uint8)
+    image[10:20, 10:20] = PLAIN[colour]
+    image[60:70, 60:70] = (20, 90, 30)
+    mask = np.zeros((100, 100), dtype=bool)
+    mask[10:20, 10:20] = True
+    assert describe(image, [mask], ["cup"])[0].colour == colour
 
 
 def test_what_was_not_measured_is_open():
