@@ -152,7 +152,7 @@ STRAYS = 0.001  # share of pixels that may differ in an image of one tone
 
 # Smaller objects, as a share of the image, are hardly visible
 HARDLY_VISIBLE = 0.004
-HIDDEN, CROWD, DOUBLE, NAMELESS = "hardly visible", "crowd", "labelled twice", "class name is not a word"
+HIDDEN, CROWD, DOUBLE, NAMELESS = "hardly visible", "crowd", "labelled twice", "class name is not a noun"
 
 
 def _to_lab(rgb: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -226,8 +226,8 @@ class DescribedObject:
         colours: share of each basic colour among its pixels; None if not measured.
         cut: whether it touches the border of the image, so that its true size is unknown.
         unclear: why people may overlook it or not count it: "hardly visible", "crowd", "labelled twice"; or why it has
-            no name: "class name is not a word" ("3"); empty if it is clear. An unclear object is never a target, and
-            no expression fits it.
+            no name: "class name is not a noun" ("3", "no hardhat"); empty if it is clear. An unclear object is never a
+            target, and no expression fits it.
         adjectives: other adjectives that fit ("striped").
     """
 

@@ -86,10 +86,24 @@ _WHOLE = {
     "swine": "swine",
     "cod": "cod",
     "elk": "elk",
-    "cactus": "cacti",
     "handicraft": "handicrafts",
     "witchcraft": "witchcraft",
+    "cactus": "cacti",
+    "fungus": "fungi",
+    "alumnus": "alumni",
+    "nucleus": "nuclei",
+    "bacillus": "bacilli",
+    "stimulus": "stimuli",
+    "larva": "larvae",
+    "alga": "algae",
+    "pupa": "pupae",
+    "vertebra": "vertebrae",
+    "bacterium": "bacteria",
+    "medium": "media",
+    "criterion": "criteria",
+    "phenomenon": "phenomena",
 }
+_IRREGULAR = frozenset(many for one, many in _WHOLE.items() if one != many)
 # Words in -s that name one thing, and words in -us and -is that name several
 _SINGULAR_IN_S = re.compile(
     r"(ss|us|is|(^|[ -])(thermos|rhinoceros|lens|gas|canvas|atlas|christmas|pancreas|alias|cosmos|"
@@ -100,11 +114,18 @@ _PLURAL_IN_S = re.compile(
     r"yetis|okapis|wasabis|zucchinis|tofus|tutus|haikus|thus)$"
 )
 _PLURAL = re.compile(
-    r"((^|[ -])(people|teeth|feet|geese|mice|oxen|dice|cacti|men)|children|women|salespeople|"
+    r"((^|[ -])(people|teeth|feet|geese|mice|men|radii|foci|octopi|hippopotami|antennae|formulae|nebulae|"
+    r"aquaria|stadia|strata|ova|data)|children|women|salespeople|"
     r"(police|fire|snow|sales|fisher|business|post|milk|work|crafts|sports|gentle)men)$"
 )
-# "cup with straws" are "cups with straws"
-_AFTER_HEAD = re.compile(r" ((of|with|without|for|from) |(in|on|at|under|by|to) (?=(a|an|the|law)( |$)))")
+# "cup with straws" are "cups with straws", "person on bike" are "people on bike"; but "carry on bag" is a bag
+_AFTER_HEAD = re.compile(
+    r" ((of|with|without|for|from|in|on|at|under|over|near|behind|beside|inside) |(by|to) (?=(a|an|the|law)( |$)))"
+)
+_PARTICLE = re.compile(
+    r"(add|all|built|carry|check|clip|drive|drop|fold|hang|lift|live|log|plug|pop|press|pull|push|ride|roll|screw|sign|sit|"
+    r"slip|snap|spray|stand|step|stick|strap|take|try|turn|walk|wrap) (in|on|over|under) (?!(a|an|the) )"
+)
 
 SEVERAL = 3  # classes of a kind, for its name to be used
 
@@ -124,7 +145,7 @@ class Noun:
         colours: colours that expressions may use; None for all.
         sizes: whether expressions may call it big or small by its share of the image.
         listed: whether it is in the table.
-        said: whether expressions may use it: false if the name of the class is no word ("3").
+        said: whether expressions may use it: false if the name of the class is no noun ("3", "1 bus", "no hardhat").
     """
 
     name: str
@@ -165,8 +186,9 @@ def _split_last(noun: str) -> tuple[str, str, str]:
 
 def _split_head(noun: str) -> tuple[str, str]:
     """The head of a noun, and what follows it from a preposition on: ("chest", " of drawers")."""
-    found = _AFTER_HEAD.search(noun)
-    return (noun, "") if found is None or found.start() == 0 else (noun[: found.start()], noun[found.start() :])
+    particle = _PARTICLE.match(noun)
+    found = _AFTER_HEAD.search(noun, particle.end() if particle else 1)
+    return (noun, "") if found is None else (noun[: found.start()], noun[found.start() :])
 
 
 def _plural_of(word: str) -> str:
@@ -196,7 +218,7 @@ def _singulars(plural: str) -> frozenset[str]:
 
 def _is_plural(head: str) -> bool:
     """Whether a noun is that of several things, or of a pair, by its form."""
-    if _PLURAL.search(head):
+    if _PLURAL.search(head) or head.rpartition(" ")[2] in _IRREGULAR:
         return True
     return head.endswith("s") and (_PLURAL_IN_S.search(head) is not None or _SINGULAR_IN_S.search(head) is None)
 
@@ -264,14 +286,16 @@ def lookup(label: str) -> Noun:
 
 def _unlisted(word: str) -> Noun:
     """The noun for a class that is not in the table."""
+    if _LACKS.match(word):
+        return Noun(word, word, said=False)  # it may be anything: a person, a head
     plural = _is_plural(_split_head(word)[0])
     # A "sports car" may be called a car or not: a "hot dog" is no dog
-    parts = frozenset(re.findall(r"[^\W\d_]{2,}", word) if not _is_word(word) else word.split(" ")) - _STOP - {word}
+    parts = frozenset(re.findall(r"[^\W\d_]{2,}", word) if not _is_noun(word) else word.split(" ")) - _STOP - {word}
     parts |= _singulars(word) if plural else frozenset()
     if re.search(r"(m[ae]n|boys?|girls?|child(ren)?|persons?|people)$", word):
         parts |= {"person"}
     form: Form = "plural" if plural else "count"
-    return Noun(word, word if plural else pluralise(word), perhaps=parts, form=form, said=_is_word(word))
+    return Noun(word, word if plural else pluralise(word), perhaps=parts, form=form, said=_is_noun(word))
 
 
 _STOP = frozenset(("of", "the", "and", "with", "in", "on"))
@@ -281,9 +305,14 @@ _WORDS = re.compile(
 )
 
 
-def _is_word(name: str) -> bool:
-    """Whether an expression can use a class name: not "3", "cat?", or a word in another script."""
-    return _WORDS.fullmatch(name) is not None
+# "no hardhat", "without mask": what lacks it, or has it, has no name
+_LACKS = re.compile(r"(no|not|non|none|without|with)( |$)")
+_NUMBERED = re.compile(r"[\d.]+ ")
+
+
+def _is_noun(name: str) -> bool:
+    """Whether an expression can use a class name: not "3", "1 bus", "cat?", or a word in another script."""
+    return _WORDS.fullmatch(name) is not None and _NUMBERED.match(name) is None
 
 
 def _listed(name: str) -> Noun:

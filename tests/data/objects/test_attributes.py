@@ -252,4 +252,4 @@ def test_objects_of_classes_that_are_no_words_are_left_out_with_the_reason():
     mask = np.zeros((100, 100), dtype=bool)
     mask[20:70, 10:50] = True
     (thing,) = describe(None, [mask], ["3"])
-    assert (thing.unclear, thing.clear, thing.single) == ("class name is not a word", False, True)
+    assert (thing.unclear, thing.clear, thing.single) == ("class name is not a noun", False, True)

@@ -56,6 +56,14 @@ def test_persons_are_people():
     assert said(objects, "plural")["the three people"] == (0, 1, 2)
 
 
+@pytest.mark.parametrize("label", ["no hardhat", "0 car", "without_mask"])
+def test_what_is_no_noun_is_not_said(label):
+    unclear = "class name is not a noun"
+    objects = [thing(label, 0.2, unclear=unclear, colour="red"), thing(label, 0.5, unclear=unclear), thing("cup", 0.8)]
+    texts = [text for family in FAMILIES for text in said(objects, family, seeds=3, labels=[label, "cup", "dog"])]
+    assert not [text for text in texts if re.search("no |without|car|hardhat|mask", text)]
+
+
 def test_wider_words_only_where_the_data_set_labels_several_such_classes():
     objects = [thing("dog", 0.3), thing("cup", 0.7)]
     assert "the animal" not in said(objects, "noun")

@@ -312,6 +312,17 @@ def test_what_is_counted_as_labelled_twice(tmp_path):
     assert left_out[reason] == 2
 
 
+def test_classes_that_are_no_nouns_are_counted(tmp_path):
+    labels = write_coco(tmp_path, images=1)
+    table = json.loads(labels.read_text())
+    table["categories"][0]["name"] = "1 bus"
+    labels.write_text(json.dumps(table))
+    assert refer(labels, "--images", tmp_path / "images", "--output", tmp_path / "out", "--per-family", 6) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["objects left out"]["class name is not a noun"] == 2
+    assert "bus" not in report["words"]
+
+
 def test_seeds_of_expressions_are_not_negative():
     with pytest.raises(ValueError, match="`seed` must be an integer of at least 0, got -1"):
         ReferOptions(seed=-1)
