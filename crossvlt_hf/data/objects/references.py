@@ -6,7 +6,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 from zlib import crc32
@@ -26,7 +26,7 @@ from ..record import Record, build_dataset
 from ..sources.folder import METADATA
 from .attributes import DOUBLE, DescribedObject
 from .engine import FAMILIES, Expression, make_expressions
-from .object_record import ObjectScene, ObjectSource
+from .object_record import ObjectRecord, ObjectScene, ObjectSource
 from .rows import HubObjects
 from .words import in_table, lookup
 
@@ -145,8 +145,8 @@ def refer(
         report: to count in.
 
     Yields:
-        Index of the image, the scene, and its expressions, which depend only on the image and the seed. At the end, a
-        warning has the flaws of labels that were repaired.
+        Index of the image, the scene, and its expressions, which depend only on the image, its labels (in any order),
+        the classes of the data set, and the seed. At the end, a warning has the flaws of labels that were repaired.
 
     Raises:
         OSError: if an image cannot be read, and `on_error` is "stop".
@@ -202,8 +202,9 @@ def _expressions(
     scene: ObjectScene, objects: list[DescribedObject], labels: Sequence[str], options: ReferOptions
 ) -> list[Expression]:
     rng = np.random.default_rng([options.seed, crc32(scene.image_id.encode())])
+    order = sorted(range(len(objects)), key=lambda index: _place_in_order(objects[index], scene.objects[index]))
     found = make_expressions(
-        objects,
+        [objects[index] for index in order],
         rng,
         options.families,
         exhaustive=options.exhaustive and scene.exhaustive,
@@ -211,9 +212,15 @@ def _expressions(
         per_family=options.per_family,
         least_area=options.least_area,
     )
+    found = [replace(entry, targets=tuple(order[target] for target in entry.targets)) for entry in found]
     if options.per_image is None or len(found) <= options.per_image:
         return found
     return [found[place] for place in sorted(rng.permutation(len(found))[: options.per_image])]
+
+
+def _place_in_order(thing: DescribedObject, record: ObjectRecord) -> tuple[Any, ...]:
+    """What objects are sorted by, so that the expressions do not depend on their order in the file."""
+    return thing.label, thing.box, thing.area, thing.centre, thing.unclear, record.ann_id
 
 
 def expressions_dataset(

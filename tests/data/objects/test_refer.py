@@ -173,6 +173,22 @@ def test_a_picture_is_the_same_whatever_stands_before_it(tmp_path):
     assert texts[0] == texts[1]
 
 
+def test_the_order_of_the_labels_does_not_matter(tmp_path):
+    labels = write_coco(tmp_path, images=6)
+    table = json.loads(labels.read_text())
+    options = ["--images", tmp_path / "images", "--per-family", 3, "--output"]
+    assert refer(labels, *options, tmp_path / "one") == 0
+    for name, order in (("reversed", slice(None, None, -1)), ("by class", None)):
+        shuffled = (
+            table["annotations"][order] if order else sorted(table["annotations"], key=lambda a: -a["category_id"])
+        )
+        labels.write_text(json.dumps({**table, "annotations": shuffled, "categories": table["categories"][::-1]}))
+        assert refer(labels, *options, tmp_path / name) == 0
+        one, other = ((tmp_path / folder / "metadata.jsonl").read_text() for folder in ("one", name))
+        assert one == other
+    check_rows(load_data(str(tmp_path / "reversed"), "train"))
+
+
 def test_incomplete_labels_are_marked(tmp_path):
     labels = write_coco(tmp_path)
     assert refer(labels, "--images", tmp_path / "images", "--output", tmp_path / "out", "--incomplete") == 0
