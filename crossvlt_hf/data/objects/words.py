@@ -213,7 +213,7 @@ def _singulars(plural: str) -> frozenset[str]:
     before, last, rest = _split_last(plural)
     found = [last[:-1], last[:-2], f"{last[:-3]}y", f"{last[:-2]}is"]
     found += [last[: -len(many)] + one for one, many in (_ENDS | _WHOLE).items() if last.endswith(many)]
-    return frozenset(before + one + rest for one in found if one and _plural_of(one) == last)
+    return frozenset(before + one + rest for one in found if one and last in (_plural_of(one), _regular_plural(one)))
 
 
 def _is_plural(head: str) -> bool:

@@ -278,7 +278,14 @@ def test_words_that_are_plural_by_nature_stay(label):
 
 @pytest.mark.parametrize(
     ("one", "many"),
-    [("forklift", "forklifts"), ("van", "vans"), ("armchair", "armchairs"), ("cherry", "cherries"), ("axis", "axes")],
+    [
+        ("forklift", "forklifts"),
+        ("van", "vans"),
+        ("armchair", "armchairs"),
+        ("cherry", "cherries"),
+        ("axis", "axes"),
+        ("fish", "fishes"),
+    ],
 )
 def test_singular_and_plural_of_a_class_that_is_not_in_the_table_may_be_the_same(one, many):
     assert word_fits(one, many) is word_fits(many, one) is None
