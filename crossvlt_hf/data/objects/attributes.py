@@ -149,6 +149,7 @@ MOST_PIXELS = 800  # of an object, evenly spaced, to measure its colour
 # Differences between the channels of grey and of nearly neutral pixels, and how far the channels of a tone may vary
 GREY, NEUTRAL, TONE = 12, 8, 0.03
 STRAYS = 0.001  # share of pixels that may differ in an image of one tone
+MOST_TONES = 20_000  # pixels of an image, evenly spaced, to find out whether it has one tone
 
 # Smaller objects, as a share of the image, are hardly visible
 HARDLY_VISIBLE = 0.004
@@ -192,6 +193,8 @@ def is_monochrome(image: NDArray[np.uint8]) -> bool:
     Args:
         image: (height, width, 3) uint8.
     """
+    step = max(1, round((image.shape[0] * image.shape[1] / MOST_TONES) ** 0.5))
+    image = image[::step, ::step]
     red, green, blue = np.moveaxis(image, -1, 0)
     high, low = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
     if np.mean(high - low > GREY) <= STRAYS:
