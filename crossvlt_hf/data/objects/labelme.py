@@ -55,7 +55,7 @@ class LabelMeObjects(ObjectSource):
         return ObjectScene(image, path.relative_to(self.folder).with_suffix("").as_posix(), size, objects, where)
 
     def _image(self, table: Any, path: Path) -> tuple[Any, tuple[int, int]]:
-        """The image, as a path or a function that loads it, and its size."""
+        """The image, as a path or the bytes of its file, and its size."""
         image, size = self._found_image(table, path)
         if table.get("imageHeight") is not None or table.get("imageWidth") is not None:
             labelled = {"height": table.get("imageHeight"), "width": table.get("imageWidth")}
@@ -69,8 +69,9 @@ class LabelMeObjects(ObjectSource):
         if data is not None and not isinstance(data, str):
             raise ValueError(f"{where} must have an image in base64, or null, as `imageData`, got {str(data)[:40]!r}.")
         if data:
-            picture = _decode(data, where, "imageData")
-            return (lambda: _decode(data, where, "imageData")), stored_size(picture, upright=True)
+            content = _content(data, where, "imageData")
+            with opening(f"{where}: `imageData`", "image"), Image.open(io.BytesIO(content)) as picture:
+                return content, stored_size(picture, upright=True)
         name = field(table, "imagePath", where)
         if isinstance(name, str):
             name = name.replace("\\", "/")
@@ -97,21 +98,12 @@ def _text(shape: Any, where: str) -> str:
     return label
 
 
-def _decode(data: str, where: str, name: str) -> Image.Image:
-    """Load an image that is in the JSON file.
-
-    Raises:
-        OSError: if it is broken.
-        ValueError: if it is not in base64.
-    """
+def _content(data: str, where: str, name: str) -> bytes:
+    """The bytes of a file that is in the JSON file; ValueError if it is not in base64."""
     try:
-        content = base64.b64decode(data, validate=True)
+        return base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError) as error:
         raise ValueError(f"{where} has broken base64 in `{name}`: {error}") from error
-    with opening(f"{where}: `{name}`", "image"):
-        picture = Image.open(io.BytesIO(content))
-        load_pixels(picture)
-    return picture
 
 
 def _join(shapes: list[tuple[int, dict[str, Any]]], size: tuple[int, int], where: str) -> Any:
@@ -158,7 +150,10 @@ def _embedded_mask(shape: dict[str, Any], size: tuple[int, int], where: str) -> 
     data = field(shape, "mask", where)
     if not isinstance(data, str):
         raise ValueError(f"{where} must have a PNG in base64 as `mask`, got {str(data)[:40]!r}.")
-    part = np.asarray(check_lossless(_decode(data, where, "mask"), where).convert("L")) > 0
+    with opening(f"{where}: `mask`", "image"):
+        picture = Image.open(io.BytesIO(_content(data, where, "mask")))
+        load_pixels(picture)
+    part = np.asarray(check_lossless(picture, where).convert("L")) > 0
     if top < 0 or left < 0 or top + part.shape[0] > size[0] or left + part.shape[1] > size[1]:
         raise ValueError(f"{where} has a mask that extends beyond the image.")
     mask = np.zeros(size, dtype=bool)

@@ -1,7 +1,10 @@
 """The record that all readers of labels share: an image with labelled objects, each with class, mask and id."""
 
+import hashlib
+import io
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,8 +71,8 @@ class ObjectScene:
     """An image and its labelled objects, decoded on demand.
 
     Args:
-        image: path of the image, or a function that loads it.
-        image_id: id of the image.
+        image: path of the image file, or its bytes; a scene must be able to go to another process.
+        image_id: id of the image in its labels.
         size: (height, width) of the labels, in pixels.
         objects: the labelled objects.
         where: file and row, for messages.
@@ -78,7 +81,7 @@ class ObjectScene:
         flaws: of the labels, which were repaired.
     """
 
-    image: str | Callable[[], Image.Image]
+    image: str | bytes
     image_id: str
     size: tuple[int, int]
     objects: tuple[ObjectRecord, ...]
@@ -97,15 +100,12 @@ class ObjectScene:
             OSError: if it cannot be read.
             ValueError: if it has another size than the labels.
         """
-        if not isinstance(self.image, str):
-            picture = to_rgb(self.image(), upright=self.upright)
-        else:
-            self.check_size()
-            with opening(self.image, "image"), Image.open(self.image) as opened:
-                if longest is not None:
-                    opened.draft("RGB", (longest, longest))
-                load_pixels(opened)
-                picture = to_rgb(opened, upright=self.upright)
+        self.check_size()
+        with self.opened() as opened:
+            if longest is not None:
+                opened.draft("RGB", (longest, longest))
+            load_pixels(opened)
+            picture = to_rgb(opened, upright=self.upright)
         if longest is None:
             check_label_size(self.size, (picture.height, picture.width), self.where)
         elif max(picture.size) > longest:
@@ -114,16 +114,23 @@ class ObjectScene:
         return picture
 
     def check_size(self) -> None:
-        """Check that the image file exists and has the size of the labels; reads only its header.
+        """Check that the image exists and has the size of the labels; reads only its header.
 
         Raises:
             OSError: if it cannot be read.
             ValueError: if it has another size.
         """
-        if isinstance(self.image, str):
-            with opening(self.image, "image"), Image.open(self.image) as opened:
-                size = stored_size(opened, self.upright)
-            check_label_size(self.size, size, self.where)
+        with self.opened() as opened:
+            size = stored_size(opened, self.upright)
+        check_label_size(self.size, size, self.where)
+
+    @contextmanager
+    def opened(self) -> Iterator[Image.Image]:
+        """Open the image, whose pixels are not loaded yet; errors of Pillow as in `opening`."""
+        with opening(self.image if isinstance(self.image, str) else self.where, "image"):
+            file = self.image if isinstance(self.image, str) else io.BytesIO(self.image)
+            with Image.open(file) as opened:
+                yield opened
 
     def mask(self, indices: Sequence[int]) -> NDArray[np.uint8]:
         """The union of some objects: (height, width) uint8 of 0 and 1."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import shutil
 from collections import Counter
@@ -13,11 +14,9 @@ from zlib import crc32
 
 import numpy as np
 from datasets import Dataset
-from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
-from ...processing_crossvlt import opening
 from ...system import as_it_is, check_known, check_least, ignore_signals
 from ..files import new_folder, orientation
 from ..flaws import Flaws
@@ -27,11 +26,12 @@ from ..sources.folder import METADATA
 from .attributes import DOUBLE, DescribedObject
 from .engine import FAMILIES, Expression, make_expressions
 from .object_record import ObjectRecord, ObjectScene, ObjectSource
-from .rows import HubObjects
 from .words import in_table, lookup
 
 
 OnError = Literal["stop", "skip"]
+Outcome = tuple[ObjectScene, list[DescribedObject], list[Expression]]
+_UNSENT = "{}, image {}: the scene must be pickled to leave a worker process, or set `workers` to 0: {}"
 SMALLEST_TARGET = 0.008  # as a share of the image
 # Reasons why objects are left out, where the report needs more words than `DescribedObject.unclear`
 REASONS = {DOUBLE: "labelled twice, or close together (85 % of the smaller box lie in another of its class)"}
@@ -161,9 +161,10 @@ def refer(
         collate_fn=as_it_is,
         worker_init_fn=ignore_signals,
     )
-    for index, outcome in enumerate(outcomes):
+    for index, returned in enumerate(_while_workers_live(outcomes)):
+        outcome: Outcome | Exception = pickle.loads(returned) if isinstance(returned, bytes) else returned
         if isinstance(outcome, Exception):
-            if options.on_error == "stop":
+            if options.on_error == "stop" or not isinstance(outcome, (OSError, ValueError)):
                 raise outcome
             report.broken.append(" ".join(str(outcome).split()))
             continue
@@ -175,10 +176,23 @@ def refer(
     flaws.warn()
 
 
+def _while_workers_live(outcomes: Iterable[Any]) -> Iterator[Any]:
+    """The outcomes; OSError if a worker process ends before its last one."""
+    try:
+        yield from outcomes
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise OSError(
+            f"A process that reads images has ended, perhaps for want of memory; use fewer `workers`. {error}"
+        ) from error
+
+
 class _Outcomes(TorchDataset):
     """Scene, described objects and expressions of each image, or the error of reading it.
 
-    Errors are returned, since workers of a loader would raise them with a traceback in the message.
+    Errors are returned, since workers of a loader would raise them with a traceback in the message. Workers return
+    pickled outcomes.
     """
 
     def __init__(self, source: ObjectSource, options: ReferOptions) -> None:
@@ -187,7 +201,11 @@ class _Outcomes(TorchDataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> tuple[ObjectScene, list[DescribedObject], list[Expression]] | Exception:
+    def __getitem__(self, index: int) -> Outcome | Exception | bytes:
+        outcome = self._read(index)
+        return outcome if get_worker_info() is None else self._packed(outcome, index)
+
+    def _read(self, index: int) -> Outcome | Exception:
         try:
             scene = self.source[index]
             if not self.options.colours:
@@ -196,6 +214,13 @@ class _Outcomes(TorchDataset):
         except (OSError, ValueError) as error:
             return error
         return scene, objects, _expressions(scene, objects, self.source.labels, self.options)
+
+    def _packed(self, outcome: Outcome | Exception, index: int) -> bytes:
+        """An outcome for the main process, which would wait for ever for one that cannot be pickled."""
+        try:
+            return pickle.dumps(outcome)
+        except Exception as error:  # any, of whatever a source puts into its scenes
+            return pickle.dumps(TypeError(_UNSENT.format(self.source.name, index, error)))
 
 
 def _expressions(
@@ -228,7 +253,7 @@ def expressions_dataset(
 ) -> Dataset:
     """Make expressions for a source, as a data set of records (see `crossvlt_hf.data.record`).
 
-    Image files are not copied; images in rows of a data set are.
+    Image files are not copied; images in rows of a data set, and in the files of LabelMe, are.
 
     Args:
         source: labelled images: files, or rows of a data set.
@@ -240,19 +265,13 @@ def expressions_dataset(
         OSError: if an image cannot be read.
         ValueError: if labels are broken, or there are no expressions.
     """
-    upright = True
     records = []
-    for index, scene, expressions in refer(source, options, report):
-        image: Any = scene.image
-        if isinstance(source, HubObjects):
-            image = source.dataset[index][source.image_column]
-        elif not isinstance(image, str):
-            raise ValueError(f"{scene.where} has an embedded image; use `write_references` to write a folder.")
-        upright = scene.upright
+    for _, scene, expressions in refer(source, options, report):
+        stored = {"path": scene.image} if isinstance(scene.image, str) else {"bytes": scene.image}
         for number, expression in enumerate(expressions):
             records.append(
                 Record(
-                    image=image,
+                    image={**stored, "upright": scene.upright},
                     image_id=scene.image_id,
                     ref_id=f"{scene.image_id}-{number}",
                     expressions=[expression.text],
@@ -265,7 +284,7 @@ def expressions_dataset(
                     family=expression.family,
                 )
             )
-    return build_dataset(records, upright=upright)
+    return build_dataset(records)
 
 
 class ReferenceWriter:
@@ -317,7 +336,7 @@ class ReferenceWriter:
         """Whether the labels are for stored pixels that readers would rotate by their EXIF orientation."""
         if scene.upright:
             return False
-        with opening(str(scene.image), "image"), Image.open(str(scene.image)) as image:
+        with scene.opened() as image:
             return orientation(image) != 1
 
 

@@ -18,10 +18,9 @@ from ...processing_crossvlt import (
     load_pixels,
     reason_of,
     to_label_map,
-    to_rgb,
 )
 from ...system import check_known, check_texts
-from ..files import require_columns
+from ..files import require_columns, stored_size
 from ..flaws import Flaws
 from ..masks import check_lossless, encode_mask, has_rows_of
 from .coco import WITHOUT_MASK, check_segmentation
@@ -117,15 +116,14 @@ class HubObjects(ObjectSource):
     def __getitem__(self, index: int) -> ObjectScene:
         row, where = self.dataset[int(index)], f"{self.name}, row {index}"
         flaws = Flaws(self.name, empty_masks="skip")
-        picture = open_picture(row[self.image_column], where)
-        size = (picture.height, picture.width)
+        image, size = _image(row[self.image_column], where)
         try:
             objects = tuple(self._objects(row, size, where, flaws))
         except (TypeError, OSError, SyntaxError, ValueError) as error:
             message = reason_of(error)
             raise ValueError(message if message.startswith(where) else f"{where}: {message}") from error
         return ObjectScene(
-            image=lambda: picture,
+            image=image,
             image_id=str(index if self.id_column is None else row[self.id_column]),
             size=size,
             objects=objects,
@@ -236,30 +234,34 @@ def _names(dataset: Dataset, column: str) -> list[str] | None:
     return None
 
 
-def open_picture(value: Any, where: str) -> Image.Image:
-    """Load an image of a row, upright and of mode "RGB", from a file, its bytes, or a PIL image.
+def _image(value: Any, where: str) -> tuple[str | bytes, tuple[int, int]]:
+    """The image file of a row, as a path or its bytes, and its upright (height, width).
 
     Raises:
         ValueError: if it cannot be read.
     """
     try:
-        return to_rgb(_opened(value))
-    except (OSError, SyntaxError, TypeError, ValueError) as error:
+        file = _file(value)
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as picture:
+            return file, stored_size(picture, upright=True)
+    except (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{where} has no image that can be read: {reason_of(error)}") from error
 
 
-def _opened(value: Any) -> Image.Image:
+def _file(value: Any) -> str | bytes:
+    """The path or bytes of an image file in a row."""
     if isinstance(value, dict):
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
     if value is None:
         raise ValueError("the file is missing")
-    if not isinstance(value, str | bytes | Image.Image):
-        raise ValueError(f"an image must be a file, its bytes or a PIL image, got {str(value)[:40]!r}")
-    if isinstance(value, bytes):
-        value = io.BytesIO(value)
-    if isinstance(value, Image.Image):
-        return value
-    picture = Image.open(value)
+    if not isinstance(value, str | bytes):
+        raise ValueError(f"an image must be a file or its bytes, got {str(value)[:40]!r}")
+    return value
+
+
+def _opened(value: Any) -> Image.Image:
+    file = _file(value)
+    picture = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
     load_pixels(picture)
     return picture
 

@@ -1,9 +1,12 @@
 """`crossvlt refer` and what it writes, read again."""
 
+import base64
 import json
+import os
 import re
 import runpy
 import shutil
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from crossvlt_hf.cli import main
 from crossvlt_hf.data import load_data
 from crossvlt_hf.data.objects import (
     FAMILIES,
+    ObjectSource,
     ReferOptions,
     expressions_dataset,
     load_objects,
@@ -369,3 +373,63 @@ def test_the_example_for_tables_of_photographs(tmp_path):
     assert run.returncode == 0, run.stderr
     assert "expressions for 3 photographs" in run.stdout
     assert Image.open(tmp_path / "sheet.png").width > 600
+
+
+def write_rows(root: Path) -> Path:
+    root.mkdir(parents=True)
+    Dataset.from_list([hub_row()] * 5).to_parquet(root / "rows.parquet")
+    return root / "rows.parquet"
+
+
+def write_embedded(root: Path) -> Path:
+    """Labels of LabelMe with the images in the JSON files."""
+    table = json.loads((write_labelme(root) / "a.json").read_text())
+    table["imageData"] = base64.b64encode((root / "a.png").read_bytes()).decode()
+    (root / "a.png").unlink()
+    for name in "abc":
+        (root / f"{name}.json").write_text(json.dumps(table))
+    return root
+
+
+@pytest.mark.parametrize("write", [write_coco, write_yolo, write_labelme, write_embedded, write_voc, write_rows])
+def test_every_form_is_read_by_processes(tmp_path, write):
+    """They waited for ever for rows, and for images in the files of LabelMe, which could not be pickled."""
+    labels = write(tmp_path / "data")
+    images = ["--images", tmp_path / "data" / "images"] if write is write_coco else []
+    for workers in (0, 2):
+        assert refer(labels, *images, "--output", tmp_path / f"out{workers}", "--workers", workers) == 0
+    for name in ("metadata.jsonl", "report.json", "contact_sheet.png"):
+        assert (tmp_path / "out0" / name).read_bytes() == (tmp_path / "out2" / name).read_bytes()
+    source = load_objects(labels, images=images[1]) if images else load_objects(labels)
+    rows = {workers: expressions_dataset(source, ReferOptions(workers=workers)) for workers in (0, 2)}
+    assert [dict(row) | {"image": 0, "mask": 0} for row in rows[0]] == [
+        dict(row) | {"image": 0, "mask": 0} for row in rows[2]
+    ]
+    assert rows[2][0]["image"].size == (WIDTH, HEIGHT)
+
+
+class Odd(ObjectSource):
+    """Scenes that cannot leave their process, or end it."""
+
+    name, labels = "odd", ("cup",)
+
+    def __init__(self, source: ObjectSource, ending: bool) -> None:
+        self.source, self.ending = source, ending
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int):
+        if self.ending:
+            os._exit(3)
+        return replace(self.source[index], where=type("Local", (str,), {})("here"))
+
+
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+def test_what_cannot_leave_a_process_is_an_error(tmp_path, on_error):
+    source = load_objects(write_coco(tmp_path), images=tmp_path / "images")
+    options = ReferOptions(workers=2, on_error=on_error)
+    with pytest.raises(TypeError, match="odd, image 0: the scene must be pickled .* `workers` to 0"):
+        list(references.refer(Odd(source, ending=False), options))
+    with pytest.raises(OSError, match="process that reads images has ended"):
+        list(references.refer(Odd(source, ending=True), options))
