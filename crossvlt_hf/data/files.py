@@ -1,5 +1,6 @@
 """Splits, JSON files, folders, columns, and image files of data sets, for all readers."""
 
+import hashlib
 import json
 import os
 import re
@@ -120,10 +121,26 @@ def header_size(path: str) -> tuple[int, int]:
         return stored_size(image, upright=True)
 
 
+COCO_ID = "coco "  # how the ids of COCO's images begin
+_DIGEST = re.compile(r" (sha1:[0-9a-f]{16})\Z")
+
+
 def coco_image_id(file_name: Any, image_id: Any) -> str:
     """The id of an image: "coco 139" if its file has COCO's name for that id, to recognise it in all data sets."""
     number = re.fullmatch(r"(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})\.jpg", str(file_name).rpartition("/")[2])
-    return f"coco {image_id}" if number is not None and number[1] == f"{image_id:0>12}" else str(image_id)
+    return f"{COCO_ID}{image_id}" if number is not None and number[1] == f"{image_id:0>12}" else str(image_id)
+
+
+def digest_of(content: bytes) -> str:
+    """A digest of an image file, for the end of the image's id."""
+    return f"sha1:{hashlib.sha1(content, usedforsecurity=False).hexdigest()[:16]}"
+
+
+def image_key(dataset: str, image_id: str) -> str:
+    """A key of an image: in all data sets if its id is of COCO or has a digest, otherwise in those of one name."""
+    if digest := _DIGEST.search(image_id):
+        return digest[1]
+    return image_id if image_id.startswith(COCO_ID) else f"{dataset} {image_id}"
 
 
 def image_size(image: Any, where: str) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from typing import Any
 from datasets import Dataset
 
 from ..system import call_with_options, check_known, did_you_mean
-from .files import check_split
+from .files import COCO_ID, check_split, image_key
 from .masks import Merge
 from .record import check_merge
 from .refshapes import SPLITS
@@ -125,7 +125,7 @@ def _image_keys(dataset: Dataset) -> list[str]:
     """A key of the image of each row, the same for the same image in all data sets."""
     plain = dataset.with_format(None).select_columns(["dataset", "image_id"])
     return [
-        image_id if image_id.startswith("coco ") else f"coco {image_id}" if name in _COCO else f"{name} {image_id}"
+        image_key(name, image_id if name not in _COCO or image_id.startswith(COCO_ID) else f"{COCO_ID}{image_id}")
         for name, image_id in zip(plain["dataset"], plain["image_id"], strict=True)
     ]
 
@@ -134,7 +134,8 @@ def exclude_images(dataset: Dataset, *held_out: Dataset) -> Dataset:
     """Remove the rows whose image occurs in other data sets.
 
     Images of COCO are recognised across data sets: the Google split of RefCOCOg has images in both train and val, and
-    the train split of one data set has images of the test splits of others.
+    the train split of one data set has images of the test splits of others. So are those of `crossvlt refer`, whose
+    ids have a digest of the image file.
 
     Args:
         dataset: the rows to filter.

@@ -1,11 +1,11 @@
 """The record that all readers of labels share: an image with labelled objects, each with class, mask and id."""
 
-import hashlib
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from ...processing_crossvlt import load_pixels, opening, to_rgb
-from ..files import stored_size
+from ..files import COCO_ID, digest_of, stored_size
 from ..flaws import Flaws
 from ..masks import decode_segmentation, encode_mask
 from .attributes import DescribedObject, describe
@@ -131,6 +131,22 @@ class ObjectScene:
             file = self.image if isinstance(self.image, str) else io.BytesIO(self.image)
             with Image.open(file) as opened:
                 yield opened
+
+    def unique_id(self) -> str:
+        """The id with a digest of the image file, by which `exclude_images` knows the image in all data sets.
+
+        Labels of other images have the same ids: two COCO files count from 1, rows from 0, and folders of two splits
+        have an image 1.jpg. The ids of COCO's own images ("coco 139") stay as they are.
+
+        Raises:
+            OSError: if the file cannot be read.
+        """
+        return self.image_id if self.image_id.startswith(COCO_ID) else f"{self.image_id} {self.digest}"
+
+    @cached_property
+    def digest(self) -> str:
+        """The digest of the image file; OSError if it cannot be read."""
+        return digest_of(Path(self.image).read_bytes() if isinstance(self.image, str) else self.image)
 
     def mask(self, indices: Sequence[int]) -> NDArray[np.uint8]:
         """The union of some objects: (height, width) uint8 of 0 and 1."""

@@ -211,6 +211,7 @@ class _Outcomes(TorchDataset):
             if not self.options.colours:
                 scene.check_size()
             objects = scene.describe(colours=self.options.colours)
+            scene.unique_id()  # reads the file here, not in the main process
         except (OSError, ValueError) as error:
             return error
         return scene, objects, _expressions(scene, objects, self.source.labels, self.options)
@@ -272,7 +273,7 @@ def expressions_dataset(
             records.append(
                 Record(
                     image={**stored, "upright": scene.upright},
-                    image_id=scene.image_id,
+                    image_id=scene.unique_id(),
                     ref_id=f"{scene.image_id}-{number}",
                     expressions=[expression.text],
                     mask=pack([scene.objects[target].segmentation for target in expression.targets], *scene.size),
@@ -314,7 +315,7 @@ class ReferenceWriter:
                 "expression": expression.text,
                 **target,
                 "family": expression.family,
-                "image_id": scene.image_id,
+                "image_id": scene.unique_id(),
                 "ref_id": f"{scene.image_id}-{number}",
                 "split": self.split,
                 "dataset": self.dataset,

@@ -13,12 +13,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import Dataset
-from fabricate_objects import HEIGHT, WIDTH, hub_row, mask, picture, write_coco, write_labelme, write_voc, write_yolo
+from fabricate_objects import (
+    HEIGHT,
+    WIDTH,
+    hub_row,
+    mask,
+    picture,
+    png,
+    write_coco,
+    write_labelme,
+    write_voc,
+    write_yolo,
+)
 from PIL import ExifTags, Image
 from processes import run_python
 
 from crossvlt_hf.cli import main
-from crossvlt_hf.data import load_data
+from crossvlt_hf.data import exclude_images, load_data
 from crossvlt_hf.data.objects import (
     FAMILIES,
     ObjectSource,
@@ -115,7 +126,7 @@ def test_yolo_images_of_another_split_are_not_written(tmp_path, capsys):
     for split, image in (("val", "val/b.png"), ("train", "train/a.png")):
         assert refer(root, "--output", tmp_path / split, "--split", split) == 0
         lines = [json.loads(line) for line in (tmp_path / split / "metadata.jsonl").open()]
-        assert {(line["split"], line["image_id"]) for line in lines} == {(split, image)}
+        assert {(line["split"], line["image_id"].split()[0]) for line in lines} == {(split, image)}
     shutil.rmtree(root / "labels" / "train")
     assert refer(root, "--output", tmp_path / "only") == 0
     assert len(load_data(str(tmp_path / "only"), "val"))
@@ -170,7 +181,7 @@ def test_a_picture_is_the_same_whatever_stands_before_it(tmp_path):
         [
             row["expression"]
             for row in map(json.loads, (tmp_path / name / "metadata.jsonl").open())
-            if row["image_id"] == "2"
+            if row["image_id"].startswith("2 ")
         ]
         for name in ("both", "second")
     ]
@@ -429,7 +440,62 @@ class Odd(ObjectSource):
 def test_what_cannot_leave_a_process_is_an_error(tmp_path, on_error):
     source = load_objects(write_coco(tmp_path), images=tmp_path / "images")
     options = ReferOptions(workers=2, on_error=on_error)
-    with pytest.raises(TypeError, match="odd, image 0: the scene must be pickled .* `workers` to 0"):
+    with pytest.raises(TypeError, match=r"odd, image 0: the scene must be pickled .* `workers` to 0"):
         list(references.refer(Odd(source, ending=False), options))
     with pytest.raises(OSError, match="process that reads images has ended"):
         list(references.refer(Odd(source, ending=True), options))
+
+
+def referred(labels: Path, folder: Path, **options):
+    """References of labels in another folder, as `load_data` reads them."""
+    write_references(load_objects(labels, **options), folder, sheet=0)
+    return load_data(str(folder), "train")
+
+
+def paint(path: Path, shade: int) -> None:
+    """Change the background of an image."""
+    values = np.array(Image.open(path))
+    values[(values == 230).all(axis=-1)] = shade
+    Image.fromarray(values).save(path)
+
+
+def test_images_are_known_by_their_files_not_by_their_numbers(tmp_path):
+    """Two files of COCO called other images the same, and never one image of two files."""
+    labels = {split: write_coco(tmp_path / split) for split in ("train", "val")}
+    for split, shade in (("train", 210), ("val", 200)):
+        paint(tmp_path / split / "images" / "001.png", shade)
+    named = shutil.copy(labels["val"], tmp_path / "other.json")
+    images = {"images": tmp_path / "val" / "images"}
+    train = referred(labels["train"], tmp_path / "a", images=tmp_path / "train" / "images")
+    for number, held_out in enumerate([labels["val"], Path(named)]):
+        kept = exclude_images(train, referred(held_out, tmp_path / f"b{number}", **images))
+        assert {image_id.split()[0] for image_id in kept["image_id"]} == {"1"}
+    assert len(set(train["ref_id"])) == len(train)
+
+
+def test_rows_of_two_splits_are_other_images(tmp_path):
+    """Their ids are row numbers; the image of a row is known in a file as well."""
+    rows = [hub_row(), hub_row()]
+    values = np.asarray(picture()).copy()
+    values[:5] = 120
+    rows[0]["image"] = png(values)
+    for name, chosen in (("train", rows[:1]), ("test", rows[1:])):
+        Dataset.from_list(chosen).to_parquet(tmp_path / f"{name}.parquet")
+    train, test = (expressions_dataset(load_objects(tmp_path / f"{name}.parquet")) for name in ("train", "test"))
+    assert len(exclude_images(train, test)) == len(train)
+    assert {image_id.split()[0] for dataset in (train, test) for image_id in dataset["image_id"]} == {"0"}
+    yolo = write_yolo(tmp_path / "yolo")
+    (yolo / "images" / "train" / "a.png").write_bytes(rows[1]["image"])
+    with pytest.raises(ValueError, match="nothing remains"):
+        exclude_images(referred(yolo, tmp_path / "out"), test)
+
+
+@pytest.mark.parametrize("name", ["000000000001.jpg", "COCO_val2014_000000000001.jpg"])
+def test_the_ids_of_cocos_images_stay(tmp_path, name):
+    labels = write_coco(tmp_path, images=1)
+    picture().save(tmp_path / "images" / name)
+    labels.write_text(labels.read_text().replace("001.png", name))
+    made = referred(labels, tmp_path / "out", images=tmp_path / "images")
+    assert set(made["image_id"]) == {"coco 1"}
+    with pytest.raises(ValueError, match="nothing remains"):
+        exclude_images(made, made.remove_columns("dataset").add_column("dataset", ["refcoco"] * len(made)))
