@@ -23,7 +23,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("masks"))
     arguments = parser.parse_args()
 
-    paths = sorted(path for path in arguments.folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    images = [path for path in sorted(arguments.folder.iterdir()) if path.suffix.lower() in (".jpg", ".jpeg", ".png")]
+    paths = [path for path in images if not path.name.startswith(".")]  # hidden, such as ._1.jpg
     segmenter = pipeline("referring-image-segmentation", model=arguments.model)
     arguments.output.mkdir(parents=True, exist_ok=True)
     rows = ({"image": str(path), "text": arguments.expressions} for path in paths)

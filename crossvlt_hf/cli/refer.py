@@ -99,7 +99,7 @@ def refer(options: Refer) -> None:
         from ..data.objects.read import detect_form
 
     form, choices = options.form or detect_form(options.labels), _refer_options(options)
-    with refusing_twice(options.labels, "--option"):
+    with warnings_in_one_line(), refusing_twice(options.labels, "--option"):
         source = load_objects(
             options.labels,
             form=form,

@@ -92,6 +92,17 @@ def rows_of(table: Any, where: str) -> list[Any]:
     return table
 
 
+def find_files(folder: Path, pattern: str) -> list[Path]:
+    """The files that match below a folder, sorted, without hidden ones (._1.json, .ipynb_checkpoints/1.json)."""
+    found = sorted(folder.glob(pattern))
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+
+
+def whole(value: Any) -> Any:
+    """An integer for a float without a fraction, as some tools write all numbers; anything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def require_columns(dataset: Dataset, columns: Iterable[str], name: str = "The data set") -> None:
     """Raise ValueError unless a data set has certain columns."""
     if missing := [column for column in columns if column not in dataset.column_names]:
@@ -149,7 +160,7 @@ def image_size(image: Any, where: str) -> tuple[int, int]:
     Raises:
         ValueError: if it has none, or it is larger than Pillow allows.
     """
-    height, width = field(image, "height", where), field(image, "width", where)
+    height, width = (whole(field(image, side, where)) for side in ("height", "width"))
     if not all(isinstance(side, int) and side > 0 for side in (height, width)):
         raise ValueError(f"{where} must have height and width in pixels, got {height!r} and {width!r}.")
     most = Image.MAX_IMAGE_PIXELS and 2 * Image.MAX_IMAGE_PIXELS  # Pillow's own limit

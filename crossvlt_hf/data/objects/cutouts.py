@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from ...processing_crossvlt import load_pixels, opening, to_rgb
-from ..files import require_folder
+from ..files import find_files, require_folder
 from ..flaws import Flaws
 from .composition import MOST_PIXELS, Background, CutOut, cut_out
 from .object_record import ObjectSource, find_images
@@ -24,7 +24,7 @@ def load_cutouts(folder: str | Path, most: int = MOST_PIXELS) -> list[CutOut]:
         OSError: if the folder or an image cannot be read.
         ValueError: if there are none, or an image has no transparency or is completely transparent.
     """
-    paths = [path for path in sorted(require_folder(folder).glob("*/*")) if path.suffix.lower() in (".png", ".webp")]
+    paths = [path for path in find_files(require_folder(folder), "*/*") if path.suffix.lower() in (".png", ".webp")]
     if not paths:
         raise ValueError(f"{folder} must contain cut-outs as <class>/<name>.png; it has none.")
     return [_load_cutout(path, most) for path in paths]

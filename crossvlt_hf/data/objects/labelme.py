@@ -4,6 +4,7 @@ import base64
 import binascii
 import io
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ...processing_crossvlt import load_pixels, opening
-from ..files import entries, field, header_size, image_size, inside, read_json, require_folder, stored_size
+from ..files import entries, field, find_files, header_size, image_size, inside, read_json, require_folder, stored_size
 from ..masks import check_lossless, check_polygons, decode_segmentation, encode_mask
 from .object_record import ObjectRecord, ObjectScene, ObjectSource, check_label_size
 
@@ -31,7 +32,7 @@ class LabelMeObjects(ObjectSource):
 
     def __init__(self, folder: str | Path, images: str | Path | None = None, name: str | None = None) -> None:
         self.folder, self.images = require_folder(folder), None if images is None else Path(images)
-        self.files = sorted(self.folder.rglob("*.json"))
+        self.files = find_files(self.folder, "**/*.json")
         if not self.files:
             raise ValueError(f"{self.folder} has no JSON files.")
         self.name = name or self.folder.resolve().name
@@ -78,7 +79,8 @@ class LabelMeObjects(ObjectSource):
         if self.images is not None:
             image = inside(self.images, Path(name).name if isinstance(name, str) else name, where)
         else:
-            image = inside(path.parent, name, where, self.folder.resolve().parent if not path.is_absolute() else None)
+            # the folders beside are of the data set too, such as ../images
+            image = inside(path.parent, name, where, Path(os.path.abspath(self.folder)).parent)
         return image, header_size(image)
 
 
@@ -131,7 +133,8 @@ def _shape(shape: dict[str, Any], size: tuple[int, int], where: str) -> list[flo
     if kind == "polygon":
         return [x for point in _points(shape, 3, where) for x in point]
     if kind == "rectangle":
-        (x0, y0), (x1, y1) = _points(shape, 2, where)[:2]
+        corners = np.array(_points(shape, 2, where))  # two, or all four
+        (x0, y0), (x1, y1) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
         return [x0, y0, x1, y0, x1, y1, x0, y1]
     if kind == "circle":
         (x, y), (x1, y1) = _points(shape, 2, where)[:2]

@@ -15,7 +15,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from ...processing_crossvlt import load_pixels, opening, to_rgb
-from ..files import COCO_ID, digest_of, stored_size
+from ..files import COCO_ID, digest_of, find_files, stored_size
 from ..flaws import Flaws
 from ..masks import decode_segmentation, encode_mask
 from .attributes import DescribedObject, describe
@@ -231,8 +231,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def find_images(folder: Path) -> list[Path]:
-    """The image files below a folder, sorted."""
-    return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
+    """The image files below a folder, sorted, without hidden ones."""
+    return [path for path in find_files(folder, "**/*") if path.suffix.lower() in IMAGE_SUFFIXES]
 
 
 class ImagesByName:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ...system import call_with_options, check_known
+from ..files import find_files
 from .object_record import ObjectSource
 
 
@@ -34,11 +35,12 @@ def detect_form(path: str | Path) -> Form:
 def _form_of_folder(place: Path) -> Form:
     if (place / "SegmentationObject").is_dir():
         return "voc"
-    if any(place.rglob("*.parquet")):
+    if find_files(place, "**/*.parquet"):
         return "hub"
-    if (place / "labels").is_dir() or any(p.name not in ("classes.txt", "README.txt") for p in place.rglob("*.txt")):
+    texts = find_files(place, "**/*.txt")
+    if (place / "labels").is_dir() or any(p.name != "classes.txt" and not p.name.startswith("README") for p in texts):
         return "yolo"
-    if any(place.rglob("*.json")):
+    if find_files(place, "**/*.json"):
         return "labelme"
     raise ValueError(f"{place} has no labels of a supported form ({', '.join(FORMS)}).")
 
@@ -57,7 +59,7 @@ def load_objects(
         path: a COCO file; a folder of YOLO, LabelMe or Pascal VOC; a parquet file; or a Hub id.
         form: one of `FORMS`; None to detect it from the path.
         images: folder of the images, if it is not in the usual place.
-        split: of a data set on the Hub, list of images of Pascal VOC, or folder of YOLO (labels/train, train/labels).
+        split: of a data set on the Hub, list of images of Pascal VOC, or split of YOLO (see `YoloObjects`).
             The labels of the other forms have no splits.
         options: of the reader: see `CocoObjects`, `YoloObjects`, `LabelMeObjects`, `VocObjects`, `HubObjects`.
 

@@ -1,5 +1,6 @@
 """Pascal VOC: SegmentationObject/*.png numbers the objects, SegmentationClass/*.png the classes; 255 is the border."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from PIL import Image
 
 from ...processing_crossvlt import check_mask_format, opening
 from ...system import check_texts
-from ..files import check_split, require_folder
+from ..files import check_split, find_files, require_folder
 from .object_record import ImagesByName, ObjectRecord, ObjectScene, ObjectSource, segmentation_of_map
 
 
@@ -58,15 +59,24 @@ class VocObjects(ObjectSource):
 
     def _stems(self) -> list[str]:
         lists = self.folder / "ImageSets" / "Segmentation"
-        names = sorted(path.stem for path in lists.glob("*.txt"))
+        names = [path.stem for path in find_files(lists, "*.txt")]
         if self.split is None and len(names) == 1:
             self.split = names[0]
         if self.split is None and not names:
-            return [path.stem for path in sorted((self.folder / "SegmentationObject").glob("*.png"))]
+            maps = self.folder / "SegmentationObject"
+            return [path.relative_to(maps).with_suffix("").as_posix() for path in find_files(maps, "**/*.png")]
         if not names:
             raise FileNotFoundError(f"There is no file {lists / f'{self.split}.txt'}, nor a list of another split.")
         path = lists / f"{check_split(self.split, names, str(self.folder))}.txt"
-        return path.read_text(encoding="utf-8").split()
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        return [stem for line in lines if line for stem in self._listed(line)]
+
+    def _listed(self, line: str) -> list[str]:
+        """The name in a line of a list; none if the list is of a class (`NAME -1`) that the image lacks."""
+        named = re.fullmatch(r"(.*\S)\s+(-1|0|1)", line)
+        if named is None or (self.folder / "SegmentationObject" / f"{line}.png").is_file():
+            return [line]
+        return [] if named[2] == "-1" else [named[1]]
 
     def __len__(self) -> int:
         return len(self.stems)

@@ -50,6 +50,7 @@ from ..features import Mask, Picture, open_picture
 from ..files import (
     but_has,
     check_split,
+    find_files,
     header_size,
     inside,
     new_folder,
@@ -162,7 +163,7 @@ class _Line:
 
 def _files(folder: Path, split: str | None) -> dict[Path, str | None]:
     """The metadata files that may have rows of a split, and the split of each file if it has its own folder."""
-    parts = {path: path.parent.name for path in sorted(folder.glob(f"*/{METADATA}"))}
+    parts = {path: path.parent.name for path in find_files(folder, f"*/{METADATA}")}
     whole = folder / METADATA
     if whole.is_file() and parts:
         raise ValueError(

@@ -6,6 +6,7 @@ import json
 import shutil
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,8 +32,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
+from crossvlt_hf.data import load_data
 from crossvlt_hf.data.masks import encode_mask
 from crossvlt_hf.data.objects import ObjectSource, ReferOptions, cutouts_of, expressions_dataset, load_objects
+from crossvlt_hf.data.objects.read import detect_form
 from crossvlt_hf.data.objects.references import Report
 from crossvlt_hf.data.objects.rows import HubObjects
 from crossvlt_hf.data.objects.yolo import read_names
@@ -419,9 +422,132 @@ def test_yolo_folders_that_are_no_splits_are_read_together(tmp_path):
     source = load_objects(root)
     assert [scene.image_id for scene in source] == ["left/left0.png", "right/right0.png", "right/right1.png"]
     assert source.split is None
-    assert load_objects(root, split="val").split == "val"
+    with pytest.raises(ValueError, match=r"has no split 'val': no folder labels/val .* leave out `split`"):
+        load_objects(root, split="val")
     right = load_objects(root, split="right")
     assert [scene.image_id for scene in right] == ["right/right0.png", "right/right1.png"]
+
+
+def write_folders(root, *folders: str, yaml: str = "", names=("1",)):
+    """YOLO labels in folders of their own, with images beside `labels` or in the same folder."""
+    write_yolo(root / "source")
+    for folder in folders:
+        labels, images = root / folder, root / folder.replace("labels", "images")
+        for path in (labels, images):
+            path.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            shutil.copy(root / "source" / "labels" / "train" / "a.txt", labels / f"{name}.txt")
+            picture().save(images / f"{name}.png")
+    shutil.rmtree(root / "source")
+    (root / "data.yaml").write_text(f"{yaml}\nnames: [cup, dog]\n")
+    return root
+
+
+def ids_of(path, split=None, **options) -> list[str]:
+    return [scene.image_id for scene in load_objects(path, split=split, **options)]
+
+
+FOLDS = {  # entries of data.yaml, and the folders of train and val
+    "train: images/fold1\nval: images/fold2": (["fold1"], ["fold2"]),
+    "train: images/fold1/\nval: ./images/fold2": (["fold1"], ["fold2"]),
+    "path: .\ntrain: [images/fold1, images/fold3]\nval: [images/fold2]": (["fold1", "fold3"], ["fold2"]),
+    "path: images\ntrain: fold1\nval: fold2": (["fold1"], ["fold2"]),
+    "path: /elsewhere/data\ntrain: images/fold1\nval: images/fold2": (["fold1"], ["fold2"]),
+    "train: ../images/fold1\nval: ../images/fold2": (["fold1"], ["fold2"]),
+    "train: images/fold3\nvalid: images\\fold1": (["fold3"], ["fold1"]),
+}
+
+
+@pytest.mark.parametrize("yaml", FOLDS)
+def test_yolo_folders_in_data_yaml(tmp_path, yaml):
+    """Folders of other names were ignored, so that train and val were all images."""
+    root = write_folders(tmp_path, *(f"labels/fold{number}" for number in (1, 2, 3)), yaml=yaml)
+    for place in (root, root / "labels"):
+        for split, folders in zip(("train", "val"), FOLDS[yaml], strict=True):
+            assert ids_of(place, split) == [f"{folder}/1.png" for folder in folders]
+        for split in (None, "test"):
+            with pytest.raises(ValueError, match=f"one of the splits of .*: train, val(id)?; got {split!r}"):
+                load_objects(place, split=split)
+    assert ids_of(root, "fold2") == ["fold2/1.png"]  # a folder that is no split may also be named
+    first = FOLDS[yaml][0][0]
+    fold = load_objects(root / "labels" / first)
+    assert ([scene.image_id for scene in fold], fold.split) == ([f"{first}/1.png"], "train")
+    with pytest.raises(ValueError, match=": train; got 'val'"):
+        load_objects(root / "labels" / first, split="val")
+
+
+def test_yolo_data_yaml_decides_against_the_names_of_folders(tmp_path):
+    yaml = "train: images/val\nval: images/train"
+    root = write_folders(tmp_path, "labels/train", "labels/val", yaml=yaml)
+    assert (ids_of(root, "train"), ids_of(root, "val")) == (["val/1.png"], ["train/1.png"])
+    assert load_objects(root / "labels" / "val").split == "train"
+    (root / "data.yaml").write_text("train: images/val\nnames: [cup, dog]\n")
+    with pytest.raises(ValueError, match=": train; got 'val'"):
+        load_objects(root, split="val")
+    (root / "data.yaml").write_text("train: images/train\nval: images/train\nnames: [cup, dog]\n")
+    assert ids_of(root, "train") == ids_of(root, "val") == ids_of(root, None) == ["train/1.png"]
+
+
+def test_yolo_as_roboflow_writes_it(tmp_path):
+    yaml = "train: ../train/images\nval: ../valid/images\ntest: ../test/images"
+    root = write_folders(tmp_path / "set", "train/labels", "valid/labels", "test/labels", yaml=yaml)
+    (root / "README.roboflow.txt").write_text("set\n")
+    for split, folder in (("train", "train"), ("val", "valid"), ("valid", "valid"), ("test", "test")):
+        assert ids_of(root, split) == [f"{folder}/1.png"]
+        assert ids_of(root / folder) == [f"{folder}/1.png"]
+    write_folders(tmp_path, "train/labels")  # another data set, where `../` leads
+    assert ids_of(root, "train") == ["train/1.png"]
+
+
+@pytest.mark.parametrize("yaml", ["train: train.txt\nval: val.txt", "train: [train.txt]\nval: [val.txt]", ""])
+@pytest.mark.parametrize("prefix", ["data/obj_train_data/", "/content/set/obj_train_data/", "obj_train_data\\"])
+def test_yolo_lists_of_a_flat_data_set(tmp_path, yaml, prefix):
+    """As CVAT writes it; its lists were read as label files, and each split was all images."""
+    root = write_folders(tmp_path, "obj_train_data", yaml=yaml, names=("a", "b c", "train"))
+    (root / "train.txt").write_text(f"{prefix}a.png\n{prefix}unlabelled.png\n{prefix}train.png\n")
+    (root / "val.txt").write_text(f"{prefix}b c.png\n")
+    (root / "obj.data").write_text("classes = 2\ntrain = data/train.txt\nnames = data/obj.names\n")
+    for place in (root, root / "obj_train_data"):
+        assert ids_of(place, "train") == ["obj_train_data/a.png", "obj_train_data/train.png"]
+        assert ids_of(place, "val") == ["obj_train_data/b c.png"]
+        with pytest.raises(ValueError, match="train, val; got None"):
+            load_objects(place)
+    check(load_objects(root, split="val"))
+
+
+def test_yolo_a_list_chooses_among_folders_of_one_name(tmp_path):
+    root = write_folders(tmp_path, "labels", "labels/x", "labels/y", yaml="train: train.txt")
+    for line, found in (("images/x/1.png", "x/1.png"), ("./images/1.png", "1.png"), ("/z/images/y/1.jpg", "y/1.png")):
+        (root / "train.txt").write_text(f"{line}\n")
+        assert ids_of(root, "train") == [found]
+    shutil.rmtree(root / "labels" / "x")
+    (root / "labels" / "1.txt").rename(root / "labels" / "y" / "2.txt")
+    (root / "labels" / "x").mkdir()
+    shutil.copy(root / "labels" / "y" / "1.txt", root / "labels" / "x")
+    (root / "train.txt").write_text("1.png\n")
+    with pytest.raises(ValueError, match=r"train\.txt, line 1: '1\.png' may be that of .*x/1\.txt or .*y/1\.txt"):
+        load_objects(root)
+
+
+def test_yolo_what_data_yaml_lacks_is_told(tmp_path):
+    root = write_folders(tmp_path, "labels/fold1", yaml="train: [images/fold1, images/fold9]")
+    with pytest.warns(UserWarning, match=r"data\.yaml: there is no images/fold9 of the split train"):
+        assert ids_of(root, "train") == ["fold1/1.png"]
+    (root / "data.yaml").write_text("train: {a: 1}\nnames: [cup, dog]\n")
+    with pytest.raises(ValueError, match="must have a path or a list of paths as `train`"):
+        load_objects(root)
+
+
+@pytest.mark.parametrize("names", ["{'0': cup, '1': dog}", "{0.0: cup, 1: dog}", "{0: cup, 1: dog}"])
+@pytest.mark.parametrize("suffix", ["", ".0"])
+def test_yolo_whole_numbers_in_any_form(tmp_path, names, suffix):
+    path = write_yolo(tmp_path) / "labels" / "train" / "a.txt"
+    (tmp_path / "data.yaml").write_text(f"names: {names}\n")
+    path.write_text("".join(line.replace(" ", f"{suffix} ", 1) for line in path.open()))
+    check(load_objects(tmp_path))
+    path.write_text(path.read_text().replace(f"0{suffix} ", "0.5 ", 1))
+    with pytest.raises(ValueError, match=r"line 1 has the class 0\.5"):
+        load_objects(tmp_path)[0]
 
 
 def test_labelme(tmp_path):
@@ -851,3 +977,97 @@ def test_forms_are_told_apart(tmp_path):
         load_objects(tmp_path / "a.csv")
     with pytest.raises(ValueError, match="`form` must be one of"):
         load_objects(tmp_path, form="cvat")
+
+
+@pytest.mark.parametrize("hidden", ["._{}", ".ipynb_checkpoints/{}", "sub/.git/{}"])
+def test_hidden_files_are_no_labels_or_images(tmp_path, hidden):
+    """The files that macOS and notebooks leave stopped the run."""
+
+    def leave(folder, name):
+        path = folder / hidden.format(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"\0\5\x16\7\0\xff\xfe")
+
+    labelme, yolo, voc = (tmp_path / name for name in ("labelme", "yolo", "voc"))
+    write_labelme(labelme), write_yolo(yolo), write_voc(voc)
+    (voc / "ImageSets" / "Segmentation" / "val.txt").unlink()
+    for name in ("a.json", "x.parquet", "a.txt"):
+        leave(labelme, name)
+    for folder, name in (
+        ("labels/train", "a.txt"),
+        ("images/train", "a.png"),
+        ("images/train", "a.jpg"),
+        ("", "b.txt"),
+    ):
+        leave(yolo / folder, name)
+    for folder, name in (
+        ("SegmentationObject", "a.png"),
+        ("JPEGImages", "a.png"),
+        ("ImageSets/Segmentation", "t.txt"),
+    ):
+        leave(voc / folder, name)
+    for folder, form in ((labelme, "labelme"), (yolo, "yolo"), (voc, "voc")):
+        source = load_objects(folder)
+        assert (detect_form(folder), len(source)) == (form, 1)
+        source[0].describe()
+
+
+def test_a_hidden_folder_is_no_split(tmp_path):
+    for name in ("train", ".ipynb_checkpoints"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metadata.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match=r"splits of .*: train; got None"):
+        load_data(str(tmp_path), None)
+
+
+@pytest.mark.parametrize("beside", ["../images/a.png", "..\\images\\a.png"])
+def test_labelme_images_in_a_folder_beside(tmp_path, monkeypatch, beside):
+    """Of an absolute folder, they were refused."""
+    folder = write_labelme(tmp_path / "json")
+    (tmp_path / "images").mkdir()
+    (folder / "a.png").rename(tmp_path / "images" / "a.png")
+    change(folder / "a.json", lambda table: table.update(imagePath=beside))
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    for place in (folder, Path("json"), tmp_path, Path(), tmp_path / "link", Path("link")):
+        check(load_objects(place))
+    monkeypatch.chdir(folder)
+    check(load_objects(Path()))
+    change(folder / "a.json", lambda table: table.update(imagePath="../../images/a.png"))
+    for place in (folder, Path(), tmp_path / "link"):
+        with pytest.raises(ValueError, match="leads out of"):
+            load_objects(place)[0]
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [1, 2, 3, 0], [0, 3, 2, 1], [0, 2], [3, 1], [1, 3]])
+def test_labelme_rectangles_of_two_or_four_points(tmp_path, order):
+    points = np.reshape(corners(0), (-1, 2))[order].tolist()
+    change(
+        write_labelme(tmp_path) / "a.json",
+        lambda table: table["shapes"][0].update(points=points, shape_type="rectangle"),
+    )
+    check(load_objects(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "stems"),
+    [
+        ("a b é\nc\n", ["a b é", "c"]),
+        ("\ufeffc\r\n\r\na b é\r\n", ["c", "a b é"]),
+        ("c  1\na b é -1\nx 1\n", ["c", "x 1"]),
+        ("c  0\na b é  1\nsub/d  1\n", ["c", "a b é", "sub/d"]),
+    ],
+)
+def test_voc_lists_have_a_name_a_line(tmp_path, text, stems):
+    """Names with spaces were split; lists of a class say 1 (there), 0 (hard) or -1 (not there)."""
+    write_voc(tmp_path)
+    for folder, suffix in (("SegmentationClass", "png"), ("SegmentationObject", "png"), ("JPEGImages", "jpg")):
+        (tmp_path / folder / "sub").mkdir()
+        for name in ("a b é", "c", "x 1", "sub/d"):
+            shutil.copy(tmp_path / folder / f"a.{suffix}", tmp_path / folder / f"{name}.{suffix}")
+        (tmp_path / folder / f"a.{suffix}").unlink()
+    (tmp_path / "ImageSets" / "Segmentation" / "val.txt").write_bytes(text.encode())
+    assert [scene.image_id for scene in load_objects(tmp_path)] == stems
+    (tmp_path / "ImageSets" / "Segmentation" / "val.txt").unlink()
+    assert [scene.image_id for scene in load_objects(tmp_path)] == ["a b é", "c", "sub/d", "x 1"]
+    check(load_objects(tmp_path), ("bottle", "bottle", "dog"), loose=80)
