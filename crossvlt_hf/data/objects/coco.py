@@ -1,38 +1,51 @@
 """Instance annotations of COCO: one JSON file with images, annotations and categories."""
 
+import os
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from ..files import coco_image_id, entries, field, image_size, inside, read_json
+from ...system import check_known
+from ..files import coco_image_id, entries, field, image_size, inside, read_json, whole
 from ..flaws import Flaws
 from ..masks import encode_mask, to_run_lengths
-from .object_record import ObjectRecord, ObjectScene, ObjectSource, is_crowd
+from .object_record import CROWDS, Crowds, ObjectRecord, ObjectScene, ObjectSource, is_crowd, is_for_upright
 
 
 T = TypeVar("T")
+MANY_CROWDS = 0.1  # share of all objects from which masks that are all crowds are told of
 
 
 class CocoObjects(ObjectSource):
     """Instances of COCO, or of other data sets in that format; images without objects are left out.
 
     The images of LVIS, which lack `file_name`, are found by the end of `coco_url`, in the folder or in that of their
-    split below it (train2017). Images with `neg_category_ids` or `not_exhaustive_category_ids` are labelled in part.
+    split below it (train2017). A path of another machine, as Label Studio writes it, is found by its end, if no other
+    image has that end. Labels are for the stored pixels; if only the size of the image with its EXIF orientation fits,
+    for that one. Images with `neg_category_ids` or `not_exhaustive_category_ids` are labelled in part.
 
     Args:
         path: of the JSON file.
         images: folder of the images.
         name: of the data set.
+        crowds: "objects" if annotations with `iscrowd` are objects, as in masks that CVAT draws with a brush, and not
+            "crowds", of which no expression speaks.
 
     Raises:
         OSError: if the file is missing.
         ValueError: if it is not a file of instances, has only boxes, or an id or file name twice.
     """
 
-    def __init__(self, path: str | Path, images: str | Path, name: str | None = None) -> None:
-        self.path, self.folder = Path(path), Path(images)
+    def __init__(
+        self, path: str | Path, images: str | Path, name: str | None = None, crowds: Crowds = "crowds"
+    ) -> None:
+        check_known("crowds", crowds, CROWDS)
+        self.path, self.folder, self.crowds = Path(path), Path(images), crowds
         table = read_json(self.path)
         self.name = name or self.path.stem
         categories = list(self._rows(table, "categories", "category"))
@@ -43,6 +56,23 @@ class CocoObjects(ObjectSource):
         self.rows = self._annotated_images(table)
         if not self.rows:
             raise ValueError(f"{self.path} has no annotated images.")
+        names = (image.get("file_name") for image, _ in self.rows)
+        self.ends = Counter(_slashed(name).rpartition("/")[2] for name in names if isinstance(name, str))
+        if crowds == "crowds":
+            self._tell_of_crowds()
+
+    def _tell_of_crowds(self) -> None:
+        """Warn if all objects, or all masks of run lengths, are crowds; COCO has such masks, but few."""
+        rows = [row for _, annotations in self.rows for row in annotations]
+        masks = [row for row in rows if isinstance(row.get("segmentation"), dict)]
+        for kind, some in (("objects", rows), ("masks of run lengths", masks)):
+            if len(some) > MANY_CROWDS * len(rows) and all(row.get("iscrowd") in (1, "1") for row in some):
+                warnings.warn(
+                    f"{self.path}: all {len(some)} {kind} are crowds (`iscrowd` 1), which are no targets. If each is "
+                    "one object, as in masks that CVAT draws with a brush, set `crowds=objects`.",
+                    stacklevel=2,
+                )
+                return
 
     def _rows(self, table: Any, name: str, kind: str) -> Iterator[tuple[str, Any]]:
         """The rows of a list in the file, with their names for messages."""
@@ -71,9 +101,10 @@ class CocoObjects(ObjectSource):
         seen: dict[str, Any] = {}
         for image, _ in rows:
             name = image.get("file_name")
-            if isinstance(name, str) and seen.setdefault(name, image["id"]) != image["id"]:
+            first = seen.setdefault(_slashed(name), image["id"]) if isinstance(name, str) else image["id"]
+            if first != image["id"]:
                 raise ValueError(
-                    f"{self.path} has the file {name!r} as image {seen[name]} and as image {image['id']}; merge their "
+                    f"{self.path} has the file {name!r} as image {first} and as image {image['id']}; merge their "
                     "annotations."
                 )
 
@@ -87,11 +118,11 @@ class CocoObjects(ObjectSource):
         path = self._image(image, where)
         return ObjectScene(
             image=path,
-            image_id=coco_image_id(Path(path).name, image["id"]),
+            image_id=coco_image_id(Path(path).name, whole(image["id"])),
             size=size,
             objects=tuple(self._object(row, size, flaws) for row in annotations),
             where=where,
-            upright=False,
+            upright=is_for_upright(path, size),
             exhaustive=not image.keys() & {"neg_category_ids", "not_exhaustive_category_ids"},
             flaws=flaws,
         )
@@ -100,10 +131,20 @@ class CocoObjects(ObjectSource):
         """The path of an image; that of LVIS is the end of its address."""
         address = image.get("coco_url")
         if "file_name" in image or not isinstance(address, str):
-            return inside(self.folder, field(image, "file_name", where), where)
+            return self._by_name(field(image, "file_name", where), where)
         parts = [part for part in address.partition("?")[0].split("/") if part]
         nested = inside(self.folder, "/".join(parts[-2:]), where)
         return nested if Path(nested).is_file() else inside(self.folder, "".join(parts[-1:]), where)
+
+    def _by_name(self, name: Any, where: str) -> str:
+        """The path of an image by its name, or by the end of it, if that is of no other image."""
+        if isinstance(name, str):
+            end = _slashed(name).rpartition("/")[2]
+            for each in (name, _slashed(name), *([end] if self.ends[end] == 1 else [])):
+                with suppress(ValueError):  # it leads out of the folder
+                    if os.path.isfile(path := inside(self.folder, each, where)):
+                        return path
+        return inside(self.folder, name, where)
 
     def _object(self, row: Mapping[str, Any], size: tuple[int, int], flaws: Flaws) -> ObjectRecord:
         where = f"{self.path}, annotation {row.get('id', '?')}"
@@ -115,9 +156,14 @@ class CocoObjects(ObjectSource):
         return ObjectRecord(
             self.classes[category],
             check_segmentation(row["segmentation"], size, where, flaws),
-            str(row.get("id", "")),
-            is_crowd(row.get("iscrowd"), where),
+            str(whole(row.get("id", ""))),
+            is_crowd(row.get("iscrowd"), where) and self.crowds == "crowds",
         )
+
+
+def _slashed(name: str) -> str:
+    """A path with the slashes of this system."""
+    return name.replace("\\", "/")
 
 
 def _unique(rows: Iterable[tuple[int | str, T, str]]) -> dict[int | str, T]:
@@ -138,7 +184,7 @@ def _unique(rows: Iterable[tuple[int | str, T, str]]) -> dict[int | str, T]:
 
 
 def _id(row: Any, name: str, where: str) -> int | str:
-    value = field(row, name, where)
+    value = whole(field(row, name, where))
     if not isinstance(value, int | str):
         raise ValueError(f"{where} must have a number or text as `{name}`, got {str(value)[:40]!r}.")
     return value

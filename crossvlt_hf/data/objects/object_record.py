@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,22 @@ def is_crowd(value: Any, where: str, name: str = "iscrowd") -> bool:
     if value not in (None, 0, 1, "0", "1"):
         raise ValueError(f"{where} must have 0 or 1 as `{name}`, got {value!r}.")
     return value in (1, "1")
+
+
+Crowds = Literal["crowds", "objects"]
+CROWDS: tuple[Crowds, ...] = get_args(Crowds)
+
+
+def is_for_upright(image: str, size: tuple[int, int]) -> bool:
+    """Whether labels of a (height, width) are for an image with its EXIF orientation, and not for the stored pixels.
+
+    Only a quarter turn of an image that is not square shows it. An image that cannot be read raises when it is opened.
+    """
+    try:
+        with opening(image, "image"), Image.open(image) as opened:
+            return size == stored_size(opened, upright=True) != stored_size(opened, upright=False)
+    except (OSError, ValueError):
+        return False
 
 
 def check_label_size(labelled: tuple[int, int], size: tuple[int, int], where: str) -> None:

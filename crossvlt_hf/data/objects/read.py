@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ...system import call_with_options, check_known
-from ..files import find_files
+from ...system import call_with_options, check_known, some_names
+from ..files import find_files, read_json
 from .object_record import ObjectSource
 
 
+ROBOFLOW = "_annotations.coco.json"  # the COCO file in a folder of images, as Roboflow writes it
 Form = Literal["coco", "yolo", "labelme", "voc", "hub"]
 FORMS: tuple[Form, ...] = get_args(Form)
 
@@ -35,14 +36,35 @@ def detect_form(path: str | Path) -> Form:
 def _form_of_folder(place: Path) -> Form:
     if (place / "SegmentationObject").is_dir():
         return "voc"
+    if (place / ROBOFLOW).is_file():
+        return "coco"
+    if splits := find_files(place, f"*/{ROBOFLOW}"):
+        raise ValueError(f"{place} has a COCO file for each split; give the path of one of {_listed(splits)}.")
     if find_files(place, "**/*.parquet"):
         return "hub"
     texts = find_files(place, "**/*.txt")
     if (place / "labels").is_dir() or any(p.name != "classes.txt" and not p.name.startswith("README") for p in texts):
         return "yolo"
-    if find_files(place, "**/*.json"):
+    if tables := find_files(place, "**/*.json"):
+        if _is_coco(tables[0]):
+            raise ValueError(
+                f"{place} has COCO files, not labels of LabelMe; give the path of one of {_listed(tables)}."
+            )
         return "labelme"
     raise ValueError(f"{place} has no labels of a supported form ({', '.join(FORMS)}).")
+
+
+def _listed(paths: list[Path]) -> str:
+    return some_names([str(path) for path in paths])
+
+
+def _is_coco(path: Path) -> bool:
+    """Whether a file of a folder is one of COCO; a broken one is left to the reader."""
+    try:
+        table = read_json(path)
+    except (OSError, ValueError):
+        return False
+    return isinstance(table, dict) and {"images", "annotations"} <= table.keys()
 
 
 def load_objects(
@@ -56,7 +78,8 @@ def load_objects(
     """Load labels as a source of labelled images.
 
     Args:
-        path: a COCO file; a folder of YOLO, LabelMe or Pascal VOC; a parquet file; or a Hub id.
+        path: a COCO file, or a folder with a file `_annotations.coco.json`; a folder of YOLO, LabelMe or Pascal VOC; a
+            parquet file; or a Hub id.
         form: one of `FORMS`; None to detect it from the path.
         images: folder of the images, if it is not in the usual place.
         split: of a data set on the Hub, list of images of Pascal VOC, or split of YOLO (see `YoloObjects`).
@@ -84,7 +107,8 @@ def load_objects(
     if form == "coco":
         from .coco import CocoObjects
 
-        return call_with_options(CocoObjects, form, options, path, Path(path).parent if images is None else images)
+        file = Path(path) / ROBOFLOW if Path(path).is_dir() else Path(path)
+        return call_with_options(CocoObjects, form, options, file, file.parent if images is None else images)
     from .labelme import LabelMeObjects
 
     return call_with_options(LabelMeObjects, form, options, path, images)

@@ -34,7 +34,10 @@ Outcome = tuple[ObjectScene, list[DescribedObject], list[Expression]]
 _UNSENT = "{}, image {}: the scene must be pickled to leave a worker process, or set `workers` to 0: {}"
 SMALLEST_TARGET = 0.008  # as a share of the image
 # Reasons why objects are left out, where the report needs more words than `DescribedObject.unclear`
-REASONS = {DOUBLE: "labelled twice, or close together (85 % of the smaller box lie in another of its class)"}
+REASONS = {
+    "crowd": "crowd (`iscrowd` 1; read as objects with the option `crowds=objects`)",
+    DOUBLE: "labelled twice, or close together (85 % of the smaller box lie in another of its class)",
+}
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ from ...processing_crossvlt import (
     to_label_map,
 )
 from ...system import check_known, check_texts
-from ..files import require_columns, stored_size
+from ..files import require_columns, stored_size, whole
 from ..flaws import Flaws
 from ..masks import check_lossless, encode_mask, has_rows_of
 from .coco import WITHOUT_MASK, check_segmentation
-from .object_record import ObjectRecord, ObjectScene, ObjectSource, is_crowd, segmentation_of_map
+from .object_record import CROWDS, Crowds, ObjectRecord, ObjectScene, ObjectSource, is_crowd, segmentation_of_map
 
 
 Kind = Literal["objects", "mask", "instances", "semantic"]
@@ -61,6 +61,7 @@ class HubObjects(ObjectSource):
             `to_label_map`. A mask of 0, 1 and 255 without a palette needs it.
         image_id: column of ids; None for row numbers.
         exhaustive: column of bool, false if objects of the named classes may be unlabelled.
+        crowds: "objects" if objects with `iscrowd` are objects: see `CocoObjects`.
         name: of the data set.
 
     Raises:
@@ -80,13 +81,15 @@ class HubObjects(ObjectSource):
         ignore_index: IgnoreIndex = "auto",
         image_id: str | None = None,
         exhaustive: str | None = None,
+        crowds: Crowds = "crowds",
         name: str = "dataset",
     ) -> None:
         if names is not None:
             check_texts("names", names)
         if not isinstance(background, list | tuple) or not all(isinstance(each, int) for each in background):
             raise ValueError(f"`background` must be a list of class numbers, got {background!r}.")
-        self.name, self.image_column, self.background = name, image, tuple(background)
+        check_known("crowds", crowds, CROWDS)
+        self.name, self.image_column, self.background, self.crowds = name, image, tuple(background), crowds
         self.ignore_index = check_ignore_index(ignore_index)
         plain = dataset.with_format(None)
         self.kind, self.column = _find_labels(plain, kind, labels)
@@ -140,7 +143,7 @@ class HubObjects(ObjectSource):
                     self._class(label, where),
                     to_segmentation(mask, size, f"{where}, object {number}", flaws, self.ignore_index),
                     str(number),
-                    crowd,
+                    crowd and self.crowds == "crowds",
                 )
                 for number, (label, mask, crowd) in enumerate(_things(value, where))
             ]
@@ -156,6 +159,7 @@ class HubObjects(ObjectSource):
     def _class(self, value: Any, where: str) -> str:
         if isinstance(value, str):
             return value
+        value = whole(value)
         if not isinstance(value, int) or self.names is None or not 0 <= value < len(self.names):
             raise ValueError(f"{where} has the class {value!r}, which has no name.")
         return self.names[value]

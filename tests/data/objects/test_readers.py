@@ -4,7 +4,8 @@ import base64
 import io
 import json
 import shutil
-from contextlib import suppress
+import warnings
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -188,7 +189,9 @@ def test_coco_a_broken_file_is_refused(tmp_path, edit, message):
 )
 def test_crowds_are_0_or_1(tmp_path, value, crowd):
     path = write_coco(tmp_path, images=1, iscrowd=value)
-    assert [thing.crowd for thing in load_objects(path, images=tmp_path / "images")[0].objects] == [crowd] * 3
+    with pytest.warns(UserWarning, match="crowds") if crowd else nullcontext():
+        source = load_objects(path, images=tmp_path / "images")
+    assert [thing.crowd for thing in source[0].objects] == [crowd] * 3
     for name in ("iscrowd", "is_crowd"):
         row = hub_row()
         row["objects"] = [{**thing, name: value} for thing in row["objects"]]
@@ -1071,3 +1074,191 @@ def test_voc_lists_have_a_name_a_line(tmp_path, text, stems):
     (tmp_path / "ImageSets" / "Segmentation" / "val.txt").unlink()
     assert [scene.image_id for scene in load_objects(tmp_path)] == ["a b é", "c", "sub/d", "x 1"]
     check(load_objects(tmp_path), ("bottle", "bottle", "dog"), loose=80)
+
+
+def brushed(number: int) -> dict:
+    """An object as CVAT writes a mask that is drawn with a brush: run lengths of a crowd."""
+    values = mask(number).ravel(order="F")
+    ends = np.flatnonzero(np.diff(values)) + 1
+    return {
+        "iscrowd": 1,
+        "segmentation": {"size": [HEIGHT, WIDTH], "counts": np.diff([0, *ends, values.size]).tolist()},
+    }
+
+
+@pytest.mark.parametrize(("numbers", "told"), [((0, 1, 2), "all 3 objects"), ((0, 1), "all 2 masks of run lengths")])
+def test_crowds_that_are_objects(tmp_path, numbers, told):
+    """All masks of CVAT are marked as crowds: there were no expressions, and no reason."""
+    path = write_coco(tmp_path, images=1)
+    change(path, lambda table: [table["annotations"][number].update(brushed(number)) for number in numbers])
+    with pytest.warns(UserWarning, match=f"{told} are crowds .* set `crowds=objects`"):
+        source = load_objects(path, images=tmp_path / "images")
+    assert [thing.crowd for thing in source[0].objects] == [number in numbers for number in range(3)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        check(load_objects(path, images=tmp_path / "images", crowds="objects"))
+    row = hub_row()
+    row["objects"] = [{**thing, "iscrowd": 1} for thing in row["objects"]]
+    check(HubObjects(Dataset.from_list([row]), crowds="objects"))
+    for read in (partial(load_objects, path, images=tmp_path), partial(HubObjects, Dataset.from_list([row]))):
+        with pytest.raises(ValueError, match="`crowds` must be one of crowds, objects, got 'all'"):
+            read(crowds="all")
+
+
+def test_a_few_crowds_are_as_in_coco(tmp_path):
+    path = write_coco(tmp_path, images=4)
+
+    def edit(table):
+        for row in table["annotations"]:
+            row["segmentation"] = [corners(row["id"] % 10)]
+        table["annotations"][1].update(brushed(1))
+
+    change(path, edit)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        source = load_objects(path, images=tmp_path / "images")
+    assert [thing.crowd for thing in source[0].objects] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["images\\001.png", "/label-studio/media/1/001.png", "../../media/001.png", "C:\\me\\001.png", "x/y/001.png"],
+)
+def test_coco_file_names_of_other_machines(tmp_path, name):
+    """As Label Studio writes them: backslashes, absolute paths, and paths that lead out."""
+    path = write_coco(tmp_path)
+    change(path, lambda table: table["images"][0].update(file_name=name))
+    for images in (tmp_path / "images", *([tmp_path] if name.startswith("images") else [])):
+        assert load_objects(path, images=images)[0].open().size == (WIDTH, HEIGHT)
+    change(path, lambda table: table["images"][1].update(file_name="z/001.png"))  # may be that file as well
+    with pytest.raises((ValueError, OSError), match=r"leads out of|There is no image file"):
+        load_objects(path, images=tmp_path / "images")[0].open()
+
+
+def test_coco_one_file_of_two_spellings_is_one_image(tmp_path):
+    path = write_coco(tmp_path)
+
+    def edit(table):
+        table["images"][0]["file_name"], table["images"][1]["file_name"] = "images/001.png", "images\\001.png"
+
+    change(path, edit)
+    with pytest.raises(ValueError, match="as image 1 and as image 2"):
+        load_objects(path, images=tmp_path)
+
+
+def test_a_folder_of_coco(tmp_path):
+    """As Roboflow exports it; of other folders, the message names the files."""
+    train = write_coco(tmp_path / "set" / "train")
+    for image in (train.parent / "images").iterdir():
+        image.rename(train.parent / image.name)
+    train = train.rename(train.parent / "_annotations.coco.json")
+    (tmp_path / "set" / "README.roboflow.txt").write_text("set\n")
+    check(load_objects(train.parent))
+    with pytest.raises(ValueError, match=r"a COCO file for each split; .* one of .*train/_annotations\.coco\.json"):
+        load_objects(tmp_path / "set")
+    write_coco(tmp_path / "own")
+    with pytest.raises(ValueError, match=r"COCO files, not labels of LabelMe; .* one of .*own/instances\.json"):
+        load_objects(tmp_path / "own")
+
+
+def whole_floats(value):
+    """A table with floats for all numbers, as some tools write them."""
+    if isinstance(value, dict):
+        return {key: whole_floats(entry) for key, entry in value.items() if key != "counts"} | (
+            {"counts": value["counts"]} if "counts" in value else {}
+        )
+    if isinstance(value, list):
+        return [whole_floats(entry) for entry in value]
+    return float(value) if isinstance(value, int) else value
+
+
+def test_whole_numbers_may_be_floats(tmp_path):
+    path = write_coco(tmp_path / "coco")
+    change(path, lambda table: table.update(images=whole_floats(table["images"])))
+    for row in (table := json.loads(path.read_text()))["annotations"]:
+        row.update({key: float(row[key]) for key in ("id", "image_id", "category_id", "iscrowd")})
+    path.write_text(json.dumps(table))
+    source = load_objects(path, images=tmp_path / "coco" / "images")
+    check(source)
+    assert (source[0].image_id, source[0].objects[0].ann_id) == ("1", "10")
+    change(path, lambda table: table["images"][0].update(height=HEIGHT + 0.5))
+    with pytest.raises(ValueError, match=r"must have height and width in pixels, got 60\.5"):
+        load_objects(path, images=tmp_path / "coco" / "images")[0]
+    change(
+        write_labelme(tmp_path / "labelme") / "a.json",
+        lambda table: table.update(imageHeight=float(HEIGHT), imageWidth=float(WIDTH)),
+    )
+    check(load_objects(tmp_path / "labelme"))
+    row = hub_row()
+    row["objects"] = [{**thing, "class": float(CLASSES.index(thing["class"]))} for thing in row["objects"]]
+    check(HubObjects(Dataset.from_list([row]), names=CLASSES))
+
+
+def turn(path, orientation: int = 6, quality: int = 95) -> None:
+    """Store an image turned, with the EXIF orientation that shows it as it was."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    with Image.open(path) as image:
+        turned = image.transpose({6: Image.Transpose.ROTATE_90, 3: Image.Transpose.ROTATE_180}[orientation])
+    turned.save(path, exif=exif, **({"quality": quality} if path.suffix == ".jpg" else {}))
+
+
+def test_labels_of_upright_photographs(tmp_path):
+    """Their size is only that of the image with its EXIF orientation."""
+    path = write_coco(tmp_path / "coco")
+    turn(tmp_path / "coco" / "images" / "001.png")
+    source = load_objects(path, images=tmp_path / "coco" / "images")
+    check(source)
+    assert [scene.upright for scene in source] == [True, False]
+    assert np.array_equal(source[0].open(), picture())
+    for number, row in enumerate(dataset := expressions_dataset(source, ReferOptions(per_family=6))):
+        assert np.array_equal(row["image"], picture()), number
+    assert len(set(dataset["image_id"])) == 2
+    turn(tmp_path / "coco" / "images" / "002.png", 3)  # nothing shows which of the two
+    assert not source[1].upright
+    write_voc(tmp_path / "voc")
+    turn(tmp_path / "voc" / "JPEGImages" / "a.jpg")
+    check(load_objects(tmp_path / "voc"), ("bottle", "bottle", "dog"), loose=80)
+
+
+def colour(root, text: str | None, names=("SegmentationClass", "SegmentationObject"), mode: str = "RGB"):
+    """The labels of VOC in colours, with a labelmap.txt, as CVAT exports them."""
+    write_voc(root)
+    for name in names:
+        path = root / name / "a.png"
+        image = Image.open(path)
+        table = np.arange(256)[:, None] * [1, 7, 3] % 256
+        table[[0, 255]] = [[0, 0, 0], [224, 224, 192]]
+        image.putpalette(table.astype(np.uint8).ravel().tolist())
+        (image if mode == "P" else image.convert(mode)).save(path)
+    if text is not None:
+        (root / "labelmap.txt").write_text(text)
+    return root
+
+
+LABELMAP = "# label:color_rgb:parts:actions\ndog: 12,84,36::\nbackground:0,0,0::\nred cup:5,35,15:handle,body:\n"
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_voc_masks_in_colours(tmp_path, mode):
+    source = load_objects(colour(tmp_path, LABELMAP, mode=mode))
+    assert source.labels == ("dog", "red cup")
+    check(source, ("red cup", "red cup", "dog"), loose=80)
+    left, top, right, bottom = SCENE[0][2]
+    assert source[0].mask([0]).sum() == (right - left - 2) * (bottom - top - 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, r"a\.png .*mode must be P or L, got RGB; for colours, add a file labelmap\.txt"),
+        ("cup:5,35,15::\n", r"a\.png has the colour 12,84,36, which is not in .*labelmap\.txt"),
+        ("cup 5,35,15\n", r"labelmap\.txt, line 1 must have a class and its colour"),
+        ("\ncup:5,35,256::\n", r"labelmap\.txt, line 2 must have a class and its colour"),
+        ("".join(f"c{n}:1,{n // 256},{n % 256}::\n" for n in range(256)), "at most 254 classes"),
+    ],
+)
+def test_voc_colours_need_names(tmp_path, text, message):
+    colour(tmp_path, text)
+    with pytest.raises((ValueError, OSError), match=message):
+        load_objects(tmp_path)[0]
