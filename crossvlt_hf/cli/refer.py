@@ -34,8 +34,8 @@ class Refer(Command):
         images: Folder of the images. By default the usual one for this form.
         form: Form of the labels. By default it is detected.
         option: Setting of the reader of this form; may be repeated.
-        split: Split of the data set, which is also that of the references: of the Hub, a list of Pascal VOC, or a
-            folder of YOLO. The labels of COCO and LabelMe have no splits, so that it only names that of the
+        split: Split of the data set, which is also that of the references: of the Hub, YOLO, or a list of Pascal VOC.
+            The labels of COCO and LabelMe have no splits, so that it only names that of the
             references. The default is the only split, or train.
         families: Families of expressions. The default is all.
         per_family: Most expressions per family and image.

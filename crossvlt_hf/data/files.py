@@ -6,7 +6,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -219,6 +219,20 @@ def inside(folder: str | Path, name: Any, where: str, root: str | Path | None = 
     if not any(os.path.abspath(path).startswith(os.path.join(start, "")) for start in roots):
         raise ValueError(f"{where} has the path {name!r}, which leads out of {root}; move the file into that folder.")
     return path
+
+
+def first_inside(folder: str | Path, names: Sequence[Any], where: str, root: str | Path | None = None) -> str:
+    """The path of the first of several names of a file that is there; if none is, that of `inside` for the first."""
+    for name in names:
+        with suppress(ValueError):  # it leads out of the folder
+            if os.path.isfile(path := inside(folder, name, where, root)):
+                return path
+    return inside(folder, names[0], where, root)
+
+
+def last_part(name: Any) -> Any:
+    """The end of the path of a file, with the slashes of any system; what is no text as it is."""
+    return name.replace("\\", "/").rpartition("/")[2] if isinstance(name, str) else name
 
 
 @contextmanager

@@ -1,17 +1,15 @@
 """Instance annotations of COCO: one JSON file with images, annotations and categories."""
 
-import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from ...system import check_known
-from ..files import coco_image_id, entries, field, image_size, inside, read_json, whole
+from ..files import coco_image_id, entries, field, first_inside, image_size, last_part, read_json, whole
 from ..flaws import Flaws
 from ..masks import encode_mask, to_run_lengths
 from .object_record import CROWDS, Crowds, ObjectRecord, ObjectScene, ObjectSource, is_crowd, is_for_upright
@@ -57,7 +55,7 @@ class CocoObjects(ObjectSource):
         if not self.rows:
             raise ValueError(f"{self.path} has no annotated images.")
         names = (image.get("file_name") for image, _ in self.rows)
-        self.ends = Counter(_slashed(name).rpartition("/")[2] for name in names if isinstance(name, str))
+        self.ends = Counter(last_part(name) for name in names if isinstance(name, str))
         if crowds == "crowds":
             self._tell_of_crowds()
 
@@ -128,23 +126,16 @@ class CocoObjects(ObjectSource):
         )
 
     def _image(self, image: dict[str, Any], where: str) -> str:
-        """The path of an image; that of LVIS is the end of its address."""
+        """The path of an image, by its name or the end of it; that of LVIS is the end of its address."""
         address = image.get("coco_url")
-        if "file_name" in image or not isinstance(address, str):
-            return self._by_name(field(image, "file_name", where), where)
-        parts = [part for part in address.partition("?")[0].split("/") if part]
-        nested = inside(self.folder, "/".join(parts[-2:]), where)
-        return nested if Path(nested).is_file() else inside(self.folder, "".join(parts[-1:]), where)
-
-    def _by_name(self, name: Any, where: str) -> str:
-        """The path of an image by its name, or by the end of it, if that is of no other image."""
-        if isinstance(name, str):
-            end = _slashed(name).rpartition("/")[2]
-            for each in (name, _slashed(name), *([end] if self.ends[end] == 1 else [])):
-                with suppress(ValueError):  # it leads out of the folder
-                    if os.path.isfile(path := inside(self.folder, each, where)):
-                        return path
-        return inside(self.folder, name, where)
+        if "file_name" not in image and isinstance(address, str):
+            parts = [part for part in address.partition("?")[0].split("/") if part]
+            ends = ("/".join(parts[-count:]) for count in (1, 2))
+            return first_inside(self.folder, list(ends)[::-1], where)
+        name = field(image, "file_name", where)
+        end = last_part(name)
+        others = [_slashed(name), *([end] if self.ends[end] == 1 else [])] if isinstance(name, str) else []
+        return first_inside(self.folder, [name, *others], where)
 
     def _object(self, row: Mapping[str, Any], size: tuple[int, int], flaws: Flaws) -> ObjectRecord:
         where = f"{self.path}, annotation {row.get('id', '?')}"

@@ -12,9 +12,18 @@ import numpy as np
 from PIL import Image
 
 from ...processing_crossvlt import load_pixels, opening
-from ..files import entries, field, find_files, header_size, image_size, inside, read_json, require_folder, stored_size
+from ..files import (
+    entries,
+    field,
+    find_files,
+    first_inside,
+    image_size,
+    last_part,
+    read_json,
+    require_folder,
+)
 from ..masks import check_lossless, check_polygons, decode_segmentation, encode_mask
-from .object_record import ObjectRecord, ObjectScene, ObjectSource, check_label_size
+from .object_record import ObjectRecord, ObjectScene, ObjectSource, check_label_size, sizes_of
 
 
 class LabelMeObjects(ObjectSource):
@@ -44,7 +53,7 @@ class LabelMeObjects(ObjectSource):
     def __getitem__(self, index: int) -> ObjectScene:
         path = self.files[index]
         table, where = read_json(path), str(path)
-        image, size = self._image(table, path)
+        image, size, upright = self._image(table, path)
         groups: dict[Any, list[tuple[int, dict[str, Any]]]] = {}
         for number, shape in enumerate(entries(table, "shapes", where)):
             label, group = _text(shape, f"{where}, shape {number}"), shape.get("group_id")
@@ -53,35 +62,41 @@ class LabelMeObjects(ObjectSource):
         objects = tuple(
             ObjectRecord(str(key[0]), _join(shapes, size, where), str(shapes[0][0])) for key, shapes in groups.items()
         )
-        return ObjectScene(image, path.relative_to(self.folder).with_suffix("").as_posix(), size, objects, where)
+        return ObjectScene(
+            image, path.relative_to(self.folder).with_suffix("").as_posix(), size, objects, where, upright
+        )
 
-    def _image(self, table: Any, path: Path) -> tuple[Any, tuple[int, int]]:
-        """The image, as a path or the bytes of its file, and its size."""
-        image, size = self._found_image(table, path)
-        if table.get("imageHeight") is not None or table.get("imageWidth") is not None:
-            labelled = {"height": table.get("imageHeight"), "width": table.get("imageWidth")}
-            check_label_size(image_size(labelled, str(path)), size, str(path))
-        return image, size
+    def _image(self, table: Any, path: Path) -> tuple[str | bytes, tuple[int, int], bool]:
+        """The image, as a path or the bytes of its file, the size of its labels, and whether they are upright."""
+        image = self._found_image(table, path)
+        upright, stored = sizes_of(image, f"{path}: `imageData`")
+        if table.get("imageHeight") is None and table.get("imageWidth") is None:
+            return image, upright, True
+        labelled = {"height": table.get("imageHeight"), "width": table.get("imageWidth")}
+        size = image_size(labelled, str(path))
+        if size == stored:
+            return image, stored, stored == upright
+        check_label_size(size, upright, str(path))
+        return image, upright, True
 
-    def _found_image(self, table: Any, path: Path) -> tuple[Any, tuple[int, int]]:
-        """The embedded image, or the one in `imagePath`, and its size."""
+    def _found_image(self, table: Any, path: Path) -> str | bytes:
+        """The embedded image, or the path of the one in `imagePath`."""
         where = str(path)
         data = table.get("imageData") if isinstance(table, dict) else None
         if data is not None and not isinstance(data, str):
             raise ValueError(f"{where} must have an image in base64, or null, as `imageData`, got {str(data)[:40]!r}.")
-        if data:
-            content = _content(data, where, "imageData")
-            with opening(f"{where}: `imageData`", "image"), Image.open(io.BytesIO(content)) as picture:
-                return content, stored_size(picture, upright=True)
-        name = field(table, "imagePath", where)
-        if isinstance(name, str):
-            name = name.replace("\\", "/")
+        return _content(data, where, "imageData") if data else self._path(field(table, "imagePath", where), path)
+
+    def _path(self, name: Any, path: Path) -> str:
+        """The path of an image that is named in a JSON file; that of another machine is found by its end."""
+        end = last_part(name)
         if self.images is not None:
-            image = inside(self.images, Path(name).name if isinstance(name, str) else name, where)
-        else:
-            # the folders beside are of the data set too, such as ../images
-            image = inside(path.parent, name, where, Path(os.path.abspath(self.folder)).parent)
-        return image, header_size(image)
+            nested = [str(path.relative_to(self.folder).parent / end)] if isinstance(end, str) else []
+            return first_inside(self.images, [*nested, end], str(path))
+        names = [name.replace("\\", "/") if isinstance(name, str) else name]
+        names += [end] if isinstance(end, str) and Path(end).stem == path.stem else []  # not that of another file
+        # the folders beside are of the data set too, such as ../images
+        return first_inside(path.parent, names, str(path), Path(os.path.abspath(self.folder)).parent)
 
 
 def _labels(path: Path) -> list[str]:

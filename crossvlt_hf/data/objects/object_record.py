@@ -56,16 +56,35 @@ Crowds = Literal["crowds", "objects"]
 CROWDS: tuple[Crowds, ...] = get_args(Crowds)
 
 
+@contextmanager
+def open_image(image: str | bytes, name: str) -> Iterator[Image.Image]:
+    """Open an image file, whose pixels are not loaded yet; errors of Pillow as in `opening`.
+
+    Args:
+        image: path of the file, or its bytes.
+        name: of bytes, for messages.
+    """
+    file = image if isinstance(image, str) else io.BytesIO(image)
+    with opening(image if isinstance(image, str) else name, "image"), Image.open(file) as opened:
+        yield opened
+
+
+def sizes_of(image: str | bytes, name: str) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(height, width) of an image file with its EXIF orientation, and of its stored pixels: see `open_image`."""
+    with open_image(image, name) as opened:
+        return stored_size(opened, upright=True), stored_size(opened, upright=False)
+
+
 def is_for_upright(image: str, size: tuple[int, int]) -> bool:
     """Whether labels of a (height, width) are for an image with its EXIF orientation, and not for the stored pixels.
 
     Only a quarter turn of an image that is not square shows it. An image that cannot be read raises when it is opened.
     """
     try:
-        with opening(image, "image"), Image.open(image) as opened:
-            return size == stored_size(opened, upright=True) != stored_size(opened, upright=False)
+        upright, stored = sizes_of(image, image)
     except (OSError, ValueError):
         return False
+    return size == upright != stored
 
 
 def check_label_size(labelled: tuple[int, int], size: tuple[int, int], where: str) -> None:
@@ -117,7 +136,7 @@ class ObjectScene:
             ValueError: if it has another size than the labels.
         """
         self.check_size()
-        with self.opened() as opened:
+        with open_image(self.image, self.where) as opened:
             if longest is not None:
                 opened.draft("RGB", (longest, longest))
             load_pixels(opened)
@@ -136,17 +155,9 @@ class ObjectScene:
             OSError: if it cannot be read.
             ValueError: if it has another size.
         """
-        with self.opened() as opened:
+        with open_image(self.image, self.where) as opened:
             size = stored_size(opened, self.upright)
         check_label_size(self.size, size, self.where)
-
-    @contextmanager
-    def opened(self) -> Iterator[Image.Image]:
-        """Open the image, whose pixels are not loaded yet; errors of Pillow as in `opening`."""
-        with opening(self.image if isinstance(self.image, str) else self.where, "image"):
-            file = self.image if isinstance(self.image, str) else io.BytesIO(self.image)
-            with Image.open(file) as opened:
-                yield opened
 
     def unique_id(self) -> str:
         """The id with a digest of the image file, by which `exclude_images` knows the image in all data sets.

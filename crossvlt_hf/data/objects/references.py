@@ -25,7 +25,7 @@ from ..record import Record, build_dataset
 from ..sources.folder import METADATA
 from .attributes import DOUBLE, DescribedObject
 from .engine import FAMILIES, Expression, make_expressions
-from .object_record import ObjectRecord, ObjectScene, ObjectSource
+from .object_record import ObjectRecord, ObjectScene, ObjectSource, open_image
 from .words import in_table, lookup
 
 
@@ -340,7 +340,7 @@ class ReferenceWriter:
         """Whether the labels are for stored pixels that readers would rotate by their EXIF orientation."""
         if scene.upright:
             return False
-        with scene.opened() as image:
+        with open_image(scene.image, scene.where) as image:
             return orientation(image) != 1
 
 

@@ -58,27 +58,41 @@ class YoloObjects(ObjectSource):
         splits = _Splits(self.folder, self.names_file, split)
         self.name, self.above = name or splits.root.name, splits.above
         self.split, self.files = splits.choose(split)
-        self.found: dict[Path, ImagesByName] = {}
         if not self.files:
             raise ValueError(f"{self.folder} has no label files with objects.")
+        self.folders = {folder: self._folder_of_images(folder) for folder in {path.parent for path in self.files}}
+        self.images: dict[Path, ImagesByName] = {}
+        self._check_images()
+
+    def _check_images(self) -> None:
+        """Check that no image has two label files."""
+        seen: dict[tuple[Path, str], Path] = {}
+        for path in self.files:
+            folder = self.folders[path.parent]
+            if (first := seen.setdefault((folder, path.stem), path)) != path:
+                raise ValueError(
+                    f"{first} and {path} would have the same image in {folder}; set `images` to its parent."
+                )
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> ObjectScene:
         path = self.files[index]
-        folder = _images_of(path.parent) if self.pictures is None else self._below(self.pictures, path)
-        if folder not in self.found:
-            self.found[folder] = ImagesByName(folder)
-        image = self.found[folder].find(path.stem, str(path))
+        folder = self.folders[path.parent]
+        if folder not in self.images:
+            self.images[folder] = ImagesByName(folder)
+        image = self.images[folder].find(path.stem, str(path))
         image_id = "/".join((*_parts(path, self.folder, self.above)[:-1], image.name))
         size = header_size(str(image))
         return ObjectScene(str(image), image_id, size, self._objects(path, size), str(path))
 
-    def _below(self, pictures: Path, path: Path) -> Path:
-        """The folder of the image of a label file, below the folder of images that is given."""
-        parts = _parts(path, self.folder, self.above)[:-1]
-        rests = (pictures.joinpath(*parts[start:]) for start in range(len(parts) + 1))
+    def _folder_of_images(self, labels: Path) -> Path:
+        """The folder of the images for a folder of label files."""
+        if self.pictures is None:
+            return _images_of(labels)
+        parts = _parts(labels / "any", self.folder, self.above)[:-1]
+        rests = (self.pictures.joinpath(*parts[start:]) for start in range(len(parts) + 1))
         return next(folder for rest in rests for folder in (rest / "images", rest) if folder.is_dir())
 
     def _objects(self, path: Path, size: tuple[int, int]) -> tuple[ObjectRecord, ...]:

@@ -35,7 +35,14 @@ from PIL import ExifTags, Image
 
 from crossvlt_hf.data import load_data
 from crossvlt_hf.data.masks import encode_mask
-from crossvlt_hf.data.objects import ObjectSource, ReferOptions, cutouts_of, expressions_dataset, load_objects
+from crossvlt_hf.data.objects import (
+    ObjectSource,
+    ReferOptions,
+    cutouts_of,
+    expressions_dataset,
+    load_objects,
+    write_references,
+)
 from crossvlt_hf.data.objects.read import detect_form
 from crossvlt_hf.data.objects.references import Report
 from crossvlt_hf.data.objects.rows import HubObjects
@@ -1216,6 +1223,7 @@ def test_labels_of_upright_photographs(tmp_path):
     assert len(set(dataset["image_id"])) == 2
     turn(tmp_path / "coco" / "images" / "002.png", 3)  # nothing shows which of the two
     assert not source[1].upright
+    assert source[1].describe()
     write_voc(tmp_path / "voc")
     turn(tmp_path / "voc" / "JPEGImages" / "a.jpg")
     check(load_objects(tmp_path / "voc"), ("bottle", "bottle", "dog"), loose=80)
@@ -1262,3 +1270,50 @@ def test_voc_colours_need_names(tmp_path, text, message):
     colour(tmp_path, text)
     with pytest.raises((ValueError, OSError), match=message):
         load_objects(tmp_path)[0]
+
+
+def test_labelme_paths_of_other_machines(tmp_path):
+    """By their end beside a JSON file of that name, or in the folder of images, in folders as those of the files."""
+    folder = write_labelme(tmp_path / "json")
+    for path in ("C:\\me\\a.png", "/home/me/a.png", "../../../a.png"):
+        change(folder / "a.json", lambda table, path=path: table.update(imagePath=path))
+        check(load_objects(folder))
+    shutil.copy(folder / "a.json", folder / "b.json")  # may be that image, or another of its name
+    with pytest.raises((ValueError, OSError), match="leads out of"):
+        load_objects(folder)[1]
+    for name in "xy":
+        (folder / name).mkdir()
+        shutil.copy(folder / "a.json", folder / name / "a.json")
+        (tmp_path / "images" / name).mkdir(parents=True)
+        (folder / "a.png").replace(tmp_path / "images" / "a.png") if name == "x" else None
+        shutil.copy(tmp_path / "images" / "a.png", tmp_path / "images" / name / "a.png")
+    found = {scene.image_id: scene.image for scene in load_objects(folder, images=tmp_path / "images")}
+    below = {name: str(Path(path).relative_to(tmp_path / "images")) for name, path in found.items()}
+    assert below == {"a": "a.png", "b": "a.png", "x/a": "x/a.png", "y/a": "y/a.png"}
+
+
+def test_yolo_an_image_has_one_label_file(tmp_path):
+    root = write_folders(tmp_path, "labels/x", "labels/y")
+    for folder in (tmp_path / "images", tmp_path / "images" / "x"):
+        source = load_objects(root, split="x", images=folder)
+        assert source[0].image == str(tmp_path / "images" / "x" / "1.png")
+    with pytest.raises(ValueError, match=r"x/1\.txt and .*y/1\.txt would have the same image in .*images/x"):
+        load_objects(root, images=tmp_path / "images" / "x")
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_labelme_labels_of_stored_pixels(tmp_path, inside):
+    """Their size is only that of the image without its EXIF orientation."""
+    path = write_labelme(tmp_path) / "a.json"
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    picture().save(tmp_path / "a.png", exif=exif)
+    if inside:
+        change(path, lambda t: t.update(imageData=base64.b64encode((tmp_path / "a.png").read_bytes()).decode()))
+    source = load_objects(tmp_path)
+    check(source)
+    assert not source[0].upright
+    assert np.array_equal(source[0].open(), picture())
+    assert np.array_equal(expressions_dataset(source)[0]["image"], picture())
+    write_references(source, tmp_path / "out", sheet=0)
+    assert np.array_equal(load_data(str(tmp_path / "out"), "train")[0]["image"], picture())
