@@ -92,10 +92,15 @@ def rows_of(table: Any, where: str) -> list[Any]:
     return table
 
 
+def visible_files(folder: Path, pattern: str) -> Iterator[Path]:
+    """The files that match below a folder, without hidden ones (._1.json, .ipynb_checkpoints/1.json)."""
+    above = len(folder.parts)
+    return (path for path in folder.glob(pattern) if not any(part.startswith(".") for part in path.parts[above:]))
+
+
 def find_files(folder: Path, pattern: str) -> list[Path]:
-    """The files that match below a folder, sorted, without hidden ones (._1.json, .ipynb_checkpoints/1.json)."""
-    found = sorted(folder.glob(pattern))
-    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    """The files of `visible_files`, sorted."""
+    return sorted(visible_files(folder, pattern), key=lambda path: path.parts)
 
 
 def whole(value: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 from datasets import Dataset
 
 from ..system import call_with_options, check_known, did_you_mean
-from .files import COCO_ID, check_split, find_files, image_key
+from .files import COCO_ID, check_split, image_key, visible_files
 from .masks import Merge
 from .record import check_merge
 from .refshapes import SPLITS
@@ -109,7 +109,7 @@ def _own_folder(name: str, root: str | Path | None) -> Path:
 
 def is_data_folder(folder: Path) -> bool:
     """Whether `load_data` reads a folder: in the format of REFER, or with a metadata.jsonl in each split."""
-    return is_refer_folder(folder) or bool(find_files(folder, f"*/{METADATA}"))
+    return is_refer_folder(folder) or any(visible_files(folder, f"*/{METADATA}"))
 
 
 def _load_own(folder: Path, split: str | None, merge: Merge, options: dict[str, Any]) -> Dataset:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ...system import call_with_options, check_known, some_names
-from ..files import find_files, read_json
+from ..files import find_files, read_json, visible_files
 from .object_record import ObjectSource
 
 
@@ -40,9 +40,9 @@ def _form_of_folder(place: Path) -> Form:
         return "coco"
     if splits := find_files(place, f"*/{ROBOFLOW}"):
         raise ValueError(f"{place} has a COCO file for each split; give the path of one of {_listed(splits)}.")
-    if find_files(place, "**/*.parquet"):
+    if any(visible_files(place, "**/*.parquet")):
         return "hub"
-    texts = find_files(place, "**/*.txt")
+    texts = visible_files(place, "**/*.txt")
     if (place / "labels").is_dir() or any(p.name != "classes.txt" and not p.name.startswith("README") for p in texts):
         return "yolo"
     if tables := find_files(place, "**/*.json"):

@@ -162,7 +162,7 @@ def _within(inner: Path, outer: Path) -> tuple[str, ...] | None:
 
 def _parts(path: Path, given: Path, above: tuple[str, ...]) -> tuple[str, ...]:
     """Folders and name of a label file in its data set, without the folder `labels` and the suffix."""
-    return _without("labels", (*above, *path.relative_to(given).with_suffix("").parts))
+    return _without("labels", (*above, *path.parts[len(given.parts) : -1], path.stem))
 
 
 def _without(folder: str, parts: tuple[str, ...]) -> tuple[str, ...]:
@@ -184,9 +184,9 @@ class _Splits:
     def __init__(self, given: Path, names_file: Path, asked: str | None) -> None:
         self.given, self.labels = given, _labels_in(given)
         self.root = (given.parent if given.name == "labels" else given).resolve()
-        self.folders = {name: _label_files(folder) for name, folder in _splits_below(self.labels, asked).items()}
-        self.folders = {name: files for name, files in self.folders.items() if files}
         self.files = _apart_from(_label_files(self.labels), [names_file])
+        self.folders = {name: self._in(folder) for name, folder in _splits_below(self.labels, asked).items()}
+        self.folders = {name: files for name, files in self.folders.items() if files}
         if not self.folders and (own := _own_split(self.root, self.labels.resolve())) is not None:
             self.folders = {own.name: self.files}
             self.root = own.parent.parent if own.parent.name == "labels" else own.parent
@@ -216,7 +216,12 @@ class _Splits:
         if parts is None:
             return None
         here = self.given.joinpath(*parts)
-        return [path for path in self.files if path.is_relative_to(here)] or _label_files(here)
+        return self._in(here) or _label_files(here)
+
+    def _in(self, folder: Path) -> list[Path]:
+        """The label files that are below a folder."""
+        parts = folder.parts
+        return [path for path in self.files if path.parts[: len(parts)] == parts]
 
     def _listed(self, path: Path) -> list[Path]:
         """The label files of the images in a list, whose paths may begin elsewhere.

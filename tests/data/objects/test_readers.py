@@ -1317,3 +1317,15 @@ def test_labelme_labels_of_stored_pixels(tmp_path, inside):
     assert np.array_equal(expressions_dataset(source)[0]["image"], picture())
     write_references(source, tmp_path / "out", sheet=0)
     assert np.array_equal(load_data(str(tmp_path / "out"), "train")[0]["image"], picture())
+
+
+def test_yolo_relative_and_linked_folders(tmp_path, monkeypatch):
+    yaml = "train: images/fold1\nval: images/fold2"
+    root = write_folders(tmp_path / "set", "labels/fold1", "labels/fold2", yaml=yaml)
+    (tmp_path / "link").symlink_to(root)
+    monkeypatch.chdir(tmp_path)
+    for place in (Path("set"), tmp_path / "link", Path("link"), Path("link/labels"), Path("set/labels/fold2")):
+        assert ids_of(place, "val") == ["fold2/1.png"]
+    monkeypatch.chdir(root)
+    for place in (Path(), Path("labels"), Path("labels/fold2"), Path("../link")):
+        assert ids_of(place, "val") == ["fold2/1.png"]
