@@ -1610,7 +1610,7 @@ class CrossVLTProcessor(ProcessorMixin):
         )
         presences = _as_presence(outputs, len(logits), presence_threshold)
         # Only one map is resized: the probability of the object is a sigmoid of the difference of the logits
-        margins = logits[:, 1].float() - logits[:, 0].float()
+        margins = (logits[:, 1].float() - logits[:, 0].float()).detach()
         rows = zip(margins, _sizes_of_results(logits, target_sizes), presences, strict=True)
         return [self._result(*row, options) for row in rows]
 
