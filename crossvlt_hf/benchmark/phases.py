@@ -42,6 +42,14 @@ ROWS = 16
 TRAINING_BATCH = 2
 
 
+# The phases of all journeys, as they follow each other
+ORDER = (
+    *("Python", "import of Transformers", "checkpoint", "image to files"),
+    *("read the image", "resize, normalise, tokenise", "model", "masks", "run lengths", "write"),
+    *("data", "forward", "backward", "optimizer", "other"),
+)
+
+
 class Stopwatch:
     """Time phases; time in a phase within another counts only for the inner one.
 
@@ -215,7 +223,7 @@ def measure_phases(source: Source, rounds: int, tell: Callable[[str], Any]) -> l
         for journey, measure in JOURNEYS.items():
             tell(f"phases: {source.name}, {journey}")
             laps = measure(source, folder, rounds)
-            phases = dict.fromkeys(phase for lap in laps for phase in lap)
+            phases = sorted({phase for lap in laps for phase in lap}, key=ORDER.index)
             seconds = {phase: summarise([lap.get(phase, 0.0) for lap in laps]) for phase in phases}
             found.append({"model": source.name, "journey": journey, "seconds": seconds})
     return found

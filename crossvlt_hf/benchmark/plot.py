@@ -138,30 +138,37 @@ def _bars(report: dict[str, Any], measures: list[tuple[str, Measure]]) -> Image.
 
 def _phases(report: dict[str, Any]) -> Image.Image:
     entries = report["phases"]
-    figure = new_figure(9.5, 0.9 + 0.95 * len(entries))
+    figure = new_figure(9.5, 0.7 + 0.95 * len(entries))
     add_text(figure, 0.35, 0.18, _title(report), fontsize=11, weight="bold")
+    several = len(report["models"]) > 1
     for row, entry in enumerate(entries):
-        medians = {phase: seconds["p50"] for phase, seconds in entry["seconds"].items()}
-        total = sum(medians.values())
-        several = len({other["model"] for other in entries}) > 1
+        seconds = {phase: summary["p50"] for phase, summary in entry["seconds"].items()}
         name = f"{entry['model']}: {entry['journey']}" if several else entry["journey"]
-        add_text(figure, 0.35, 0.62 + 0.95 * row, f"{one_line(name)}: {1000 * total:.0f} ms", fontsize=9.5)
-        panel = add_axes(figure, 0.35, 0.84 + 0.95 * row, 8.8, 0.3)
+        total = f"{1000 * sum(seconds.values()):,.0f} ms"
+        add_text(figure, 0.35, 0.6 + 0.95 * row, f"{one_line(name)}: {total}", fontsize=9.5)
+        panel = add_axes(figure, 0.35, 0.82 + 0.95 * row, 8.8, 0.26)
         panel.set_axis_off()
-        panel.set_xlim(0, total)
-        _draw_phases(panel, medians)
+        _draw_phases(panel, seconds)
     return to_image(figure)
 
 
-def _draw_phases(panel: "Axes", medians: dict[str, float]) -> None:
-    """A bar of phases, with the names of those that are wide enough below it."""
-    left, total = 0.0, sum(medians.values())
-    for number, (phase, seconds) in enumerate(medians.items()):
-        panel.barh(0, seconds, left=left, height=1, color=f"C{number}", edgecolor="white")
-        if seconds > 0.04 * total:
-            label = f"{phase} {100 * seconds / total:.0f} %"
-            panel.text(left, -0.75, label, fontsize=7.5, color=f"C{number}", va="top", clip_on=False)
-        left += seconds
+def _draw_phases(panel: "Axes", seconds: dict[str, float]) -> None:
+    """A bar of phases, with their shares in a legend below."""
+    left, total = 0.0, sum(seconds.values())
+    for number, (phase, length) in enumerate(seconds.items()):
+        colour = GREY if phase == "other" else f"C{number}"
+        label = f"{phase} {100 * length / total:.0f} %"
+        panel.barh(0, length, left=left, height=1, color=colour, edgecolor="white", label=label)
+        left += length
+    panel.set_xlim(0, total)
+    panel.legend(
+        loc="upper left",
+        bbox_to_anchor=(-0.01, 0.0),
+        ncols=len(seconds),
+        frameon=False,
+        fontsize=7.5,
+        handlelength=0.8,
+    )
 
 
 def _title(report: dict[str, Any]) -> str:
