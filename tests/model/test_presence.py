@@ -672,10 +672,10 @@ def test_a_checkpoint_without_the_head_is_trained_on_grefcoco_with_it(tmp_path):
     from crossvlt_hf.training.__main__ import main as train
 
     write_grefcoco(tmp_path / "data")
-    config = CrossVLTConfig.from_size("tiny", text_config={"vocab_size": len(refshapes_tokenizer())})
+    config = tiny_config(text_config={"vocab_size": len(refshapes_tokenizer())})
     CrossVLTModel(config).save_pretrained(tmp_path / "plain")
     CrossVLTProcessor.from_tokenizer(refshapes_tokenizer(), 32, 12).save_pretrained(tmp_path / "plain")
-    settings = ["data.workers=0", "output.trackers=[]", "output.pictures=0", "optimization.max_steps=1"]
+    settings = ["data.workers=0", "data.validation=[]", "output.trackers=[]", "optimization.max_steps=1"]
     model = f"model={{checkpoint: {tmp_path / 'plain'}, config: {{presence_head: true}}}}"
     run = [f"data.root={tmp_path / 'data'}", f"output.folder={tmp_path / 'run'}"]
     assert train(["grefcoco", model, *settings, *run]) == 0
