@@ -219,6 +219,7 @@ def test_pictures_are_data_of_ones_own(study, tmp_path, monkeypatch, capsys):
 # ---- languages
 
 
+@pytest.mark.slow
 def test_every_model_of_languages_is_a_configuration(study, tmp_path):
     languages = study("languages")
     for name, model in languages.MODELS.items():

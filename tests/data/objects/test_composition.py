@@ -96,6 +96,20 @@ def test_backgrounds_that_show_all_classes_are_refused_or_warned_of(shown):
     assert Composer(cups, [ground(*shown), ground("dog")], size=96, plain=0.0).scene(0).classes
 
 
+SCENES = {"plain": 0.0, "scenes": 60, "expressions": 2, "size": 96, "seed": 2}
+
+
+@pytest.fixture(scope="module")
+def pieces() -> list[CutOut]:
+    return [*discs(), *(CutOut(discs()[0].pixels, label) for label in ("cat", "cat", "cow", "sheep", "person"))]
+
+
+@pytest.fixture(scope="module")
+def free(pieces) -> list[str]:
+    """What is said above a background without labels."""
+    return [row["expressions"][0] for row in load_compositions(pieces, [ground()], **SCENES)]
+
+
 @pytest.mark.parametrize(
     ("shown", "denied"),
     [
@@ -106,11 +120,8 @@ def test_backgrounds_that_show_all_classes_are_refused_or_warned_of(shown):
         (("lion",), ("animal",)),  # not in the table: it may be one
     ],
 )
-def test_what_is_seen_on_a_background_is_neither_absent_nor_left_out(shown, denied):
-    extra = [CutOut(discs()[0].pixels, label) for label in ("cat", "cat", "cow", "sheep", "person")]
-    options = {"scenes": 60, "expressions": 2, "size": 96, "seed": 2}
-    free = [row["expressions"][0] for row in load_compositions([*discs(), *extra], [ground()], plain=0.0, **options)]
-    kept = load_compositions([*discs(), *extra], [ground(*shown)], plain=0.0, **options)
+def test_what_is_seen_on_a_background_is_neither_absent_nor_left_out(pieces, free, shown, denied):
+    kept = load_compositions(pieces, [ground(*shown)], **SCENES)
     said = [row["expressions"][0] for row in kept if not re.search("that (is|are) not an? ", row["expressions"][0])]
     pattern = re.compile(rf"\b({'|'.join(denied)})")
     assert any(map(pattern.search, free))

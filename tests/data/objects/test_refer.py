@@ -402,7 +402,13 @@ def write_embedded(root: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize("write", [write_coco, write_yolo, write_labelme, write_embedded, write_voc, write_rows])
+@pytest.mark.parametrize(
+    "write",
+    [
+        *(pytest.param(write, marks=pytest.mark.slow) for write in (write_coco, write_yolo, write_labelme, write_voc)),
+        *(write_embedded, write_rows),  # whose images are no files
+    ],
+)
 def test_every_form_is_read_by_processes(tmp_path, write):
     """They waited for ever for rows, and for images in the files of LabelMe, which could not be pickled."""
     labels = write(tmp_path / "data")
