@@ -101,9 +101,9 @@ def evaluate(options: Evaluate) -> None:
         print(describe_reading(processor, [dataset]), file=sys.stderr)
     metric = evaluate_model(model, processor, dataset, choices)
     if state.is_main_process:
-        _report(options, metric, processor, describe_hardware(model.device, state.num_processes))
+        scores = _report(options, metric, processor, describe_hardware(model.device, state.num_processes))
         if options.reliability is not None:
-            _draw_reliability(options.reliability, f"{options.data} {options.split}", metric, processor)
+            _draw_reliability(options.reliability, f"{options.data} {options.split}", scores)
         if options.gallery is not None:
             from ..evaluation import evaluation_gallery
 
@@ -151,7 +151,8 @@ def _load_data(options: Evaluate) -> Any:
 
 def _report(
     options: Evaluate, metric: "ReferringSegmentationMetric", processor: "CrossVLTProcessor", hardware: str
-) -> None:
+) -> dict[str, Any]:
+    """Print the metrics, write the report, and return the calibration of the scores."""
     from ..evaluation.calibration import calibration_report
     from ..metrics import markdown_table
 
@@ -172,6 +173,7 @@ def _report(
     path = Path(options.output)
     path.write_text(json.dumps(report, indent=2) + "\n")
     print(f"The figures are in {path}", file=sys.stderr)
+    return scores
 
 
 def _describe_measurement(options: Evaluate, has_head: bool) -> dict[str, Any]:
@@ -200,13 +202,9 @@ def _print_errors(scores: dict[str, Any]) -> None:
         print(f"{kind}{note}: expected calibration error {error} %", file=sys.stderr)
 
 
-def _draw_reliability(
-    path: str, title: str, metric: "ReferringSegmentationMetric", processor: "CrossVLTProcessor"
-) -> None:
+def _draw_reliability(path: str, title: str, scores: dict[str, Any]) -> None:
     from ..evaluation import reliability_diagram
-    from ..evaluation.calibration import calibration_report
 
-    scores = calibration_report(metric.samples, processor.score_calibration is not None)
     if not scores:
         print("All masks are empty, so there are no scores and no reliability diagram.", file=sys.stderr)
         return

@@ -235,9 +235,14 @@ def first_inside(folder: str | Path, names: Sequence[Any], where: str, root: str
     return inside(folder, names[0], where, root)
 
 
+def slashed(name: Any) -> Any:
+    """The path of a file with forward slashes, whichever system wrote it; what is no text as it is."""
+    return name.replace("\\", "/") if isinstance(name, str) else name
+
+
 def last_part(name: Any) -> Any:
     """The end of the path of a file, with the slashes of any system; what is no text as it is."""
-    return name.replace("\\", "/").rpartition("/")[2] if isinstance(name, str) else name
+    return slashed(name).rpartition("/")[2] if isinstance(name, str) else name
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ...system import check_known
-from ..files import coco_image_id, entries, field, first_inside, image_size, last_part, read_json, whole
+from ..files import coco_image_id, entries, field, first_inside, image_size, last_part, read_json, slashed, whole
 from ..flaws import Flaws
 from ..masks import encode_mask, to_run_lengths
 from .object_record import CROWDS, Crowds, ObjectRecord, ObjectScene, ObjectSource, is_crowd, is_for_upright
@@ -99,7 +99,7 @@ class CocoObjects(ObjectSource):
         seen: dict[str, Any] = {}
         for image, _ in rows:
             name = image.get("file_name")
-            first = seen.setdefault(_slashed(name), image["id"]) if isinstance(name, str) else image["id"]
+            first = seen.setdefault(slashed(name), image["id"]) if isinstance(name, str) else image["id"]
             if first != image["id"]:
                 raise ValueError(
                     f"{self.path} has the file {name!r} as image {first} and as image {image['id']}; merge their "
@@ -130,11 +130,10 @@ class CocoObjects(ObjectSource):
         address = image.get("coco_url")
         if "file_name" not in image and isinstance(address, str):
             parts = [part for part in address.partition("?")[0].split("/") if part]
-            ends = ("/".join(parts[-count:]) for count in (1, 2))
-            return first_inside(self.folder, list(ends)[::-1], where)
+            return first_inside(self.folder, ["/".join(parts[-count:]) for count in (2, 1)], where)
         name = field(image, "file_name", where)
         end = last_part(name)
-        others = [_slashed(name), *([end] if self.ends[end] == 1 else [])] if isinstance(name, str) else []
+        others = [slashed(name), *([end] if self.ends[end] == 1 else [])] if isinstance(name, str) else []
         return first_inside(self.folder, [name, *others], where)
 
     def _object(self, row: Mapping[str, Any], size: tuple[int, int], flaws: Flaws) -> ObjectRecord:
@@ -150,11 +149,6 @@ class CocoObjects(ObjectSource):
             str(whole(row.get("id", ""))),
             is_crowd(row.get("iscrowd"), where) and self.crowds == "crowds",
         )
-
-
-def _slashed(name: str) -> str:
-    """A path with the slashes of this system."""
-    return name.replace("\\", "/")
 
 
 def _unique(rows: Iterable[tuple[int | str, T, str]]) -> dict[int | str, T]:

@@ -21,6 +21,7 @@ from ..files import (
     last_part,
     read_json,
     require_folder,
+    slashed,
 )
 from ..masks import check_lossless, check_polygons, decode_segmentation, encode_mask
 from .object_record import ObjectRecord, ObjectScene, ObjectSource, check_label_size, sizes_of
@@ -93,7 +94,7 @@ class LabelMeObjects(ObjectSource):
         if self.images is not None:
             nested = [str(path.relative_to(self.folder).parent / end)] if isinstance(end, str) else []
             return first_inside(self.images, [*nested, end], str(path))
-        names = [name.replace("\\", "/") if isinstance(name, str) else name]
+        names = [slashed(name)]
         names += [end] if isinstance(end, str) and Path(end).stem == path.stem else []  # not that of another file
         # the folders beside are of the data set too, such as ../images
         return first_inside(path.parent, names, str(path), Path(os.path.abspath(self.folder)).parent)

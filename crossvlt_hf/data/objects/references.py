@@ -23,7 +23,7 @@ from ..flaws import Flaws
 from ..masks import pack
 from ..record import Record, build_dataset
 from ..sources.folder import METADATA
-from .attributes import DOUBLE, DescribedObject
+from .attributes import CROWD, DOUBLE, DescribedObject
 from .engine import FAMILIES, Expression, make_expressions
 from .object_record import ObjectRecord, ObjectScene, ObjectSource, open_image
 from .words import in_table, lookup
@@ -35,7 +35,7 @@ _UNSENT = "{}, image {}: the scene must be pickled to leave a worker process, or
 SMALLEST_TARGET = 0.008  # as a share of the image
 # Reasons why objects are left out, where the report needs more words than `DescribedObject.unclear`
 REASONS = {
-    "crowd": "crowd (`iscrowd` 1; read as objects with the option `crowds=objects`)",
+    CROWD: "crowd (`iscrowd` 1; read as objects with the option `crowds=objects`)",
     DOUBLE: "labelled twice, or close together (85 % of the smaller box lie in another of its class)",
 }
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from ..files import check_split, find_files, header_size, require_folder, whole
+from ..files import check_split, find_files, header_size, require_folder, slashed, whole
 from .object_record import IMAGE_SUFFIXES, ImagesByName, ObjectRecord, ObjectScene, ObjectSource
 
 
@@ -235,14 +235,15 @@ class _Splits:
             of_name.setdefault(parts[-1], []).append((parts, file))
         found = []
         for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
-            image = PurePosixPath(line.strip().replace("\\", "/"))
+            image = PurePosixPath(slashed(line.strip()))
             parts = _without("images", image.with_suffix("").parts) if image.name else ()
             fits = [
                 ((min(len(key), len(parts)), key == parts), file)
                 for key, file in of_name.get(image.stem, [])
                 if _end_alike(key, parts)
             ]
-            longest = [file for fit, file in fits if fit == max(fit for fit, _ in fits)]
+            best = max((fit for fit, _ in fits), default=None)
+            longest = [file for fit, file in fits if fit == best]
             if len(longest) > 1:
                 raise ValueError(
                     f"{path}, line {number}: {line.strip()!r} may be that of {longest[0]} or {longest[1]}."
