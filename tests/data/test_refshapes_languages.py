@@ -71,7 +71,7 @@ def all_queries():
         rng = np.random.default_rng(index)
         for family in NINE:
             queries = QUERIES[family](things)
-            chosen = rng.permutation(len(queries))[:500]
+            chosen = rng.permutation(len(queries))[:250]
             yield from ((things, queries[number]) for number in chosen)
 
 
@@ -85,14 +85,13 @@ def queries():
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_scenes_and_targets_are_the_same(split):
-    for number, family in enumerate(families_of(split)):
-        for index in (number, 50 + number):
-            first, *others = (make_example(split, index, side=32, family=family, language=each) for each in LANGUAGES)
-            for other in others:
-                assert np.array_equal(other.scene.image, first.scene.image)
-                assert (other.targets, other.family) == (first.targets, first.family)
-                assert (other.counterpart is None) == (first.counterpart is None)
-                assert other.expression != first.expression
+    for index, family in enumerate(families_of(split)):
+        first, *others = (make_example(split, index, side=32, family=family, language=each) for each in LANGUAGES)
+        for other in others:
+            assert np.array_equal(other.scene.image, first.scene.image)
+            assert (other.targets, other.family) == (first.targets, first.family)
+            assert (other.counterpart is None) == (first.counterpart is None)
+            assert other.expression != first.expression
 
 
 def test_several_expressions_of_a_scene_are_the_same():
@@ -333,7 +332,7 @@ def test_every_token_is_known(queries, tmp_path, name):
     tokenizer = build_tokenizer(ModelOptions(tokenizer=str(tmp_path)))
     for language in TOKENIZERS[name]:
         for synonyms in (False, True):
-            texts = sorted({say(query, language, synonyms) for _, query in queries[::4]})
+            texts = sorted({say(query, language, synonyms) for _, query in queries[::3]})
             for text, ids in zip(texts, tokenizer(texts)["input_ids"], strict=True):
                 assert tokenizer.unk_token_id not in ids, text
                 assert len(ids) == len(split_words(text)) + 2

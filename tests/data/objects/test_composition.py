@@ -96,7 +96,7 @@ def test_backgrounds_that_show_all_classes_are_refused_or_warned_of(shown):
     assert Composer(cups, [ground(*shown), ground("dog")], size=96, plain=0.0).scene(0).classes
 
 
-SCENES = {"plain": 0.0, "scenes": 60, "expressions": 2, "size": 96, "seed": 2}
+SCENES = {"plain": 0.0, "scenes": 48, "expressions": 2, "size": 96, "seed": 2}
 
 
 @pytest.fixture(scope="module")
