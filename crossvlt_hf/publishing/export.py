@@ -261,71 +261,65 @@ def _check_cases(processor: CrossVLTProcessor, longest: int) -> list[tuple[int, 
 
 
 def check_export(
-    exported: Callable[[dict[str, Tensor]], Tensor], model: CrossVLTModel, processor: CrossVLTProcessor
+    exported: Callable[[dict[str, Tensor]], Tensor | tuple[Tensor, ...]],
+    model: CrossVLTModel,
+    processor: CrossVLTProcessor,
 ) -> list[dict[str, Any]]:
     """Compare an exported network with the model, on random inputs of several sizes and numbers of words.
 
+    Args:
+        exported: inputs by name to all outputs (see [`load_outputs`]), or to the logits alone, which are
+            then all that is compared.
+        model: on any device; in eval mode.
+        processor: of the model; one of the sizes is its own.
+
     Returns:
         For each input "batch", "height", "width" and "words", "agreement" (the share of pixels with the same
-        prediction), "largest_difference" and "spread" (standard deviation) of the logits.
+        prediction), "largest_difference" and "spread" (standard deviation) of the logits, and for presence logits
+        "presence_difference" (the largest of the probabilities).
 
     Raises:
-        ValueError: if less than 99.99 % of the pixels agree, or logits differ by more than 1 % of their spread.
+        ValueError: if less than 99.99 % of the pixels agree, logits differ by more than 1 % of their spread, or
+            presences by more than 0.01.
     """
     rows = []
-    for case, output, actual in _runs(exported, model, processor):
-        expected = output.logits.cpu()
-        row = {
-            **dict(zip(("batch", "height", "width", "words"), case, strict=True)),
-            "agreement": (actual.argmax(1) == expected.argmax(1)).double().mean().item(),
-            "largest_difference": (actual - expected).abs().max().item(),
-            "spread": expected.std().item(),
-        }
-        bound = LARGEST_DIFFERENCE * row["spread"]
-        if not (row["agreement"] >= LEAST_AGREEMENT and row["largest_difference"] <= bound):
-            raise ValueError(
-                f"The export does not reproduce the masks of the model and was deleted: {json.dumps(row)}"
-            )
+    for case in _check_cases(processor, _longest(model, processor)):
+        inputs = example_inputs(model, *case)
+        with torch.no_grad():
+            expected = model(**{name: value.to(model.device) for name, value in inputs.items()}, return_dict=True)
+        outputs = exported(inputs)
+        actual, *presence = outputs if isinstance(outputs, tuple) else (outputs,)
+        row: dict[str, Any] = dict(zip(("batch", "height", "width", "words"), case, strict=True))
+        row |= _compare_logits(actual, expected.logits.cpu())
+        if presence:
+            row |= _compare_presence(presence[0], expected.presence_logits.cpu())
         rows.append(row)
     return rows
 
 
-def _runs(
-    exported: Callable[[dict[str, Tensor]], Any], model: CrossVLTModel, processor: CrossVLTProcessor
-) -> Iterator[tuple[tuple[int, int, int, int], Any, Any]]:
-    """Each case of `_check_cases`, the model's output and that of the exported network."""
-    for case in _check_cases(processor, _longest(model, processor)):
-        inputs = example_inputs(model, *case)
-        with torch.no_grad():
-            output = model(**{name: value.to(model.device) for name, value in inputs.items()}, return_dict=True)
-            yield case, output, exported(inputs)
+def _compare_logits(actual: Tensor, expected: Tensor) -> dict[str, float]:
+    row = {
+        "agreement": (actual.argmax(1) == expected.argmax(1)).double().mean().item(),
+        "largest_difference": (actual - expected).abs().max().item(),
+        "spread": expected.std().item(),
+    }
+    bound = LARGEST_DIFFERENCE * row["spread"]
+    if not (row["agreement"] >= LEAST_AGREEMENT and row["largest_difference"] <= bound):
+        raise ValueError(f"The export does not reproduce the masks of the model and was deleted: {json.dumps(row)}")
+    return row
 
 
-def check_presence(
-    exported: Callable[[dict[str, Tensor]], tuple[Tensor, ...]], model: CrossVLTModel, processor: CrossVLTProcessor
-) -> float:
-    """The largest difference of presence probabilities between an exported network and the model.
-
-    Raises:
-        ValueError: if it is above 0.01.
-    """
-    differences = [
-        (actual.sigmoid() - output.presence_logits.cpu().sigmoid()).abs().max().item()
-        for _, output, (_, actual) in _runs(exported, model, processor)
-    ]
-    if not max(differences) <= LARGEST_DIFFERENCE:
-        raise ValueError(f"The export does not reproduce the presence of the model (off by {max(differences)}).")
-    return max(differences)
+def _compare_presence(actual: Tensor, expected: Tensor) -> dict[str, float]:
+    difference = (actual.sigmoid() - expected.sigmoid()).abs().max().item()
+    if not difference <= LARGEST_DIFFERENCE:
+        raise ValueError(f"The export does not reproduce the presence of the model (off by {difference}).")
+    return {"presence_difference": difference}
 
 
 def _compare(folder: Path, model: CrossVLTModel, processor: CrossVLTProcessor) -> dict[str, Any]:
     """Check the export in a folder; return the entries of `export.json` about it."""
     with evaluating(model):  # an export may come in the middle of training
-        exported = load_outputs(folder)
-        checks = check_export(lambda inputs: exported(inputs)[0], model, processor)
-        if not model.config.presence_head:
-            return {"checks": checks}
-        return {"checks": checks, "presence_difference": check_presence(exported, model, processor)}
+        return {"checks": check_export(load_outputs(folder), model, processor)}
 
 
 def _longest(model: CrossVLTModel, processor: CrossVLTProcessor) -> int:
@@ -438,7 +432,7 @@ def export_model(
         float32, input_ids and attention_mask int64) and "outputs" (logits and, with a presence head, presence_logits,
         float32), "image_size" (height, width) to resize images to, "image_mean", "image_std", "max_tokens" and
         "pad_token_id" of expressions, "most_words" of the network, the "checks" of [`check_export`] and, with a
-        presence head, "presence_threshold" and the "presence_difference" of [`check_presence`]. The axes batch,
+        presence head, "presence_threshold". The axes batch,
         height, width and words are dynamic. The folder also has `tokenizer.json` and `preprocessor_config.json`.
 
     Raises:
