@@ -22,6 +22,8 @@ from crossvlt_hf.benchmark import (
     Case,
     Grid,
     Options,
+    backends,
+    cases,
     child,
     format_report,
     machine,
@@ -102,7 +104,7 @@ def test_parts_add_up():
     assert min(parts.values()) > 0
     whole = Work(lambda: None, CPU)
     model = CrossVLTModel(config).eval()
-    inputs = make_inputs(model, Case("m", size=size, tokens=7))
+    inputs = make_inputs(config, Case("m", size=size, tokens=7))
     inputs.pop("attention_mask")
     whole = count_step_flops(lambda: model(**inputs))
     assert sum(parts.values()) == count_flops(config, size, 7) == pytest.approx(whole, rel=0.01)
@@ -262,7 +264,7 @@ def test_compiled_and_eager(checkpoint, monkeypatch):
 
 def test_several_expressions(checkpoint):
     workshop = Workshop({"m": {"float32": checkpoint}})
-    inputs = make_inputs(workshop._model(Case("m")), Case("m", batch=2, expressions=3, size=(32, 48), tokens=5))
+    inputs = make_inputs(workshop._model(Case("m")).config, Case("m", batch=2, expressions=3, size=(32, 48), tokens=5))
     assert inputs["pixel_values"].shape == (2, 3, 32, 48)
     assert inputs["input_ids"].shape == inputs["attention_mask"].shape == (6, 5)
     assert inputs["expressions_per_image"].tolist() == [3, 3]
@@ -362,11 +364,11 @@ WRONG = {
     "--image-size 48x": "must be the side in pixels",
     "--batch 0": "`batch` must be an integer of at least 1, got 0.",
     "--expressions -1": "`expressions` must be an integer of at least 1, got -1.",
-    "--dtype float8": "must be one of float32, bfloat16, float16, got 'float8'",
+    "--dtype float8": "must be one of float32, bfloat16, float16, int8-dynamic, int8-static, got 'float8'",
     "--attention flash": "must be one of sdpa, eager, got 'flash'",
     "--task sleeping": "must be one of inference, training, got",
     "--peers lavt": "`peers` must be one of clipseg",
-    "--measure weather": "`measure` must be one of time, memory, load, phases, got",
+    "--measure weather": "`measure` must be one of time, memory, load, agreement, phases, got",
     "--image-size 40000": "`size` must be at most 32768 pixels a side, got 40000.",
     "--seed -1": "`seed` must be an integer from 0 to",
     "--seed 9223372036854775808": "got 9223372036854775808",
@@ -377,6 +379,17 @@ WRONG = {
     "--model nowhere": "There is no checkpoint folder nowhere",
     "--tokens 99": "`tokens` must be at most 32 for built-in, got 99.",
     "--task training --image-size 8": "`size` must be more than 16 pixels a side",
+    "--backend tensorrt": "`backend` must be one of torch, onnxruntime, openvino, got 'tensorrt'.",
+    "--backend onnxruntime --task training": "`task` must be inference for the backend onnxruntime, got 'training'.",
+    "--backend onnxruntime --task inference training": "`task` must be inference for the backend onnxruntime, got",
+    "--backend openvino --compile on": "`compiled` must be False for the backend openvino, got True.",
+    "--backend onnxruntime --checkpointing on": "`checkpointing` must be False for the backend onnxruntime, got",
+    "--backend openvino --attention eager": "`attention` must be sdpa for the backend openvino, got 'eager'.",
+    "--backend torch onnxruntime --device cuda": "`device` must be cpu for the backend onnxruntime, got 'cuda'.",
+    "--backend openvino --dtype int8-static": "`dtype` must be float32 for the backend openvino, got 'int8-static'.",
+    "--backend torch openvino --dtype float32 int8-static": "for the backends torch, openvino, got 'int8-static'.",
+    "--dtype int8-dynamic": "must be one of float32, bfloat16, float16 for the backend torch, got 'int8-dynamic'.",
+    "--backend onnxruntime --peers clipseg": "`peers` need the backend torch, got onnxruntime.",
     "--plot figure.txt": "must be a file name that ends in .png",
     "--output .": ". is a folder; give the name of a file",
 }
@@ -417,6 +430,136 @@ def test_machine_is_described_without_its_name():
         probe = machine.Probe(kind, "cpu", "float32")
         assert probe.flops == count_step_flops(probe.work().step)
         assert math.isfinite(probe.work().seconds())
+
+
+# ---- backends
+
+
+def test_each_backend_runs_what_it_can():
+    grid = Grid(
+        ["m"],
+        task=["inference", "training"],
+        backend=["torch", "onnxruntime", "openvino"],
+        dtype=["float32", "bfloat16", "int8-dynamic", "int8-static"],
+        compiled=[False, True],
+    )
+    found = [(case.backend, case.task, case.dtype, case.compiled) for case in grid.cases()]
+    exported = [
+        ("onnxruntime", "inference", "float32", False),
+        ("onnxruntime", "inference", "int8-dynamic", False),
+        ("onnxruntime", "inference", "int8-static", False),
+        ("openvino", "inference", "float32", False),
+    ]
+    of_torch = [("torch", "inference", dtype, compiled) for dtype in ("float32", "bfloat16") for compiled in (0, 1)]
+    training = [("torch", "training", dtype, False) for dtype in ("float32", "bfloat16")]
+    assert sorted(found) == sorted([*of_torch, *training, *exported])
+    assert grid.weights_dtypes() == ["float32", "bfloat16"]
+    assert {case.weights for case in grid.cases() if case.backend == "openvino"} == {"onnx float32"}
+
+
+@pytest.mark.parametrize(
+    ("backend", "absent", "told"),
+    [
+        ("openvino", ["openvino"], "The backend openvino needs openvino: pip install openvino"),
+        ("onnxruntime", ["onnxscript", "onnx"], "needs onnx, onnxscript: pip install onnx onnxscript"),
+    ],
+)
+def test_a_backend_that_is_not_installed(capsys, monkeypatch, backend, absent, told):
+    monkeypatch.setattr(cases, "find_spec", lambda name: None if name in absent else find_spec("json"))
+    assert main(["benchmark", "--backend", "torch", backend]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(told)
+    with pytest.raises(ValueError, match=told):
+        run_benchmark(Options(Grid(["nowhere"], backend=[backend])))
+
+
+def test_logits_are_compared():
+    expected = torch.tensor([[[0.0, 2.0]], [[1.0, 1.0]]])[None]  # (1, 2, 1, 2): object, background
+    spread = math.sqrt(2 / 4)
+    assert backends.compare([expected], [expected]) == {"rms_error": 0, "equal_pixels": 1}
+    found = backends.compare([expected + 0.5], [expected])  # the same for both channels
+    assert found == {"rms_error": pytest.approx(0.5 / spread), "equal_pixels": 1}
+    turned = expected.clone()
+    turned[0, 1, 0, 0] = -1
+    found = backends.compare([expected, turned], [expected, expected])
+    assert found == {"rms_error": pytest.approx(math.sqrt(4 / 8) / spread), "equal_pixels": 3 / 4}
+
+
+DTYPES_OF = {"onnxruntime": ["float32", "int8-dynamic", "int8-static"], "openvino": ["float32"]}
+
+
+@pytest.fixture(scope="module")
+def networks(shared_checkpoint, tmp_path_factory) -> dict[str, str]:
+    """The files of the tiny model by dtype; an export takes most of the time of these tests."""
+    for name in cases.PACKAGES["onnxruntime"]:
+        pytest.importorskip(name)
+    folder = tmp_path_factory.mktemp("networks")
+    return backends.export_networks(shared_checkpoint, folder, DTYPES_OF["onnxruntime"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("backend", "dtype"), [(name, dtype) for name, all_ in DTYPES_OF.items() for dtype in all_])
+def test_backends_give_the_logits_of_torch(shared_checkpoint, networks, backend, dtype):
+    pytest.importorskip(backend)
+    folders = {"float32": shared_checkpoint, **{f"onnx {name}": file for name, file in networks.items()}}
+    workshop = Workshop({"m": folders})
+    for shape in ({"size": (32, 48), "batch": 2, "expressions": 3, "tokens": 5}, {"size": (56, 40), "tokens": 9}):
+        case = Case("m", backend=backend, dtype=dtype, **shape)
+        expected = workshop.step(replace(case, backend="torch", dtype="float32"))()
+        agreement = backends.compare([workshop.step(case)()], [expected])
+        exact = dtype == "float32"
+        assert agreement["rms_error"] < (1e-4 if exact else 0.6)  # int8 was calibrated on scenes, not on noise
+        assert agreement["rms_error"] > (0 if exact else 1e-3)  # int8 is no float32 by another name
+        assert agreement["equal_pixels"] > (0.999 if exact else 0.9)
+    sizes = {name: workshop.weights_bytes(replace(case, backend="onnxruntime", dtype=name)) for name in networks}
+    assert max(sizes["int8-static"], sizes["int8-dynamic"]) < sizes["float32"]
+
+
+@pytest.mark.slow
+def test_backends_are_measured_beside_torch(checkpoint, networks, monkeypatch):
+    jobs = {"export": lambda job, _: {"files": {dtype: networks[dtype] for dtype in job["dtypes"]}}}
+    monkeypatch.setattr(run, "in_child", lambda job: (child.JOBS | jobs)[job["job"]](job, resident()))
+    monkeypatch.setattr(run, "AGREEMENT_PAIRS", 2)
+    installed = [name for name in DTYPES_OF if find_spec(name)]
+    grid = Grid(
+        [str(checkpoint)],
+        backend=["torch", *installed],
+        dtype=DTYPES_OF["onnxruntime"],
+        size=[(32, 32)],
+        expressions=[1, 2],
+        tokens=[5],
+    )
+    report = run_benchmark(Options(grid, measures=["time", "memory", "agreement"], rounds=2))
+    assert report["skipped"] == []
+    assert {peak["dtype"] for peak in report["peaks"]} == {"float32"}
+    assert set(installed) < set(report["versions"])
+    torch_one, torch_two, *others = report["cases"]
+    assert torch_one["agreement"] is None
+    assert len(others) == 2 * sum(len(DTYPES_OF[name]) for name in installed)
+    for case in others:
+        check_case(case)
+        assert (
+            case["flops"] == case["expressions"] * torch_one["flops"] >= torch_two["flops"] * (case["expressions"] > 1)
+        )
+        assert case["memory"]["weights_bytes"] > 0
+        assert 0 <= case["agreement"]["rms_error"] < (1e-4 if case["dtype"] == "float32" else 0.3)
+        assert 0.9 < case["agreement"]["equal_pixels"] <= 1
+    table = format_report(report)
+    assert "| onnxruntime | int8-static | 32x32 |" in table
+    assert "| equal mask pixels (%) |" in table
+
+
+@pytest.mark.slow
+def test_a_network_that_cannot_be_exported_costs_nothing_else(checkpoint, monkeypatch):
+    def fail(job):
+        raise ChildError(f"No {job['job']}.")
+
+    for name in cases.PACKAGES["onnxruntime"]:
+        pytest.importorskip(name)
+    monkeypatch.setattr(run, "in_child", fail)
+    report = timed(checkpoint, backend=["torch", "onnxruntime"])
+    assert [case["backend"] for case in report["cases"]] == ["torch"]
+    assert [(row["backend"], row["reason"]) for row in report["skipped"]] == [("onnxruntime", "No export.")]
 
 
 # ---- phases

@@ -3,14 +3,38 @@
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from importlib.util import find_spec
 from typing import Any
 
 from ..system import check_known, check_least
 
 
 TASKS = ("inference", "training")
-DTYPES = ("float32", "bfloat16", "float16")
+# Weights and activations of matrix products in int8, those of activations with scales that are found when they are
+# made (dynamic) or on examples before (static)
+INT8 = ("int8-dynamic", "int8-static")
+FLOATS = ("float32", "bfloat16", "float16")
+DTYPES = (*FLOATS, *INT8)
 ATTENTIONS = ("sdpa", "eager")
+EXPORTED = {
+    "task": ("inference",),
+    "device": ("cpu",),
+    "attention": ("sdpa",),
+    "compiled": (False,),
+    "checkpointing": (False,),
+}
+# The values that a backend can run, by axis; any on other axes
+BACKENDS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "torch": {"dtype": FLOATS},
+    "onnxruntime": {**EXPORTED, "dtype": ("float32", *INT8)},
+    "openvino": {**EXPORTED, "dtype": ("float32",)},
+}
+# What pip must install for a backend
+PACKAGES = {
+    "torch": ("torch",),
+    "onnxruntime": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("onnx", "onnxscript", "openvino"),
+}
 # of an image, in pixels: 32,768 x 32,768 take 12 GiB
 LARGEST_SIDE = 2**15
 # Axes of scaling curves
@@ -24,9 +48,11 @@ class Case:
     Args:
         model: name in the report.
         task: "inference" (forward pass) or "training" (forward with loss, backward, and a step of the optimizer).
+        backend: one of `BACKENDS`; all but "torch" run the network that `crossvlt export` writes as ONNX.
         device: such as "cpu" or "cuda".
-        dtype: of weights and activations; for training, that of autocast, with weights in float32.
-        attention: implementation of Transformers.
+        dtype: of weights and activations; for training, that of autocast, with weights in float32. With one of `INT8`,
+            only those of matrix products and, if static, convolutions are in int8.
+        attention: implementation of Transformers, of the backend "torch".
         compiled: whether to use `torch.compile`.
         checkpointing: whether to recompute activations in the backward pass.
         batch: number of images.
@@ -38,6 +64,7 @@ class Case:
 
     model: str
     task: str = "inference"
+    backend: str = "torch"
     device: str = "cpu"
     dtype: str = "float32"
     attention: str = "sdpa"
@@ -55,12 +82,28 @@ class Case:
         return replace(self, batch=1, size=None, expressions=1, tokens=1)
 
     @property
+    def exported(self) -> bool:
+        """Whether the backend runs an exported network."""
+        return self.backend != "torch"
+
+    @property
+    def weights(self) -> str:
+        """The key of its checkpoint or exported network among those of its model."""
+        return f"onnx {self.dtype}" if self.exported else weights_dtype(self.task, self.dtype)
+
+    @property
+    def peak_dtype(self) -> str:
+        """The dtype of the peak to compare with: float32 for int8, in which torch has no general matrix product."""
+        return weights_dtype("inference", self.dtype)
+
+    @property
     def label(self) -> str:
         """Describe the case in words."""
         size = "" if self.size is None else f"{self.size[0]}x{self.size[1]}"
         switches = [name for name in ("compiled", "checkpointing") if getattr(self, name)]
         counts = [f"batch {self.batch}", f"{self.expressions} expression{'s' if self.expressions > 1 else ''}"]
-        words = [self.model, self.task, self.device, self.dtype, self.attention, *switches, size, *counts]
+        how = [self.backend, self.device, self.dtype] if self.exported else [self.device, self.dtype, self.attention]
+        words = [self.model, self.task, *how, *switches, size, *counts]
         return ", ".join(word for word in words if word)
 
     def to_dict(self) -> dict[str, Any]:
@@ -85,6 +128,7 @@ class Grid:
 
     model: Sequence[str]
     task: Sequence[str] = ("inference",)
+    backend: Sequence[str] = ("torch",)
     device: Sequence[str] = ("cpu",)
     dtype: Sequence[str] = ("float32",)
     attention: Sequence[str] = ("sdpa",)
@@ -100,9 +144,15 @@ class Grid:
         for axis in self.axes():
             if not getattr(self, axis):
                 raise ValueError(f"`{axis}` must have at least one value.")
-        for axis, known in (("task", TASKS), ("dtype", DTYPES), ("attention", ATTENTIONS)):
+        for axis, known in (
+            ("task", TASKS),
+            ("backend", BACKENDS),
+            ("dtype", DTYPES),
+            ("attention", ATTENTIONS),
+        ):
             for value in getattr(self, axis):
                 check_known(axis, value, known)
+        self._check_backends()
         for axis in ("batch", "expressions", "tokens"):
             for value in getattr(self, axis):
                 check_least(axis, value, 1)
@@ -111,24 +161,41 @@ class Grid:
             if side > LARGEST_SIDE:
                 raise ValueError(f"`size` must be at most {LARGEST_SIDE} pixels a side, got {side}.")
 
+    def _check_backends(self) -> None:
+        """Raise ValueError if some backend can run no value of an axis, or a value can be run by none of them."""
+        for axis in ("task", "device", "dtype", "attention", "compiled", "checkpointing"):
+            values = getattr(self, axis)
+            for backend in self.backend:
+                known = BACKENDS[backend].get(axis, values)
+                if not set(known) & set(values):
+                    raise ValueError(_say_what_runs(axis, known, [backend], values[0]))
+            known = list(dict.fromkeys(each for name in self.backend for each in BACKENDS[name].get(axis, values)))
+            for value in values:
+                if value not in known:
+                    raise ValueError(_say_what_runs(axis, known, self.backend, value))
+
     @classmethod
     def axes(cls) -> list[str]:
         """Their names, from the outer to the inner loop."""
         return [field.name for field in fields(cls) if field.name != "one_at_a_time"]
 
     def weights_dtypes(self) -> list[str]:
-        """The dtypes in which weights are needed; loading is timed in the first."""
+        """The dtypes in which weights are needed."""
         needed = (weights_dtype(task, dtype) for task in self.task for dtype in self.dtype)
-        return list(dict.fromkeys([*self.dtype[:1], *needed]))
+        return list(dict.fromkeys([self.loading_dtype(), *needed]))
+
+    def loading_dtype(self) -> str:
+        """The dtype in which loading is timed."""
+        return weights_dtype("inference", self.dtype[0])
 
     def cases(self) -> list[Case]:
-        """The cases, without duplicates."""
+        """The cases that their backend can run, without duplicates."""
         found = (
-            _simplify(Case(**dict(zip(self.axes(), values, strict=True))))
+            Case(**dict(zip(self.axes(), values, strict=True)))
             for grid in self._products()
             for values in itertools.product(*(getattr(grid, axis) for axis in self.axes()))
         )
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(_simplify(case) for case in found if _runs(case)))
 
     def _products(self) -> Iterator["Grid"]:
         """The grids with all combinations to measure."""
@@ -141,8 +208,25 @@ class Grid:
 
 
 def weights_dtype(task: str, dtype: str) -> str:
-    """The dtype of weights: float32 for training."""
-    return "float32" if task == "training" else dtype
+    """The dtype of a checkpoint's weights: float32 for training, and to make int8 of them."""
+    return "float32" if task == "training" or dtype in INT8 else dtype
+
+
+def check_installed(backend: str) -> None:
+    """Raise ValueError, with the command to install it, unless a backend is installed."""
+    missing = " ".join(name for name in PACKAGES[backend] if find_spec(name) is None)
+    if missing:
+        raise ValueError(f"The backend {backend} needs {missing.replace(' ', ', ')}: pip install {missing}")
+
+
+def _say_what_runs(axis: str, known: Sequence[Any], backends: Sequence[str], value: Any) -> str:
+    several = f"backend{'s' if len(backends) > 1 else ''} {', '.join(backends)}"
+    one_of = "one of " if len(known) > 1 else ""
+    return f"`{axis}` must be {one_of}{', '.join(map(str, known))} for the {several}, got {value!r}."
+
+
+def _runs(case: Case) -> bool:
+    return all(getattr(case, axis) in known for axis, known in BACKENDS[case.backend].items())
 
 
 def _simplify(case: Case) -> Case:

@@ -1,4 +1,7 @@
-"""Measure the memory of a case, or the loading of a checkpoint, in a process of its own; input and output are JSON."""
+"""Do a job of a benchmark in a process of its own; input and output are JSON.
+
+It measures the memory of a case or the loading of a checkpoint, exports networks, or compares them with torch.
+"""
 
 import gc
 import json
@@ -13,6 +16,8 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..modeling_crossvlt import CrossVLTModel
+from ..processing_crossvlt import CrossVLTProcessor
+from .backends import compare, drawn_pairs, export_networks
 from .cases import Case
 from .memory import measure_device, peak, reset_peak, resident
 from .workloads import Workshop
@@ -66,13 +71,31 @@ def measure_loading(job: dict[str, Any], before: int) -> dict[str, Any]:
     return {**found, "load_seconds": loading, "read_seconds": reading}
 
 
+def export(job: dict[str, Any], _: int) -> dict[str, Any]:
+    """Export a checkpoint: see `export_networks`."""
+    return {"files": export_networks(job["source"], job["folder"], job["dtypes"])}
+
+
+def measure_agreement(job: dict[str, Any], _: int) -> dict[str, Any]:
+    """Compare exported networks of one model and image size with the model in float32, on drawn scenes."""
+    cases = [Case.from_dict(case) for case in job["cases"]]
+    workshop = Workshop(job["folders"], seed=job["seed"])
+    model, size = cases[0].model, cases[0].size
+    processor = CrossVLTProcessor.from_pretrained(job["folders"][model]["float32"])
+    pairs = list(drawn_pairs(processor, size or processor.image_size, "test", job["pairs"]))
+    reference = workshop.run(Case(model))
+    expected = [reference(inputs) for inputs in pairs]
+    runs = [workshop.run(case) for case in cases]
+    return {"agreement": [compare([run(inputs) for inputs in pairs], expected) for run in runs]}
+
+
 def _timed(do: Callable[[], Any]) -> tuple[float, Any]:
     start = time.perf_counter()
     result = do()
     return time.perf_counter() - start, result
 
 
-JOBS = {"case": measure_case, "loading": measure_loading}
+JOBS = {"case": measure_case, "loading": measure_loading, "export": export, "agreement": measure_agreement}
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 TITLES = {"size": "image side (pixels)", "expressions": "expressions per image", "batch": "images in the batch"}
 # Fields that distinguish curves; the legend has those that differ
-TOLD = ("model", "task", "device", "dtype", "attention", "compiled", "checkpointing", *SCALES, "tokens")
+TOLD = ("model", "task", "backend", "device", "dtype", "attention", "compiled", "checkpointing", *SCALES, "tokens")
 Series = dict[tuple[Any, ...], list[dict[str, Any]]]
 Measure = Callable[[dict[str, Any]], float | None]
 

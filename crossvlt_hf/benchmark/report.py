@@ -38,6 +38,7 @@ def describe_case(case: Case, found: "Findings", probes: Sequence[Probe]) -> dic
         "parameters": found.parameters.get(case),
         "flops": found.flops.get(case),
         "memory": found.memory.get(case),
+        "agreement": found.agreement.get(case),
     }
     if case in found.samples:
         described |= _describe_speed(case, found, probes)
@@ -64,7 +65,7 @@ def _fractions(case: Case, found: "Findings", probes: Sequence[Probe]) -> dict[s
     return {
         probe.kind: found.flops[case] / probe.flops * median_ratio(found.samples[probe], found.samples[case])
         for probe in probes
-        if (probe.device, probe.dtype) == (case.device, case.dtype)
+        if (probe.device, probe.dtype) == (case.device, case.peak_dtype)
     }
 
 
@@ -149,10 +150,12 @@ OPTIONAL = ("device", "attention", "compiled", "checkpointing", "tokens")
 def _case_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
     cases = report["cases"]
     varying = [axis for axis in OPTIONAL if len({case[axis] for case in cases}) > 1]
+    exported = any(case["backend"] != "torch" for case in cases)
     return [
         {
             "model": case["model"],
             "task": case["task"],
+            "backend": case["backend"] if exported else None,
             "dtype": case["dtype"],
             **{axis: _word(case[axis]) for axis in varying},
             "pixels": _size(case["size"]),
@@ -161,6 +164,7 @@ def _case_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
             "GFLOP": None if case["flops"] is None else f"{case['flops'] / 1e9:.1f}",
             **_time_columns(case),
             **_memory_columns(case["memory"]),
+            **_agreement_columns(case["agreement"]),
         }
         for case in cases
     ]
@@ -186,6 +190,15 @@ def _memory_columns(memory: dict[str, Any] | None) -> dict[str, str]:
         "weights (MiB)": _mebibytes(memory["weights_bytes"]),
         "loaded (MiB)": _mebibytes(memory["loaded_bytes"]),
         "peak (MiB)": _mebibytes(memory["peak_bytes"]),
+    }
+
+
+def _agreement_columns(agreement: dict[str, float] | None) -> dict[str, str]:
+    if agreement is None:
+        return {}
+    return {
+        "rms error (%)": f"{100 * agreement['rms_error']:.2g}",
+        "equal mask pixels (%)": f"{100 * agreement['equal_pixels']:.3f}",
     }
 
 

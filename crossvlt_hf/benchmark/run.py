@@ -6,13 +6,15 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from ..system import check_known, check_least
 from ..weights.checkpoint import parse_device
-from .cases import Case, Grid
+from .cases import FLOATS, Case, Grid, check_installed
 from .flops import add_up, count_flops_by_part, count_parameters, count_training_flops
 from .machine import KINDS, Probe, describe_machine
 from .memory import ChildError, in_child
@@ -23,9 +25,10 @@ from .timing import Work, interleave, summarise
 from .workloads import OPTIMIZERS, Workshop
 
 
-MEASURES = ("time", "memory", "load")
+MEASURES = ("time", "memory", "load", "agreement")
 ALL_MEASURES = (*MEASURES, "phases")
 LOAD_ROUNDS = 5
+AGREEMENT_PAIRS = 8
 LARGEST_SEED = 2**63 - 1  # of torch
 Folders = dict[str, dict[str, str]]
 
@@ -37,8 +40,9 @@ class Options:
     Args:
         grid: cases of CrossVLT models.
         peers: names of `peers.PEERS`, which run with their defaults on the devices and in the dtypes of the grid.
-        measures: some of "time", "memory", "load", and "phases" (see `measure_phases`; needs the extra `train`).
-            Parameters and operations are always counted.
+        measures: some of "time", "memory", "load", "agreement" (of exported networks with torch in float32, on drawn
+            scenes), and "phases" (see `measure_phases`; needs the extra `train`). Parameters and operations are always
+            counted.
         rounds: number of timings of each case.
         warm_up: number of runs of each case before timing.
         optimizer: of training steps, "adamw" or "none".
@@ -59,6 +63,8 @@ class Options:
         for name, known in (("peers", PEERS), ("measures", ALL_MEASURES)):
             for value in getattr(self, name):
                 check_known(name, value, known)
+        if self.peers and "torch" not in self.grid.backend:
+            raise ValueError(f"`peers` need the backend torch, got {', '.join(self.grid.backend)}.")
         check_known("optimizer", self.optimizer, OPTIMIZERS)
         for name in ("rounds", "warm_up", "threads"):
             check_least(name, getattr(self, name), 1)
@@ -71,8 +77,9 @@ class Findings:
     """The measurements so far, by case. Cases that cannot run are in `skipped`, with the reason."""
 
     flops: dict[Case, int] = field(default_factory=dict)
-    parameters: dict[Case, int] = field(default_factory=dict)
+    parameters: dict[Case, int | None] = field(default_factory=dict)
     memory: dict[Case, dict[str, Any]] = field(default_factory=dict)
+    agreement: dict[Case, dict[str, float]] = field(default_factory=dict)
     first: dict[Case, float] = field(default_factory=dict)
     samples: dict[Any, list[float]] = field(default_factory=dict)
     skipped: dict[Case, str] = field(default_factory=dict)
@@ -102,27 +109,37 @@ def run_benchmark(options: Options, tell: Callable[[str], Any] = lambda line: No
 
     Raises:
         OSError: if there is no such checkpoint.
-        ValueError: if an option is invalid, or no case could run.
+        ValueError: if an option is invalid, a backend is not installed, or no case could run.
     """
+    for backend in options.grid.backend:
+        check_installed(backend)
     for device in options.grid.device:
         parse_device(device)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(options.threads or threads)
-        with open_sources(options.grid.model, options.seed, options.grid.weights_dtypes()) as sources:
-            return _measure(options, sources, tell)
+        with (
+            open_sources(options.grid.model, options.seed, options.grid.weights_dtypes()) as sources,
+            TemporaryDirectory() as exports,
+        ):
+            return _measure(options, sources, Path(exports), tell)
     finally:
         torch.set_num_threads(threads)
 
 
-def _measure(options: Options, sources: Mapping[str, Source], tell: Callable[[str], Any]) -> dict[str, Any]:
+def _measure(
+    options: Options, sources: Mapping[str, Source], exports: Path, tell: Callable[[str], Any]
+) -> dict[str, Any]:
     started, found = datetime.now(UTC).isoformat(timespec="seconds"), Findings()
     cases = [] if set(options.measures) == {"phases"} else _all_cases(options, sources)
     _check_cases(cases, sources)
     folders = {name: {dtype: str(at) for dtype, at in source.folders.items()} for name, source in sources.items()}
+    _export(cases, folders, exports, options, found, tell)
     # First memory, in subprocesses: cases that run out of it must not run in this process
     if "memory" in options.measures:
-        _measure_memory(cases, folders, options, found, tell)
+        _measure_memory(found.left(cases), folders, options, found, tell)
+    if "agreement" in options.measures:
+        _measure_agreement(found.left(cases), folders, options, found, tell)
     loading = _measure_loading(options, folders, tell) if "load" in options.measures else {}
     _count(found.left(cases), sources, found)
     probes = _measure_times(cases, folders, options, found, tell) if "time" in options.measures else []
@@ -145,8 +162,9 @@ LIBRARIES = ("crossvlt_hf", "torch", "transformers")
 
 def _describe_conditions(options: Options) -> dict[str, Any]:
     names = ("rounds", "warm_up", "optimizer", "seed")
+    libraries = dict.fromkeys([*LIBRARIES, *options.grid.backend])
     return {
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in libraries}},
         "machine": describe_machine(),
         "settings": {"measures": list(options.measures), **{name: getattr(options, name) for name in names}},
     }
@@ -158,6 +176,7 @@ def _all_cases(options: Options, sources: Mapping[str, Source]) -> list[Case]:
         Case(name, device=device, dtype=dtype, size=PEERS[name].size, tokens=PEERS[name].tokens, peer=True)
         for device in options.grid.device
         for dtype in options.grid.dtype
+        if dtype in FLOATS
         for name in options.peers
     ]
     return list(dict.fromkeys([*ours, *peers]))
@@ -178,6 +197,53 @@ def _check_cases(cases: Sequence[Case], sources: Mapping[str, Source]) -> None:
             )
 
 
+def _export(
+    cases: Sequence[Case],
+    folders: Folders,
+    exports: Path,
+    options: Options,
+    found: Findings,
+    tell: Callable[[str], Any],
+) -> None:
+    """Export each model in the dtypes of its exported cases, in a subprocess, and add the files to the folders."""
+    for number, name in enumerate(folders):
+        exported = [case for case in cases if case.exported and case.model == name]
+        if not exported:
+            continue
+        dtypes = list(dict.fromkeys(case.dtype for case in exported))
+        tell(f"exporting: {name}, {', '.join(dtypes)}")
+        folder = exports / str(number)
+        folder.mkdir()
+        job = {"job": "export", "source": folders[name]["float32"], "folder": str(folder), "dtypes": dtypes}
+        try:
+            files = in_child({**job, **_conditions(options)})["files"]
+        except ChildError as error:
+            found.skipped |= dict.fromkeys(exported, str(error))
+            continue
+        folders[name] |= {f"onnx {dtype}": file for dtype, file in files.items()}
+
+
+def _measure_agreement(
+    cases: Sequence[Case], folders: Folders, options: Options, found: Findings, tell: Callable[[str], Any]
+) -> None:
+    """Compare exported networks with torch, in one subprocess for each model and image size."""
+    groups: dict[tuple[Any, ...], dict[Case, list[Case]]] = {}
+    for case in cases:
+        if case.exported:
+            network = replace(case.instance, size=case.size)
+            groups.setdefault((case.model, case.size), {}).setdefault(network, []).append(case)
+    for (model, _), networks in groups.items():
+        tell(f"agreement: {model}")
+        job = {"job": "agreement", "cases": [case.to_dict() for case in networks], "pairs": AGREEMENT_PAIRS}
+        try:
+            rows = in_child({**job, "folders": folders, **_conditions(options)})["agreement"]
+        except ChildError as error:
+            tell(f"agreement failed: {error}")
+            continue
+        for same, row in zip(networks.values(), rows, strict=True):
+            found.agreement |= dict.fromkeys(same, row)
+
+
 def _measure_memory(
     cases: Sequence[Case], folders: Folders, options: Options, found: Findings, tell: Callable[[str], Any]
 ) -> None:
@@ -191,11 +257,11 @@ def _measure_memory(
 
 
 def _measure_loading(options: Options, folders: Folders, tell: Callable[[str], Any]) -> dict[str, dict[str, Any]]:
-    """Time loading by model, on the first device and in the first dtype; without models that cannot be loaded."""
+    """Time loading by model, on the first device and in one dtype; without models that cannot be loaded."""
     loading = {}
     for name, folder in folders.items():
         tell(f"loading: {name}")
-        dtype, device = options.grid.dtype[0], options.grid.device[0]
+        dtype, device = options.grid.loading_dtype(), options.grid.device[0]
         job = {"job": "loading", "folder": folder[dtype], "dtype": dtype, "device": device, "rounds": LOAD_ROUNDS}
         try:
             answer = in_child({**job, **_conditions(options)})
@@ -237,6 +303,8 @@ def _count(cases: Sequence[Case], sources: Mapping[str, Source], found: Findings
         what = case.model, case.size, case.tokens
         if case.task == "training":
             found.flops[case] = case.batch * training(*what)
+        elif case.exported:  # nothing is shared by the expressions of an image
+            found.flops[case] = add_up(inference(*what), images=case.batch * case.expressions)
         else:
             found.flops[case] = add_up(inference(*what), images=case.batch, expressions=case.expressions)
 
@@ -253,7 +321,7 @@ def _measure_times(
             works[case] = _warm_up(case, workshop, options.warm_up, found)
         except Exception as error:  # of any kind: the other cases must still run
             found.skipped[case] = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    conditions = dict.fromkeys((case.device, case.dtype) for case in found.left(cases))
+    conditions = dict.fromkeys((case.device, case.peak_dtype) for case in found.left(cases))
     probes = [Probe(kind, device, dtype) for device, dtype in conditions for kind in KINDS]
     peaks = {probe: probe.work() for probe in probes}
     for work in peaks.values():

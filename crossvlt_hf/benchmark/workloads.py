@@ -2,15 +2,18 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..configuration_crossvlt import CrossVLTConfig
 from ..modeling_crossvlt import CrossVLTModel
 from ..system import check_least
 from ..weights.checkpoint import load_checkpoint
-from .cases import Case, weights_dtype
+from .backends import Run, one_image_each, open_network
+from .cases import Case
 from .peers import PEERS, Peer
 
 
@@ -22,7 +25,8 @@ class Workshop:
     """Makes the steps of cases. Cases share models if possible.
 
     Args:
-        folders: folders of checkpoints, by model and dtype of the weights.
+        folders: folders of checkpoints, by model and dtype of the weights, and files of exported networks: see
+            `Case.weights`.
         seed: of inputs, and of the weights of peers.
         optimizer: of training steps: "adamw", or "none" for no update.
     """
@@ -30,26 +34,41 @@ class Workshop:
     def __init__(self, folders: Mapping[str, Mapping[str, Any]], *, seed: int = 0, optimizer: str = "adamw") -> None:
         self.folders, self.seed, self.optimizer = folders, seed, optimizer
         self._models: dict[Case, CrossVLTModel | Peer] = {}
+        self._networks: dict[Case, Run] = {}
         self._compiled: dict[Case, Callable[..., Any]] = {}
         self._optimizers: dict[Case, torch.optim.Optimizer | None] = {}
 
     def step(self, case: Case) -> Step:
         """Make the function to measure; its first call may be slower."""
         torch.manual_seed(self.seed)
+        if case.exported:
+            return self._exported_step(case)
         model = self._model(case)
         if isinstance(model, Peer):
             return model.step
-        inputs = make_inputs(model, case)
+        inputs = make_inputs(model.config, case)
         return (
             self._training_step(case, model, inputs) if case.task == "training" else self._inference_step(case, inputs)
         )
 
-    def parameters(self, case: Case) -> int:
-        """Number of parameters of the model of a case."""
-        return sum(parameter.numel() for parameter in self._model(case).parameters())
+    def run(self, case: Case) -> Run:
+        """The network of a case of inference, as a function from inputs by name to logits."""
+        if not case.exported:
+            return self._inference(case)
+        if case.instance not in self._networks:
+            path = self.folders[case.model][case.weights]
+            self._networks[case.instance] = open_network(path, case.backend)
+        return self._networks[case.instance]
+
+    def parameters(self, case: Case) -> int | None:
+        """Number of parameters of the model of a case; None for an exported network."""
+        return None if case.exported else sum(parameter.numel() for parameter in self._model(case).parameters())
 
     def weights_bytes(self, case: Case) -> int:
-        """Bytes of the parameters of the model of a case."""
+        """Bytes of the parameters of the model of a case, or of the files of an exported network."""
+        if case.exported:
+            path = Path(self.folders[case.model][case.weights])
+            return sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
         return sum(parameter.nbytes for parameter in self._model(case).parameters())
 
     def _model(self, case: Case) -> CrossVLTModel | Peer:
@@ -61,7 +80,7 @@ class Workshop:
         return PEERS[case.model](case.device, getattr(torch, case.dtype))
 
     def _make_model(self, case: Case) -> CrossVLTModel:
-        training, dtype = case.task == "training", weights_dtype(case.task, case.dtype)
+        training, dtype = case.task == "training", case.weights
         model: Any = load_checkpoint(self.folders[case.model][dtype], device=case.device, dtype=dtype)[0]
         model.set_attn_implementation(case.attention)
         if training:
@@ -70,16 +89,26 @@ class Workshop:
             model.activation_checkpointing_enable()
         return model
 
+    def _exported_step(self, case: Case) -> Step:
+        config = CrossVLTConfig.from_pretrained(self.folders[case.model]["float32"])
+        inputs = one_image_each(make_inputs(config, case), case.expressions)
+        run = self.run(case)
+        return lambda: run(inputs)
+
     def _inference_step(self, case: Case, inputs: dict[str, Tensor]) -> Step:
+        run = self._inference(case)
+        return lambda: run(inputs)
+
+    def _inference(self, case: Case) -> Run:
         model: Any = self._model(case)
         if case.compiled:  # compiles once for each size and number of expressions
             model = self._compiled.setdefault(case.instance, torch.compile(model, dynamic=False))
 
-        def step() -> Tensor:
+        def run(inputs: dict[str, Tensor]) -> Tensor:
             with torch.no_grad():
                 return model(**inputs, return_dict=True).logits
 
-        return step
+        return run
 
     def _training_step(self, case: Case, model: CrossVLTModel, inputs: dict[str, Tensor]) -> Step:
         optimizer = self._optimizers.setdefault(case.instance, self._make_optimizer(model))
@@ -101,14 +130,14 @@ class Workshop:
         return torch.optim.AdamW(model.parameters(), lr=3e-5, fused=True) if self.optimizer == "adamw" else None
 
 
-def make_inputs(model: CrossVLTModel, case: Case) -> dict[str, Tensor]:
-    """Random inputs of a case, on its device.
+def make_inputs(config: CrossVLTConfig, case: Case) -> dict[str, Tensor]:
+    """Random inputs of a case, on its device, for a model with this config.
 
     Returns:
         `pixel_values` (batch, channels, height, width); `input_ids`, `attention_mask` (batch * expressions, tokens);
         `expressions_per_image` (batch,) if there are several; `labels` (batch, height, width) for training.
     """
-    vision, text = model.config.vision_config, model.config.text_config
+    vision, text = config.vision_config, config.text_config
     if case.size is None:
         raise ValueError(f"The case {case.label} must have a size.")
     check_least("tokens", case.tokens, 1)

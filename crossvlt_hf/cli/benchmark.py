@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Switch = Literal["off", "on"]
 PEERS = ("clipseg", "grounding-dino-sam", "sam3")
-MEASURES = ("time", "memory", "load")
+MEASURES = ("time", "memory", "load", "agreement")
 ALL_MEASURES = (*MEASURES, "phases")
 
 
@@ -32,15 +32,17 @@ class Benchmark(Command):
         crossvlt benchmark
         crossvlt benchmark --model base --dtype float32 bfloat16 --peers clipseg
         crossvlt benchmark --model base --task training --batch 2 --checkpointing off on
+        crossvlt benchmark --backend torch onnxruntime openvino --dtype float32 int8-dynamic int8-static
         crossvlt benchmark --measure phases --plot phases.png
         crossvlt benchmark --image-size 96 128 192 --expressions 1 4 8 --batch 1 2 4 --one-at-a-time --plot scaling.png
 
     Args:
         model: Folder, Hub id, built-in, or tiny, small, base or large with random weights.
-        task: inference, training or both.
+        task: inference, training or both. By default both; only inference without the backend torch.
+        backend: torch, onnxruntime, openvino. The last two run the network that export writes as ONNX, on the CPU.
         device: cpu, cuda, ...
-        dtype: float32, bfloat16, float16.
-        attention: sdpa, eager.
+        dtype: float32; bfloat16, float16 (torch); int8-dynamic, int8-static (onnxruntime).
+        attention: sdpa, eager; torch only.
         compile: Use torch.compile; inference only.
         checkpointing: Recompute activations in the backward pass; training only.
         batch: Number of images.
@@ -50,8 +52,8 @@ class Benchmark(Command):
         one_at_a_time: Vary image size, expressions and batch one at a time around their first values, for scaling
             curves.
         peers: Models of Transformers with default sizes and random weights: clipseg, grounding-dino-sam, sam3.
-        measure: What to measure: time, memory, load, and phases (where the time goes in segment, the pipeline, predict
-            and train, on the CPU in float32).
+        measure: What to measure: time, memory, load, agreement (of other backends with torch in float32), and phases
+            (where the time goes in segment, the pipeline, predict and train, on the CPU in float32).
         rounds: Timings per case, interleaved with those of other cases.
         warm_up: Runs of each case before timing.
         optimizer: Optimizer of training steps: adamw or none.
@@ -62,7 +64,8 @@ class Benchmark(Command):
     """
 
     model: tuple[str, ...] = ("built-in",)
-    task: tuple[str, ...] = ("inference", "training")
+    task: Annotated[tuple[str, ...], arg(metavar="TEXT ...")] = ()
+    backend: tuple[str, ...] = ("torch",)
     device: tuple[str, ...] = ("cpu",)
     dtype: tuple[str, ...] = ("float32",)
     attention: tuple[str, ...] = ("sdpa",)
@@ -84,8 +87,11 @@ class Benchmark(Command):
     plot: Png = None
 
     def check(self) -> None:
-        """Check the cases and the name of the plot."""
-        self.grid()
+        """Check the cases, the backends and the name of the plot."""
+        from ..benchmark.cases import check_installed
+
+        for backend in self.grid().backend:
+            check_installed(backend)
         for name, values, known in (("peers", self.peers, PEERS), ("measure", self.measure, ALL_MEASURES)):
             for value in values:
                 check_known(name, value, known)
@@ -94,11 +100,12 @@ class Benchmark(Command):
 
     def grid(self) -> "Grid":
         """The requested cases."""
-        from ..benchmark.cases import Grid
+        from ..benchmark.cases import TASKS, Grid
 
         return Grid(
             model=self.model,
-            task=self.task,
+            task=self.task or (TASKS if "torch" in self.backend else TASKS[:1]),
+            backend=self.backend,
             device=self.device,
             dtype=self.dtype,
             attention=self.attention,

@@ -198,9 +198,14 @@ def to_onnx(
         return torch.onnx.export(program, (), **options)
 
 
+def save_network(model: CrossVLTModel, path: Path, opset: int | None = None, tell: Tell = lambda line: None) -> None:
+    """Write the network to a file with the suffix of one of `FILES`, without checking it: see [`export_model`]."""
+    with _quietly():
+        _save_network(model, path, opset, tell)
+
+
 def _save_network(model: CrossVLTModel, path: Path, opset: int | None, tell: Tell) -> None:
-    """Write the network to a file of one of the names in `FILES`."""
-    if path.name == FILES["torch-export"]:
+    if path.suffix == Path(FILES["torch-export"]).suffix:
         torch.export.save(_trace(model, tell), path)
         return
     onnx_program = to_onnx(lambda: _trace(model, tell), list(output_shapes(model.config)), opset, tell)
@@ -445,8 +450,7 @@ def export_model(
     _check_folder(folder, overwrite)
     with _workplace(folder) as beside:
         file = FILES[file_format]
-        with _quietly():
-            _save_network(model, beside / file, opset, tell)
+        save_network(model, beside / file, opset, tell)
         tell(f"Comparing {file} with the model")
         summary = {**_summary(model, processor, file), **_compare(beside, model, processor)}
         processor.image_processor.save_pretrained(beside)
