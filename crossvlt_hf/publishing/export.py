@@ -293,6 +293,9 @@ def check_export(
         with torch.no_grad():
             expected = model(**{name: value.to(model.device) for name, value in inputs.items()}, return_dict=True)
         outputs = exported(inputs)
+        names = list(output_shapes(model.config))
+        if isinstance(outputs, tuple) and len(outputs) != len(names):
+            raise ValueError(f"The export has {len(outputs)} outputs, not {', '.join(names)}, and was deleted.")
         actual, *presence = outputs if isinstance(outputs, tuple) else (outputs,)
         row: dict[str, Any] = dict(zip(("batch", "height", "width", "words"), case, strict=True))
         row |= _compare_logits(actual, expected.logits.cpu())
@@ -437,8 +440,8 @@ def export_model(
         float32, input_ids and attention_mask int64) and "outputs" (logits and, with a presence head, presence_logits,
         float32), "image_size" (height, width) to resize images to, "image_mean", "image_std", "max_tokens" and
         "pad_token_id" of expressions, "most_words" of the network, the "checks" of [`check_export`] and, with a
-        presence head, "presence_threshold". The axes batch,
-        height, width and words are dynamic. The folder also has `tokenizer.json` and `preprocessor_config.json`.
+        presence head, "presence_threshold". The axes batch, height, width and words are dynamic. The folder also has
+        `tokenizer.json` and `preprocessor_config.json`.
 
     Raises:
         ValueError: if the folder has other files, the format is unknown, the model is not in float32, or the export
