@@ -1,4 +1,4 @@
-"""The cases of a benchmark: the points of a grid of options."""
+"""What a benchmark measures, and its cases: the points of a grid of options. Imports nothing heavy."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -16,6 +16,10 @@ INT8 = ("int8-dynamic", "int8-static")
 FLOATS = ("float32", "bfloat16", "float16")
 DTYPES = (*FLOATS, *INT8)
 ATTENTIONS = ("sdpa", "eager")
+OPTIMIZERS = ("adamw", "none")
+PEER_NAMES = ("clipseg", "grounding-dino-sam", "sam3")
+MEASURES = ("time", "memory", "load", "agreement")
+ALL_MEASURES = (*MEASURES, "phases")
 EXPORTED = {
     "task": ("inference",),
     "device": ("cpu",),
@@ -37,6 +41,7 @@ PACKAGES = {
 }
 # of an image, in pixels: 32,768 x 32,768 take 12 GiB
 LARGEST_SIDE = 2**15
+LARGEST_SEED = 2**63 - 1  # of torch
 # Axes of scaling curves
 SCALES = ("size", "expressions", "batch")
 
@@ -205,6 +210,45 @@ class Grid:
         centre = replace(self, **{axis: getattr(self, axis)[:1] for axis in SCALES})
         for axis in SCALES:
             yield replace(centre, **{axis: getattr(self, axis)})
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure, and how.
+
+    Args:
+        grid: cases of CrossVLT models.
+        peers: of `PEER_NAMES`, which run with their defaults on the devices and in the dtypes of the grid.
+        measures: some of "time", "memory", "load", "agreement" (of exported networks with torch in float32, on drawn
+            scenes), and "phases" (see `measure_phases`; needs the extra `train`). Parameters and operations are always
+            counted.
+        rounds: number of timings of each case.
+        warm_up: number of runs of each case before timing.
+        optimizer: of training steps, "adamw" or "none".
+        threads: number of CPU threads; None for the default of PyTorch.
+        seed: of random weights and inputs.
+    """
+
+    grid: Grid
+    peers: Sequence[str] = ()
+    measures: Sequence[str] = MEASURES
+    rounds: int = 10
+    warm_up: int = 1
+    optimizer: str = "adamw"
+    threads: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, known in (("peers", PEER_NAMES), ("measures", ALL_MEASURES)):
+            for value in getattr(self, name):
+                check_known(name, value, known)
+        if self.peers and "torch" not in self.grid.backend:
+            raise ValueError(f"`peers` need the backend torch, got {', '.join(self.grid.backend)}.")
+        check_known("optimizer", self.optimizer, OPTIMIZERS)
+        for name in ("rounds", "warm_up", "threads"):
+            check_least(name, getattr(self, name), 1)
+        if not isinstance(self.seed, int) or not 0 <= self.seed <= LARGEST_SEED:
+            raise ValueError(f"`seed` must be an integer from 0 to {LARGEST_SEED}, got {self.seed!r}.")
 
 
 def weights_dtype(task: str, dtype: str) -> str:

@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 
-from ..system import check_known, check_least
 from ..weights.checkpoint import parse_device
-from .cases import FLOATS, Case, Grid, check_installed
+from .cases import FLOATS, Case, Options, check_installed
 from .flops import add_up, count_flops_by_part, count_parameters, count_training_flops
 from .machine import KINDS, Probe, describe_machine
 from .memory import ChildError, in_child
@@ -22,54 +21,12 @@ from .peers import PEERS, count_step_flops
 from .report import describe_case, describe_probe
 from .sources import Source, open_sources
 from .timing import Work, interleave, summarise
-from .workloads import OPTIMIZERS, Workshop
+from .workloads import Workshop
 
 
-MEASURES = ("time", "memory", "load", "agreement")
-ALL_MEASURES = (*MEASURES, "phases")
 LOAD_ROUNDS = 5
 AGREEMENT_PAIRS = 8
-LARGEST_SEED = 2**63 - 1  # of torch
 Folders = dict[str, dict[str, str]]
-
-
-@dataclass(frozen=True)
-class Options:
-    """What to measure, and how.
-
-    Args:
-        grid: cases of CrossVLT models.
-        peers: names of `peers.PEERS`, which run with their defaults on the devices and in the dtypes of the grid.
-        measures: some of "time", "memory", "load", "agreement" (of exported networks with torch in float32, on drawn
-            scenes), and "phases" (see `measure_phases`; needs the extra `train`). Parameters and operations are always
-            counted.
-        rounds: number of timings of each case.
-        warm_up: number of runs of each case before timing.
-        optimizer: of training steps, "adamw" or "none".
-        threads: number of CPU threads; None for the default of PyTorch.
-        seed: of random weights and inputs.
-    """
-
-    grid: Grid
-    peers: Sequence[str] = ()
-    measures: Sequence[str] = MEASURES
-    rounds: int = 10
-    warm_up: int = 1
-    optimizer: str = "adamw"
-    threads: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, known in (("peers", PEERS), ("measures", ALL_MEASURES)):
-            for value in getattr(self, name):
-                check_known(name, value, known)
-        if self.peers and "torch" not in self.grid.backend:
-            raise ValueError(f"`peers` need the backend torch, got {', '.join(self.grid.backend)}.")
-        check_known("optimizer", self.optimizer, OPTIMIZERS)
-        for name in ("rounds", "warm_up", "threads"):
-            check_least(name, getattr(self, name), 1)
-        if not isinstance(self.seed, int) or not 0 <= self.seed <= LARGEST_SEED:
-            raise ValueError(f"`seed` must be an integer from 0 to {LARGEST_SEED}, got {self.seed!r}.")
 
 
 @dataclass

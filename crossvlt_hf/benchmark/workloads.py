@@ -17,7 +17,6 @@ from .cases import Case
 from .peers import PEERS, Peer
 
 
-OPTIMIZERS = ("adamw", "none")
 Step = Callable[[], Any]
 
 

@@ -5,23 +5,16 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import arg
 
+from ..benchmark.cases import ALL_MEASURES, MEASURES, TASKS, Grid, Options, check_installed
 from ..system import check_known
 from .common import Command, Png, check_png, make_room, need_matplotlib
 
 
-if TYPE_CHECKING:
-    from ..benchmark import Options
-    from ..benchmark.cases import Grid
-
-
 Switch = Literal["off", "on"]
-PEERS = ("clipseg", "grounding-dino-sam", "sam3")
-MEASURES = ("time", "memory", "load", "agreement")
-ALL_MEASURES = (*MEASURES, "phases")
 
 
 @dataclass(frozen=True)
@@ -87,21 +80,28 @@ class Benchmark(Command):
     plot: Png = None
 
     def check(self) -> None:
-        """Check the cases, the backends and the name of the plot."""
-        from ..benchmark.cases import check_installed
-
-        for backend in self.grid().backend:
+        """Check what is measured, the backends and the name of the plot."""
+        for measure in self.measure:
+            check_known("measure", measure, ALL_MEASURES)
+        for backend in self.plan().grid.backend:
             check_installed(backend)
-        for name, values, known in (("peers", self.peers, PEERS), ("measure", self.measure, ALL_MEASURES)):
-            for value in values:
-                check_known(name, value, known)
-        check_known("optimizer", self.optimizer, ("adamw", "none"))
         check_png("--plot", self.plot)
 
-    def grid(self) -> "Grid":
-        """The requested cases."""
-        from ..benchmark.cases import TASKS, Grid
+    def plan(self) -> Options:
+        """What is measured, and how."""
+        return Options(
+            self.grid(),
+            peers=self.peers,
+            measures=self.measure,
+            rounds=self.rounds,
+            warm_up=self.warm_up,
+            optimizer=self.optimizer,
+            threads=self.threads,
+            seed=self.seed,
+        )
 
+    def grid(self) -> Grid:
+        """The requested cases."""
         return Grid(
             model=self.model,
             task=self.task or (TASKS if "torch" in self.backend else TASKS[:1]),
@@ -127,31 +127,15 @@ def _parse_size(text: str) -> tuple[int, int]:
     return int(height), int(width or height)
 
 
-def _benchmark_options(options: Benchmark) -> "Options":
-    from ..benchmark import Options
-
-    return Options(
-        options.grid(),
-        peers=options.peers,
-        measures=options.measure,
-        rounds=options.rounds,
-        warm_up=options.warm_up,
-        optimizer=options.optimizer,
-        threads=options.threads,
-        seed=options.seed,
-    )
-
-
 def benchmark(options: Benchmark) -> None:
     """Print the tables, and write the results as JSON and as a plot."""
     from ..benchmark import format_report, run_benchmark, scaling_figure
 
-    settings = _benchmark_options(options)
     if options.plot is not None:
         need_matplotlib()
     for path in (options.output, options.plot):
         make_room(path)
-    report = run_benchmark(settings, tell=lambda line: print(line, file=sys.stderr, flush=True))
+    report = run_benchmark(options.plan(), tell=lambda line: print(line, file=sys.stderr, flush=True))
     Path(options.output).write_text(json.dumps(report, indent=2) + "\n")
     print(format_report(report))
     print(f"The figures are in {options.output}", file=sys.stderr)

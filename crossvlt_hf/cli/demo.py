@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .common import Command, load_or_built_in, make_room, needs_extra
+from ..system import check_integer
+from .common import Command, check_png, load_or_built_in, make_room, needs_extra
 
 
 if TYPE_CHECKING:
@@ -38,6 +39,12 @@ class Demo(Command):
     serve: bool = False
     host: str = "127.0.0.1"
     port: int = 7860
+
+    def check(self) -> None:
+        """Check the seed, the port and the name of the panel."""
+        check_integer("--seed", self.seed, 0, 2**63 - 1)
+        check_integer("--port", self.port, 0, 65535)
+        check_png("--output", self.output)
 
 
 class Question(NamedTuple):

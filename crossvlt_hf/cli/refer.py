@@ -3,25 +3,21 @@
 import os
 import sys
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from ..data.objects.refer_options import FAMILIES, SMALLEST_TARGET, Family, OnError, ReferOptions
 from ..system import check_least, refusing_twice
 from .common import Command, Settings, checked_settings, needs_extra, parse_settings, warnings_in_one_line
 
 
 if TYPE_CHECKING:
-    from ..data.objects import ReferOptions
     from ..data.objects.references import Report
 
 
 Form = Literal["coco", "yolo", "labelme", "voc", "hub"]
-Family = Literal[
-    "noun", "attribute", "absolute", "relation", "ordinal", "superlative", "negation", "plural", "no_target"
-]
 MANY = 500  # images from which processes are started
-FAMILIES: tuple[Family, ...] = get_args(Family)
 
 
 @dataclass(frozen=True)
@@ -60,36 +56,34 @@ class Refer(Command):
     families: tuple[Family, ...] = FAMILIES
     per_family: int = 1
     per_image: int | None = None
-    least_area: float = 0.008
+    least_area: float = SMALLEST_TARGET
     colours: bool = True
     incomplete: bool = False
-    on_error: Literal["stop", "skip"] = "stop"
+    on_error: OnError = "stop"
     copy: bool = False
     sheet: int = 36
     seed: int = 0
     workers: int | None = None
 
     def check(self) -> None:
-        """Check that settings are name=value, and that numbers are not negative."""
-        for name in ("workers", "seed", "sheet"):
-            check_least(name, getattr(self, name), 0)
+        """Check that settings are name=value, and that numbers are in range."""
+        self.choices()
+        check_least("sheet", self.sheet, 0)
         checked_settings(self.option, "`--option` ")
 
-
-def _refer_options(options: Refer) -> "ReferOptions":
-    from ..data.objects import ReferOptions
-
-    return ReferOptions(
-        families=list(options.families),
-        per_family=options.per_family,
-        per_image=options.per_image,
-        least_area=options.least_area,
-        colours=options.colours,
-        exhaustive=not options.incomplete,
-        seed=options.seed,
-        on_error=options.on_error,
-        workers=options.workers or 0,
-    )
+    def choices(self) -> ReferOptions:
+        """How expressions are made."""
+        return ReferOptions(
+            families=list(self.families),
+            per_family=self.per_family,
+            per_image=self.per_image,
+            least_area=self.least_area,
+            colours=self.colours,
+            exhaustive=not self.incomplete,
+            seed=self.seed,
+            on_error=self.on_error,
+            workers=0 if self.workers is None else self.workers,
+        )
 
 
 def refer(options: Refer) -> None:
@@ -98,7 +92,7 @@ def refer(options: Refer) -> None:
         from ..data.objects import load_objects, write_references
         from ..data.objects.read import detect_form
 
-    form, choices = options.form or detect_form(options.labels), _refer_options(options)
+    form, choices = options.form or detect_form(options.labels), options.choices()
     with warnings_in_one_line(), refusing_twice(options.labels, "--option"):
         source = load_objects(
             options.labels,

@@ -8,14 +8,11 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from ..data.refshapes.families import Family, Split, check_counts, check_scene, in_turn
 from ..system import read_number
-from .common import Command, needs_extra
+from .common import Command, Png, check_png, needs_extra
 
 
-Family = Literal[
-    "attribute", "absolute", "relation", "ordinal", "superlative", "negation", "plural", "no_target", "two_hop"
-]
-Split = Literal["train", "validation", "test", "unseen_pairs", "unseen_relations", "longer", "paraphrases"]
 Language = Literal["en", "de", "zh"]
 
 
@@ -47,11 +44,15 @@ class Refshapes(Command):
     families: Annotated[tuple[str, ...] | None, arg(metavar="NAME[=SHARE] ...")] = None
     objects: Annotated[tuple[int, int], arg(metavar="FEWEST MOST")] = (3, 6)
     language: Language = "en"
-    sheet: Annotated[str | None, arg(metavar="PNG")] = None
+    sheet: Png = None
 
     def check(self) -> None:
-        """Check that the shares of families are numbers."""
-        parse_families(self.families or ())
+        """Check that numbers are in range, the families with their shares, and the name of the contact sheet."""
+        check_counts(self.scenes, self.expressions, self.family)
+        check_scene(0, self.side, self.seed, self.objects)
+        if self.families is not None:
+            in_turn(parse_families(self.families))
+        check_png("--sheet", self.sheet)
 
 
 def parse_families(settings: Sequence[str]) -> dict[str, float]:

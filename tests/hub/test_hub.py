@@ -160,6 +160,7 @@ def round_trips(run, python, scene, trips):
             yield [found[f"arr_{index}"] for index in range(4)], bool(found["torchvision"])
 
 
+@pytest.mark.slow
 def test_a_published_checkpoint_works_without_the_package(
     hub, run, crossvlt, without_package, scene, local_mask, tmp_path
 ):
@@ -302,6 +303,7 @@ def test_the_training_script_pushes_a_whole_repository_with_its_card(hub, run, t
     assert f"| {100 * metrics['mean_iou']:.1f} |" in card
 
 
+@pytest.mark.slow
 def test_the_handler_answers_a_request(run, model, processor, without_package, photo, tmp_path):
     """In an endpoint's way: from a folder, without the package, with an image in base64."""
     write_repository(model, processor, tmp_path / "repository")
@@ -747,6 +749,7 @@ def test_the_name_of_a_pushed_folder_is_that_of_the_repository(hub, monkeypatch,
     assert commits[0].title == "My first"
 
 
+@pytest.mark.slow
 def test_a_pushed_pipeline_works_without_the_package(hub, run, model, processor, without_package, photo, tmp_path):
     segmenter = ReferringImageSegmentationPipeline(model=model, processor=processor)
     segmenter.save_pretrained(tmp_path / "folder", push_to_hub=True, repo_id=NAME, token=TOKEN)

@@ -515,7 +515,7 @@ def test_port_that_is_taken(capsys):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--port", "70000"], "`--port` must be from 0 (any free port) to 65535, got 70000"),
+        (["--port", "70000"], "`--port` must be an integer from 0 to 65535, got 70000"),
         (["--port", "0", "--host", "no.such.host.invalid"], "Cannot listen on no.such.host.invalid:0"),
         (["--port", "0", "--model", "missing"], "no checkpoint folder missing"),
         (["--port", "0", "--device", "nope"], "The device 'nope' cannot be used"),

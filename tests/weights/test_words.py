@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import tiny_tokenizer
+from conftest import Copies, tiny_tokenizer
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModel, AutoProcessor, PreTrainedTokenizer, PreTrainedTokenizerFast
@@ -207,9 +207,14 @@ def test_summary(processor):
 PLAIN = ["the red triangle in the corner", "the left thing, on top of all that", "not the biggest; at the bottom"]
 
 
+@pytest.fixture(scope="module")
+def copies(built_in):
+    return Copies(built_in)
+
+
 @pytest.fixture
-def growing(built_in):
-    return copy.deepcopy(built_in)
+def growing(copies):
+    return copies.make()
 
 
 def test_new_words_are_read_as_wholes_and_break_no_others(growing):

@@ -10,7 +10,6 @@ from .cutouts import backgrounds_of as backgrounds_of
 from .cutouts import cutouts_of as cutouts_of
 from .cutouts import load_backgrounds as load_backgrounds
 from .cutouts import load_cutouts as load_cutouts
-from .engine import FAMILIES as FAMILIES
 from .engine import Expression as Expression
 from .engine import make_expressions as make_expressions
 from .object_record import ObjectRecord as ObjectRecord
@@ -18,7 +17,8 @@ from .object_record import ObjectScene as ObjectScene
 from .object_record import ObjectSource as ObjectSource
 from .read import FORMS as FORMS
 from .read import load_objects as load_objects
-from .references import ReferOptions as ReferOptions
+from .refer_options import FAMILIES as FAMILIES
+from .refer_options import ReferOptions as ReferOptions
 from .references import Report as Report
 from .references import expressions_dataset as expressions_dataset
 from .references import refer as refer

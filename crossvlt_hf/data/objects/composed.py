@@ -11,7 +11,8 @@ from PIL import Image
 from ...system import check_integer, check_texts
 from .attributes import DescribedObject
 from .composition import Background, ComposedScene, Composer, CutOut
-from .engine import FAMILIES, Expression, make_expressions
+from .engine import Expression, make_expressions
+from .refer_options import FAMILIES
 
 
 MOST_ATTEMPTS = 100  # scenes drawn for an index until one has the requested expressions

@@ -33,20 +33,10 @@ from ..phrases import (
     opposite,
 )
 from .attributes import COLOURS, DescribedObject
+from .refer_options import FAMILIES
 from .words import lookup, pluralise, usable_kinds, word_fits
 
 
-FAMILIES = (
-    "noun",
-    "attribute",
-    "absolute",
-    "relation",
-    "ordinal",
-    "superlative",
-    "negation",
-    "plural",
-    "no_target",
-)
 # Families for incomplete labels; their expressions may also fit unlabelled objects
 UNCERTAIN_FAMILIES = ("noun", "attribute", "absolute")
 

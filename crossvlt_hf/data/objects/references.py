@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -17,65 +17,26 @@ from datasets import Dataset
 from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
-from ...system import as_it_is, check_known, check_least, ignore_signals
+from ...system import as_it_is, ignore_signals
 from ..files import new_folder, orientation
 from ..flaws import Flaws
 from ..masks import pack
 from ..record import Record, build_dataset
 from ..sources.folder import METADATA
 from .attributes import CROWD, DOUBLE, DescribedObject
-from .engine import FAMILIES, Expression, make_expressions
+from .engine import Expression, make_expressions
 from .object_record import ObjectRecord, ObjectScene, ObjectSource, open_image
+from .refer_options import FAMILIES, ReferOptions
 from .words import in_table, lookup
 
 
-OnError = Literal["stop", "skip"]
 Outcome = tuple[ObjectScene, list[DescribedObject], list[Expression]]
 _UNSENT = "{}, image {}: the scene must be pickled to leave a worker process, or set `workers` to 0: {}"
-SMALLEST_TARGET = 0.008  # as a share of the image
 # Reasons why objects are left out, where the report needs more words than `DescribedObject.unclear`
 REASONS = {
     CROWD: "crowd (`iscrowd` 1; read as objects with the option `crowds=objects`)",
     DOUBLE: "labelled twice, or close together (85 % of the smaller box lie in another of its class)",
 }
-
-
-@dataclass(frozen=True)
-class ReferOptions:
-    """How expressions are made.
-
-    Args:
-        families: of `FAMILIES`.
-        per_family: the most expressions per family and image.
-        per_image: the most expressions per image; None for all.
-        least_area: smallest target, as a share of the image.
-        colours: whether to decode the images and use colours.
-        exhaustive: false if objects of the named classes may be unlabelled.
-        seed: of the choice of expressions.
-        on_error: "stop" at an unreadable image, or "skip" and count it.
-        workers: processes that read images and make expressions; the expressions do not depend on their number.
-    """
-
-    families: Sequence[str] = FAMILIES
-    per_family: int = 1
-    per_image: int | None = None
-    least_area: float = SMALLEST_TARGET
-    colours: bool = True
-    exhaustive: bool = True
-    seed: int = 0
-    on_error: OnError = "stop"
-    workers: int = 0
-
-    def __post_init__(self) -> None:
-        for family in self.families:
-            check_known("families", family, FAMILIES)
-        if self.per_family < 1 or (self.per_image is not None and self.per_image < 1) or not 0 <= self.least_area < 1:
-            raise ValueError(
-                f"`per_family` and `per_image` must be 1 or more and `least_area` within [0, 1), got "
-                f"{self.per_family}, {self.per_image}, {self.least_area}."
-            )
-        check_least("workers", self.workers, 0)
-        check_least("seed", self.seed, 0)
 
 
 @dataclass

@@ -9,51 +9,11 @@ Programs are chosen without words; the grammar of a language (`LANGUAGES`) puts 
 index therefore give the same scenes and meanings in all languages.
 
 Lengths are relative to the side of the image; (x, y) has its origin at the top left.
+
+Names are imported on first use.
 """
 
-from typing import Any
-
-from .examples import (
-    EXTRAS,
-    FAMILIES,
-    SPLITS,
-    UNSEEN_PAIRS,
-    UNSEEN_RELATIONS,
-    Example,
-    Families,
-    Split,
-    contact_sheet,
-    families_at,
-    in_turn,
-    make_example,
-    make_scene,
-)
-from .languages import LANGUAGES
-from .vocabulary import vocabulary
+import lazy_loader
 
 
-def load_refshapes(split: Split, **options: Any) -> Any:
-    """RefShapes as a `datasets.Dataset`: see `crossvlt_hf.data.refshapes.dataset.load_refshapes`."""
-    from .dataset import load_refshapes
-
-    return load_refshapes(split, **options)
-
-
-__all__ = [
-    "EXTRAS",
-    "FAMILIES",
-    "LANGUAGES",
-    "SPLITS",
-    "UNSEEN_PAIRS",
-    "UNSEEN_RELATIONS",
-    "Example",
-    "Families",
-    "Split",
-    "contact_sheet",
-    "families_at",
-    "in_turn",
-    "load_refshapes",
-    "make_example",
-    "make_scene",
-    "vocabulary",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)  # the names: __init__.pyi

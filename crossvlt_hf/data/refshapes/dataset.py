@@ -13,10 +13,11 @@ from datasets import Dataset, DatasetInfo, Features, Value
 from datasets.table import array_cast
 from PIL import Image
 
-from ...system import check_integer, check_known
+from ...system import check_known
 from ..features import Mask, Picture, register
 from ..masks import unpack
-from .examples import EXTRAS, FAMILIES, Example, Families, Split, check_scene, families_at, in_turn, make_scene
+from .examples import Example, make_scene
+from .families import EXTRAS, FAMILIES, Families, Split, check_counts, check_scene, families_at, in_turn
 from .languages import LANGUAGES
 
 
@@ -241,7 +242,7 @@ def load_refshapes(
     Raises:
         ValueError: if there is no such split, family or language, or a number is out of range.
     """
-    _check_counts(scenes, expressions, family)
+    check_counts(scenes, expressions, family)
     check_scene(0, side, seed, count)
     check_known("language", language, LANGUAGES)
     said, (fewest, most) = settle_families(family, families), count
@@ -265,13 +266,6 @@ def load_refshapes(
     features = Features({name: Drawn(name) if name in _PARTS else Value(str(columns[name].type)) for name in _ORDER})
     table = pa.table({name: columns.get(name, cells) for name in _ORDER}, schema=features.arrow_schema)
     return Dataset(table, info=DatasetInfo(features=features))
-
-
-def _check_counts(scenes: int, expressions: int, family: str | None) -> None:
-    check_integer("scenes", scenes, 1)
-    check_integer("expressions", expressions, 1, 3)
-    if family is not None and expressions > 1:
-        raise ValueError(f"`expressions` must be 1 if `family` is set, got {expressions} and {family!r}.")
 
 
 def _make_cells(scene: np.ndarray, number: np.ndarray, same: dict[str, Any]) -> pa.StructArray:

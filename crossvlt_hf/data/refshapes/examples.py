@@ -1,24 +1,20 @@
 """Examples of RefShapes: scenes with verified expressions."""
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import product
-from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
-from ...system import check_integer, check_known, check_pair
+from ...system import check_known
 from .expressions import QUERIES, Query, sample_queries
+from .families import SPLITS, Split, check_scene, families_at
 from .languages import LANGUAGES
 from .languages.grammar import Grammar
 from .scenes import COLOURS, SHAPES, Scene, Thing, draw, is_visible, sample_things
 
 
-FAMILIES = ("attribute", "absolute", "relation", "ordinal", "superlative", "negation")
-EXTRAS = ("plural", "no_target", "two_hop")
 SEVERAL = (2, 4)  # the fewest and the most targets of a plural
 RELATIONAL = ("relation", "two_hop", "plural", "no_target")  # families that may have a relation
 TRIES = 5000  # scenes drawn until one has the requested expressions
@@ -26,17 +22,6 @@ TRIES = 5000  # scenes drawn until one has the requested expressions
 # Combinations that the training split never has, and `unseen_pairs` and `unseen_relations` always have
 UNSEEN_PAIRS = {("red", "star"), ("blue", "triangle"), ("yellow", "square"), ("green", "cross")}
 UNSEEN_RELATIONS = {("above", "star"), ("left of", "diamond"), ("below", "circle")}
-
-Split = Literal["train", "validation", "test", "unseen_pairs", "unseen_relations", "longer", "paraphrases"]
-SPLITS: tuple[Split, ...] = (
-    "train",
-    "validation",
-    "test",
-    "unseen_pairs",
-    "unseen_relations",
-    "longer",
-    "paraphrases",
-)
 
 
 @dataclass(frozen=True)
@@ -166,69 +151,6 @@ def _check(split: str, families: Sequence[str]) -> None:
             raise ValueError(
                 f"The split {split!r} needs a family with relations, {', '.join(RELATIONAL)}, got {family!r}."
             )
-
-
-LARGEST = 2**31 - 1  # side and seed are stored as integers
-
-
-def check_scene(index: Any, side: Any, seed: Any, count: Any) -> None:
-    """Raise ValueError unless the numbers of a scene are in range: see `make_scene`."""
-    check_integer("index", index, 0)
-    check_integer("side", side, 32, LARGEST)
-    check_integer("seed", seed, 0, 2**63 - 1)
-    check_pair("count", count, 3, 8)
-
-
-Families = Sequence[str] | Mapping[str, float]
-
-
-def in_turn(families: Families) -> list[str]:
-    """One cycle of the order in which expressions use families, each spread as evenly as possible.
-
-    Args:
-        families: names, for equal shares, or a dict of shares: positive numbers relative to their sum.
-
-    Raises:
-        ValueError: if there is no such family, or the shares are not positive numbers of few digits.
-    """
-    if isinstance(families, str) or not isinstance(families, Sequence | Mapping) or not families:
-        raise ValueError(f"`families` must be a list of names, or a dict of names and shares, got {families!r}.")
-    for family in families:
-        check_known("family", family, QUERIES)
-    shares: Mapping[str, Any] = families if isinstance(families, Mapping) else dict.fromkeys(families, 1)
-    if len(shares) < len(families):
-        raise ValueError(f"`families` must have each name once, got {families!r}; use a dict for shares.")
-    counts = _whole_numbers(shares)
-    total, order, credit = sum(counts.values()), [], dict.fromkeys(counts, 0)
-    for _ in range(total):
-        credit = {family: credit[family] + count for family, count in counts.items()}
-        order.append(max(credit, key=credit.__getitem__))  # the first of ties
-        credit[order[-1]] -= total
-    return order
-
-
-def _whole_numbers(shares: Mapping[str, Any], most: int = 1000) -> dict[str, int]:
-    """Shares as the smallest integers of the same ratios."""
-    for family, share in shares.items():
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < math.inf:
-            raise ValueError(f"The share of the family {family!r} must be a number above 0, got {share!r}.")
-    exact = {family: Fraction(str(share)) for family, share in shares.items()}
-    parts = math.lcm(*(share.denominator for share in exact.values()))
-    counts = {family: int(share * parts) for family, share in exact.items()}
-    divisor = math.gcd(*counts.values())
-    if sum(counts.values()) > most * divisor:
-        raise ValueError(f"The shares {dict(shares)} have too many digits; use integers such as 1, 2 and 3.")
-    return {family: count // divisor for family, count in counts.items()}
-
-
-def families_at(split: Split, index: int, expressions: int = 1, families: Iterable[str] | None = None) -> list[str]:
-    """The families of the expressions of a scene, in turn.
-
-    None means all six of `FAMILIES`, or the one family that the split tests.
-    """
-    single = {"unseen_relations": ("relation",), "longer": ("two_hop",)}
-    order = tuple(single.get(split, FAMILIES) if families is None else families)
-    return [order[(index * expressions + number) % len(order)] for number in range(expressions)]
 
 
 def make_example(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import gradio as gr
 
+from ...system import check_integer
 from ...weights.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
 from .about import choose_note, describe, make_examples
 from .inputs import MAX_UPLOAD
@@ -24,8 +25,7 @@ def choose_port(host: str, port: int) -> int:
     Raises:
         ValueError: if the port cannot be used.
     """
-    if not 0 <= port <= 65535:
-        raise ValueError(f"`--port` must be from 0 (any free port) to 65535, got {port}.")
+    check_integer("port", port, 0, 65535)
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:

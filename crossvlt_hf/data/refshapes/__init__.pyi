@@ -1,0 +1,16 @@
+from .dataset import load_refshapes as load_refshapes
+from .examples import UNSEEN_PAIRS as UNSEEN_PAIRS
+from .examples import UNSEEN_RELATIONS as UNSEEN_RELATIONS
+from .examples import Example as Example
+from .examples import contact_sheet as contact_sheet
+from .examples import make_example as make_example
+from .examples import make_scene as make_scene
+from .families import EXTRAS as EXTRAS
+from .families import FAMILIES as FAMILIES
+from .families import SPLITS as SPLITS
+from .families import Families as Families
+from .families import Split as Split
+from .families import families_at as families_at
+from .families import in_turn as in_turn
+from .languages import LANGUAGES as LANGUAGES
+from .vocabulary import vocabulary as vocabulary
