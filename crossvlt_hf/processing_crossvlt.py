@@ -1471,22 +1471,25 @@ class CrossVLTProcessor(ProcessorMixin):
         expressions = _flat(_as_expressions(texts)) if len(texts) else []
         if not expressions:
             return []
-        lengths = [sum(mask) for mask in self(text=expressions, return_attention_mask=True)["attention_mask"]]
-        room = [length - self.tokenizer.num_special_tokens_to_add() for length in lengths]
         if not self.tokenizer.is_fast:
-            return [self._read_by_word(text, count) for text, count in zip(expressions, room, strict=True)]
+            return [self._read_by_word(text) for text in expressions]
         whole = self._tokenize(expressions, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        parts = zip(expressions, room, whole["input_ids"], whole["offset_mapping"], strict=True)
-        return [self._read_by_position(*part) for part in parts]
+        return list(map(self._read_by_position, expressions, whole["input_ids"], whole["offset_mapping"]))
+
+    def _count_read(self, text: str, ids: list[int]) -> int:
+        """How many tokens of an expression are within the limit, without [CLS] and [SEP]."""
+        if not ids:
+            raise NothingReadError(text)
+        return min(len(ids), self.max_length - self.tokenizer.num_special_tokens_to_add())
 
     def _tokenize(self, text: str | list[str], **kwargs: Any) -> Any:
         """Tokenize expressions; "[PAD]" and other special tokens in them are text."""
         with _TOKENIZING:
             return self.tokenizer(text, **{"split_special_tokens": True, **kwargs})
 
-    def _read_by_position(self, text: str, count: int, ids: list[int], spans: list[tuple[int, int]]) -> ReadExpression:
-        """Read a text from the (start, end) of its tokens; `count` of them are kept."""
-        unknown = self.tokenizer.unk_token_id
+    def _read_by_position(self, text: str, ids: list[int], spans: list[tuple[int, int]]) -> ReadExpression:
+        """Read a text from the (start, end) of its tokens."""
+        count, unknown = self._count_read(text, ids), self.tokenizer.unk_token_id
         words = _not_covered(text, [span for span, token in zip(spans, ids, strict=True) if token != unknown])
         known = any(token != unknown for token in self._kept(count, ids))
         if cut := len(spans) > count:
@@ -1499,8 +1502,8 @@ class CrossVLTProcessor(ProcessorMixin):
         """The tokens within the limit, `count` of them."""
         return tokens[max(0, len(tokens) - count) :] if self.tokenizer.truncation_side == "left" else tokens[:count]
 
-    def _read_by_word(self, text: str, count: int) -> ReadExpression:
-        """Read a text with a tokenizer without positions; `count` tokens are kept."""
+    def _read_by_word(self, text: str) -> ReadExpression:
+        """Read a text with a tokenizer without positions."""
 
         def tokens(part: str) -> list[int]:
             return self._tokenize(part, add_special_tokens=False, verbose=False)["input_ids"]
@@ -1508,6 +1511,7 @@ class CrossVLTProcessor(ProcessorMixin):
         found = [text[start:end] for start, end in word_spans(text)]
         unknown = [word for word in found if not tokens(word) or self.tokenizer.unk_token_id in tokens(word)]
         ids = tokens(text)
+        count = self._count_read(text, ids)
         cut = len(ids) > count
         known = any(token != self.tokenizer.unk_token_id for token in self._kept(count, ids))
         words = text.split() if cut else []

@@ -31,15 +31,18 @@ from crossvlt_hf.benchmark import (
     run,
     run_benchmark,
     scaling_figure,
+    throughput,
 )
 from crossvlt_hf.benchmark.flops import count_flops, count_flops_by_part, count_training_flops
 from crossvlt_hf.benchmark.memory import ChildError, in_child, resident
 from crossvlt_hf.benchmark.peers import PEERS, Peer, count_step_flops, place
 from crossvlt_hf.benchmark.phases import JOURNEYS, Stopwatch
+from crossvlt_hf.benchmark.throughput import Meter
 from crossvlt_hf.benchmark.timing import Work, interleave, median_ratio, summarise
 from crossvlt_hf.benchmark.workloads import Workshop, make_inputs
 from crossvlt_hf.cli import main
 from crossvlt_hf.configuration_crossvlt import SIZES
+from crossvlt_hf.prediction.shards import Shards
 
 
 CPU = torch.device("cpu")
@@ -368,12 +371,15 @@ WRONG = {
     "--attention flash": "must be one of sdpa, eager, got 'flash'",
     "--task sleeping": "must be one of inference, training, got",
     "--peers lavt": "`peers` must be one of clipseg",
-    "--measure weather": "`measure` must be one of time, memory, load, agreement, phases, got",
+    "--measure weather": "`measure` must be one of time, memory, load, agreement, phases, throughput, got",
     "--image-size 40000": "`size` must be at most 32768 pixels a side, got 40000.",
     "--seed -1": "`seed` must be an integer from 0 to",
     "--seed 9223372036854775808": "got 9223372036854775808",
     "--rounds 0": "`rounds` must be an integer of at least 1",
     "--threads 0": "`threads` must be an integer of at least 1",
+    "--rows 0": "`rows` must be an integer of at least 1, got 0.",
+    "--workers -1": "`workers` must be an integer of at least 0, got -1.",
+    "--measure throughput --plot x.png": "`--plot` draws no throughput; leave it out.",
     "--optimizer sgd": "must be one of adamw, none, got",
     "--device abacus": "cannot be used here",
     "--model nowhere": "There is no checkpoint folder nowhere",
@@ -645,3 +651,37 @@ def test_the_phases_of_all_journeys_are_measured(checkpoint, capsys):
             assert len(summary["samples"]) == 2, phase
     if plot:
         assert Image.open("phases.png").mode == "RGB"
+
+
+# ---- throughput
+
+
+@pytest.mark.parametrize(("rows", "workers"), [(40, 0), (7, 1), (1, 0)])
+def test_throughput_beside_the_model_alone(checkpoint, capsys, rows, workers):
+    options = ["--model", str(checkpoint), "--measure", "throughput", "--rows", str(rows), "--workers", str(workers)]
+    limits = ["--batch", "4", "--image-size", "64", "--threads", "1", "--output", "report.json"]
+    assert main(["benchmark", *options, *limits]) == 0
+    report = json.loads(Path("report.json").read_text())
+    assert capsys.readouterr().out == format_report(report) + "\n"
+    assert report["cases"] == report["phases"] == []
+    (entry,) = report["throughput"]
+    assert (entry["rows"], entry["batch"], entry["workers"], entry["size"]) == (rows, 4, workers, [64, 64])
+    assert entry["predictions"] == rows  # each once
+    assert len(entry["memory_bytes"]) == -(-rows // 4)
+    assert min(entry["memory_bytes"]) > 2**20
+    assert 0 < entry["rows_per_second"] < math.inf
+    assert 0 < entry["ratio"] < math.inf
+
+
+def test_the_meter_counts_only_what_was_not_the_model_alone(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(throughput, "time", clock)
+    monkeypatch.setattr(Shards, "write", lambda *_: clock.work(3))
+    before = vars(Shards)["write"]
+    meter = Meter(lambda: clock.work(5), times=2)
+    with meter.watch():
+        for rows in (4, 4, 2):
+            clock.work(rows)
+            Shards.write(None, 0, [{}] * rows)
+    assert [shard[:3] for shard in meter.shards] == [(4, 7, 5), (4, 7, 5), (2, 5, 5)]
+    assert vars(Shards)["write"] is before

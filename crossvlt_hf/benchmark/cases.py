@@ -19,7 +19,7 @@ ATTENTIONS = ("sdpa", "eager")
 OPTIMIZERS = ("adamw", "none")
 PEER_NAMES = ("clipseg", "grounding-dino-sam", "sam3")
 MEASURES = ("time", "memory", "load", "agreement")
-ALL_MEASURES = (*MEASURES, "phases")
+ALL_MEASURES = (*MEASURES, "phases", "throughput")
 EXPORTED = {
     "task": ("inference",),
     "device": ("cpu",),
@@ -220,11 +220,13 @@ class Options:
         grid: cases of CrossVLT models.
         peers: of `PEER_NAMES`, which run with their defaults on the devices and in the dtypes of the grid.
         measures: some of "time", "memory", "load", "agreement" (of exported networks with torch in float32, on drawn
-            scenes), and "phases" (see `measure_phases`; needs the extra `train`). Parameters and operations are always
-            counted.
+            scenes), "phases" (see `measure_phases`) and "throughput" (see `measure_throughput`); the last two need
+            the extra `train`. Parameters and operations are always counted.
         rounds: number of timings of each case.
         warm_up: number of runs of each case before timing.
         optimizer: of training steps, "adamw" or "none".
+        rows: number of rows for the throughput, in batches of the first size of the grid.
+        workers: processes that load the images of these rows.
         threads: number of CPU threads; None for the default of PyTorch.
         seed: of random weights and inputs.
     """
@@ -235,6 +237,8 @@ class Options:
     rounds: int = 10
     warm_up: int = 1
     optimizer: str = "adamw"
+    rows: int = 1000
+    workers: int = 0
     threads: int | None = None
     seed: int = 0
 
@@ -245,8 +249,9 @@ class Options:
         if self.peers and "torch" not in self.grid.backend:
             raise ValueError(f"`peers` need the backend torch, got {', '.join(self.grid.backend)}.")
         check_known("optimizer", self.optimizer, OPTIMIZERS)
-        for name in ("rounds", "warm_up", "threads"):
+        for name in ("rounds", "warm_up", "threads", "rows"):
             check_least(name, getattr(self, name), 1)
+        check_least("workers", self.workers, 0)
         if not isinstance(self.seed, int) or not 0 <= self.seed <= LARGEST_SEED:
             raise ValueError(f"`seed` must be an integer from 0 to {LARGEST_SEED}, got {self.seed!r}.")
 

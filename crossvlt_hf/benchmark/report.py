@@ -76,6 +76,7 @@ def format_report(report: dict[str, Any]) -> str:
         ("Peak of this machine", _peak_rows(report)),
         ("Cases", _case_rows(report)),
         ("Where the time goes", _phase_rows(report)),
+        ("Throughput of predict", _throughput_rows(report)),
         ("Not measured", [{"case": row["label"], "reason": row["reason"]} for row in report["skipped"]]),
     ]
     return "\n\n".join(f"**{title}**\n\n{_table(rows)}" for title, rows in tables if rows)
@@ -141,6 +142,24 @@ def _phase_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
             what = {"model": entry["model"], "journey": entry["journey"], "phase": phase}
             rows.append({**what, "p50 (ms)": _milliseconds(seconds), "share": share})
     return rows
+
+
+def _throughput_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "model": entry["model"],
+            "rows": f"{entry['rows']:,}",
+            "batch": entry["batch"],
+            "workers": entry["workers"],
+            "pixels": _size(entry["size"]),
+            "rows/s": f"{entry['rows_per_second']:.3g}",
+            "of the model alone": f"{100 * entry['ratio']:.0f} %",
+            "memory at a tenth (MiB)": _mebibytes(entry["memory_bytes"][len(entry["memory_bytes"]) // 10]),
+            "highest (MiB)": _mebibytes(max(entry["memory_bytes"])),
+            "at the end (MiB)": _mebibytes(entry["memory_bytes"][-1]),
+        }
+        for entry in report["throughput"]
+    ]
 
 
 # Columns that are only shown if their values differ

@@ -27,6 +27,7 @@ class Benchmark(Command):
         crossvlt benchmark --model base --task training --batch 2 --checkpointing off on
         crossvlt benchmark --backend torch onnxruntime openvino --dtype float32 int8-dynamic int8-static
         crossvlt benchmark --measure phases --plot phases.png
+        crossvlt benchmark --measure throughput --rows 2000 --batch 8 --image-size 96 --threads 1
         crossvlt benchmark --image-size 96 128 192 --expressions 1 4 8 --batch 1 2 4 --one-at-a-time --plot scaling.png
 
     Args:
@@ -45,11 +46,14 @@ class Benchmark(Command):
         one_at_a_time: Vary image size, expressions and batch one at a time around their first values, for scaling
             curves.
         peers: Models of Transformers with default sizes and random weights: clipseg, grounding-dino-sam, sam3.
-        measure: What to measure: time, memory, load, agreement (of other backends with torch in float32), and phases
-            (where the time goes in segment, the pipeline, predict and train, on the CPU in float32).
+        measure: What to measure: time, memory, load, agreement (of other backends with torch in float32), phases
+            (where the time goes in segment, the pipeline, predict and train, on the CPU in float32), and throughput
+            (of predict, beside the model alone, and its memory; on the CPU in float32).
         rounds: Timings per case, interleaved with those of other cases.
         warm_up: Runs of each case before timing.
         optimizer: Optimizer of training steps: adamw or none.
+        rows: Rows for the throughput, each a small drawn image and an expression.
+        workers: Processes that load the images of these rows.
         threads: CPU threads. By default PyTorch's choice.
         seed: Seed of random weights and inputs.
         output: JSON file of the results.
@@ -74,6 +78,8 @@ class Benchmark(Command):
     rounds: int = 10
     warm_up: int = 1
     optimizer: str = "adamw"
+    rows: int = 1000
+    workers: int = 0
     threads: int | None = None
     seed: int = 0
     output: Annotated[str, arg(metavar="JSON")] = "crossvlt-output/benchmark.json"
@@ -86,6 +92,8 @@ class Benchmark(Command):
         for backend in self.plan().grid.backend:
             check_installed(backend)
         check_png("--plot", self.plot)
+        if self.plot is not None and set(self.measure) == {"throughput"}:
+            raise ValueError("`--plot` draws no throughput; leave it out.")
 
     def plan(self) -> Options:
         """What is measured, and how."""
@@ -96,6 +104,8 @@ class Benchmark(Command):
             rounds=self.rounds,
             warm_up=self.warm_up,
             optimizer=self.optimizer,
+            rows=self.rows,
+            workers=self.workers,
             threads=self.threads,
             seed=self.seed,
         )
