@@ -198,13 +198,9 @@ def to_onnx(
         return torch.onnx.export(program, (), **options)
 
 
+@_quietly()
 def save_network(model: CrossVLTModel, path: Path, opset: int | None = None, tell: Tell = lambda line: None) -> None:
     """Write the network to a file with the suffix of one of `FILES`, without checking it: see [`export_model`]."""
-    with _quietly():
-        _save_network(model, path, opset, tell)
-
-
-def _save_network(model: CrossVLTModel, path: Path, opset: int | None, tell: Tell) -> None:
     if path.suffix == Path(FILES["torch-export"]).suffix:
         torch.export.save(_trace(model, tell), path)
         return

@@ -260,6 +260,7 @@ def test_data_sets_that_leave_the_machine_carry_their_files(tmp_path, load, opti
     assert [row["has_target"] for row in whole] == [row["has_target"] for row in rows]
 
 
+@pytest.mark.filterwarnings("ignore:.*kept without a target")
 def test_a_broken_mask_cannot_leave_the_machine(tmp_path):
     dataset = own_folder(tmp_path, 255)
     (tmp_path / "mask-1.png").write_bytes(b"no picture")

@@ -299,6 +299,7 @@ SLOW = ("README.md", "docs/training.md", "docs/usage.md", "docs/publishing.md", 
         if blocks
     ],
 )
+@pytest.mark.filterwarnings("ignore:All 2 backgrounds may show objects")  # of the classes in their names
 def test_every_block_runs(name, workspace, write_original):
     for write in FILES.get(name, []):
         write(write_original)

@@ -190,6 +190,7 @@ def table(path, count, kind, size):
     return rows
 
 
+@pytest.mark.filterwarnings("ignore:All 8 backgrounds may show objects")
 def test_pictures_are_data_of_ones_own(study, tmp_path, monkeypatch, capsys):
     pictures = study("pictures")
     parts = [table(tmp_path / f"{kind}.parquet", 8, kind, 64) for kind in ("instance", "cutout")]

@@ -703,6 +703,7 @@ def test_what_is_pushed_is_what_is_in_the_folder(hub, monkeypatch, model, proces
         assert "model.safetensors" not in files
 
 
+@pytest.mark.filterwarnings("ignore:Warnings while validating metadata")  # the card "# Mine" has none
 @pytest.mark.parametrize("what", ["config", "processor", "pipeline", "model"])
 def test_the_card_of_a_repository_stays_if_the_folder_has_none(hub, monkeypatch, model, processor, tmp_path, what):
     monkeypatch.setenv("HF_TOKEN", TOKEN)

@@ -351,6 +351,7 @@ def test_float64_is_computed_in_float64(model):
     )
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize_per_tensor")  # of torch itself
 def test_dynamic_quantisation_of_the_linear_layers(model):
     batch = fake_batch(model.config, 2, 33, 42)
     quantised = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)

@@ -161,6 +161,28 @@ def test_what_differs_is_refused_and_leaves_nothing(run, tiny, tmp_path, monkeyp
     assert [path.name for path in (tmp_path / "old").iterdir()] == [exporting.SUMMARY]
 
 
+def test_each_output_of_an_export_is_checked(tiny):
+    """Outputs that are missing, too many or wrong; the logits alone may be given on their own."""
+    model, processor = tiny
+
+    def own(inputs):
+        outputs = model(**inputs)
+        return outputs.logits, outputs.presence_logits
+
+    with torch.no_grad():
+        assert all(row["presence_difference"] == 0 for row in check_export(own, model, processor))
+        assert all(
+            "presence_difference" not in row for row in check_export(lambda each: own(each)[0], model, processor)
+        )
+        for number, wrong in {1: lambda both: both[:1], 3: lambda both: (*both, both[1])}.items():
+            with pytest.raises(
+                ValueError, match=f"has {number} outputs, not logits, presence_logits, and was deleted"
+            ):
+                check_export(lambda inputs, wrong=wrong: wrong(own(inputs)), model, processor)
+        with pytest.raises(ValueError, match="does not reproduce the presence"):
+            check_export(lambda inputs: (own(inputs)[0], own(inputs)[1] + 1), model, processor)
+
+
 @pytest.mark.slow
 def test_lengths_that_the_model_does_not_take_are_neither_tried_nor_promised(built_in):
     model, processor = built_in
