@@ -31,6 +31,7 @@ class Refshapes(Command):
         families: Families of the expressions, with their shares; the names are those of --family.
         objects: Fewest and most objects per scene.
         language: Language of the expressions; scenes and targets are the same in all.
+        counterparts: Beside each expression without a target, make the one from which it differs in one word.
         sheet: Draw a contact sheet of the first 36 scenes.
     """
 
@@ -44,6 +45,7 @@ class Refshapes(Command):
     families: Annotated[tuple[str, ...] | None, arg(metavar="NAME[=SHARE] ...")] = None
     objects: Annotated[tuple[int, int], arg(metavar="FEWEST MOST")] = (3, 6)
     language: Language = "en"
+    counterparts: bool = False
     sheet: Png = None
 
     def check(self) -> None:
@@ -91,6 +93,7 @@ def refshapes(options: Refshapes) -> None:
         seed=options.seed,
         count=options.objects,
         language=options.language,
+        counterparts=options.counterparts,
     )
     write_folder((dataset[index] for index in range(len(dataset))), options.output)
     print(f"{counted(options.scenes, 'scene')} written to {options.output}", file=sys.stderr)
@@ -102,7 +105,7 @@ def _draw_sheet(options: Refshapes, families: dict[str, float] | None, path: Pat
     from ..data.refshapes import contact_sheet
     from ..data.refshapes.dataset import read_scene, settle_families
 
-    said = settle_families(options.family, families)
+    said = settle_families(options.family, families, options.counterparts)
     same = (options.side, options.seed, options.expressions, said, *options.objects, options.language)
     scenes = (read_scene(options.split, index, *same) for index in range(min(options.scenes, 36)))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ import crossvlt_hf.data.refshapes.examples as refshapes_examples
 from crossvlt_hf.cli import main as crossvlt
 from crossvlt_hf.data import load_data
 from crossvlt_hf.data.refshapes import (
+    DENIALS,
     EXTRAS,
     FAMILIES,
     SPLITS,
@@ -456,3 +457,58 @@ def test_contact_sheet():
     sheet = contact_sheet(examples("test", 5), columns=3)
     tile = draw_example(Image.new("RGB", (9, 9)), np.ones((9, 9), dtype=bool), "the star", "attribute")
     assert sheet.size == (3 * (tile.width + GAP) + GAP, 2 * (tile.height + GAP) + GAP)
+
+
+# Expressions without a target of one kind, beside their counterparts
+
+
+def words_that_differ(expression, other):
+    pairs = zip(expression.split(), other.split(), strict=True)
+    return [pair for pair in pairs if pair[0] != pair[1]]
+
+
+@pytest.mark.parametrize("kind", DENIALS)
+def test_a_kind_of_no_target_beside_its_counterpart(kind):
+    for index in range(6):
+        for families in ([kind, "attribute"], ["superlative", kind]):
+            both = make_scene("train", index, families=families, counterparts=True)
+            (denial,) = (example for example in both if example.family == "no_target")
+            (true,) = (example for example in both if example.family != "no_target")
+            assert (denial.targets, len(true.targets)) == ((), 1)
+            assert denial.counterpart == true.expression
+            assert true.family == ("relation" if "anchor" in kind else kind.removeprefix("no_target_"))
+            if "anchor" not in kind:
+                continue
+            ((word, right),) = words_that_differ(denial.expression, true.expression)
+            anchors = [re.split(r" (?:left of|right of|above|below) ", each.expression)[1] for each in both]
+            assert {word, right} <= {*anchors[0].split(), *anchors[1].split()}
+            shown = {name for thing in denial.scene.things for name in (thing.colour, thing.shape, thing.texture)}
+            assert right in shown
+            if kind == "no_target_missing_anchor":
+                assert word not in shown
+
+
+@pytest.mark.parametrize("families", [["no_target", "plural", "no_target"], ["plural", "no_target", "relation"]])
+def test_counterparts_have_a_place_each_and_targets_of_their_own(families):
+    for index in range(12):
+        examples = make_scene("train", index, families=families, counterparts=True)
+        targets = [target for example in examples for target in example.targets]
+        assert len(targets) == len(set(targets))
+        first = next(example for example in examples if example.counterpart)
+        assert next(example for example in examples if example.targets).expression == first.counterpart
+        assert sum(example.counterpart is not None for example in examples) == families.count("no_target")
+
+
+def test_counterparts_are_rows():
+    families = {"relation": 1, "no_target_anchor": 1}
+    rows = load_refshapes("test", scenes=4, expressions=2, families=families, counterparts=True)
+    for index in range(4):
+        scene = make_scene("test", index, families=["relation", "no_target_anchor"], counterparts=True)
+        pairs = [(row["family"], row["expressions"][0]) for row in rows.select(range(2 * index, 2 * index + 2))]
+        assert sorted(pairs) == sorted((example.family, example.expression) for example in scene)
+    plain = load_refshapes("test", scenes=4, expressions=2, families=families)
+    assert [row["image_id"] for row in plain] == [row["image_id"] for row in rows]
+    with pytest.raises(ValueError, match="`counterparts` needs several expressions per scene, got 1"):
+        load_refshapes("test", families=["no_target"], counterparts=True)
+    with pytest.raises(ValueError, match="no_target_missing_anchor, got 'no_target_anchors'"):
+        load_refshapes("test", families=["no_target_anchors"])

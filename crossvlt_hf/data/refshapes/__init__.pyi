@@ -5,6 +5,7 @@ from .examples import Example as Example
 from .examples import contact_sheet as contact_sheet
 from .examples import make_example as make_example
 from .examples import make_scene as make_scene
+from .families import DENIALS as DENIALS
 from .families import EXTRAS as EXTRAS
 from .families import FAMILIES as FAMILIES
 from .families import SPLITS as SPLITS

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from string import ascii_lowercase, digits
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,11 +18,14 @@ from ...system import check_known
 from ..features import Mask, Picture, register
 from ..masks import unpack
 from .examples import Example, make_scene
-from .families import EXTRAS, FAMILIES, Families, Split, check_counts, check_scene, families_at, in_turn
+from .families import DENIALS, EXTRAS, FAMILIES, Families, Split, check_counts, check_scene, families_at, in_turn
 from .languages import LANGUAGES
 
 
-KINDS = (*FAMILIES, *EXTRAS)
+# Each family has a symbol, since every cell of a column holds the order of families
+KINDS = dict(zip(digits + ascii_lowercase, (*FAMILIES, *EXTRAS, *DENIALS), strict=False))
+SYMBOLS = {family: symbol for symbol, family in KINDS.items()}
+COUNTERPARTS = "="  # before the symbols
 
 
 @lru_cache(maxsize=32)
@@ -49,15 +53,22 @@ def read_scene(
         most: the most objects of a scene.
         language: of the expressions.
     """
-    order = None if families is None else [KINDS[int(number)] for number in families]
-    said = families_at(split, scene, expressions, order)
-    return make_scene(split, scene, families=said, side=side, seed=seed, count=(fewest, most), language=language)
+    symbols = (families or "").removeprefix(COUNTERPARTS)
+    said = families_at(split, scene, expressions, [KINDS[symbol] for symbol in symbols] or None)
+    return make_scene(
+        split,
+        scene,
+        families=said,
+        side=side,
+        seed=seed,
+        count=(fewest, most),
+        language=language,
+        counterparts=symbols != (families or ""),
+    )
 
 
-def settle_families(family: str | None, families: Families | None) -> str | None:
-    """The order of families of `load_refshapes`, a digit (index in `KINDS`) each; None for the default.
-
-    It is short since every cell of a column holds it.
+def settle_families(family: str | None, families: Families | None, counterparts: bool = False) -> str | None:
+    """The order of families of `load_refshapes`, a symbol of `KINDS` each; None for the default.
 
     Raises:
         ValueError: if both are given, or there is no such family.
@@ -65,9 +76,10 @@ def settle_families(family: str | None, families: Families | None) -> str | None
     if family is not None and families is not None:
         raise ValueError(f"Set only one of `family` and `families`, got {family!r} and {families!r}.")
     if family is not None:
-        check_known("family", family, KINDS)
+        check_known("family", family, SYMBOLS)
         families = [family]
-    return None if families is None else "".join(str(KINDS.index(each)) for each in in_turn(families))
+    order = "" if families is None else "".join(SYMBOLS[each] for each in in_turn(families))
+    return (COUNTERPARTS * counterparts + order) or None
 
 
 _PARTS: dict[str, tuple[str, Callable[[Example], Any]]] = {
@@ -218,6 +230,7 @@ def load_refshapes(
     families: Families | None = None,
     count: tuple[int, int] = (3, 6),
     language: str = "en",
+    counterparts: bool = False,
 ) -> Dataset:
     """Scenes of RefShapes as a data set of records (see `crossvlt_hf.data.record`), `expressions` rows per scene.
 
@@ -227,12 +240,13 @@ def load_refshapes(
         expressions: rows per scene, all with different targets; at most 3.
         side: side of the images, in pixels.
         seed: of the scenes.
-        family: one of `FAMILIES` or `EXTRAS` for all rows; None uses the six families in turn.
+        family: one of `FAMILIES`, `EXTRAS` or `DENIALS` for all rows; None uses the six families in turn.
         families: instead, several of them in equal shares, or a dict of shares, such as
             `{"attribute": 2, "plural": 1, "no_target": 1}`.
         count: the fewest and the most objects of a scene.
         language: of the expressions: "en", "de" or "zh". The same arguments give the same scenes, ids and targets in
             all, with expressions of the same meaning.
+        counterparts: see `make_scene`.
 
     Returns:
         A data set whose columns have their own feature types, since expressions are drawn with their scene: `datasets`
@@ -245,7 +259,7 @@ def load_refshapes(
     check_counts(scenes, expressions, family)
     check_scene(0, side, seed, count)
     check_known("language", language, LANGUAGES)
-    said, (fewest, most) = settle_families(family, families), count
+    said, (fewest, most) = settle_families(family, families, counterparts), count
     read_scene(split, 0, side, seed, expressions, said, fewest, most, language)  # checks the rest
     index, number = np.divmod(np.arange(scenes * expressions), expressions)
     same = {

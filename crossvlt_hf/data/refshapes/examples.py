@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ...system import check_known
-from .expressions import QUERIES, Query, sample_queries
+from .expressions import DENIED, QUERIES, Query, sample_queries
 from .families import SPLITS, Split, check_scene, families_at
 from .languages import LANGUAGES
 from .languages.grammar import Grammar
@@ -16,7 +16,8 @@ from .scenes import COLOURS, SHAPES, Scene, Thing, draw, is_visible, sample_thin
 
 
 SEVERAL = (2, 4)  # the fewest and the most targets of a plural
-RELATIONAL = ("relation", "two_hop", "plural", "no_target")  # families that may have a relation
+# Families that may have a relation
+RELATIONAL = ("relation", "two_hop", "plural", "no_target", "no_target_relation", "no_target_anchor")
 TRIES = 5000  # scenes drawn until one has the requested expressions
 
 # Combinations that the training split never has, and `unseen_pairs` and `unseen_relations` always have
@@ -83,6 +84,22 @@ def _choose(
     return chosen
 
 
+def _with_counterparts(
+    chosen: list[tuple[Query, set[int]]], things: tuple[Thing, ...], split: Split
+) -> list[tuple[Query, set[int]]] | None:
+    """Put counterparts in the places of queries with targets; None if the split or other targets do not allow it."""
+    chosen = list(chosen)
+    true = [query.counterpart for query, _ in chosen if query.counterpart is not None]
+    places = [place for place, (query, _) in enumerate(chosen) if query.counterpart is None]
+    for query, place in zip(true, places, strict=False):
+        targets = query.select(things)
+        others = set().union(*(taken for number, (_, taken) in enumerate(chosen) if number != place))
+        if not _fits(query, targets, things, split) or others & (targets or set()):
+            return None
+        chosen[place] = (query, targets or set())
+    return chosen
+
+
 def make_scene(
     split: Split,
     index: int,
@@ -92,6 +109,7 @@ def make_scene(
     seed: int = 0,
     count: tuple[int, int] = (3, 6),
     language: str = "en",
+    counterparts: bool = False,
 ) -> list[Example]:
     """Draw a scene of a split with an expression of each family, all with different targets.
 
@@ -102,11 +120,13 @@ def make_scene(
             "unseen_pairs" and all relations of "unseen_relations" are of these; "longer" has two relations per
             expression, "paraphrases" other words.
         index: 0 or above; every split is endless.
-        families: of `FAMILIES` or `EXTRAS`, one for each expression.
+        families: of `FAMILIES`, `EXTRAS` or `DENIALS`, one for each expression.
         side: side of the image, in pixels.
         seed: of the scenes.
         count: the fewest and the most objects, up to 8.
         language: of the expressions, one of `LANGUAGES`; scenes, meanings and targets are the same in all.
+        counterparts: whether the counterparts of expressions without a target, from which they differ in one word,
+            take the places of those with one.
 
     Returns:
         An example for each family, all of the same scene; the same on every machine and in every process.
@@ -115,7 +135,7 @@ def make_scene(
         ValueError: if there is no such split, family or language, a number is out of range, or there are too few
             objects for the expressions.
     """
-    _check(split, families)
+    _check(split, families, counterparts)
     check_scene(index, side, seed, count)
     check_known("language", language, LANGUAGES)
     grammar = LANGUAGES[language].grammar(synonyms=split == "paraphrases")
@@ -126,6 +146,8 @@ def make_scene(
         wanted = int(rng.integers(count[0], count[1] + 1))
         things = sample_things(rng, wanted, kinds)
         if len(things) < wanted or (chosen := _choose(rng, things, families, split)) is None:
+            continue
+        if counterparts and (chosen := _with_counterparts(chosen, things, split)) is None:
             continue
         scene = draw(things, rng, side)
         if is_visible(scene):
@@ -141,12 +163,14 @@ def _example(scene: Scene, query: Query, targets: set[int], grammar: Grammar) ->
     return Example(scene, query.say(grammar), tuple(sorted(targets)), query.family, counterpart)
 
 
-def _check(split: str, families: Sequence[str]) -> None:
+def _check(split: str, families: Sequence[str], counterparts: bool) -> None:
     check_known("split", split, SPLITS)
     if not families:
         raise ValueError("`families` is empty; give at least one.")
+    if counterparts and len(families) < 2:
+        raise ValueError("`counterparts` needs several expressions per scene, got 1.")
     for family in families:
-        check_known("family", family, QUERIES)
+        check_known("family", family, (*QUERIES, *DENIED))
         if split == "unseen_relations" and family not in RELATIONAL:
             raise ValueError(
                 f"The split {split!r} needs a family with relations, {', '.join(RELATIONAL)}, got {family!r}."

@@ -512,21 +512,51 @@ QUERIES: dict[str, Source] = {
 }
 
 
+# The queries of which the denials of a family are variants
+DENIED: dict[str, tuple[Source, ...]] = {
+    "no_target": tuple(SINGULAR.values()),
+    **{f"no_target_{family}": (source,) for family, source in SINGULAR.items()},
+    "no_target_anchor": (relation_queries,),
+    "no_target_missing_anchor": (relation_queries,),
+}
+
+
 def _is_hard(denial: Denial, things: tuple[Thing, ...]) -> bool:
     """Whether every shape, colour and texture in it fits some object of the scene, also the replaced one."""
     shown = {None, "object"}.union(*((thing.shape, thing.colour, thing.texture) for thing in things))
     return all(shown.issuperset(phrase) for phrase in denial.phrases)
 
 
+def _changes_the_anchor(denial: Denial) -> bool:
+    """Whether the word that differs from the counterpart, a relation, is one of its anchor."""
+    subject, anchor = denial.phrases
+    other_subject, other_anchor = denial.counterpart.phrases
+    return subject == other_subject and anchor != other_anchor
+
+
 def sample_queries(rng: np.random.Generator, family: str, things: tuple[Thing, ...]) -> Iterator[Query]:
     """The queries of a family in random order; families of several kinds use one kind after another."""
-    kinds = {"plural": PLURAL, "no_target": tuple(SINGULAR.values())}.get(family, (QUERIES[family],))
-    hard = family == "no_target" and rng.random() < HARD
-    for kind in rng.permutation(len(kinds)) if len(kinds) > 1 else (0,):
-        queries = kinds[kind](things)
+    if family in DENIED:
+        yield from _sample_denials(rng, family, things)
+        return
+    for kind in _shuffled(rng, PLURAL if family == "plural" else (QUERIES[family],)):
+        queries = kind(things)
+        yield from (queries[number] for number in rng.permutation(len(queries)))
+
+
+def _sample_denials(rng: np.random.Generator, family: str, things: tuple[Thing, ...]) -> Iterator[Denial]:
+    missing, hard = family == "no_target_missing_anchor", rng.random() < HARD
+    for kind in _shuffled(rng, DENIED[family]):
+        queries = kind(things)
         for number in rng.permutation(len(queries)):
-            if family != "no_target":
-                yield queries[number]
-                continue
-            found = [denial for denial in denials(queries[number], things) if not hard or _is_hard(denial, things)]
+            found = list(denials(queries[number], things))
+            if missing or family == "no_target_anchor":
+                found = list(filter(_changes_the_anchor, found))
+            if missing or hard:
+                found = [denial for denial in found if _is_hard(denial, things) != missing]
             yield from (found[place] for place in rng.permutation(len(found)))
+
+
+def _shuffled(rng: np.random.Generator, kinds: Sequence[Source]) -> Iterator[Source]:
+    """Kinds of queries in random order, which takes no random numbers for a single one."""
+    return (kinds[number] for number in (rng.permutation(len(kinds)) if len(kinds) > 1 else (0,)))

@@ -14,6 +14,10 @@ Family = Literal[
     "attribute", "absolute", "relation", "ordinal", "superlative", "negation", "plural", "no_target", "two_hop"
 ]
 FAMILIES, EXTRAS = get_args(Family)[:6], get_args(Family)[6:]
+# Kinds of "no_target", by the family of the expression from which they differ in one word. If that is a relation, the
+# word can be one of the anchor, the other object ("the star left of the red circle"). A missing anchor has a colour,
+# shape or texture that no object of the scene has.
+DENIALS = (*(f"no_target_{family}" for family in FAMILIES), "no_target_anchor", "no_target_missing_anchor")
 Families = Sequence[str] | Mapping[str, float]
 LARGEST = 2**31 - 1  # side and seed are stored as integers
 
@@ -46,7 +50,7 @@ def in_turn(families: Families) -> list[str]:
     if isinstance(families, str) or not isinstance(families, Sequence | Mapping) or not families:
         raise ValueError(f"`families` must be a list of names, or a dict of names and shares, got {families!r}.")
     for family in families:
-        check_known("family", family, get_args(Family))
+        check_known("family", family, (*get_args(Family), *DENIALS))
     shares: Mapping[str, Any] = families if isinstance(families, Mapping) else dict.fromkeys(families, 1)
     if len(shares) < len(families):
         raise ValueError(f"`families` must have each name once, got {families!r}; use a dict for shares.")
