@@ -288,7 +288,7 @@ def run(block, name, hub, scope):
         assert block.language in ("bibtex", "text"), f"{name}, line {block.line}"
 
 
-SLOW = ("README.md", "docs/training.md", "docs/usage.md", "docs/publishing.md", "docs/reproduce.md")
+SLOW = ("README.md", "docs/data.md", "docs/training.md", "docs/usage.md", "docs/publishing.md", "docs/reproduce.md")
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,7 @@ def test_lora(checkpoint, tmp_path, batch):
             assert torch.equal(merged[name], value), name  # BatchNorm statistics, too
 
 
+@pytest.mark.slow
 def test_lora_with_decoder(checkpoint, tmp_path, batch, monkeypatch, capsys):
     settings = ["--steps", "3", "--batch-size", "2", "--scenes", "4", "--train-decoder"]
     monkeypatch.setattr(sys, "argv", ["", "--model", str(checkpoint), *settings, "--output", str(tmp_path)])

@@ -623,6 +623,7 @@ def write_grefcoco(root) -> None:
     writer.write("grefcoco", "grefs(unc).json")
 
 
+@pytest.mark.slow
 def test_grefcoco_from_the_json_to_the_table(tmp_path, capsys):
     from transformers import BertConfig, BertModel, SwinConfig, SwinModel
 
@@ -668,6 +669,7 @@ def test_grefcoco_from_the_json_to_the_table(tmp_path, capsys):
     assert metrics["target_accuracy"] in [number / 6 for number in range(7)]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_the_head_is_trained_on_grefcoco_with_it(tmp_path):
     from crossvlt_hf.training.__main__ import main as train
 

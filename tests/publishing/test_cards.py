@@ -63,6 +63,7 @@ def test_the_cards_are_those_of_the_built_in_and_of_the_paper():
     assert [path.stem for path in CARDS] == names
 
 
+@pytest.mark.slow
 def test_the_cards_are_rendered_and_not_edited(rendered):
     assert {path.name: path.read_text() for path in CARDS} == rendered
     assert (DEFAULT_CHECKPOINT / "README.md").read_text() == rendered["crossvlt-built-in.md"]
@@ -107,6 +108,7 @@ def test_the_code_of_a_card_runs(path, checkpoint, tmp_path, monkeypatch):
     assert Image.open("mask.png").mode == "L"
 
 
+@pytest.mark.slow
 def test_figures_of_others_are_marked_as_theirs(rendered):
     for name in ("refcoco", "refcocoplus", "refcocog"):
         text = rendered[f"crossvlt-{name}.md"]

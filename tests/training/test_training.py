@@ -623,6 +623,7 @@ def test_a_run_leaves_what_is_needed(finished):
     assert {"validation/right_object_rate", "validation/distractor_iou", "validation/families"} <= evaluated[0].keys()
 
 
+@pytest.mark.slow
 def test_a_run_on_several_languages(tmp_path):
     (english,) = SMALL["data"]["train"]
     run = small_run(
