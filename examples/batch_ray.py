@@ -9,7 +9,11 @@ A line of metadata.jsonl names an image and what to look for: {"image": "images/
 {"image": ..., "expression": ...}; whatever else stands there is not read. An image is decoded once, and its
 expressions stay together. Each row of the Parquet files is an image and an expression: image, expression, score, box
 (x_min, y_min, x_max, y_max), rle (`counts` and `size` of pycocotools), and error, which is empty unless the image
-could not be read.
+could not be read. The folder of labels must be new, and appears when it is complete.
+
+On a cluster, start this with RAY_ADDRESS set, and have the data, the model and the folder of labels where all machines
+find them under the same path. An actor that dies is started again, and so is its batch: each row is written once. With
+as many actors as cores, writing begins when the last batch is done.
 
 Ray joins decoding and model in one process where both ask for the same resources, as they do on a CPU; with
 `--device cuda` decoding runs in tasks of its own on the other cores.
@@ -24,16 +28,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset
 import ray
 import torch
 from PIL import Image
 
 from crossvlt_hf import DEFAULT_CHECKPOINT
+from crossvlt_hf.data.files import new_folder
 from crossvlt_hf.data.masks import encode_mask
 from crossvlt_hf.data.refshapes import make_example
 from crossvlt_hf.data.sources.folder import read_metadata
 from crossvlt_hf.processing_crossvlt import to_rgb
-from crossvlt_hf.weights.checkpoint import load_checkpoint
+from crossvlt_hf.weights.checkpoint import load_checkpoint, resolve_checkpoint
 
 
 SCHEMA = pa.schema(
@@ -62,6 +68,8 @@ def read_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if (arguments.folder is None) == (arguments.scenes is None):
         parser.error("give a folder or --scenes")
+    if Path(resolve_checkpoint(arguments.model)).is_dir():  # actors on a cluster do not run in this process's folder
+        arguments.model = str(Path(resolve_checkpoint(arguments.model)).absolute())
     return arguments
 
 
@@ -138,9 +146,11 @@ class Segmenter:
         return ((pixels * image_processor.rescale_factor - mean) / std).permute(0, 3, 1, 2)
 
 
-def main() -> None:
-    """Jobs through decoders and actors into Parquet."""
-    arguments = read_arguments()
+def label(arguments: argparse.Namespace, output: Path) -> None:
+    """Jobs through decoders and actors into Parquet.
+
+    Ray repeats what a dead process did not finish; a file that is written twice keeps its name.
+    """
     _, processor = load_checkpoint(arguments.model)
     height, width = processor.image_size
     jobs = ray.data.from_items(read_jobs(arguments))
@@ -151,8 +161,15 @@ def main() -> None:
         compute=ray.data.ActorPoolStrategy(size=arguments.actors),
         num_gpus=1 if arguments.device == "cuda" else 0,
     )
-    labels.write_parquet(str(arguments.output))
-    print(f"{ray.data.read_parquet(str(arguments.output)).count()} rows in {arguments.output}")
+    labels.write_parquet(str(output))
+
+
+def main() -> None:
+    """A new folder of labels, there when it is complete: those of two runs in one folder would be doubled."""
+    arguments = read_arguments()
+    with new_folder(arguments.output) as output:
+        label(arguments, output)
+    print(f"{pa.dataset.dataset(arguments.output).count_rows()} rows in {arguments.output}")
 
 
 if __name__ == "__main__":
