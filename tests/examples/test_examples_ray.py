@@ -104,7 +104,7 @@ def kill_busy_actor(cluster):
     return None
 
 
-@pytest.mark.slow  # 90 seconds on a free core: actors start three times
+@pytest.mark.slow  # 6 minutes on a busy core: an actor starts three times
 def test_a_batch_is_repeated_if_its_actor_is_killed(tmp_path, cluster):
     """Neither lost nor doubled; model, data and labels are relative to the folder of the example, not of the nodes."""
     write_data(tmp_path / "data", 8)
