@@ -995,6 +995,15 @@ def find_parts(mask: Tensor) -> tuple[Tensor, int]:
     return (labels == areas.argmax() + 1, len(areas)) if len(areas) else (mask, 0)
 
 
+def count_parts(mask: Tensor) -> int:
+    """The number of connected parts of a (height, width) bool mask: see `find_parts`."""
+    box = mask_box(mask)
+    if box is None:
+        return 0
+    left, top, right, bottom = box
+    return int(_find_runs(mask[top:bottom, left:right].detach().cpu().numpy(), corners=True)[-1].max()) + 1
+
+
 def find_instances(mask: Tensor, min_area: int = 1) -> list[dict[str, Any]]:
     """The connected parts of a mask, the largest first.
 
@@ -1032,23 +1041,32 @@ def label_parts(mask: Tensor, corners: bool = True) -> Tensor:
     return labels
 
 
-def _label_parts(mask: np.ndarray, corners: bool) -> np.ndarray:
-    """`label_parts` of a mask that is not empty."""
+def _find_runs(mask: np.ndarray, corners: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The starts and (exclusive) ends of the runs of a mask that is not empty, and the part, 0, 1, ..., of each.
+
+    Places are those in the flattened mask with an empty column on both sides, so that runs of two rows do not touch.
+    """
     height, width = mask.shape
-    row = width + 2  # so that runs of different rows do not touch in the flattened mask
+    row = width + 2
     flat = np.zeros(height * row + 1, dtype=np.int8)
     flat[:-1].reshape(height, row)[:, 1:-1] = mask
     steps = np.diff(flat)
-    starts, ends = np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)  # of the runs; the ends are exclusive
+    starts, ends = np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)
     lower = np.searchsorted(ends, starts + row, side="left" if corners else "right")
     upper = np.searchsorted(starts, ends + row, side="right" if corners else "left")
     touching = np.maximum(upper - lower, 0)
     above = np.repeat(np.arange(len(starts)), touching)
     below = np.arange(touching.sum()) + np.repeat(lower - np.cumsum(touching) + touching, touching)
-    parts = _join(len(starts), above, below)
-    steps = np.zeros(len(flat), dtype=np.int64)
+    return starts, ends, _join(len(starts), above, below)
+
+
+def _label_parts(mask: np.ndarray, corners: bool) -> np.ndarray:
+    """`label_parts` of a mask that is not empty."""
+    height, width = mask.shape
+    starts, ends, parts = _find_runs(mask, corners)
+    steps = np.zeros(height * (width + 2) + 1, dtype=np.int64)
     steps[starts + 1], steps[ends + 1] = parts + 1, -(parts + 1)
-    return np.cumsum(steps)[:-1].reshape(height, row)[:, 1:-1]
+    return np.cumsum(steps)[:-1].reshape(height, width + 2)[:, 1:-1]
 
 
 def _as_logits(outputs: Any) -> Tensor:
@@ -1624,8 +1642,7 @@ class CrossVLTProcessor(ProcessorMixin):
         if margin.shape != size:
             margin = F.interpolate(margin[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
         mask = margin > options.margin(presence)
-        largest, parts = find_parts(mask)
-        mask = largest if options.largest_part else mask
+        mask, parts = find_parts(mask) if options.largest_part else (mask, count_parts(mask))
         result = {"mask": mask, "score": self.score(margin, mask, presence), "box": mask_box(mask), "parts": parts}
         if presence is not None:
             result["presence"] = presence

@@ -6,6 +6,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import tqdm
@@ -68,13 +69,16 @@ class PredictionOptions:
 
 @dataclass
 class _Row:
-    """A row with inputs of the model; if it is unreadable, with `error` and no inputs."""
+    """A row with inputs of the model; if it is unreadable, with `error` and no inputs.
+
+    The inputs are arrays, since a worker would open a file and a socket for each tensor that it sends.
+    """
 
     index: int
     name: str
     expressions: list[str]
     read: list[ReadExpression]
-    inputs: dict[str, Tensor]
+    inputs: dict[str, np.ndarray]
     error: str | None = None
 
 
@@ -86,9 +90,9 @@ class _Piece:
     start: int
     count: int
 
-    def inputs(self, name: str) -> Tensor:
-        tensor = self.row.inputs[name]
-        return tensor if name == "pixel_values" else tensor[self.start : self.start + self.count]
+    def inputs(self, name: str) -> np.ndarray:
+        array = self.row.inputs[name]
+        return array if name == "pixel_values" else array[self.start : self.start + self.count]
 
 
 @dataclass
@@ -99,9 +103,10 @@ class _PreparedRows(TorchDataset):
     processor: CrossVLTProcessor
 
     def __getitem__(self, index: int) -> _Row:
+        index = int(index)  # of an array
         try:
             request = self.requests[index]
-            inputs: Any = self.processor(request.image, request.expressions, return_tensors="pt")
+            inputs: Any = self.processor(request.image, request.expressions, return_tensors="np")
             read = self.processor.read_expressions(request.expressions)
         except Exception as error:  # a broken image can raise anything; other rows must go on
             kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
@@ -133,16 +138,19 @@ def _cut(rows: Iterable[_Row], batch_size: int) -> Iterator[list[_Piece]]:
         yield batch
 
 
+def _join(arrays: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate(arrays))
+
+
 def _predict_batch(
     model: CrossVLTModel, processor: CrossVLTProcessor, batch: list[_Piece], options: PredictionOptions
 ) -> Iterator[dict[str, Any]]:
-    inputs = {name: torch.cat([piece.inputs(name) for piece in batch]) for name in batch[0].row.inputs}
+    inputs = {name: _join([piece.inputs(name) for piece in batch]) for name in batch[0].row.inputs}
     sizes = inputs.pop("original_sizes")
     inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     inputs["expressions_per_image"] = torch.tensor([piece.count for piece in batch])
-    with evaluating(model):
-        moved = {name: value.to(model.device) for name, value in inputs.items()}
-        output = model(**moved, return_dict=True)
+    moved = {name: value.to(model.device) for name, value in inputs.items()}
+    output = model(**moved, return_dict=True)
     kept = {name: output[name].cpu() for name in ("logits", "presence_logits") if name in output}
     least = resolve_presence_threshold(options.presence_threshold, model.config.presence_head)
     results = processor.post_process_masks(
@@ -240,10 +248,12 @@ def predict(
     missing = shards.missing()
     state.wait_for_everyone()  # all must list the missing shards before one is written
     own = missing[state.process_index :: state.num_processes]
-    indices = [index for shard in own for index in shards.row_numbers(shard)]
+    # numpy: see `JsonlRequests`
+    indices = np.array([index for shard in own for index in shards.row_numbers(shard)], dtype=np.int64)
     rows = _load_rows(requests, processor, indices, options.workers)
     done, hidden = (shards.count - len(missing)) * shards.size // state.num_processes, not options.progress
-    with tqdm(rows, "predicting", done + len(indices), initial=done, unit=" rows", disable=hidden) as bar:
+    bar = tqdm(rows, "predicting", done + len(indices), initial=done, unit=" rows", disable=hidden)
+    with bar, evaluating(model):
         for shard, members in groupby(bar, key=lambda row: row.index // shards.size):
             shards.write(shard, _predict_shard(model, processor, members, options))
     return shards.finish()
@@ -257,7 +267,7 @@ def _describe_job(model: CrossVLTModel, options: PredictionOptions) -> dict[str,
     return {"threshold": options.threshold, "largest_part": options.largest_part, **gate}
 
 
-def _load_rows(requests: Requests, processor: CrossVLTProcessor, indices: list[int], workers: int) -> Any:
+def _load_rows(requests: Requests, processor: CrossVLTProcessor, indices: np.ndarray, workers: int) -> Any:
     """Load rows, in worker processes."""
     return DataLoader(
         Subset(_PreparedRows(requests, processor), indices),

@@ -28,6 +28,7 @@ from crossvlt_hf.data.features import open_picture
 from crossvlt_hf.data.masks import decode_mask, read_mask
 from crossvlt_hf.processing_crossvlt import (
     ImageDepthError,
+    count_parts,
     find_parts,
     mask_box,
     resize_label_map,
@@ -1643,6 +1644,7 @@ def by_flooding(mask: np.ndarray) -> tuple[np.ndarray, int]:
 def test_parts_are_those_of_a_flood(height, width, density, seed):
     mask = np.random.default_rng(seed).random((height, width)) < density
     largest, count = find_parts(torch.tensor(mask))
+    assert count_parts(torch.tensor(mask)) == count
     expected, expected_count = by_flooding(mask)
     assert count == expected_count
     np.testing.assert_array_equal(largest, expected)
