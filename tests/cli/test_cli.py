@@ -369,6 +369,7 @@ def test_all_expressions_and_explanations_take_one_forward_pass(capsys, checkpoi
         assert counted == passes
 
 
+@pytest.mark.slow
 def test_explain_a_word_and_a_pixel(capsys, checkpoint, photo_file):
     """Each asks for the figure by itself, and changes it."""
     options = [["--explain"], ["--explain-word", "the"], ["--explain-pixel", "79,59"]]

@@ -234,6 +234,7 @@ def test_a_private_repository_is_for_its_owner(hub, crossvlt, small, scene):
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
 
 
+@pytest.mark.slow
 def test_push_to_hub_of_model_and_processor_is_a_whole_repository(
     hub, run, model, processor, checkpoint, without_package, photo, tmp_path
 ):

@@ -195,6 +195,7 @@ def test_config(fields):
         assert CrossVLTConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
 
 
+@pytest.mark.slow
 @fuzzed
 @given(st.data())
 def test_state_dict(network, data):

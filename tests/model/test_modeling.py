@@ -812,6 +812,7 @@ def test_the_presence_head_on_the_disk(tmp_path, presence_model):
     assert torch.allclose(presence(presence_model, batch), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_presence_is_learnt(presence_model):
     """Half of the pairs have an object."""
     model = presence_model.train()

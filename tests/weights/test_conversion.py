@@ -562,6 +562,7 @@ def test_random_state_dict(scratch, entries):
         convert_checkpoint(saved(scratch, state_dict), scratch / "out")
 
 
+@pytest.mark.slow
 @RANDOM
 @given(changes=st.dictionaries(KEYS, st.none() | st.tuples(SHAPES, DTYPES), min_size=1, max_size=3))
 def test_random_change(changes):
