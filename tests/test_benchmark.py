@@ -8,6 +8,7 @@ import sys
 from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
+from multiprocessing import Pool
 from pathlib import Path
 
 import pytest
@@ -31,18 +32,15 @@ from crossvlt_hf.benchmark import (
     run,
     run_benchmark,
     scaling_figure,
-    throughput,
 )
 from crossvlt_hf.benchmark.flops import count_flops, count_flops_by_part, count_training_flops
-from crossvlt_hf.benchmark.memory import ChildError, in_child, resident
+from crossvlt_hf.benchmark.memory import ChildError, held, in_child, resident
 from crossvlt_hf.benchmark.peers import PEERS, Peer, count_step_flops, place
 from crossvlt_hf.benchmark.phases import JOURNEYS, Stopwatch
-from crossvlt_hf.benchmark.throughput import Meter
 from crossvlt_hf.benchmark.timing import Work, interleave, median_ratio, summarise
 from crossvlt_hf.benchmark.workloads import Workshop, make_inputs
 from crossvlt_hf.cli import main
 from crossvlt_hf.configuration_crossvlt import SIZES
-from crossvlt_hf.prediction.shards import Shards
 
 
 CPU = torch.device("cpu")
@@ -371,15 +369,12 @@ WRONG = {
     "--attention flash": "must be one of sdpa, eager, got 'flash'",
     "--task sleeping": "must be one of inference, training, got",
     "--peers lavt": "`peers` must be one of clipseg",
-    "--measure weather": "`measure` must be one of time, memory, load, agreement, phases, throughput, got",
+    "--measure weather": "`measure` must be one of time, memory, load, agreement, phases, prediction, got",
     "--image-size 40000": "`size` must be at most 32768 pixels a side, got 40000.",
     "--seed -1": "`seed` must be an integer from 0 to",
     "--seed 9223372036854775808": "got 9223372036854775808",
     "--rounds 0": "`rounds` must be an integer of at least 1",
     "--threads 0": "`threads` must be an integer of at least 1",
-    "--rows 0": "`rows` must be an integer of at least 1, got 0.",
-    "--workers -1": "`workers` must be an integer of at least 0, got -1.",
-    "--measure throughput --plot x.png": "`--plot` draws no throughput; leave it out.",
     "--optimizer sgd": "must be one of adamw, none, got",
     "--device abacus": "cannot be used here",
     "--model nowhere": "There is no checkpoint folder nowhere",
@@ -397,6 +392,9 @@ WRONG = {
     "--dtype int8-dynamic": "must be one of float32, bfloat16, float16 for the backend torch, got 'int8-dynamic'.",
     "--backend onnxruntime --peers clipseg": "`peers` need the backend torch, got onnxruntime.",
     "--plot figure.txt": "must be a file name that ends in .png",
+    "--measure prediction --batch 4 2 --rows 39": "`rows` must be an integer of at least 40, got 39.",
+    "--measure prediction --workers -1": "`workers` must be an integer of at least 0, got -1.",
+    "--measure prediction --plot a.png": "`--plot` has nothing to draw of `--measure prediction`; leave it out.",
     "--output .": ". is a folder; give the name of a file",
 }
 
@@ -653,35 +651,41 @@ def test_the_phases_of_all_journeys_are_measured(checkpoint, capsys):
         assert Image.open("phases.png").mode == "RGB"
 
 
-# ---- throughput
+# ---- prediction
 
 
-@pytest.mark.parametrize(("rows", "workers"), [(40, 0), (7, 1), (1, 0)])
-def test_throughput_beside_the_model_alone(checkpoint, capsys, rows, workers):
-    options = ["--model", str(checkpoint), "--measure", "throughput", "--rows", str(rows), "--workers", str(workers)]
-    limits = ["--batch", "4", "--image-size", "64", "--threads", "1", "--output", "report.json"]
-    assert main(["benchmark", *options, *limits]) == 0
+@pytest.mark.slow
+@needs_linux
+@pytest.mark.parametrize("workers", [0, 1])
+def test_predictions_are_measured_beside_the_model(checkpoint, capsys, workers):
+    options = ["--model", str(checkpoint), "--measure", "prediction", "--rows", "150", "--workers", str(workers)]
+    assert main(["benchmark", *options, "--batch", "1", "4", "--output", "report.json"]) == 0
     report = json.loads(Path("report.json").read_text())
     assert capsys.readouterr().out == format_report(report) + "\n"
     assert report["cases"] == report["phases"] == []
-    (entry,) = report["throughput"]
-    assert (entry["rows"], entry["batch"], entry["workers"], entry["size"]) == (rows, 4, workers, [64, 64])
-    assert entry["predictions"] == rows  # each once
-    assert len(entry["memory_bytes"]) == -(-rows // 4)
-    assert min(entry["memory_bytes"]) > 2**20
-    assert 0 < entry["rows_per_second"] < math.inf
-    assert 0 < entry["ratio"] < math.inf
+    assert [(entry["batch"], entry["workers"]) for entry in report["predictions"]] == [(1, workers), (4, workers)]
+    for entry in report["predictions"]:
+        assert entry["rows_once"] == entry["rows"] == 150
+        laps, alone = (entry[name]["samples"] for name in ("seconds_per_row", "model_seconds_per_row"))
+        assert len(laps) == len(alone) == {1: 149, 4: 37}[entry["batch"]]
+        assert 0 < entry["fraction_of_model"] < 1.5
+        assert 0 < entry["fraction_of_model_cpu"] < 1.5
+        assert entry["seconds"] > 0.5 * sum(laps) * entry["batch"]
+        assert 50 * 2**20 < entry["early_bytes"] <= entry["peak_bytes"]
+        assert entry["final_bytes"] <= entry["peak_bytes"]
 
 
-def test_the_meter_counts_only_what_was_not_the_model_alone(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(throughput, "time", clock)
-    monkeypatch.setattr(Shards, "write", lambda *_: clock.work(3))
-    before = vars(Shards)["write"]
-    meter = Meter(lambda: clock.work(5), times=2)
-    with meter.watch():
-        for rows in (4, 4, 2):
-            clock.work(rows)
-            Shards.write(None, 0, [{}] * rows)
-    assert [shard[:3] for shard in meter.shards] == [(4, 7, 5), (4, 7, 5), (2, 5, 5)]
-    assert vars(Shards)["write"] is before
+@needs_linux
+def test_memory_of_child_processes_counts():
+    with Pool(1) as pool:
+        before = held()
+        size = pool.apply(hold, [64 * 2**20])
+        assert held() - before > 0.9 * size
+
+
+HELD = []
+
+
+def hold(size):
+    HELD.append(b"x" * size)
+    return size

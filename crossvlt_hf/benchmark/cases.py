@@ -19,7 +19,9 @@ ATTENTIONS = ("sdpa", "eager")
 OPTIMIZERS = ("adamw", "none")
 PEER_NAMES = ("clipseg", "grounding-dino-sam", "sam3")
 MEASURES = ("time", "memory", "load", "agreement")
-ALL_MEASURES = (*MEASURES, "phases", "throughput")
+# These measure a model as a whole, not its cases
+MODEL_MEASURES = ("phases", "prediction")
+ALL_MEASURES = (*MEASURES, *MODEL_MEASURES)
 EXPORTED = {
     "task": ("inference",),
     "device": ("cpu",),
@@ -220,15 +222,15 @@ class Options:
         grid: cases of CrossVLT models.
         peers: of `PEER_NAMES`, which run with their defaults on the devices and in the dtypes of the grid.
         measures: some of "time", "memory", "load", "agreement" (of exported networks with torch in float32, on drawn
-            scenes), "phases" (see `measure_phases`) and "throughput" (see `measure_throughput`); the last two need
-            the extra `train`. Parameters and operations are always counted.
+            scenes), "phases" and "prediction" (see `measure_phases`, `measure_predictions`; they need the extra
+            `train`). Parameters and operations are always counted.
         rounds: number of timings of each case.
         warm_up: number of runs of each case before timing.
         optimizer: of training steps, "adamw" or "none".
-        rows: number of rows for the throughput, in batches of the first size of the grid.
-        workers: processes that load the images of these rows.
         threads: number of CPU threads; None for the default of PyTorch.
         seed: of random weights and inputs.
+        rows: of "prediction", at least ten batches.
+        workers: processes that load the images of "prediction".
     """
 
     grid: Grid
@@ -237,10 +239,10 @@ class Options:
     rounds: int = 10
     warm_up: int = 1
     optimizer: str = "adamw"
-    rows: int = 1000
-    workers: int = 0
     threads: int | None = None
     seed: int = 0
+    rows: int = 1000
+    workers: int = 1
 
     def __post_init__(self) -> None:
         for name, known in (("peers", PEER_NAMES), ("measures", ALL_MEASURES)):
@@ -249,9 +251,11 @@ class Options:
         if self.peers and "torch" not in self.grid.backend:
             raise ValueError(f"`peers` need the backend torch, got {', '.join(self.grid.backend)}.")
         check_known("optimizer", self.optimizer, OPTIMIZERS)
-        for name in ("rounds", "warm_up", "threads", "rows"):
+        for name in ("rounds", "warm_up", "threads"):
             check_least(name, getattr(self, name), 1)
         check_least("workers", self.workers, 0)
+        if "prediction" in self.measures:
+            check_least("rows", self.rows, 10 * max(self.grid.batch))
         if not isinstance(self.seed, int) or not 0 <= self.seed <= LARGEST_SEED:
             raise ValueError(f"`seed` must be an integer from 0 to {LARGEST_SEED}, got {self.seed!r}.")
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,16 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 def resident() -> int:
     """Main memory of this process in bytes; its peak if the current value is unknown."""
     return read_bytes(STATUS, "VmRSS") or _highest_ever()
+
+
+def held() -> int:
+    """Main memory of this process and of those that `multiprocessing` started in it, in bytes.
+
+    On Linux a page that several processes share counts once; elsewhere it is that of this process, as `resident`.
+    """
+    processes = [os.getpid(), *(child.pid for child in active_children())]
+    shares = [read_bytes(Path(f"/proc/{process}/smaps_rollup"), "Pss") for process in processes]
+    return sum(share or 0 for share in shares) or resident()
 
 
 def reset_peak(device: torch.device | None = None) -> bool:

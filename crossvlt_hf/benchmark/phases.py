@@ -158,7 +158,7 @@ def time_prediction(source: Source, folder: Path, rounds: int) -> list[Lap]:
     """Time `predict` on a folder of image files, per row; a lap is a shard."""
     model, processor = load_checkpoint(source.folders["float32"])
     for number in range(ROWS):
-        _draw(folder / "rows" / f"{number}.jpg", number)
+        draw_scene(folder / "rows" / f"{number}.jpg", number, PHOTO_SIZE)
     requests, watch = open_requests(str(folder / "rows"), expressions=[SENTENCE]), Stopwatch()
     with (
         _watch_inference(watch),
@@ -219,7 +219,7 @@ def measure_phases(source: Source, rounds: int, tell: Callable[[str], Any]) -> l
     found = []
     with TemporaryDirectory() as name:
         folder = Path(name)
-        _draw(folder / PHOTO, 0)
+        draw_scene(folder / PHOTO, 0, PHOTO_SIZE)
         for journey, measure in JOURNEYS.items():
             tell(f"phases: {source.name}, {journey}")
             laps = measure(source, folder, rounds)
@@ -229,8 +229,18 @@ def measure_phases(source: Source, rounds: int, tell: Callable[[str], Any]) -> l
     return found
 
 
-def _draw(path: Path, number: int) -> None:
-    """Draw a scene of RefShapes as a JPEG of 640x480 pixels."""
+def draw_scene(path: Path, number: int, size: tuple[int, int]) -> str:
+    """Draw a test scene of RefShapes as a JPEG.
+
+    Args:
+        path: of the file, in a folder that is made if it is not there.
+        number: of the scene.
+        size: width and height in pixels.
+
+    Returns:
+        The expression.
+    """
     path.parent.mkdir(exist_ok=True)
-    image = make_example("test", number, side=PHOTO_SIZE[0]).scene.image
-    Image.fromarray(image).resize(PHOTO_SIZE).save(path, quality=90)
+    example = make_example("test", number, side=max(size))
+    Image.fromarray(example.scene.image).resize(size).save(path, quality=90)
+    return example.expression

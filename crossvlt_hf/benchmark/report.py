@@ -76,7 +76,7 @@ def format_report(report: dict[str, Any]) -> str:
         ("Peak of this machine", _peak_rows(report)),
         ("Cases", _case_rows(report)),
         ("Where the time goes", _phase_rows(report)),
-        ("Throughput of predict", _throughput_rows(report)),
+        ("Prediction", _prediction_rows(report)),
         ("Not measured", [{"case": row["label"], "reason": row["reason"]} for row in report["skipped"]]),
     ]
     return "\n\n".join(f"**{title}**\n\n{_table(rows)}" for title, rows in tables if rows)
@@ -144,21 +144,21 @@ def _phase_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _throughput_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
+def _prediction_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         {
-            "model": entry["model"],
-            "rows": f"{entry['rows']:,}",
-            "batch": entry["batch"],
-            "workers": entry["workers"],
-            "pixels": _size(entry["size"]),
+            **{name: entry[name] for name in ("model", "rows", "batch", "workers")},
+            "seconds": f"{entry['seconds']:.0f}",
             "rows/s": f"{entry['rows_per_second']:.3g}",
-            "of the model alone": f"{100 * entry['ratio']:.0f} %",
-            "memory at a tenth (MiB)": _mebibytes(entry["memory_bytes"][len(entry["memory_bytes"]) // 10]),
-            "highest (MiB)": _mebibytes(max(entry["memory_bytes"])),
-            "at the end (MiB)": _mebibytes(entry["memory_bytes"][-1]),
+            "model alone (rows/s)": f"{entry['model_rows_per_second']:.3g}",
+            "of the model's rate": f"{100 * entry['fraction_of_model']:.0f} %",
+            "of its CPU time": f"{100 * entry['fraction_of_model_cpu']:.0f} %",
+            "memory after a tenth (MiB)": _mebibytes(entry["early_bytes"]),
+            "at the end (MiB)": _mebibytes(entry["final_bytes"]),
+            "highest (MiB)": _mebibytes(entry["peak_bytes"]),
+            "rows written once": entry["rows_once"],
         }
-        for entry in report["throughput"]
+        for entry in report["predictions"]
     ]
 
 

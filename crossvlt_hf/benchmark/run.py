@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..weights.checkpoint import parse_device
-from .cases import FLOATS, MEASURES, Case, Options, check_installed
+from .cases import FLOATS, MODEL_MEASURES, Case, Options, check_installed
 from .flops import add_up, count_flops_by_part, count_parameters, count_training_flops
 from .machine import KINDS, Probe, describe_machine
 from .memory import ChildError, in_child
@@ -88,7 +88,7 @@ def _measure(
     options: Options, sources: Mapping[str, Source], exports: Path, tell: Callable[[str], Any]
 ) -> dict[str, Any]:
     started, found = datetime.now(UTC).isoformat(timespec="seconds"), Findings()
-    cases = _all_cases(options, sources) if set(MEASURES) & set(options.measures) else []
+    cases = [] if set(options.measures) <= set(MODEL_MEASURES) else _all_cases(options, sources)
     _check_cases(cases, sources)
     folders = {name: {dtype: str(at) for dtype, at in source.folders.items()} for name, source in sources.items()}
     _export(cases, folders, exports, options, found, tell)
@@ -104,14 +104,14 @@ def _measure(
         raise ValueError(f"No case could run. {cases[0].label}: {found.skipped[cases[0]]}")
     models = [_describe_source(source, loading.get(name)) for name, source in sources.items()]
     phases = _measure_phases(options, sources, tell) if "phases" in options.measures else []
-    throughput = _measure_throughput(options, sources, tell) if "throughput" in options.measures else []
+    predictions = _measure_predictions(options, sources, tell) if "prediction" in options.measures else []
     return {
         "format": 1,
         "started": started,
         **_describe_conditions(options),
         "models": models,
         "phases": phases,
-        "throughput": throughput,
+        "predictions": predictions,
         **found.describe(cases, probes),
     }
 
@@ -241,16 +241,12 @@ def _measure_phases(
     return [entry for source in sources.values() for entry in measure_phases(source, options.rounds, tell)]
 
 
-def _measure_throughput(
+def _measure_predictions(
     options: Options, sources: Mapping[str, Source], tell: Callable[[str], Any]
 ) -> list[dict[str, Any]]:
-    from .throughput import measure_throughput  # needs the extra `train`
+    from .predictions import measure_predictions  # needs the extra `train`
 
-    rows = {"rows": options.rows, "batch": options.grid.batch[0], "workers": options.workers}
-    return [
-        measure_throughput(source, **rows, size=options.grid.size[0] or source.size, tell=tell)
-        for source in sources.values()
-    ]
+    return [entry for source in sources.values() for entry in measure_predictions(source, options, tell)]
 
 
 def _conditions(options: Options) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class Benchmark(Command):
         crossvlt benchmark --model base --task training --batch 2 --checkpointing off on
         crossvlt benchmark --backend torch onnxruntime openvino --dtype float32 int8-dynamic int8-static
         crossvlt benchmark --measure phases --plot phases.png
-        crossvlt benchmark --measure throughput --rows 2000 --batch 8 --image-size 96 --threads 1
+        crossvlt benchmark --measure prediction --rows 10000 --batch 8 32
         crossvlt benchmark --image-size 96 128 192 --expressions 1 4 8 --batch 1 2 4 --one-at-a-time --plot scaling.png
 
     Args:
@@ -47,15 +47,15 @@ class Benchmark(Command):
             curves.
         peers: Models of Transformers with default sizes and random weights: clipseg, grounding-dino-sam, sam3.
         measure: What to measure: time, memory, load, agreement (of other backends with torch in float32), phases
-            (where the time goes in segment, the pipeline, predict and train, on the CPU in float32), and throughput
-            (of predict, beside the model alone, and its memory; on the CPU in float32).
+            (where the time goes in segment, the pipeline, predict and train, on the CPU in float32), and prediction
+            (rate of predict beside that of the model alone, and its memory).
         rounds: Timings per case, interleaved with those of other cases.
         warm_up: Runs of each case before timing.
         optimizer: Optimizer of training steps: adamw or none.
-        rows: Rows for the throughput, each a small drawn image and an expression.
-        workers: Processes that load the images of these rows.
         threads: CPU threads. By default PyTorch's choice.
         seed: Seed of random weights and inputs.
+        rows: Rows of small drawn pictures, for --measure prediction.
+        workers: Processes that load them.
         output: JSON file of the results.
         plot: Draw scaling curves, bars where nothing scales, or the phases if only they are measured.
     """
@@ -78,10 +78,10 @@ class Benchmark(Command):
     rounds: int = 10
     warm_up: int = 1
     optimizer: str = "adamw"
-    rows: int = 1000
-    workers: int = 0
     threads: int | None = None
     seed: int = 0
+    rows: int = 1000
+    workers: int = 1
     output: Annotated[str, arg(metavar="JSON")] = "crossvlt-output/benchmark.json"
     plot: Png = None
 
@@ -92,8 +92,8 @@ class Benchmark(Command):
         for backend in self.plan().grid.backend:
             check_installed(backend)
         check_png("--plot", self.plot)
-        if self.plot is not None and set(self.measure) == {"throughput"}:
-            raise ValueError("`--plot` draws no throughput; leave it out.")
+        if self.plot is not None and set(self.measure) == {"prediction"}:
+            raise ValueError("`--plot` has nothing to draw of `--measure prediction`; leave it out.")
 
     def plan(self) -> Options:
         """What is measured, and how."""
@@ -104,10 +104,10 @@ class Benchmark(Command):
             rounds=self.rounds,
             warm_up=self.warm_up,
             optimizer=self.optimizer,
-            rows=self.rows,
-            workers=self.workers,
             threads=self.threads,
             seed=self.seed,
+            rows=self.rows,
+            workers=self.workers,
         )
 
     def grid(self) -> Grid:

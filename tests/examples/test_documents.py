@@ -47,6 +47,7 @@ RUN_ELSEWHERE = {
     "crossvlt benchmark": "test_benchmark",
     "crossvlt benchmark --model base ...": "test_benchmark",
     "crossvlt benchmark --measure phases ...": "test_benchmark",
+    "crossvlt benchmark --measure prediction ...": "test_benchmark",
     "crossvlt benchmark --task inference --backend torch ...": "test_benchmark",
     "crossvlt export --model my-crossvlt ...": "test_export",
     "python examples/onnx_without_torch.py ...": "test_export",
