@@ -48,6 +48,7 @@ RUN_ELSEWHERE = {
     "crossvlt benchmark --model base ...": "test_benchmark",
     "crossvlt benchmark --measure phases ...": "test_benchmark",
     "crossvlt benchmark --measure prediction ...": "test_benchmark",
+    "crossvlt train refshapes-64 optimization.max_steps=1": "test_hub",
     "crossvlt benchmark --task inference --backend torch ...": "test_benchmark",
     "crossvlt export --model my-crossvlt ...": "test_export",
     "python examples/onnx_without_torch.py ...": "test_export",
