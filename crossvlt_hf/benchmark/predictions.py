@@ -1,8 +1,9 @@
 """Predict many rows of small drawn pictures: the rate beside that of the model alone, and the memory on the way.
 
-The package's own code runs. From time to time a hook lets it wait and runs the model alone on the batch at hand, so
-that both rates are of the same process, and of the same load of the machine. Data workers stand still meanwhile: where
-they have no core of their own, the time shows it, but not the CPU time of the process that predicts.
+The package's own code runs. From time to time a hook makes it wait and runs the model alone on the batch at hand, so
+that both rates are of the same process, and of the same load of the machine. Data workers fill their queues meanwhile
+(two rows each), so that laps of few batches look too fast. Where workers have no core of their own, the time shows it,
+but not the CPU time of the process that predicts.
 """
 
 import json

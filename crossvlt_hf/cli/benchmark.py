@@ -4,14 +4,15 @@ import json
 import re
 import sys
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from ..benchmark.cases import ALL_MEASURES, MEASURES, TASKS, Grid, Options, check_installed
+from ..benchmark.cases import ALL_MEASURES, MEASURES, MODEL_MEASURES, TASKS, Grid, Options, check_installed
 from ..system import check_known
-from .common import Command, Png, check_png, make_room, need_matplotlib
+from .common import Command, Png, check_png, make_room, need_matplotlib, needs_extra
 
 
 Switch = Literal["off", "on"]
@@ -143,6 +144,9 @@ def benchmark(options: Benchmark) -> None:
 
     if options.plot is not None:
         need_matplotlib()
+    if set(MODEL_MEASURES) & set(options.measure):
+        with needs_extra("train"):
+            import_module("datasets")
     for path in (options.output, options.plot):
         make_room(path)
     report = run_benchmark(options.plan(), tell=lambda line: print(line, file=sys.stderr, flush=True))

@@ -28,10 +28,12 @@ class Refshapes(Command):
         side: Side of the images, in pixels.
         seed: Seed of the scenes.
         family: Family of all expressions. By default six families take turns.
-        families: Families of the expressions, with their shares; the names are those of --family.
+        families: Families of the expressions, with their shares; the names are those of --family, and kinds
+            of no_target, such as no_target_relation.
         objects: Fewest and most objects per scene.
         language: Language of the expressions; scenes and targets are the same in all.
-        counterparts: Beside each expression without a target, make the one from which it differs in one word.
+        counterparts: In place of the other expressions of a scene, make those from which the ones without a target
+            differ in one word.
         sheet: Draw a contact sheet of the first 36 scenes.
     """
 

@@ -510,5 +510,12 @@ def test_counterparts_are_rows():
     assert [row["image_id"] for row in plain] == [row["image_id"] for row in rows]
     with pytest.raises(ValueError, match="`counterparts` needs several expressions per scene, got 1"):
         load_refshapes("test", families=["no_target"], counterparts=True)
+    for wrong in ("maybe", 2, None):
+        with pytest.raises(ValueError, match="`counterparts` must be true or false, got"):
+            load_refshapes("test", expressions=2, families=["no_target", "relation"], counterparts=wrong)
+    for families in (None, ["plural", "relation"]):
+        with pytest.raises(ValueError, match="`counterparts` needs a family of expressions without a target"):
+            load_refshapes("test", expressions=2, families=families, counterparts=True)
+    assert make_scene("unseen_relations", 0, families=["no_target_missing_anchor"])[0].targets == ()
     with pytest.raises(ValueError, match="no_target_missing_anchor, got 'no_target_anchors'"):
         load_refshapes("test", families=["no_target_anchors"])

@@ -78,6 +78,10 @@ def settle_families(family: str | None, families: Families | None, counterparts:
     if family is not None:
         check_known("family", family, SYMBOLS)
         families = [family]
+    if not isinstance(counterparts, bool):
+        raise ValueError(f"`counterparts` must be true or false, got {counterparts!r}.")
+    if counterparts and not any(each.startswith("no_target") for each in families or ()):
+        raise ValueError("`counterparts` needs a family of expressions without a target, such as no_target.")
     order = "" if families is None else "".join(SYMBOLS[each] for each in in_turn(families))
     return (COUNTERPARTS * counterparts + order) or None
 

@@ -17,7 +17,10 @@ from .scenes import COLOURS, SHAPES, Scene, Thing, draw, is_visible, sample_thin
 
 SEVERAL = (2, 4)  # the fewest and the most targets of a plural
 # Families that may have a relation
-RELATIONAL = ("relation", "two_hop", "plural", "no_target", "no_target_relation", "no_target_anchor")
+RELATIONAL = (
+    *("relation", "two_hop", "plural", "no_target"),
+    *("no_target_relation", "no_target_anchor", "no_target_missing_anchor"),
+)
 TRIES = 5000  # scenes drawn until one has the requested expressions
 
 # Combinations that the training split never has, and `unseen_pairs` and `unseen_relations` always have
@@ -126,7 +129,7 @@ def make_scene(
         count: the fewest and the most objects, up to 8.
         language: of the expressions, one of `LANGUAGES`; scenes, meanings and targets are the same in all.
         counterparts: whether the counterparts of expressions without a target, from which they differ in one word,
-            take the places of those with one.
+            take the places of those with one, as far as there are any.
 
     Returns:
         An example for each family, all of the same scene; the same on every machine and in every process.
@@ -167,6 +170,8 @@ def _check(split: str, families: Sequence[str], counterparts: bool) -> None:
     check_known("split", split, SPLITS)
     if not families:
         raise ValueError("`families` is empty; give at least one.")
+    if not isinstance(counterparts, bool):
+        raise ValueError(f"`counterparts` must be true or false, got {counterparts!r}.")
     if counterparts and len(families) < 2:
         raise ValueError("`counterparts` needs several expressions per scene, got 1.")
     for family in families:
