@@ -667,7 +667,7 @@ def test_predictions_are_measured_beside_the_model(checkpoint, capsys, workers):
     for entry in report["predictions"]:
         assert entry["rows_once"] == entry["rows"] == 150
         laps, alone = (entry[name]["samples"] for name in ("seconds_per_row", "model_seconds_per_row"))
-        assert len(laps) == len(alone) == {1: 149, 4: 37}[entry["batch"]]
+        assert len(laps) == len(alone) == len(entry["bytes"]) == {1: 149, 4: 37}[entry["batch"]]
         assert 0 < entry["fraction_of_model"] < 1.5
         assert 0 < entry["fraction_of_model_cpu"] < 1.5
         assert entry["seconds"] > 0.5 * sum(laps) * entry["batch"]

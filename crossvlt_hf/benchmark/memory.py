@@ -26,10 +26,12 @@ def resident() -> int:
 def held() -> int:
     """Main memory of this process and of those that `multiprocessing` started in it, in bytes.
 
-    On Linux a page that several processes share counts once; elsewhere it is that of this process, as `resident`.
+    On Linux without files, which other processes may share: libraries would grow whenever one of those ends. A page
+    that several of these processes share counts once. Elsewhere it is that of this process, as `resident`.
     """
     processes = [os.getpid(), *(child.pid for child in active_children())]
-    shares = [read_bytes(Path(f"/proc/{process}/smaps_rollup"), "Pss") for process in processes]
+    tables = [Path(f"/proc/{process}/smaps_rollup") for process in processes]
+    shares = [read_bytes(table, name) for table in tables for name in ("Pss_Anon", "Pss_Shmem")]
     return sum(share or 0 for share in shares) or resident()
 
 

@@ -2,7 +2,7 @@
 
 The package's own code runs. From time to time a hook makes it wait and runs the model alone on the batch at hand, so
 that both rates are of the same process, and of the same load of the machine. Data workers fill their queues meanwhile
-(two rows each), so that laps of few batches look too fast. Where workers have no core of their own, the time shows it,
+(16 rows each), so that laps of few batches look too fast. Where workers have no core of their own, the time shows it,
 but not the CPU time of the process that predicts.
 """
 
@@ -140,6 +140,7 @@ def _describe(meter: Meter) -> dict[str, Any]:
         "fraction_of_model_cpu": median_ratio(alone[1], laps[1]),
         "seconds_per_row": row,
         "model_seconds_per_row": model,
+        "bytes": meter.memory,
         "early_bytes": meter.memory[len(meter.memory) // 10],
         "final_bytes": meter.memory[-1],
         "peak_bytes": max(meter.memory),

@@ -153,7 +153,7 @@ def _prediction_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
             "model alone (rows/s)": f"{entry['model_rows_per_second']:.3g}",
             "of the model's rate": f"{100 * entry['fraction_of_model']:.0f} %",
             "of its CPU time": f"{100 * entry['fraction_of_model_cpu']:.0f} %",
-            "memory after a tenth (MiB)": _mebibytes(entry["early_bytes"]),
+            "memory after a tenth, without files (MiB)": _mebibytes(entry["early_bytes"]),
             "at the end (MiB)": _mebibytes(entry["final_bytes"]),
             "highest (MiB)": _mebibytes(entry["peak_bytes"]),
             "rows written once": entry["rows_once"],

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from .shards import Shards, row_schema
 
 
 MOST_TEXTS = 10_000  # to check for unknown words before a prediction
+SENT_TOGETHER = 8  # rows that a worker sends at once; it prepares twice as many ahead
 
 
 @dataclass(frozen=True)
@@ -267,15 +268,16 @@ def _describe_job(model: CrossVLTModel, options: PredictionOptions) -> dict[str,
     return {"threshold": options.threshold, "largest_part": options.largest_part, **gate}
 
 
-def _load_rows(requests: Requests, processor: CrossVLTProcessor, indices: np.ndarray, workers: int) -> Any:
+def _load_rows(requests: Requests, processor: CrossVLTProcessor, indices: np.ndarray, workers: int) -> Iterator[_Row]:
     """Load rows, in worker processes."""
-    return DataLoader(
+    loader: Iterable[list[_Row]] = DataLoader(
         Subset(_PreparedRows(requests, processor), indices),
-        batch_size=None,
+        batch_size=SENT_TOGETHER,
         num_workers=workers,
         collate_fn=as_it_is,
         worker_init_fn=ignore_signals,
     )
+    return chain.from_iterable(loader)
 
 
 def _predict_shard(
