@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from ..data.refshapes.families import Family, Split, check_counts, check_scene, in_turn
+from ..data.refshapes.families import Family, Split, check_counterparts, check_counts, check_scene, in_turn
 from ..system import read_number
 from .common import Command, Png, check_png, needs_extra
 
@@ -53,6 +53,7 @@ class Refshapes(Command):
     def check(self) -> None:
         """Check that numbers are in range, the families with their shares, and the name of the contact sheet."""
         check_counts(self.scenes, self.expressions, self.family)
+        check_counterparts(self.counterparts, self.expressions)
         check_scene(0, self.side, self.seed, self.objects)
         if self.families is not None:
             in_turn(parse_families(self.families))

@@ -249,7 +249,7 @@ def predict(
     missing = shards.missing()
     state.wait_for_everyone()  # all must list the missing shards before one is written
     own = missing[state.process_index :: state.num_processes]
-    # numpy: see `JsonlRequests`
+    # A numpy array, as in `JsonlRequests`
     indices = np.array([index for shard in own for index in shards.row_numbers(shard)], dtype=np.int64)
     rows = _load_rows(requests, processor, indices, options.workers)
     done, hidden = (shards.count - len(missing)) * shards.size // state.num_processes, not options.progress

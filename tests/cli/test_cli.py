@@ -830,6 +830,7 @@ LIGHT = [
     ["refshapes", "x", "--families", "plurals=2"],
     ["refshapes", "x", "--families", "plural=0"],
     ["refshapes", "x", "--sheet", "sheet.pdf"],
+    ["refshapes", "x", "--families", "no_target", "--counterparts"],
 ]
 IN_TURN = f"""
 import io, json, sys

@@ -18,7 +18,18 @@ from ...system import check_known
 from ..features import Mask, Picture, register
 from ..masks import unpack
 from .examples import Example, make_scene
-from .families import DENIALS, EXTRAS, FAMILIES, Families, Split, check_counts, check_scene, families_at, in_turn
+from .families import (
+    DENIALS,
+    EXTRAS,
+    FAMILIES,
+    Families,
+    Split,
+    check_counterparts,
+    check_counts,
+    check_scene,
+    families_at,
+    in_turn,
+)
 from .languages import LANGUAGES
 
 
@@ -53,8 +64,9 @@ def read_scene(
         most: the most objects of a scene.
         language: of the expressions.
     """
-    symbols = (families or "").removeprefix(COUNTERPARTS)
-    said = families_at(split, scene, expressions, [KINDS[symbol] for symbol in symbols] or None)
+    symbols = families or ""
+    order = [KINDS[symbol] for symbol in symbols.removeprefix(COUNTERPARTS)]
+    said = families_at(split, scene, expressions, order or None)
     return make_scene(
         split,
         scene,
@@ -63,7 +75,7 @@ def read_scene(
         seed=seed,
         count=(fewest, most),
         language=language,
-        counterparts=symbols != (families or ""),
+        counterparts=symbols.startswith(COUNTERPARTS),
     )
 
 
@@ -78,8 +90,6 @@ def settle_families(family: str | None, families: Families | None, counterparts:
     if family is not None:
         check_known("family", family, SYMBOLS)
         families = [family]
-    if not isinstance(counterparts, bool):
-        raise ValueError(f"`counterparts` must be true or false, got {counterparts!r}.")
     if counterparts and not any(each.startswith("no_target") for each in families or ()):
         raise ValueError("`counterparts` needs a family of expressions without a target, such as no_target.")
     order = "" if families is None else "".join(SYMBOLS[each] for each in in_turn(families))
@@ -261,6 +271,7 @@ def load_refshapes(
         ValueError: if there is no such split, family or language, or a number is out of range.
     """
     check_counts(scenes, expressions, family)
+    check_counterparts(counterparts, expressions)
     check_scene(0, side, seed, count)
     check_known("language", language, LANGUAGES)
     said, (fewest, most) = settle_families(family, families, counterparts), count

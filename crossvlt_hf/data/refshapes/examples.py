@@ -9,7 +9,7 @@ from PIL import Image
 
 from ...system import check_known
 from .expressions import DENIED, QUERIES, Query, sample_queries
-from .families import SPLITS, Split, check_scene, families_at
+from .families import SPLITS, Split, check_counterparts, check_scene, families_at
 from .languages import LANGUAGES
 from .languages.grammar import Grammar
 from .scenes import COLOURS, SHAPES, Scene, Thing, draw, is_visible, sample_things
@@ -170,10 +170,7 @@ def _check(split: str, families: Sequence[str], counterparts: bool) -> None:
     check_known("split", split, SPLITS)
     if not families:
         raise ValueError("`families` is empty; give at least one.")
-    if not isinstance(counterparts, bool):
-        raise ValueError(f"`counterparts` must be true or false, got {counterparts!r}.")
-    if counterparts and len(families) < 2:
-        raise ValueError("`counterparts` needs several expressions per scene, got 1.")
+    check_counterparts(counterparts, len(families))
     for family in families:
         check_known("family", family, (*QUERIES, *DENIED))
         if split == "unseen_relations" and family not in RELATIONAL:

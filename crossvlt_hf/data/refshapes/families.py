@@ -38,6 +38,14 @@ def check_counts(scenes: Any, expressions: Any, family: str | None) -> None:
         raise ValueError(f"`expressions` must be 1 if `family` is set, got {expressions} and {family!r}.")
 
 
+def check_counterparts(counterparts: Any, expressions: int) -> None:
+    """Raise ValueError unless `counterparts` of [`make_scene`] fits the number of expressions per scene."""
+    if not isinstance(counterparts, bool):
+        raise ValueError(f"`counterparts` must be true or false, got {counterparts!r}.")
+    if counterparts and expressions < 2:
+        raise ValueError("`counterparts` needs several expressions per scene, got 1.")
+
+
 def in_turn(families: Families) -> list[str]:
     """One cycle of the order in which expressions use families, each spread as evenly as possible.
 
