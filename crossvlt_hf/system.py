@@ -1,5 +1,6 @@
 """Shared by all packages and light to import: checks of arguments, one-line errors, signals, old names, extras."""
 
+import gc
 import json
 import re
 import signal
@@ -17,6 +18,7 @@ from types import FrameType
 from typing import Any, Self, TypeVar, get_args
 
 
+MOST_WORKERS = 1024
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _DECIMAL = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?(inf|nan)", re.IGNORECASE)
@@ -151,6 +153,12 @@ def check_integer(name: str, value: Any, least: int, most: int | None = None) ->
         raise ValueError(f"`{name}` must be an integer {span}, got {value!r}.")
 
 
+def check_workers(name: str, value: Any, least: int = 0) -> None:
+    """Raise ValueError unless a value is None or a number of processes or threads that a machine can have."""
+    if value is not None:
+        check_integer(name, value, least, MOST_WORKERS)
+
+
 def check_texts(name: str, value: Any) -> None:
     """Raise ValueError unless a value is a list of one or more texts."""
     if not isinstance(value, list | tuple) or not value or not all(isinstance(each, str) for each in value):
@@ -224,13 +232,16 @@ class Interruption:
             self._waits = True
 
 
-def ignore_signals(_: int) -> None:
-    """Ignore signals in worker processes of a loader, which get the signals of their process group.
+def start_worker(_: int) -> None:
+    """Prepare a worker process of a loader.
 
-    They end together with the main process, also if it is killed.
+    It ignores signals, which it gets with its process group, and ends together with the main process, also if that is
+    killed. The garbage collector leaves alone what the worker shares with the main process: visiting an object writes
+    to its page of memory, which is then copied.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    gc.freeze()
 
 
 def as_it_is(entry: Any) -> Any:

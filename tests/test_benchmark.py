@@ -1,6 +1,7 @@
 """`crossvlt benchmark`: what it measures, in what order, and what it writes, but not how fast this machine is."""
 
 import io
+import itertools
 import json
 import math
 import subprocess
@@ -54,6 +55,7 @@ def _small(tmp_path, monkeypatch):
     monkeypatch.setattr(
         machine.Probe, "shape", property(lambda probe: (8,) if probe.kind == "matrix product" else (1, 2, 4, 4))
     )
+    monkeypatch.setattr(machine, "LONG", 0.0)
     monkeypatch.setattr(run, "LOAD_ROUNDS", 2)
 
 
@@ -72,6 +74,16 @@ def test_works_take_turns():
     assert rounds == [1, 2, 3]
     assert {name: len(values) for name, values in samples.items()} == {"a": 3, "b": 3, "c": 3}
     assert min(map(min, samples.values())) >= 0
+
+
+def test_a_short_work_is_repeated_until_it_lasts(monkeypatch):
+    calls, clock = [], itertools.count()
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock) / 10)  # each timing takes 0.1 s
+    work = Work(lambda: calls.append(None), CPU).lasting(0.35)
+    assert (work.repeats, len(calls)) == (4, 2)
+    assert work.seconds() == pytest.approx(0.1 / 4)
+    assert len(calls) == 6
+    assert Work(lambda: None, CPU).lasting(0.05).repeats == 1
 
 
 def test_summary_and_ratio():
@@ -363,37 +375,37 @@ def test_named_size_is_made_of_random_weights(monkeypatch):
 WRONG = {
     "--image-size 0": "must be the side in pixels",
     "--image-size 48x": "must be the side in pixels",
-    "--batch 0": "`batch` must be an integer of at least 1, got 0.",
-    "--expressions -1": "`expressions` must be an integer of at least 1, got -1.",
+    "--batch 0": "`--batch` must be an integer of at least 1, got 0.",
+    "--expressions -1": "`--expressions` must be an integer of at least 1, got -1.",
     "--dtype float8": "must be one of float32, bfloat16, float16, int8-dynamic, int8-static, got 'float8'",
     "--attention flash": "must be one of sdpa, eager, got 'flash'",
     "--task sleeping": "must be one of inference, training, got",
-    "--peers lavt": "`peers` must be one of clipseg",
-    "--measure weather": "`measure` must be one of time, memory, load, agreement, phases, prediction, got",
-    "--image-size 40000": "`size` must be at most 32768 pixels a side, got 40000.",
-    "--seed -1": "`seed` must be an integer from 0 to",
+    "--peers lavt": "`--peers` must be one of clipseg",
+    "--measure weather": "`--measure` must be one of time, memory, load, agreement, phases, prediction, got",
+    "--image-size 40000": "`--image-size` must be an integer from 1 to 32768, got 40000.",
+    "--seed -1": "`--seed` must be an integer from 0 to",
     "--seed 9223372036854775808": "got 9223372036854775808",
-    "--rounds 0": "`rounds` must be an integer of at least 1",
-    "--threads 0": "`threads` must be an integer of at least 1",
+    "--rounds 0": "`--rounds` must be an integer of at least 1",
+    "--threads 0": "`--threads` must be an integer from 1 to 1024",
     "--optimizer sgd": "must be one of adamw, none, got",
     "--device abacus": "cannot be used here",
     "--model nowhere": "There is no checkpoint folder nowhere",
     "--tokens 99": "`tokens` must be at most 32 for built-in, got 99.",
     "--task training --image-size 8": "`size` must be more than 16 pixels a side",
-    "--backend tensorrt": "`backend` must be one of torch, onnxruntime, openvino, got 'tensorrt'.",
-    "--backend onnxruntime --task training": "`task` must be inference for the backend onnxruntime, got 'training'.",
-    "--backend onnxruntime --task inference training": "`task` must be inference for the backend onnxruntime, got",
+    "--backend tensorrt": "`--backend` must be one of torch, onnxruntime, openvino, got 'tensorrt'.",
+    "--backend onnxruntime --task training": "`--task` must be inference for the backend onnxruntime, got 'training'.",
+    "--backend onnxruntime --task inference training": "`--task` must be inference for the backend onnxruntime, got",
     "--backend openvino --compile on": "`compiled` must be False for the backend openvino, got True.",
-    "--backend onnxruntime --checkpointing on": "`checkpointing` must be False for the backend onnxruntime, got",
-    "--backend openvino --attention eager": "`attention` must be sdpa for the backend openvino, got 'eager'.",
-    "--backend torch onnxruntime --device cuda": "`device` must be cpu for the backend onnxruntime, got 'cuda'.",
-    "--backend openvino --dtype int8-static": "`dtype` must be float32 for the backend openvino, got 'int8-static'.",
+    "--backend onnxruntime --checkpointing on": "`--checkpointing` must be False for the backend onnxruntime, got",
+    "--backend openvino --attention eager": "`--attention` must be sdpa for the backend openvino, got 'eager'.",
+    "--backend torch onnxruntime --device cuda": "`--device` must be cpu for the backend onnxruntime, got 'cuda'.",
+    "--backend openvino --dtype int8-static": "`--dtype` must be float32 for the backend openvino, got 'int8-static'.",
     "--backend torch openvino --dtype float32 int8-static": "for the backends torch, openvino, got 'int8-static'.",
     "--dtype int8-dynamic": "must be one of float32, bfloat16, float16 for the backend torch, got 'int8-dynamic'.",
-    "--backend onnxruntime --peers clipseg": "`peers` need the backend torch, got onnxruntime.",
+    "--backend onnxruntime --peers clipseg": "`--peers` need the backend torch, got onnxruntime.",
     "--plot figure.txt": "must be a file name that ends in .png",
-    "--measure prediction --batch 4 2 --rows 39": "`rows` must be an integer of at least 40, got 39.",
-    "--measure prediction --workers -1": "`workers` must be an integer of at least 0, got -1.",
+    "--measure prediction --batch 4 2 --rows 39": "`--rows` must be an integer of at least 40, got 39.",
+    "--measure prediction --workers -1": "`--workers` must be an integer from 0 to 1024, got -1.",
     "--measure prediction --plot a.png": "`--plot` has nothing to draw of `--measure prediction`; leave it out.",
     "--output .": ". is a folder; give the name of a file",
 }

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from importlib.util import find_spec
 from typing import Any
 
-from ..system import check_known, check_least
+from ..system import check_integer, check_known, check_least, check_workers
 
 
 TASKS = ("inference", "training")
@@ -164,9 +164,7 @@ class Grid:
             for value in getattr(self, axis):
                 check_least(axis, value, 1)
         for side in itertools.chain.from_iterable(size for size in self.size if size is not None):
-            check_least("size", side, 1)
-            if side > LARGEST_SIDE:
-                raise ValueError(f"`size` must be at most {LARGEST_SIDE} pixels a side, got {side}.")
+            check_integer("size", side, 1, LARGEST_SIDE)
 
     def _check_backends(self) -> None:
         """Raise ValueError if some backend can run no value of an axis, or a value can be run by none of them."""
@@ -251,13 +249,13 @@ class Options:
         if self.peers and "torch" not in self.grid.backend:
             raise ValueError(f"`peers` need the backend torch, got {', '.join(self.grid.backend)}.")
         check_known("optimizer", self.optimizer, OPTIMIZERS)
-        for name in ("rounds", "warm_up", "threads"):
+        for name in ("rounds", "warm_up"):
             check_least(name, getattr(self, name), 1)
-        check_least("workers", self.workers, 0)
+        check_workers("threads", self.threads, 1)
+        check_workers("workers", self.workers)
         if "prediction" in self.measures:
             check_least("rows", self.rows, 10 * max(self.grid.batch))
-        if not isinstance(self.seed, int) or not 0 <= self.seed <= LARGEST_SEED:
-            raise ValueError(f"`seed` must be an integer from 0 to {LARGEST_SEED}, got {self.seed!r}.")
+        check_integer("seed", self.seed, 0, LARGEST_SEED)
 
 
 def weights_dtype(task: str, dtype: str) -> str:

@@ -45,8 +45,9 @@ class Probe:
         return 2 * 9 * channels**2 * images * height * width
 
     def work(self) -> Work:
-        """Prepare the computation."""
-        return Work(self._step(), torch.device(self.device))
+        """Prepare the computation, to be timed for at least about a second on a CPU."""
+        work = Work(self._step(), torch.device(self.device))
+        return work.lasting(LONG) if work.device.type == "cpu" else work
 
     def _step(self) -> Callable[[], Any]:
         options: dict[str, Any] = {"device": self.device, "dtype": getattr(torch, self.dtype)}
@@ -58,6 +59,7 @@ class Probe:
         return lambda: F.conv2d(pixels, kernel, padding=1)
 
 
+LONG = 1.0  # seconds
 KINDS = ("matrix product", "3x3 convolution")
 MEMINFO = Path("/proc/meminfo")
 

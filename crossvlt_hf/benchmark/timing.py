@@ -3,9 +3,10 @@
 If the machine is slow for a while (other processes, heat), all works are, and their ratios stay the same.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,20 +20,31 @@ class Work:
     Args:
         step: the function.
         device: on which it runs.
+        repeats: runs that are timed together.
     """
 
     step: Callable[[], Any]
     device: torch.device
+    repeats: int = 1
+
+    def lasting(self, seconds: float) -> "Work":
+        """The same work with as many repeats as take this long. Processors are faster in short bursts."""
+        self.step()
+        return replace(self, repeats=max(1, math.ceil(seconds / self.seconds())))
 
     def seconds(self) -> float:
-        """Time one run, until the device has finished."""
+        """Time one run, until the device has finished: the mean of the repeats."""
         if self.device.type == "cuda":
             return self._seconds_by_events()
         self._wait()
         start = time.perf_counter()
-        self.step()
+        self._run()
         self._wait()
-        return time.perf_counter() - start
+        return (time.perf_counter() - start) / self.repeats
+
+    def _run(self) -> None:
+        for _ in range(self.repeats):
+            self.step()
 
     def _seconds_by_events(self) -> float:
         """Time one run by the clock of the GPU."""
@@ -40,10 +52,10 @@ class Work:
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             torch.cuda.synchronize()
             start.record()
-            self.step()
+            self._run()
             end.record()
             torch.cuda.synchronize()
-        return start.elapsed_time(end) / 1000
+        return start.elapsed_time(end) / 1000 / self.repeats
 
     def _wait(self) -> None:
         if self.device.type != "cpu":

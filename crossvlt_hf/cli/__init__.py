@@ -24,7 +24,7 @@ from typing import Annotated, Any, Union
 import tyro
 
 from ..system import InterruptionError, check_no_file, did_you_mean, in_one_line
-from .common import REGISTRY, Command
+from .common import REGISTRY, Command, check_options
 
 
 COMMANDS = (
@@ -40,6 +40,8 @@ COMMANDS = (
     "refshapes",
     "benchmark",
 )
+# What torch says of too little memory, or of sizes beyond any
+TOO_LARGE = re.compile("can't allocate memory|not enough memory|out of memory|overflow", re.IGNORECASE)
 DESCRIPTION = """Referring image segmentation with CrossVLT.
 
 crossvlt COMMAND --help describes a command, crossvlt --version prints the version."""
@@ -180,11 +182,16 @@ def _silence_libraries() -> None:
 
 def _is_wrong_input(error: Exception) -> bool:
     """Whether an error is due to the input, so that its message alone is enough."""
-    if isinstance(error, OSError | ValueError | FloatingPointError):
+    if isinstance(error, OSError | ValueError | FloatingPointError) or _is_memory_error(error):
         return True
     from huggingface_hub.errors import StrictDataclassError
 
     return isinstance(error, StrictDataclassError)
+
+
+def _is_memory_error(error: BaseException) -> bool:
+    """Whether memory was too small, or a number of bytes too large for any."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(TOO_LARGE.search(str(error))))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -203,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command, options = read_options(sys.argv[1:] if argv is None else argv)
     try:
         with _orderly_end():
-            options.check()
+            check_options(options)
             _silence_libraries()
             return getattr(import_module(f".{command}", __name__), command)(options) or 0
     except InterruptionError as end:
@@ -215,12 +222,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not _is_wrong_input(error):
             raise
-        print(f"crossvlt: {in_one_line(_explain_path(error))}", file=sys.stderr)
+        print(f"crossvlt: {in_one_line(_explain(error))}", file=sys.stderr)
         return 2
 
 
-def _explain_path(error: BaseException) -> BaseException:
-    """Say which file stands where a folder is needed, instead of an error number."""
+def _explain(error: BaseException) -> BaseException:
+    """Say that there is too little memory, or which file stands where a folder is needed, instead of a number."""
+    if _is_memory_error(error):
+        return MemoryError(f"There is not enough memory; use smaller images, batches or data. {error}")
     if isinstance(error, FileExistsError | NotADirectoryError) and isinstance(error.filename, str):
         try:
             check_no_file(Path(error.filename))

@@ -61,6 +61,8 @@ class Benchmark(Command):
         plot: Draw scaling curves, bars where nothing scales, or the phases if only they are measured.
     """
 
+    RENAMED = {"measures": "measure", "size": "image_size"}
+
     model: tuple[str, ...] = ("built-in",)
     task: Annotated[tuple[str, ...], arg(metavar="TEXT ...")] = ()
     backend: tuple[str, ...] = ("torch",)
@@ -92,7 +94,7 @@ class Benchmark(Command):
             check_known("measure", measure, ALL_MEASURES)
         for backend in self.plan().grid.backend:
             check_installed(backend)
-        check_png("--plot", self.plot)
+        check_png("plot", self.plot)
         if self.plot is not None and set(self.measure) == {"prediction"}:
             raise ValueError("`--plot` has nothing to draw of `--measure prediction`; leave it out.")
 

@@ -1,21 +1,22 @@
 """What commands share: parsing of options, types of options, and checks before the work starts."""
 
 import os
+import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union, cast, get_args, get_origin, get_type_hints
 
-from tyro.conf import UseAppendAction, arg
+from tyro.conf import Positional, UseAppendAction, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from ..system import check_least, install_command, read_number, say_known
+from ..system import check_least, check_workers, install_command, read_number, say_known
 
 
 if TYPE_CHECKING:
@@ -28,12 +29,43 @@ if TYPE_CHECKING:
 class Command:
     """Options of a command. A subclass is a frozen dataclass, whose `Args:` are the help of the options."""
 
+    RENAMED: ClassVar[Mapping[str, str]] = {}  # names of arguments that are options of other names
+
     def check(self) -> None:
         """Check values before anything heavy is imported.
 
         Raises:
             ValueError: if an option has an invalid value.
         """
+
+
+def check_options(options: Command) -> None:
+    """Check values; errors name arguments as the command line has them.
+
+    Raises:
+        ValueError: if a value is invalid, or a text empty.
+    """
+    names = {field.name: field.name for field in fields(cast(Any, options))}
+    for name in names:
+        value = getattr(options, name)
+        if "" in (text.strip() for text in (value if isinstance(value, tuple) else (value,)) if isinstance(text, str)):
+            raise ValueError(f"`{_as_written(options, name)}` must not be empty.")
+    names |= options.RENAMED
+
+    def as_written(match: re.Match[str]) -> str:
+        return f"`{_as_written(options, names[match[1]])}`" if match[1] in names else match[0]
+
+    try:
+        options.check()
+    except ValueError as error:
+        raise ValueError(re.sub(r"`(\w+)`", as_written, str(error))) from error
+
+
+def _as_written(options: Command, name: str) -> str:
+    """An argument as the command line has it: `--batch-size`, or the name of a positional one in the help."""
+    notes = getattr(get_type_hints(type(options), include_extras=True)[name], "__metadata__", ())
+    metavar = next((note.metavar for note in notes if getattr(note, "metavar", None)), name)
+    return metavar.split()[0] if str(Positional) in map(str, notes) else f"--{name.replace('_', '-')}"
 
 
 # ---- parsing of option values
@@ -199,7 +231,7 @@ class DataCommand(Command):
         """Check that settings are name=value and numbers in range."""
         checked_settings(self.option, "`--option` ")
         check_least("batch_size", self.batch_size, 1)
-        check_least("workers", self.workers, 0)
+        check_workers("workers", self.workers)
         check_probability("presence_threshold", self.presence_threshold)
 
     def load(self) -> tuple["PartialState", "CrossVLTModel", "CrossVLTProcessor"]:

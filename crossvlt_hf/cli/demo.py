@@ -42,9 +42,9 @@ class Demo(Command):
 
     def check(self) -> None:
         """Check the seed, the port and the name of the panel."""
-        check_integer("--seed", self.seed, 0, 2**63 - 1)
-        check_integer("--port", self.port, 0, 65535)
-        check_png("--output", self.output)
+        check_integer("seed", self.seed, 0, 2**63 - 1)
+        check_integer("port", self.port, 0, 65535)
+        check_png("output", self.output)
 
 
 class Question(NamedTuple):

@@ -71,10 +71,10 @@ class Evaluate(DataCommand):
     def check(self) -> None:
         """Check numbers and file names, and that the score can be calibrated."""
         super().check()
-        check_least("--limit", self.limit, 1)
+        check_least("limit", self.limit, 1)
         check_least("min_area", self.min_area, 1)
-        check_png("--gallery", self.gallery)
-        check_png("--reliability", self.reliability)
+        check_png("gallery", self.gallery)
+        check_png("reliability", self.reliability)
         if not self.calibrate:
             return
         if self.shuffle:

@@ -63,7 +63,7 @@ class Predict(DataCommand):
     def check(self) -> None:
         """Check that settings are name=value and numbers in range."""
         super().check()
-        check_known("file_format", self.format, FORMATS)
+        check_known("format", self.format, FORMATS)
         check_known("on_error", self.on_error, ON_ERROR)
         check_least("shard_size", self.shard_size, 1)
         check_probability("threshold", self.threshold)

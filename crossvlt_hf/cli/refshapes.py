@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from ..data.refshapes.families import Family, Split, check_counterparts, check_counts, check_scene, in_turn
+from ..data.refshapes.families import Split, check_counterparts, check_counts, check_scene, order_families
 from ..system import read_number
 from .common import Command, Png, check_png, needs_extra
 
@@ -27,9 +27,10 @@ class Refshapes(Command):
         split: Split of RefShapes.
         side: Side of the images, in pixels.
         seed: Seed of the scenes.
-        family: Family of all expressions. By default six families take turns.
-        families: Families of the expressions, with their shares; the names are those of --family, and kinds
-            of no_target, such as no_target_relation.
+        family: Family of all expressions: attribute, absolute, relation, ordinal, superlative, negation, plural,
+            no_target, two_hop, or a kind of no_target, such as no_target_relation. By default the first six take
+            turns.
+        families: Families of the expressions, with their shares, instead of --family.
         objects: Fewest and most objects per scene.
         language: Language of the expressions; scenes and targets are the same in all.
         counterparts: In place of the other expressions of a scene, make those from which the ones without a target
@@ -37,13 +38,15 @@ class Refshapes(Command):
         sheet: Draw a contact sheet of the first 36 scenes.
     """
 
+    RENAMED = {"count": "objects"}
+
     output: Positional[Annotated[str, arg(metavar="OUT_DIR")]]
     scenes: int = 100
     expressions: int = 1
     split: Split = "train"
     side: int = 96
     seed: int = 0
-    family: Family | None = None
+    family: Annotated[str | None, arg(metavar="NAME")] = None
     families: Annotated[tuple[str, ...] | None, arg(metavar="NAME[=SHARE] ...")] = None
     objects: Annotated[tuple[int, int], arg(metavar="FEWEST MOST")] = (3, 6)
     language: Language = "en"
@@ -55,9 +58,12 @@ class Refshapes(Command):
         check_counts(self.scenes, self.expressions, self.family)
         check_counterparts(self.counterparts, self.expressions)
         check_scene(0, self.side, self.seed, self.objects)
-        if self.families is not None:
-            in_turn(parse_families(self.families))
-        check_png("--sheet", self.sheet)
+        order_families(self.split, self.family, self.shares(), self.counterparts)
+        check_png("sheet", self.sheet)
+
+    def shares(self) -> dict[str, float] | None:
+        """The families with their shares."""
+        return None if self.families is None else parse_families(self.families)
 
 
 def parse_families(settings: Sequence[str]) -> dict[str, float]:
@@ -85,13 +91,12 @@ def refshapes(options: Refshapes) -> None:
         from ..data.refshapes.dataset import load_refshapes
         from ..processing_crossvlt import counted
 
-    families = None if options.families is None else parse_families(options.families)
     dataset = load_refshapes(
         options.split,
         scenes=options.scenes,
         expressions=options.expressions,
         family=options.family,
-        families=families,
+        families=options.shares(),
         side=options.side,
         seed=options.seed,
         count=options.objects,
@@ -101,14 +106,14 @@ def refshapes(options: Refshapes) -> None:
     write_folder((dataset[index] for index in range(len(dataset))), options.output)
     print(f"{counted(options.scenes, 'scene')} written to {options.output}", file=sys.stderr)
     if options.sheet:
-        _draw_sheet(options, families, Path(options.sheet))
+        _draw_sheet(options, Path(options.sheet))
 
 
-def _draw_sheet(options: Refshapes, families: dict[str, float] | None, path: Path) -> None:
+def _draw_sheet(options: Refshapes, path: Path) -> None:
     from ..data.refshapes import contact_sheet
     from ..data.refshapes.dataset import read_scene, settle_families
 
-    said = settle_families(options.family, families, options.counterparts)
+    said = settle_families(options.split, options.family, options.shares(), options.counterparts)
     same = (options.side, options.seed, options.expressions, said, *options.objects, options.language)
     scenes = (read_scene(options.split, index, *same) for index in range(min(options.scenes, 36)))
     path.parent.mkdir(parents=True, exist_ok=True)

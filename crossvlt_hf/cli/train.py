@@ -11,7 +11,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from ..system import check_least
+from ..system import check_workers
 from .common import Command, checked_settings, needs_extra
 
 
@@ -49,7 +49,7 @@ class Train(Command):
 
     def check(self) -> None:
         """Check the number of processes."""
-        check_least("--processes", self.processes, 1)
+        check_workers("processes", self.processes, 1)
 
 
 def train(options: Train) -> int | None:

@@ -28,7 +28,7 @@ from ..processing_crossvlt import (
     resize_label_map,
     resolve_presence_threshold,
 )
-from ..system import check_known, check_least
+from ..system import check_known, check_least, check_workers
 from ..weights.vocabulary import summarize_reading
 
 
@@ -72,7 +72,7 @@ class EvaluationOptions:
         check_known("protocol", self.protocol, get_args(Protocol))
         check_known("truncation", self.truncation, get_args(Truncation))
         check_least("batch_size", self.batch_size, 1)
-        check_least("workers", self.workers, 0)
+        check_workers("workers", self.workers)
         resolve_presence_threshold(self.presence_threshold, has_head=True)
         check_min_area(self.instances, self.min_area)
 

@@ -24,7 +24,7 @@ from ..processing_crossvlt import (
     check_threshold,
     resolve_presence_threshold,
 )
-from ..system import as_it_is, check_known, check_least, ignore_signals, in_one_line
+from ..system import as_it_is, check_known, check_least, check_workers, in_one_line, start_worker
 from ..weights.vocabulary import summarize_reading
 from .requests import Requests
 from .shards import Shards, row_schema
@@ -62,7 +62,7 @@ class PredictionOptions:
 
     def __post_init__(self) -> None:
         check_least("batch_size", self.batch_size, 1)
-        check_least("workers", self.workers, 0)
+        check_workers("workers", self.workers)
         check_known("on_error", self.on_error, ON_ERROR)
         check_threshold(self.threshold)
         resolve_presence_threshold(self.presence_threshold, has_head=True)
@@ -275,7 +275,7 @@ def _load_rows(requests: Requests, processor: CrossVLTProcessor, indices: np.nda
         batch_size=SENT_TOGETHER,
         num_workers=workers,
         collate_fn=as_it_is,
-        worker_init_fn=ignore_signals,
+        worker_init_fn=start_worker,
     )
     return chain.from_iterable(loader)
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from ..data.pairs import Collator, ReferenceSampler, ShardedBatchSampler, TrainingPairs
 from ..data.readable import Batch, BatchCollator, ReadablePairs
 from ..processing_crossvlt import CrossVLTProcessor
-from ..system import ignore_signals
+from ..system import start_worker
 from .config import TrainingConfig
 from .log import say
 
@@ -68,7 +68,7 @@ class StepBatches:
             batch_sampler=order,
             collate_fn=BatchCollator(collator),
             num_workers=data.workers,
-            worker_init_fn=ignore_signals,
+            worker_init_fn=start_worker,
             generator=torch.Generator(),  # a loader would otherwise draw from the generator of dropout
         )
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict, validated_field
 
 from ..configuration_crossvlt import write_file
-from ..system import did_you_mean
+from ..system import MOST_WORKERS, did_you_mean
 from .settings import TEXT_OPTIONS, override, read_settings, read_yaml, write_yaml
 
 
@@ -24,6 +24,11 @@ def _at_least(low: int) -> Validator:
             raise ValueError(f"must be {low} or more, got {value}.")
 
     return validate
+
+
+def _workers(value: Any) -> None:
+    if not 0 <= value <= MOST_WORKERS:
+        raise ValueError(f"must be from 0 to {MOST_WORKERS}, got {value}.")
 
 
 def _positive(value: Any) -> None:
@@ -108,7 +113,7 @@ class DataOptions:
     group: int = validated_field(_at_least(1), default=1)
     masked_words: float | int = validated_field(_share, default=0.0)
     masked_patches: float | int = validated_field(_share, default=0.0)
-    workers: int = validated_field(_at_least(0), default=2)
+    workers: int = validated_field(_workers, default=2)
     on_error: Literal["stop", "skip"] = "stop"
 
 

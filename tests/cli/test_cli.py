@@ -385,7 +385,7 @@ def test_explain_a_word_and_a_pixel(capsys, checkpoint, photo_file):
     ("option", "value", "message"),
     [
         ("--explain-word", "spoon", "must be one of those in the input ([CLS] the cup [SEP]), got 'spoon'"),
-        ("--explain-word", "", "got ''"),
+        ("--explain-word", "", "`--explain-word` must not be empty"),
         ("--explain-pixel", "80,0", "in an image of 80x60 (width x height), got (80, 0)"),
         ("--explain-pixel", "0,60", "(0, 60)"),
         ("--explain-pixel", "-1,0", "`--explain-pixel` must be X,Y in pixels"),
@@ -831,6 +831,31 @@ LIGHT = [
     ["refshapes", "x", "--families", "plural=0"],
     ["refshapes", "x", "--sheet", "sheet.pdf"],
     ["refshapes", "x", "--families", "no_target", "--counterparts"],
+    ["refshapes", "x", "--family", "plural", "--families", "plural"],
+    ["refshapes", "x", "--family", "plurals"],
+    ["refshapes", "x", "--split", "unseen_relations", "--families", "relation", "attribute"],
+    ["refshapes", "x", "--split", "unseen_relations", "--family", "no_target_ordinal"],
+    ["refshapes", "x", "--families", "attribute", "plural", "--expressions", "2", "--counterparts"],
+    ["refshapes", "x", "--scenes", "1000000000000"],
+    ["refshapes", "x", "--side", "40000000"],
+    ["benchmark", "--threads", "99999999999"],
+    ["benchmark", "--measure", "prediction", "--workers", "99999999999"],
+    ["train", "refcoco", "--processes", "99999999999"],
+    ["predict", "rows.jsonl", "--output", "x", "--workers", "99999999999"],
+    ["refer", "labels.json", "--output", "x", "--workers", "99999999999"],
+    *(
+        [*line, ""]
+        for line in (
+            ["benchmark", "--output"],
+            ["benchmark", "--model", "tiny"],
+            ["segment", "photo.png", "the cup", "--output"],
+            ["segment", "photo.png"],
+            ["predict", "rows.jsonl", "--output"],
+            ["evaluate", "--data"],
+            ["train"],
+            ["publish", "folder", "name/model", "--token"],
+        )
+    ),
 ]
 IN_TURN = f"""
 import io, json, sys
@@ -860,6 +885,70 @@ def test_help_and_wrong_options_import_nothing_heavy():
             assert output.startswith("crossvlt_hf" if arguments == ["--version"] else "usage: crossvlt")
         else:
             assert_one_line(code, output, errors)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["segment", "photo.png", "the cup", "--presence-threshold", "2"], "--presence-threshold"),
+        (["segment", "photo.png", "the cup", "--min-area", "0"], "--min-area"),
+        (["predict", "rows.jsonl", "--output", "x", "--batch-size", "0"], "--batch-size"),
+        (["predict", "rows.jsonl", "--output", "x", "--format", "csv"], "--format"),
+        (["evaluate", "--data", "refcoco", "--workers", "-1"], "--workers"),
+        (["evaluate", "--data", "refcoco", "--gallery", "x.gif"], "--gallery"),
+        (["train", "refcoco", "--processes", "0"], "--processes"),
+        (["refer", "labels.json", "--output", "x", "--per-family", "0"], "--per-family"),
+        (["refer", "labels.json", "--output", "x", "--per-image", "0"], "--per-image"),
+        (["refer", "labels.json", "--output", "x", "--least-area", "1"], "--least-area"),
+        (["refshapes", "x", "--objects", "2", "9"], "--objects"),
+        (["refshapes", "x", "--seed", "-1"], "--seed"),
+        (["benchmark", "--measure", "speed"], "--measure"),
+        (["benchmark", "--image-size", "40000"], "--image-size"),
+        (["benchmark", "--warm-up", "0"], "--warm-up"),
+        (["demo", "--port", "70000"], "--port"),
+        (["segment", "", "the cup"], "IMAGE"),
+        (["segment", "photo.png", "the cup", " "], "EXPRESSION"),
+        (["segment", "photo.png", "the cup", "--output", ""], "--output"),
+        (["train", ""], "CONFIG"),
+        (["publish", "folder", ""], "REPO_ID"),
+        (["predict", "photos", "--output", "x", "--expression", "the cup", "--expression", ""], "--expression"),
+        (["benchmark", "--model", "tiny", ""], "--model"),
+    ],
+)
+def test_an_error_names_its_option(capsys, arguments, option):
+    code, output, errors = run(capsys, *arguments)
+    assert_one_line(code, output, errors)
+    assert errors.startswith(f"crossvlt: `{option}` must ")
+
+
+TIGHT = """
+import re, resource, sys
+from crossvlt_hf.cli import main, refshapes
+import crossvlt_hf.data.refshapes.dataset
+
+size = 1024 * int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read())[1])
+resource.setrlimit(resource.RLIMIT_AS, (size + 2**26, -1))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: limits the memory of a process")
+def test_too_little_memory_is_told_in_one_line():
+    done = subprocess.run(
+        [sys.executable, "-c", TIGHT, "refshapes", "x", "--scenes", "1", "--side", "4096"],
+        **{"capture_output": True, "text": True, "check": False},
+    )
+    assert_one_line(done.returncode, done.stdout, done.stderr)
+    assert done.stderr.startswith("crossvlt: There is not enough memory; use smaller images, batches or data.")
+
+
+@pytest.mark.parametrize("text", ["DefaultCPUAllocator: can't allocate memory", "CUDA out of memory. Tried"])
+def test_errors_of_torch_about_memory_are_known(monkeypatch, capsys, text):
+    def fail(_):
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(refshapes, "refshapes", fail)
+    assert text in refusal(capsys, "refshapes", "x")
 
 
 def test_the_process_imports_nothing_heavy():

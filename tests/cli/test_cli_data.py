@@ -83,7 +83,7 @@ def test_evaluate_prints_the_row_and_the_families(checkpoint, tmp_path, capsys):
         (["--data", "refshapes", "--split", "test", "--option", "scenes"], "must be name=value"),
         (
             ["--data", "refshapes", "--split", "test", "--batch-size", "0"],
-            "`batch_size` must be an integer of at least 1",
+            "`--batch-size` must be an integer of at least 1",
         ),
         (["--data", "refshapes", "--split", "test", "--limit", "0"], "`--limit` must be an integer of at least 1"),
         (["--data", "refshapes", "--split", "test", "--device", "cuda:7"], "'cuda:7' cannot be used"),

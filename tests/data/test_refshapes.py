@@ -393,8 +393,8 @@ def test_wrong_arguments(arguments, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scenes": "010"}, "`scenes` must be an integer of at least 1, got '010'"),
-        ({"scenes": None}, "`scenes` must be an integer of at least 1, got None"),
+        ({"scenes": "010"}, "`scenes` must be an integer from 1 to 10000000, got '010'"),
+        ({"scenes": None}, "`scenes` must be an integer from 1 to 10000000, got None"),
         ({"scenes": 2.0}, "`scenes` must be an integer"),
         ({"scenes": True}, "`scenes` must be an integer"),
         ({"expressions": "x"}, "`expressions` must be an integer from 1 to 3, got 'x'"),

@@ -9,6 +9,7 @@ from datasets import Dataset
 from PIL import Image
 
 from ...system import check_integer, check_texts
+from ..refshapes.families import MOST_SCENES
 from .attributes import DescribedObject
 from .composition import Background, ComposedScene, Composer, CutOut
 from .engine import Expression, make_expressions
@@ -101,9 +102,9 @@ def load_compositions(
     Args:
         cutouts: objects to paste: see `load_cutouts`, `cutouts_of`.
         backgrounds: images to paste them on: see `load_backgrounds`, `backgrounds_of`.
-        scenes: number of scenes.
+        scenes: number of scenes, at most 10 million.
         expressions: rows per scene, all with different targets; at most 3.
-        size: side of the images, in pixels.
+        size: side of the images, in pixels, from 32 to 4096.
         seed: of the scenes.
         split: value of `split` in the rows; it does not affect the scenes.
         families: used in turn; a family that fits none of several scenes is replaced by another.
@@ -112,7 +113,7 @@ def load_compositions(
     Raises:
         ValueError: if there is no such family, or a number is out of range.
     """
-    check_integer("scenes", scenes, 1)
+    check_integer("scenes", scenes, 1, MOST_SCENES)
     check_integer("expressions", expressions, 1, 3)
     check_texts("families", families)
     composer = Composer(cutouts, backgrounds, size, seed, **options)

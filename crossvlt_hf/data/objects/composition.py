@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from ...system import check_integer, check_pair
+from ..refshapes.families import LARGEST_SIDE
 from .attributes import DescribedObject, describe
 from .words import lookup, word_fits
 
@@ -113,7 +114,7 @@ class Composer:
 
     Args:
         cutouts: objects to paste.
-        backgrounds: images to paste them on; gradients if there are none.
+        size: side of a scene, in pixels, from 32 to 4096.
         size: side of a scene, in pixels.
         seed: of the scenes.
         count: the fewest and the most objects.
@@ -138,7 +139,7 @@ class Composer:
     ) -> None:
         if not cutouts:
             raise ValueError("`cutouts` must have one or more cut-outs, got none.")
-        check_integer("size", size, 32)
+        check_integer("size", size, 32, LARGEST_SIDE)
         check_integer("seed", seed, 0)
         check_pair("count", count, 2, 12)
         check_pair("scale", scale, 0.01, 1, Real)

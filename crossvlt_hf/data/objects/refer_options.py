@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from ...system import check_known, check_least
+from ...system import check_integer, check_known, check_least, check_workers
 
 
 Family = Literal[
@@ -44,10 +44,9 @@ class ReferOptions:
     def __post_init__(self) -> None:
         for family in self.families:
             check_known("families", family, FAMILIES)
-        if self.per_family < 1 or (self.per_image is not None and self.per_image < 1) or not 0 <= self.least_area < 1:
-            raise ValueError(
-                f"`per_family` and `per_image` must be 1 or more and `least_area` within [0, 1), got "
-                f"{self.per_family}, {self.per_image}, {self.least_area}."
-            )
-        check_least("workers", self.workers, 0)
+        check_integer("per_family", self.per_family, 1)
+        check_least("per_image", self.per_image, 1)
+        if not 0 <= self.least_area < 1:
+            raise ValueError(f"`least_area` must be a number from 0 to below 1, got {self.least_area!r}.")
+        check_workers("workers", self.workers)
         check_least("seed", self.seed, 0)

@@ -17,7 +17,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
-from ...system import as_it_is, ignore_signals
+from ...system import as_it_is, start_worker
 from ..files import new_folder, orientation
 from ..flaws import Flaws
 from ..masks import pack
@@ -123,7 +123,7 @@ def refer(
         batch_size=None,
         num_workers=options.workers,
         collate_fn=as_it_is,
-        worker_init_fn=ignore_signals,
+        worker_init_fn=start_worker,
     )
     for index, returned in enumerate(_while_workers_live(outcomes)):
         outcome: Outcome | Exception = pickle.loads(returned) if isinstance(returned, bytes) else returned

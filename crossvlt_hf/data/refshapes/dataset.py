@@ -28,7 +28,7 @@ from .families import (
     check_counts,
     check_scene,
     families_at,
-    in_turn,
+    order_families,
 )
 from .languages import LANGUAGES
 
@@ -79,20 +79,15 @@ def read_scene(
     )
 
 
-def settle_families(family: str | None, families: Families | None, counterparts: bool = False) -> str | None:
-    """The order of families of `load_refshapes`, a symbol of `KINDS` each; None for the default.
+def settle_families(
+    split: str, family: str | None, families: Families | None, counterparts: bool = False
+) -> str | None:
+    """The families of `load_refshapes` in a cell: a symbol of `KINDS` each, in order; None for the default.
 
     Raises:
-        ValueError: if both are given, or there is no such family.
+        ValueError: see `order_families`.
     """
-    if family is not None and families is not None:
-        raise ValueError(f"Set only one of `family` and `families`, got {family!r} and {families!r}.")
-    if family is not None:
-        check_known("family", family, SYMBOLS)
-        families = [family]
-    if counterparts and not any(each.startswith("no_target") for each in families or ()):
-        raise ValueError("`counterparts` needs a family of expressions without a target, such as no_target.")
-    order = "" if families is None else "".join(SYMBOLS[each] for each in in_turn(families))
+    order = "".join(SYMBOLS[each] for each in order_families(split, family, families, counterparts))
     return (COUNTERPARTS * counterparts + order) or None
 
 
@@ -250,9 +245,9 @@ def load_refshapes(
 
     Args:
         split: see `make_scene`.
-        scenes: number of scenes.
+        scenes: number of scenes, at most 10 million.
         expressions: rows per scene, all with different targets; at most 3.
-        side: side of the images, in pixels.
+        side: side of the images, in pixels, from 32 to 4096.
         seed: of the scenes.
         family: one of `FAMILIES`, `EXTRAS` or `DENIALS` for all rows; None uses the six families in turn.
         families: instead, several of them in equal shares, or a dict of shares, such as
@@ -274,7 +269,7 @@ def load_refshapes(
     check_counterparts(counterparts, expressions)
     check_scene(0, side, seed, count)
     check_known("language", language, LANGUAGES)
-    said, (fewest, most) = settle_families(family, families, counterparts), count
+    said, (fewest, most) = settle_families(split, family, families, counterparts), count
     read_scene(split, 0, side, seed, expressions, said, fewest, most, language)  # checks the rest
     index, number = np.divmod(np.arange(scenes * expressions), expressions)
     same = {

@@ -18,21 +18,27 @@ FAMILIES, EXTRAS = get_args(Family)[:6], get_args(Family)[6:]
 # word can be one of the anchor, the other object ("the star left of the red circle"). A missing anchor has a colour,
 # shape or texture that no object of the scene has.
 DENIALS = (*(f"no_target_{family}" for family in FAMILIES), "no_target_anchor", "no_target_missing_anchor")
+# Families that may have a relation
+RELATIONAL = (
+    *("relation", "two_hop", "plural", "no_target"),
+    *("no_target_relation", "no_target_anchor", "no_target_missing_anchor"),
+)
 Families = Sequence[str] | Mapping[str, float]
-LARGEST = 2**31 - 1  # side and seed are stored as integers
+LARGEST_SIDE = 4096  # of an image, in pixels, and MOST_SCENES of a data set: more would not fit into memory
+MOST_SCENES = 10_000_000
 
 
 def check_scene(index: Any, side: Any, seed: Any, count: Any) -> None:
     """Raise ValueError unless the numbers of a scene are in range: see `make_scene`."""
     check_integer("index", index, 0)
-    check_integer("side", side, 32, LARGEST)
+    check_integer("side", side, 32, LARGEST_SIDE)
     check_integer("seed", seed, 0, 2**63 - 1)
     check_pair("count", count, 3, 8)
 
 
 def check_counts(scenes: Any, expressions: Any, family: str | None) -> None:
     """Raise ValueError unless the numbers of scenes and of expressions for each are in range: see `load_refshapes`."""
-    check_integer("scenes", scenes, 1)
+    check_integer("scenes", scenes, 1, MOST_SCENES)
     check_integer("expressions", expressions, 1, 3)
     if family is not None and expressions > 1:
         raise ValueError(f"`expressions` must be 1 if `family` is set, got {expressions} and {family!r}.")
@@ -44,6 +50,32 @@ def check_counterparts(counterparts: Any, expressions: int) -> None:
         raise ValueError(f"`counterparts` must be true or false, got {counterparts!r}.")
     if counterparts and expressions < 2:
         raise ValueError("`counterparts` needs several expressions per scene, got 1.")
+
+
+def check_split(split: str, families: Iterable[str]) -> None:
+    """Raise ValueError unless there are such a split and such families, and expressions of the families in it."""
+    check_known("split", split, SPLITS)
+    for family in families:
+        check_known("family", family, (*get_args(Family), *DENIALS))
+        if split == "unseen_relations" and family not in RELATIONAL:
+            raise ValueError(
+                f"The split {split!r} needs a family with relations, {', '.join(RELATIONAL)}, got {family!r}."
+            )
+
+
+def order_families(split: str, family: str | None, families: Families | None, counterparts: bool = False) -> list[str]:
+    """One cycle of the order of families of `load_refshapes`; empty for the families of the split.
+
+    Raises:
+        ValueError: if both are given, there is no such split or family, or they do not go together.
+    """
+    if family is not None and families is not None:
+        raise ValueError(f"Set only one of `family` and `families`, got {family!r} and {families!r}.")
+    order = in_turn([family]) if family is not None else [] if families is None else in_turn(families)
+    check_split(split, order)
+    if counterparts and not any(each.startswith("no_target") for each in order):
+        raise ValueError("`counterparts` needs a family of expressions without a target, such as no_target.")
+    return order
 
 
 def in_turn(families: Families) -> list[str]:
