@@ -1206,7 +1206,11 @@ def _check_text_kwargs(text_kwargs: dict[str, Any]) -> None:
             raise ValueError(f"`{name}` is not supported: {reason}.")
     if not text_kwargs.get("add_special_tokens", True):
         raise ValueError("`add_special_tokens=False` is not supported: the model takes the sentence from [CLS].")
-    if isinstance(longest := text_kwargs.get("max_length"), int) and longest < 3:
+    _check_max_length(text_kwargs.get("max_length"))
+
+
+def _check_max_length(longest: Any) -> None:
+    if isinstance(longest, int) and longest < 3:
         raise ValueError(f"`max_length` must be at least 3, for a token between [CLS] and [SEP], got {longest}.")
 
 
@@ -1483,7 +1487,7 @@ class CrossVLTProcessor(ProcessorMixin):
             word with a slow tokenizer, which gives no positions.
 
         Raises:
-            ValueError: if an expression is invalid.
+            ValueError: if an expression is invalid, or `max_length` leaves no room for its tokens.
             NothingReadError: if an expression has no tokens, such as one of damaged characters.
         """
         expressions = _flat(_as_expressions(texts)) if len(texts) else []
@@ -1498,6 +1502,7 @@ class CrossVLTProcessor(ProcessorMixin):
         """How many tokens of an expression are within the limit, without [CLS] and [SEP]."""
         if not ids:
             raise NothingReadError(text)
+        _check_max_length(self.max_length)
         return min(len(ids), self.max_length - self.tokenizer.num_special_tokens_to_add())
 
     def _tokenize(self, text: str | list[str], **kwargs: Any) -> Any:

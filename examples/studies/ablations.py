@@ -126,9 +126,9 @@ class Study:
 
 
 def values(rows: list[Row], part: str, name: str, key: str = "mean_iou") -> Values:
-    """Results of a variant by hardware and seed, in percent."""
+    """Results of a variant by seed, in percent."""
     own = [row for row in rows if row["variant"] == name]
-    return {(row["hardware"], row["seed"]): 100 * row["results"][part][key] for row in own}
+    return {row["seed"]: 100 * row["results"][part][key] for row in own}
 
 
 def members(title: str) -> list[str]:
@@ -200,10 +200,10 @@ rule-made expressions, not RefCOCO**: a network of about 4.4 million parameters,
 RefShapes: random initial weights, scenes of 64 pixels; results on 1,000 expressions of 500 test scenes.
 Photographs and compositions: the runs on RefShapes go on with photographs at 96 pixels and compositions of
 cut-outs; results on photographs and cut-outs that training never saw. All variants of a seed are trained on the
-same images in the same order, and are compared with the first row of their table with the same seed on the same
-hardware: mean difference of the mean IoU in points with its 95 % interval, in bold where p < 0.05; Cohen's d of
-the paired differences; p-value of the paired t-test, with Holm's correction over the comparisons of fusion and
-alignment together, and within each other table. All results in percent, mean ± standard deviation over the seeds.
+same images in the same order, and are compared with the first row of their table with the same seed: mean
+difference of the mean IoU in points with its 95 % interval, in bold where p < 0.05; Cohen's d of the paired
+differences; p-value of the paired t-test, with Holm's correction over the comparisons of fusion and alignment
+together, and within each other table. All results in percent, mean ± standard deviation over the seeds.
 `both` has two-way fusion, alignment in all stages, language layers 2-1-1-1, Dice weight 0.5, and temperatures from
 0.07.
 

@@ -62,15 +62,15 @@ def holm(p: list[float]) -> list[float]:
     return adjusted
 
 
-Values = Mapping[tuple[str, int], float]  # of a variant: a metric in percent, by hardware and seed
+Values = Mapping[int, float]  # of a variant: a metric in percent, by seed
 
 
 def compare(pairs: Mapping[str, tuple[Values, Values]]) -> dict[str, Comparison]:
     """Compare variants that are tested together.
 
     Args:
-        pairs: for each variant its own values and those of its baseline. Only runs with the same seed on the same
-            hardware are compared; variants with fewer than two such pairs are left out.
+        pairs: for each variant its own values and those of its baseline. Only runs with the same seed are compared;
+            variants with fewer than two such pairs are left out.
     """
     found = []
     for name, (own, base) in pairs.items():

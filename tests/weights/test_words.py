@@ -120,6 +120,16 @@ def test_tokenizers_of_all_kinds(tokenizer, text, expected):
     assert processor(text=text)["input_ids"] == before
 
 
+@pytest.mark.parametrize("tokenizer", [tiny_tokenizer(), InPython()], ids=["fast", "slow"])
+@pytest.mark.parametrize("limit", [-1, 0, 1, 2])
+def test_a_limit_without_room_for_a_word(tokenizer, limit):
+    processor = CrossVLTProcessor.from_tokenizer(tokenizer, max_length=6)
+    processor.tokenizer.model_max_length = limit
+    for call in (processor.read_expressions, lambda texts: processor(text=texts)):
+        with pytest.raises(ValueError, match=f"`max_length` must be at least 3.* got {limit}"):
+            call(["the cup"])
+
+
 def test_nothing_and_no_expression(processor):
     assert processor.read_expressions([]) == []
     for bad in ([""], ["the cup", " "], [7]):
