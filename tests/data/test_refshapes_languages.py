@@ -20,7 +20,6 @@ from crossvlt_hf.data.refshapes import (
     vocabulary,
 )
 from crossvlt_hf.data.refshapes.dataset import Drawn
-from crossvlt_hf.data.refshapes.examples import RELATIONAL
 from crossvlt_hf.data.refshapes.expressions import (
     DETERMINERS,
     DIRECTIONS,
@@ -42,6 +41,7 @@ from crossvlt_hf.data.refshapes.expressions import (
     TwoHop,
     denials,
 )
+from crossvlt_hf.data.refshapes.families import RELATIONAL
 from crossvlt_hf.data.refshapes.scenes import COLOURS, SHAPES, Thing
 from crossvlt_hf.data.refshapes.vocabulary import split_words
 from crossvlt_hf.processing_crossvlt import CrossVLTProcessor

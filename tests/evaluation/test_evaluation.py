@@ -187,7 +187,7 @@ def test_truncation_is_the_processors(processor, photo):
         ({"protocol": "papers"}, r"`protocol` must be one of paper, original, got 'papers'. Did you mean paper?"),
         ({"truncation": None}, r"`truncation` must be one of keep_sep, reference, got None"),
         ({"batch_size": 0}, r"`batch_size` must be an integer of at least 1, got 0"),
-        ({"workers": -1}, r"`workers` must be an integer of at least 0, got -1"),
+        ({"workers": -1}, r"`workers` must be an integer from 0 to 1024, got -1"),
     ],
 )
 def test_broken_options(options, message):

@@ -498,8 +498,8 @@ def test_evaluate_calibrates_the_checkpoint(saved, tmp_path, capsys):
         (["--calibrate"], "`--model` must be a folder with a processor_config.json, got None"),
         (["--calibrate", "--shuffle"], "leave out --shuffle"),
         (["--reliability", "picture.jpg"], "`--reliability` must be a file name that ends in .png, got 'picture.jpg'"),
-        (["--presence-threshold", "7"], "`presence_threshold` must be a probability above 0 and below 1, got 7.0"),
-        (["--min-area", "0"], "`min_area` must be an integer of at least 1, got 0"),
+        (["--presence-threshold", "7"], "`--presence-threshold` must be a probability above 0 and below 1, got 7.0"),
+        (["--min-area", "0"], "`--min-area` must be an integer of at least 1, got 0"),
     ],
 )
 def test_evaluate_refuses(options, message, capsys):

@@ -282,11 +282,11 @@ def test_repairs_are_told_and_counted(tmp_path, capsys, workers):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--least-area", "2"], "least_area"),
-        (["--per-family", "0"], "per_family"),
-        (["--workers", "-1"], "`workers` must be an integer of at least 0, got -1"),
-        (["--seed", "-1"], "`seed` must be an integer of at least 0, got -1"),
-        (["--sheet", "-1"], "`sheet` must be an integer of at least 0, got -1"),
+        (["--least-area", "2"], "`--least-area` must be a number from 0 to below 1, got 2.0"),
+        (["--per-family", "0"], "`--per-family` must be an integer of at least 1, got 0"),
+        (["--workers", "-1"], "`--workers` must be an integer from 0 to 1024, got -1"),
+        (["--seed", "-1"], "`--seed` must be an integer of at least 0, got -1"),
+        (["--sheet", "-1"], "`--sheet` must be an integer of at least 0, got -1"),
         (["--least-area", "0.9"], "There are no expressions"),
         (["--form", "voc"], "SegmentationClass"),
         (["--option", "colour=1"], "no option 'colour'"),
