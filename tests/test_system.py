@@ -1,12 +1,25 @@
 """The checks that packages share: one behaviour wherever options are read."""
 
+import gc
 import re
+import sys
+from pathlib import Path
 from typing import TypedDict, Unpack
 
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
+from crossvlt_hf.benchmark.machine import read_bytes
 from crossvlt_hf.cli import read_options
-from crossvlt_hf.system import call_with_options, check_known, check_least, did_you_mean, read_number
+from crossvlt_hf.system import (
+    as_it_is,
+    call_with_options,
+    check_known,
+    check_least,
+    did_you_mean,
+    read_number,
+    start_worker,
+)
 from crossvlt_hf.training.settings import convert, read_yaml
 
 
@@ -117,3 +130,28 @@ def test_options_are_passed_on():
 def test_unknown_options_are_named(function, own, option, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         call_with_options(function, "notes", {option: 1}, "a", **own)
+
+
+class Collecting(Dataset):
+    """Rows are the private memory of a worker in bytes, before and after a full garbage collection."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        before = self.private()
+        gc.collect()
+        return before, self.private()
+
+    @staticmethod
+    def private() -> int:
+        return read_bytes(Path("/proc/self/smaps_rollup"), "Private_Dirty")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: reads the memory of a process")
+def test_a_worker_does_not_copy_what_it_shares():
+    shared = [[number] for number in range(1_000_000)]  # at least 64 bytes each
+    loader = DataLoader(Collecting(), num_workers=1, worker_init_fn=start_worker, collate_fn=as_it_is)
+    for ((before, after),) in loader:
+        assert after - before < 8 * 2**20
+    del shared
