@@ -254,3 +254,59 @@ def test_report_of_languages(study):
     assert "| **Chinese** | - | 54.5 ± 0.7 | - | 56.5 ± 0.7 |" in lines
     assert "| German, relation | 42.5 | 44.5 | - | **46.5** |" in lines
     assert "| `paraphrases` | 50.5 ± 0.7 | 54.5 ± 0.7 | 52.5 ± 0.7 | 54.5 ± 0.7 | - | 54.5 ± 0.7 |" in lines
+
+
+# ---- presence
+
+
+def test_every_stage_is_a_configuration(study, tmp_path):
+    presence = study("presence")
+    runs = tmp_path / "runs"
+    for model, head in presence.MODELS.items():
+        before = None
+        for name, stage in presence.STAGES.items():
+            training = presence.training(model, name, 3, 10, runs, start=None)
+            config = load_config(training.config, training.command(tmp_path)[5:-1])
+            assert config.model.config["presence_head"] is head
+            assert config.model.checkpoint == (before and str(runs / before / "last"))
+            assert (config.model.image_size, config.optimization.max_steps) == (stage.side, 10 * stage.factor)
+            for entry in config.data.train:
+                assert len(load_data(**{**entry, "scenes": 2})) == 4
+            before = training.name
+    training = presence.training("with", "nine-64", 3, 10, runs, start="runs/refshapes/best")
+    assert "model.checkpoint=runs/refshapes/best" in training.settings
+
+
+def test_pairs_keep_what_differs_in_a_word(study):
+    """One expression of each scene has no target, and its counterpart takes the place of the other."""
+    presence = study("presence")
+    rows = load_data("refshapes", "train", scenes=13, expressions=2, side=64, **presence.PAIRS)
+    for first, second in zip(rows.select(range(0, 26, 2)), rows.select(range(1, 26, 2)), strict=True):
+        assert {first["has_target"], second["has_target"]} == {True, False}
+        said = [set(row["expressions"][0].split()) for row in (first, second)]
+        assert len(said[0] ^ said[1]) <= 2
+
+
+def test_a_stage_is_measured(study, monkeypatch, capsys):
+    presence = study("presence")
+    monkeypatch.setattr("crossvlt_hf.evaluation.calibration.LEAST_SAMPLES", 2)
+    presence.measure("built-in", replace(presence.STAGES["six-64"], expressions=2))
+    row = json.loads(capsys.readouterr().out)
+    assert set(row["results"]["families"]) == set(presence.NINE)
+    assert row["results"]["expressions"] == 18
+    assert 0 <= row["results"]["calibration_error"] <= 1
+
+
+def test_report_of_presence(study):
+    presence = study("presence")
+    with pytest.raises(SystemExit, match="no finished run"):
+        presence.report([])
+    figures = {"families": {**dict.fromkeys(presence.NINE, 0.5), "plural": 0.75}, "expressions": 18_000}
+    figures |= {"no_target_accuracy": 0.9, "target_accuracy": 0.95, "calibration_error": 0.0125}
+    for model in presence.MODELS:
+        key = {"model": model, "stage": "nine-96", "seed": 0, "steps": 1000}
+        presence.RESULTS.keep({**key, "results": figures, "hardware": "CPU"})
+    presence.report(presence.RESULTS.load(steps=1000))
+    lines = presence.REPORT.read_text().splitlines()
+    for model in ("with", "without"):
+        assert f"| nine-96 | {model} | 18,000 | 50.0 | 75.0 | 90.0 | 95.0 | 1.2 |" in lines
