@@ -406,7 +406,14 @@ WRONG = {
     "--plot figure.txt": "must be a file name that ends in .png",
     "--measure prediction --batch 4 2 --rows 39": "`--rows` must be an integer of at least 40, got 39.",
     "--measure prediction --workers -1": "`--workers` must be an integer from 0 to 1024, got -1.",
-    "--measure prediction --plot a.png": "`--plot` has nothing to draw of `--measure prediction`; leave it out.",
+    "--measure prediction --plot a.png": "`--plot` has no effect on `--measure` prediction; leave it out.",
+    "--measure prediction --image-size 64": "`--image-size` has no effect on `--measure` prediction; leave it out.",
+    "--measure prediction --backend onnxruntime": "`--backend` has no effect on `--measure` prediction",
+    "--measure prediction --dtype float32 bfloat16": "`--dtype` must be one value for `--measure` prediction, got",
+    "--measure phases --expressions 2": "`--expressions` has no effect on `--measure` phases; leave it out.",
+    "--measure phases prediction --one-at-a-time": "has no effect on `--measure` phases, prediction; leave it out.",
+    "--rows 5": "`--rows` has no effect on `--measure` time, memory, load, agreement; leave it out.",
+    "--measure time phases --workers 2": "`--workers` has no effect on `--measure` time, phases; leave it out.",
     "--output .": ". is a folder; give the name of a file",
 }
 

@@ -3,7 +3,8 @@
 import json
 import re
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,6 +17,12 @@ from .common import Command, Png, check_png, make_room, need_matplotlib, needs_e
 
 
 Switch = Literal["off", "on"]
+# Options that measures of a model as a whole use; all others are of measures of cases
+USED = {
+    "phases": ("rounds", "plot"),
+    "prediction": ("device", "dtype", "batch", "rows", "workers"),
+}
+USED_ALWAYS = ("model", "measure", "threads", "seed", "output")
 
 
 @dataclass(frozen=True)
@@ -92,11 +99,22 @@ class Benchmark(Command):
         """Check what is measured, the backends and the name of the plot."""
         for measure in self.measure:
             check_known("measure", measure, ALL_MEASURES)
+        for name in self._without_effect():
+            raise ValueError(f"`{name}` has no effect on `measure` {', '.join(self.measure)}; leave it out.")
         for backend in self.plan().grid.backend:
             check_installed(backend)
         check_png("plot", self.plot)
-        if self.plot is not None and set(self.measure) == {"prediction"}:
-            raise ValueError("`--plot` has nothing to draw of `--measure prediction`; leave it out.")
+        if set(self.measure) == {"prediction"}:
+            for name in ("device", "dtype"):
+                if len(values := getattr(self, name)) > 1:
+                    raise ValueError(f"`{name}` must be one value for `measure` prediction, got {', '.join(values)}.")
+
+    def _without_effect(self) -> Iterator[str]:
+        """The options with another value than their default that nothing which is measured reads."""
+        used = {name for measure in self.measure for name in USED.get(measure, OF_CASES)}
+        for option in fields(self):
+            if option.name not in (*USED_ALWAYS, *used) and getattr(self, option.name) != option.default:
+                yield option.name
 
     def plan(self) -> Options:
         """What is measured, and how."""
@@ -130,6 +148,9 @@ class Benchmark(Command):
             tokens=[self.tokens],
             one_at_a_time=self.one_at_a_time,
         )
+
+
+OF_CASES = {option.name for option in fields(Benchmark)} - {"rows", "workers"}
 
 
 def _parse_size(text: str) -> tuple[int, int]:

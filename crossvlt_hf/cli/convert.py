@@ -6,6 +6,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from ..system import check_least
 from .common import Command
 
 
@@ -28,6 +29,11 @@ class Convert(Command):
     num_attention_heads: int | None = None
     fusion_head_dim: int | None = None
     overwrite: bool = False
+
+    def check(self) -> None:
+        """Check that numbers are in range."""
+        check_least("num_attention_heads", self.num_attention_heads, 1)
+        check_least("fusion_head_dim", self.fusion_head_dim, 1)
 
 
 def convert(options: Convert) -> None:

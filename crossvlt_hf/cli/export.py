@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
+from ..publishing.formats import check_format
 from .common import Command, load_or_built_in, needs_extra
 
 
@@ -28,6 +29,10 @@ class Export(Command):
     format: Literal["onnx", "torch-export"] = "onnx"
     opset: int | None = None
     overwrite: bool = False
+
+    def check(self) -> None:
+        """Check the operator set."""
+        check_format(self.format, self.opset)
 
 
 def export(options: Export) -> None:

@@ -23,18 +23,16 @@ from torch.export import Dim, ExportedProgram
 from ..configuration_crossvlt import CrossVLTConfig
 from ..modeling_crossvlt import CrossVLTModel, evaluating
 from ..processing_crossvlt import PRESENCE_THRESHOLD, CrossVLTProcessor, calibration_curve
-from ..system import check_known, check_output_folder
+from ..system import check_integer, check_output_folder
+from .formats import FILES, OLDEST_OPSET, check_format
 
 
-FILES = {"onnx": "model.onnx", "torch-export": "model.pt2"}
 SUMMARY = "export.json"
 MARK = "crossvlt_hf"
 PARTIAL = ".partial"
 LEAST_AGREEMENT = 0.9999
 # Of the logits, relative to their standard deviation
 LARGEST_DIFFERENCE = 1e-2
-# The version of the exporter, which cannot convert to all older ones
-OLDEST_OPSET = 18
 # protobuf holds less than 2 GB
 LARGEST_FILE = 1_500_000_000
 
@@ -387,18 +385,13 @@ def _workplace(folder: Path) -> Iterator[Path]:
 
 
 def _check_request(model: CrossVLTModel, file_format: str, opset: int | None) -> None:
-    check_known("file_format", file_format, FILES)
+    check_format(file_format, opset)
     if model.dtype != torch.float32:
         raise ValueError(f"The model must be in float32, got {model.dtype}.")
-    if opset is None:
-        return
-    if file_format != "onnx":
-        raise ValueError(f"`opset` is {opset}, but only ONNX has one; leave it out for {file_format!r}.")
-    from onnx.defs import onnx_opset_version
+    if opset is not None:
+        from onnx.defs import onnx_opset_version
 
-    newest = onnx_opset_version()
-    if not OLDEST_OPSET <= opset <= newest:
-        raise ValueError(f"`opset` must be {OLDEST_OPSET} to {newest}, the newest of the installed onnx, got {opset}.")
+        check_integer("opset", opset, OLDEST_OPSET, onnx_opset_version())
 
 
 def _move(source: Path, folder: Path) -> None:

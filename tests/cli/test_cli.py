@@ -39,7 +39,7 @@ from crossvlt_hf.data.readable import ON_ERROR
 from crossvlt_hf.data.refshapes import LANGUAGES
 from crossvlt_hf.prediction.shards import FORMATS
 from crossvlt_hf.processing_crossvlt import find_parts
-from crossvlt_hf.publishing.export import FILES
+from crossvlt_hf.publishing.formats import FILES
 from crossvlt_hf.system import install_command
 
 
@@ -841,6 +841,10 @@ LIGHT = [
     ["benchmark", "--threads", "99999999999"],
     ["benchmark", "--measure", "prediction", "--workers", "99999999999"],
     ["train", "refcoco", "--processes", "99999999999"],
+    ["export", "--output", "x", "--opset", "3"],
+    ["export", "--output", "x", "--opset", "18", "--format", "torch-export"],
+    ["convert", "original.pth", "out", "--fusion-head-dim", "0"],
+    ["benchmark", "--measure", "prediction", "--image-size", "64"],
     ["predict", "rows.jsonl", "--output", "x", "--workers", "99999999999"],
     ["refer", "labels.json", "--output", "x", "--workers", "99999999999"],
     *(
@@ -906,6 +910,9 @@ def test_help_and_wrong_options_import_nothing_heavy():
         (["benchmark", "--image-size", "40000"], "--image-size"),
         (["benchmark", "--warm-up", "0"], "--warm-up"),
         (["demo", "--port", "70000"], "--port"),
+        (["convert", "original.pth", "out", "--num-attention-heads", "0"], "--num-attention-heads"),
+        (["convert", "original.pth", "out", "--fusion-head-dim", "-4"], "--fusion-head-dim"),
+        (["export", "--output", "x", "--opset", "3"], "--opset"),
         (["segment", "", "the cup"], "IMAGE"),
         (["segment", "photo.png", "the cup", " "], "EXPRESSION"),
         (["segment", "photo.png", "the cup", "--output", ""], "--output"),
