@@ -200,9 +200,7 @@ def test_wrong_wishes(built_in, tmp_path, capsys, monkeypatch):
     with pytest.raises(ValueError, match="float32"):
         export_model(CrossVLTModel(model.config).half(), processor, tmp_path / "new")
     for opset in (9, 99):
-        with pytest.raises(
-            ValueError, match=rf"`opset` must be 18 to \d+, the newest of the installed onnx, got {opset}"
-        ):
+        with pytest.raises(ValueError, match=rf"`opset` must be an integer (of at least|from) 18.*, got {opset}"):
             export_model(model, processor, tmp_path / "new", opset=opset)
     with pytest.raises(ValueError, match="only ONNX has one"):
         export_model(model, processor, tmp_path / "new", file_format="torch-export", opset=20)
