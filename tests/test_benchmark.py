@@ -80,9 +80,9 @@ def test_a_short_work_is_repeated_until_it_lasts(monkeypatch):
     calls, clock = [], itertools.count()
     monkeypatch.setattr("time.perf_counter", lambda: next(clock) / 10)  # each timing takes 0.1 s
     work = Work(lambda: calls.append(None), CPU).lasting(0.35)
-    assert (work.repeats, len(calls)) == (4, 2)
+    assert (work.repeats, len(calls)) == (4, 4)
     assert work.seconds() == pytest.approx(0.1 / 4)
-    assert len(calls) == 6
+    assert len(calls) == 8
     assert Work(lambda: None, CPU).lasting(0.05).repeats == 1
 
 
@@ -395,14 +395,14 @@ WRONG = {
     "--backend tensorrt": "`--backend` must be one of torch, onnxruntime, openvino, got 'tensorrt'.",
     "--backend onnxruntime --task training": "`--task` must be inference for the backend onnxruntime, got 'training'.",
     "--backend onnxruntime --task inference training": "`--task` must be inference for the backend onnxruntime, got",
-    "--backend openvino --compile on": "`compiled` must be False for the backend openvino, got True.",
-    "--backend onnxruntime --checkpointing on": "`--checkpointing` must be False for the backend onnxruntime, got",
+    "--backend openvino --compile on": "`--compile` must be off for the backend openvino, got 'on'.",
+    "--backend onnxruntime --checkpointing on": "`--checkpointing` must be off for the backend onnxruntime, got 'on'",
     "--backend openvino --attention eager": "`--attention` must be sdpa for the backend openvino, got 'eager'.",
     "--backend torch onnxruntime --device cuda": "`--device` must be cpu for the backend onnxruntime, got 'cuda'.",
     "--backend openvino --dtype int8-static": "`--dtype` must be float32 for the backend openvino, got 'int8-static'.",
     "--backend torch openvino --dtype float32 int8-static": "for the backends torch, openvino, got 'int8-static'.",
     "--dtype int8-dynamic": "must be one of float32, bfloat16, float16 for the backend torch, got 'int8-dynamic'.",
-    "--backend onnxruntime --peers clipseg": "`--peers` need the backend torch, got onnxruntime.",
+    "--backend onnxruntime --peers clipseg": "`--peers` needs the backend torch, got onnxruntime.",
     "--plot figure.txt": "must be a file name that ends in .png",
     "--measure prediction --batch 4 2 --rows 39": "`--rows` must be an integer of at least 40, got 39.",
     "--measure prediction --workers -1": "`--workers` must be an integer from 0 to 1024, got -1.",

@@ -247,7 +247,7 @@ class Options:
             for value in getattr(self, name):
                 check_known(name, value, known)
         if self.peers and "torch" not in self.grid.backend:
-            raise ValueError(f"`peers` need the backend torch, got {', '.join(self.grid.backend)}.")
+            raise ValueError(f"`peers` needs the backend torch, got {', '.join(self.grid.backend)}.")
         check_known("optimizer", self.optimizer, OPTIMIZERS)
         for name in ("rounds", "warm_up"):
             check_least(name, getattr(self, name), 1)
@@ -273,7 +273,8 @@ def check_installed(backend: str) -> None:
 def _say_what_runs(axis: str, known: Sequence[Any], backends: Sequence[str], value: Any) -> str:
     several = f"backend{'s' if len(backends) > 1 else ''} {', '.join(backends)}"
     one_of = "one of " if len(known) > 1 else ""
-    return f"`{axis}` must be {one_of}{', '.join(map(str, known))} for the {several}, got {value!r}."
+    shown = [{True: "on", False: "off"}.get(each, str(each)) for each in (*known, value)]
+    return f"`{axis}` must be {one_of}{', '.join(shown[:-1])} for the {several}, got {shown[-1]!r}."
 
 
 def _runs(case: Case) -> bool:

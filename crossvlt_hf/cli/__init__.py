@@ -40,8 +40,12 @@ COMMANDS = (
     "refshapes",
     "benchmark",
 )
-# What torch says of too little memory, or of sizes beyond any
-TOO_LARGE = re.compile("can't allocate memory|not enough memory|out of memory|overflow", re.IGNORECASE)
+# What PyTorch and onnxruntime say of too little memory, or of sizes beyond any
+TOO_LARGE = re.compile(
+    "(can't|cannot|failed to) allocate memory|not enough memory|out of (shared )?memory|size calculation overflowed"
+    "|CUBLAS_STATUS_ALLOC_FAILED|can't start new thread|DataLoader worker .* killed by signal",
+    re.IGNORECASE,
+)
 DESCRIPTION = """Referring image segmentation with CrossVLT.
 
 crossvlt COMMAND --help describes a command, crossvlt --version prints the version."""
@@ -182,7 +186,7 @@ def _silence_libraries() -> None:
 
 def _is_wrong_input(error: Exception) -> bool:
     """Whether an error is due to the input, so that its message alone is enough."""
-    if isinstance(error, OSError | ValueError | FloatingPointError) or _is_memory_error(error):
+    if isinstance(error, OSError | ValueError | FloatingPointError | OverflowError) or _is_memory_error(error):
         return True
     from huggingface_hub.errors import StrictDataclassError
 
@@ -229,7 +233,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _explain(error: BaseException) -> BaseException:
     """Say that there is too little memory, or which file stands where a folder is needed, instead of a number."""
     if _is_memory_error(error):
-        return MemoryError(f"There is not enough memory; use smaller images, batches or data. {error}")
+        return MemoryError(
+            f"There is not enough memory; use smaller images, batches or data, or fewer workers. {error}"
+        )
     if isinstance(error, FileExistsError | NotADirectoryError) and isinstance(error.filename, str):
         try:
             check_no_file(Path(error.filename))

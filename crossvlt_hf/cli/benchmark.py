@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
@@ -13,7 +12,16 @@ from tyro.conf import arg
 
 from ..benchmark.cases import ALL_MEASURES, MEASURES, MODEL_MEASURES, TASKS, Grid, Options, check_installed
 from ..system import check_known
-from .common import Command, Png, check_png, make_room, need_matplotlib, needs_extra
+from .common import (
+    Command,
+    Png,
+    check_distinct,
+    check_png,
+    make_room,
+    need_matplotlib,
+    needs_extra,
+    refuse_without_effect,
+)
 
 
 Switch = Literal["off", "on"]
@@ -68,7 +76,7 @@ class Benchmark(Command):
         plot: Draw scaling curves, bars where nothing scales, or the phases if only they are measured.
     """
 
-    RENAMED = {"measures": "measure", "size": "image_size"}
+    RENAMED = {"measures": "measure", "size": "image_size", "compiled": "compile"}
 
     model: tuple[str, ...] = ("built-in",)
     task: Annotated[tuple[str, ...], arg(metavar="TEXT ...")] = ()
@@ -99,8 +107,10 @@ class Benchmark(Command):
         """Check what is measured, the backends and the name of the plot."""
         for measure in self.measure:
             check_known("measure", measure, ALL_MEASURES)
-        for name in self._without_effect():
-            raise ValueError(f"`{name}` has no effect on `measure` {', '.join(self.measure)}; leave it out.")
+        used = {name for measure in self.measure for name in USED.get(measure, OF_CASES)}
+        unused = [option.name for option in fields(self) if option.name not in (*USED_ALWAYS, *used)]
+        refuse_without_effect(self, unused, f"on `measure` {', '.join(self.measure)}")
+        check_distinct(self, "output", "plot")
         for backend in self.plan().grid.backend:
             check_installed(backend)
         check_png("plot", self.plot)
@@ -108,13 +118,6 @@ class Benchmark(Command):
             for name in ("device", "dtype"):
                 if len(values := getattr(self, name)) > 1:
                     raise ValueError(f"`{name}` must be one value for `measure` prediction, got {', '.join(values)}.")
-
-    def _without_effect(self) -> Iterator[str]:
-        """The options with another value than their default that nothing which is measured reads."""
-        used = {name for measure in self.measure for name in USED.get(measure, OF_CASES)}
-        for option in fields(self):
-            if option.name not in (*USED_ALWAYS, *used) and getattr(self, option.name) != option.default:
-                yield option.name
 
     def plan(self) -> Options:
         """What is measured, and how."""

@@ -4,7 +4,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
@@ -281,6 +281,23 @@ def check_png(name: str, path: str | None) -> None:
     """Raise ValueError unless a path is None or that of a PNG file."""
     if path is not None and Path(path).suffix.lower() != ".png":
         raise ValueError(f"`{name}` must be a file name that ends in .png, got {path!r}.")
+
+
+def check_distinct(options: Command, *names: str) -> None:
+    """Raise ValueError if two of the options are the same file, which would be written twice."""
+    paths: dict[str, str] = {}
+    for name in names:
+        if (path := getattr(options, name)) is not None:
+            other = paths.setdefault(os.path.realpath(path), name)
+            if other != name:
+                raise ValueError(f"`{other}` and `{name}` must be two files, got {path!r} for both.")
+
+
+def refuse_without_effect(options: Command, names: Iterable[str], where: str) -> None:
+    """Raise ValueError if an option has another value than its default, although nothing reads it."""
+    for name in names:
+        if getattr(options, name) != getattr(type(options), name):
+            raise ValueError(f"`{name}` has no effect {where}; leave it out.")
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from .common import (
     DataCommand,
     Pixels,
     Png,
+    check_distinct,
     check_png,
     make_room,
     need_matplotlib,
@@ -75,6 +76,7 @@ class Evaluate(DataCommand):
         check_least("min_area", self.min_area, 1)
         check_png("gallery", self.gallery)
         check_png("reliability", self.reliability)
+        check_distinct(self, "output", "gallery", "reliability")
         if not self.calibrate:
             return
         if self.shuffle:

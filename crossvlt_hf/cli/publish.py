@@ -6,7 +6,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from .common import Command
+from .common import Command, refuse_without_effect
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,7 @@ class Publish(Command):
         """See that no option is given that has no effect on a folder, or on the Hub."""
         hub = ("private", "revision", "create_pr", "token", "message")
         place, names = ("a folder", hub) if self.folder is not None else ("the Hub", ("overwrite",))
-        for name in names:
-            if getattr(self, name) != getattr(Publish, name):
-                raise ValueError(f"`--{name.replace('_', '-')}` has no effect on {place}; leave it out.")
+        refuse_without_effect(self, names, f"on {place}")
 
 
 def publish(options: Publish) -> None:

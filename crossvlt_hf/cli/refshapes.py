@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 
 from ..data.refshapes.families import Split, check_counterparts, check_counts, check_scene, order_families
 from ..system import read_number
-from .common import Command, Png, check_png, needs_extra
+from .common import Command, Png, check_png, make_room, needs_extra
 
 
 Language = Literal["en", "de", "zh"]
@@ -29,7 +29,7 @@ class Refshapes(Command):
         seed: Seed of the scenes.
         family: Family of all expressions: attribute, absolute, relation, ordinal, superlative, negation, plural,
             no_target, two_hop, or a kind of no_target, such as no_target_relation. By default the first six take
-            turns.
+            turns, except in splits of one family.
         families: Families of the expressions, with their shares, instead of --family.
         objects: Fewest and most objects per scene.
         language: Language of the expressions; scenes and targets are the same in all.
@@ -91,6 +91,7 @@ def refshapes(options: Refshapes) -> None:
         from ..data.refshapes.dataset import load_refshapes
         from ..processing_crossvlt import counted
 
+    make_room(options.sheet)
     dataset = load_refshapes(
         options.split,
         scenes=options.scenes,

@@ -28,7 +28,7 @@ from ..processing_crossvlt import (
     resize_label_map,
     resolve_presence_threshold,
 )
-from ..system import check_known, check_least, check_workers
+from ..system import check_known, check_least, check_workers, start_worker
 from ..weights.vocabulary import summarize_reading
 
 
@@ -228,6 +228,7 @@ def evaluate(
         batch_size=options.batch_size,
         num_workers=options.workers,
         collate_fn=_Collator(processor, options, expressions),
+        worker_init_fn=start_worker,
     )
     found = [
         _sample(prediction, pair, processor, options)

@@ -22,6 +22,8 @@ def _at_least(low: int) -> Validator:
     def validate(value: Any) -> None:
         if value is not None and not low <= value < math.inf:
             raise ValueError(f"must be {low} or more, got {value}.")
+        if value is not None and value > LARGEST:
+            raise ValueError(f"must be at most {LARGEST}, got {value}.")
 
     return validate
 
@@ -51,6 +53,7 @@ def _two_shares(values: Any) -> None:
         raise ValueError(f"must be two numbers from 0 to below 1, got {values}.")
 
 
+LARGEST = 2**31 - 1  # of numbers that libraries take
 # Fields of the config that leave the weights of a checkpoint as they are; a new presence head is added to them
 CHECKPOINT_FIELDS = ("presence_head", "presence_loss_weight", "dice_loss_weight")
 SOURCES = {"text": TEXT_OPTIONS}  # metadata of fields that hold arguments of `load_data`

@@ -913,6 +913,13 @@ def test_help_and_wrong_options_import_nothing_heavy():
         (["convert", "original.pth", "out", "--num-attention-heads", "0"], "--num-attention-heads"),
         (["convert", "original.pth", "out", "--fusion-head-dim", "-4"], "--fusion-head-dim"),
         (["export", "--output", "x", "--opset", "3"], "--opset"),
+        (["refshapes", "x", "--families", "plurals"], "--families"),
+        (["refshapes", "x", "--families", "plural=nan"], "--families"),
+        (["refshapes", "x", "--family", "plurals"], "--family"),
+        (["refshapes", "x", "--split", "unseen_relations", "--family", "plural", "--objects", "9", "9"], "--objects"),
+        (["refshapes", "x", "--split", "unseen_relations", "--family", "attribute"], "--family"),
+        (["refshapes", "x", "--split", "unseen_relations", "--families", "plural", "ordinal"], "--families"),
+        (["benchmark", "--backend", "openvino", "--compile", "on"], "--compile"),
         (["segment", "", "the cup"], "IMAGE"),
         (["segment", "photo.png", "the cup", " "], "EXPRESSION"),
         (["segment", "photo.png", "the cup", "--output", ""], "--output"),
@@ -939,6 +946,27 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["benchmark", "--output", "x.png", "--plot", "./x.png"], "`--output` and `--plot` must be two files"),
+        (
+            ["evaluate", "--data", "refcoco", "--output", "a.png", "--gallery", "a.png"],
+            "`--output` and `--gallery` must be two files",
+        ),
+        (
+            ["evaluate", "--data", "refcoco", "--gallery", "a.png", "--reliability", "a.png"],
+            "`--gallery` and `--reliability` must be two files",
+        ),
+        (["demo", "--port", "8000"], "`--port` has no effect without `--serve`"),
+        (["demo", "--serve", "--seed", "3"], "`--seed` has no effect with `--serve`"),
+        (["demo", "--serve", "--output", "x.png"], "`--output` has no effect with `--serve`"),
+    ],
+)
+def test_options_that_do_not_go_together(capsys, arguments, message):
+    assert message in refusal(capsys, *arguments)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: limits the memory of a process")
 def test_too_little_memory_is_told_in_one_line():
     done = subprocess.run(
@@ -946,16 +974,38 @@ def test_too_little_memory_is_told_in_one_line():
         **{"capture_output": True, "text": True, "check": False},
     )
     assert_one_line(done.returncode, done.stdout, done.stderr)
-    assert done.stderr.startswith("crossvlt: There is not enough memory; use smaller images, batches or data.")
+    assert done.stderr.startswith(
+        "crossvlt: There is not enough memory; use smaller images, batches or data, or fewer workers."
+    )
 
 
-@pytest.mark.parametrize("text", ["DefaultCPUAllocator: can't allocate memory", "CUDA out of memory. Tried"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "DefaultCPUAllocator: can't allocate memory",
+        "CUDA out of memory. Tried",
+        "unable to mmap 38114986 bytes: Cannot allocate memory (12)",
+        "DataLoader worker (pid 7) is killed by signal: Killed.",
+        "Storage size calculation overflowed with sizes=[9]",
+    ],
+)
 def test_errors_of_torch_about_memory_are_known(monkeypatch, capsys, text):
     def fail(_):
         raise RuntimeError(text)
 
     monkeypatch.setattr(refshapes, "refshapes", fail)
-    assert text in refusal(capsys, "refshapes", "x")
+    assert f"There is not enough memory; use smaller images, batches or data, or fewer workers. {text}" in refusal(
+        capsys, "refshapes", "x"
+    )
+
+
+def test_other_errors_of_torch_are_not_about_memory(monkeypatch):
+    def fail(_):
+        raise RuntimeError("value cannot be converted to type at::Half without overflow")
+
+    monkeypatch.setattr(refshapes, "refshapes", fail)
+    with pytest.raises(RuntimeError, match="Half"):
+        main(["refshapes", "x"])
 
 
 def test_the_process_imports_nothing_heavy():

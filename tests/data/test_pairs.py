@@ -61,7 +61,7 @@ def test_refshapes_as_a_dataset(scenes):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scenes": 0}, "`scenes` must be an integer from 1 to 10000000, got 0"),
+        ({"scenes": 0}, "`scenes` must be an integer from 1 to 2000000, got 0"),
         ({"expressions": 4}, "`expressions` must be an integer from 1 to 3, got 4"),
         ({"family": "nonsense"}, "`family` must be one of .*got 'nonsense'"),
         ({"count": (3, 9)}, "`count` must be"),

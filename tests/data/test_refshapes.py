@@ -275,16 +275,16 @@ def test_families_stay_with_their_rows(tmp_path):
         ([], r"`families` must be a list .* got \[\]"),
         ("plural", "`families` must be a list .* got 'plural'"),
         (7, "`families` must be a list .* got 7"),
-        (["plural", "riddle"], "`family` must be one of attribute, .*got 'riddle'"),
-        ([["plural"]], "`family` must be one of"),
+        (["plural", "riddle"], "`families` must be one of attribute, .*got 'riddle'"),
+        ([["plural"]], "`families` must be one of"),
         (["plural", "two_hop", "plural"], "`families` must have each name once"),
-        ({"plural": 0}, "share of the family 'plural' must be a number above 0, got 0"),
+        ({"plural": 0}, "`families` must have shares above 0, got 0 for 'plural'"),
         ({"plural": -1}, "got -1"),
         ({"plural": True}, "got True"),
         ({"plural": "2"}, "got '2'"),
         ({"plural": float("nan")}, "got nan"),
         ({"plural": float("inf")}, "got inf"),
-        ({"plural": 1, "two_hop": 0.333333}, "too many digits; use integers"),
+        ({"plural": 1, "two_hop": 0.333333}, "`families` has shares of too many digits, .*; use integers"),
     ],
 )
 def test_families_that_cannot_be(families, message):
@@ -299,7 +299,9 @@ def test_family_or_families():
 
 @pytest.mark.parametrize("family", ["attribute", "absolute", "ordinal", "superlative", "negation"])
 def test_a_split_that_a_family_cannot_have(family):
-    with pytest.raises(ValueError, match=f"'unseen_relations' needs a family with relations, .*, got '{family}'"):
+    with pytest.raises(
+        ValueError, match=f"`family` must be one of those with relations .* unseen_relations, got '{family}'"
+    ):
         make_example("unseen_relations", 0, family=family)
 
 
@@ -393,8 +395,8 @@ def test_wrong_arguments(arguments, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scenes": "010"}, "`scenes` must be an integer from 1 to 10000000, got '010'"),
-        ({"scenes": None}, "`scenes` must be an integer from 1 to 10000000, got None"),
+        ({"scenes": "010"}, "`scenes` must be an integer from 1 to 2000000, got '010'"),
+        ({"scenes": None}, "`scenes` must be an integer from 1 to 2000000, got None"),
         ({"scenes": 2.0}, "`scenes` must be an integer"),
         ({"scenes": True}, "`scenes` must be an integer"),
         ({"expressions": "x"}, "`expressions` must be an integer from 1 to 3, got 'x'"),

@@ -102,7 +102,7 @@ def load_compositions(
     Args:
         cutouts: objects to paste: see `load_cutouts`, `cutouts_of`.
         backgrounds: images to paste them on: see `load_backgrounds`, `backgrounds_of`.
-        scenes: number of scenes, at most 10 million.
+        scenes: number of scenes, at most 2 million.
         expressions: rows per scene, all with different targets; at most 3.
         size: side of the images, in pixels, from 32 to 4096.
         seed: of the scenes.

@@ -114,8 +114,8 @@ class Composer:
 
     Args:
         cutouts: objects to paste.
+        backgrounds: images to paste them on; gradients if there are none.
         size: side of a scene, in pixels, from 32 to 4096.
-        size: side of a scene, in pixels.
         seed: of the scenes.
         count: the fewest and the most objects.
         plain: share of the scenes on a gradient.

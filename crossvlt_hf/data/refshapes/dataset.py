@@ -245,7 +245,7 @@ def load_refshapes(
 
     Args:
         split: see `make_scene`.
-        scenes: number of scenes, at most 10 million.
+        scenes: number of scenes, at most 2 million.
         expressions: rows per scene, all with different targets; at most 3.
         side: side of the images, in pixels, from 32 to 4096.
         seed: of the scenes.

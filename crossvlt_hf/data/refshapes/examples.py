@@ -179,6 +179,8 @@ def make_example(
     language: str = "en",
 ) -> Example:
     """Draw a scene with one expression, of a family or of the six in turn: see `make_scene`."""
+    if family is not None:
+        check_split(split, [family], "family")
     families = families_at(split, index) if family is None else [family]
     return make_scene(split, index, families=families, side=side, seed=seed, count=count, language=language)[0]
 

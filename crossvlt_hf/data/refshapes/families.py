@@ -24,8 +24,8 @@ RELATIONAL = (
     *("no_target_relation", "no_target_anchor", "no_target_missing_anchor"),
 )
 Families = Sequence[str] | Mapping[str, float]
-LARGEST_SIDE = 4096  # of an image, in pixels, and MOST_SCENES of a data set: more would not fit into memory
-MOST_SCENES = 10_000_000
+LARGEST_SIDE = 4096  # of an image, in pixels: far beyond what an object of a few colours needs
+MOST_SCENES = 2_000_000  # of a data set: with three expressions each, their ids take about 8 GiB
 
 
 def check_scene(index: Any, side: Any, seed: Any, count: Any) -> None:
@@ -52,15 +52,20 @@ def check_counterparts(counterparts: Any, expressions: int) -> None:
         raise ValueError("`counterparts` needs several expressions per scene, got 1.")
 
 
-def check_split(split: str, families: Iterable[str]) -> None:
-    """Raise ValueError unless there are such a split and such families, and expressions of the families in it."""
+def check_split(split: str, families: Iterable[str], name: str = "families") -> None:
+    """Raise ValueError unless there are such a split and such families, and expressions of the families in it.
+
+    Args:
+        split: to check.
+        families: to check.
+        name: of the argument, for the message.
+    """
     check_known("split", split, SPLITS)
     for family in families:
-        check_known("family", family, (*get_args(Family), *DENIALS))
+        check_known(name, family, (*get_args(Family), *DENIALS))
         if split == "unseen_relations" and family not in RELATIONAL:
-            raise ValueError(
-                f"The split {split!r} needs a family with relations, {', '.join(RELATIONAL)}, got {family!r}."
-            )
+            one_of = f"one of those with relations ({', '.join(RELATIONAL)})"
+            raise ValueError(f"`{name}` must be {one_of} for the split {split}, got {family!r}.")
 
 
 def order_families(split: str, family: str | None, families: Families | None, counterparts: bool = False) -> list[str]:
@@ -71,7 +76,8 @@ def order_families(split: str, family: str | None, families: Families | None, co
     """
     if family is not None and families is not None:
         raise ValueError(f"Set only one of `family` and `families`, got {family!r} and {families!r}.")
-    order = in_turn([family]) if family is not None else [] if families is None else in_turn(families)
+    check_split(split, [] if family is None else [family], "family")
+    order = [family] if family is not None else [] if families is None else in_turn(families)
     check_split(split, order)
     if counterparts and not any(each.startswith("no_target") for each in order):
         raise ValueError("`counterparts` needs a family of expressions without a target, such as no_target.")
@@ -90,7 +96,7 @@ def in_turn(families: Families) -> list[str]:
     if isinstance(families, str) or not isinstance(families, Sequence | Mapping) or not families:
         raise ValueError(f"`families` must be a list of names, or a dict of names and shares, got {families!r}.")
     for family in families:
-        check_known("family", family, (*get_args(Family), *DENIALS))
+        check_known("families", family, (*get_args(Family), *DENIALS))
     shares: Mapping[str, Any] = families if isinstance(families, Mapping) else dict.fromkeys(families, 1)
     if len(shares) < len(families):
         raise ValueError(f"`families` must have each name once, got {families!r}; use a dict for shares.")
@@ -107,13 +113,13 @@ def _whole_numbers(shares: Mapping[str, Any], most: int = 1000) -> dict[str, int
     """Shares as the smallest integers of the same ratios."""
     for family, share in shares.items():
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < math.inf:
-            raise ValueError(f"The share of the family {family!r} must be a number above 0, got {share!r}.")
+            raise ValueError(f"`families` must have shares above 0, got {share!r} for {family!r}.")
     exact = {family: Fraction(str(share)) for family, share in shares.items()}
     parts = math.lcm(*(share.denominator for share in exact.values()))
     counts = {family: int(share * parts) for family, share in exact.items()}
     divisor = math.gcd(*counts.values())
     if sum(counts.values()) > most * divisor:
-        raise ValueError(f"The shares {dict(shares)} have too many digits; use integers such as 1, 2 and 3.")
+        raise ValueError(f"`families` has shares of too many digits, {dict(shares)}; use integers such as 1, 2 and 3.")
     return {family: count // divisor for family, count in counts.items()}
 
 
