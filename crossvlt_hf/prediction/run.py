@@ -252,7 +252,8 @@ def predict(
     # A numpy array, as in `JsonlRequests`
     indices = np.array([index for shard in own for index in shards.row_numbers(shard)], dtype=np.int64)
     rows = _load_rows(requests, processor, indices, options.workers)
-    done, hidden = (shards.count - len(missing)) * shards.size // state.num_processes, not options.progress
+    done = (len(requests) - sum(len(shards.row_numbers(shard)) for shard in missing)) // state.num_processes
+    hidden = not options.progress
     bar = tqdm(rows, "predicting", done + len(indices), initial=done, unit=" rows", disable=hidden)
     with bar, evaluating(model):
         for shard, members in groupby(bar, key=lambda row: row.index // shards.size):

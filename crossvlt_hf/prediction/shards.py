@@ -109,6 +109,9 @@ class Shards:
             raise ValueError(f"{manifest} is damaged; use another folder.") from error
         if differing:
             key = differing[0]
+            if key == "data":  # a hash
+                other = "has predictions of other images or expressions"
+                raise ValueError(f"{self.folder} {other}; use the same to resume, or another folder.")
             raise ValueError(
                 f"{self.folder} has predictions whose `{key}` is {found.get(key)!r} and not {description[key]!r}; use "
                 "the same to resume, or another folder."

@@ -285,10 +285,13 @@ def check_same_run(config: TrainingConfig, before: TrainingConfig) -> None:
                 continue  # `max_steps` replaces it
             changed = f"`{full}` was {old!r} when the run started and is {value!r}"
             if full in LENGTH and config.optimization.schedule == before.optimization.schedule:
+                last = Path(config.output.folder) / "last"
+                advice = "use the same, or another output.folder"
+                if last.is_dir():
+                    advice = f"start another from its weights with model.checkpoint={last} and another output.folder"
                 raise ValueError(
                     f"{changed}, but the learning rates of the schedule {config.optimization.schedule!r} depend on "
-                    "the number of steps, so the run cannot be extended exactly; start another from its weights with "
-                    f"model.checkpoint={Path(config.output.folder) / 'last'} and another output.folder."
+                    f"the number of steps, so the run cannot be continued exactly; {advice}."
                 )
             raise ValueError(f"{changed}; use the same, or another output.folder.")
     if config.seed != before.seed:

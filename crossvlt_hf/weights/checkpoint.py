@@ -65,10 +65,20 @@ def describe_hardware(device: torch.device, processes: int = 1) -> str:
     return cores if processes == 1 else f"{processes} processes of {cores}"
 
 
+def _run_around(folder: Path) -> Path | None:
+    """The folder of the training run that this is, or is a state of; None if it is none."""
+    candidates = (folder, folder.parent, folder.parent.parent)
+    return next(
+        (each for each in candidates if (each / "checkpoints").is_dir() and (each / "config.yaml").is_file()), None
+    )
+
+
 def _load(source: str | Path, dtype: str) -> tuple[CrossVLTModel, dict[str, Any], CrossVLTProcessor]:
     model_type = CrossVLTConfig.get_config_dict(source)[0].get("model_type")  # first, since it fails early
     if model_type is None and (inside := _checkpoints_in(Path(source))):
         raise ValueError(f"{source} is no checkpoint; give one of those that are in it: {some_names(inside, 5)}.")
+    if model_type is None and (run := _run_around(Path(source))) is not None:
+        raise ValueError(f"{source} belongs to a run without weights so far; train it further with --resume: {run}.")
     if model_type != CrossVLTConfig.model_type:
         raise ValueError(f"{source} must be a checkpoint of type 'crossvlt', got one of type {model_type!r}.")
     loaded: Any = CrossVLTModel.from_pretrained(

@@ -112,6 +112,15 @@ def test_a_base_of_another_size_is_one_mismatch_and_their_number(adapted, change
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("place", ["", "checkpoints/step-10"])
+def test_a_run_without_weights_so_far(tmp_path, place):
+    (tmp_path / "checkpoints" / "step-10").mkdir(parents=True)
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(ValueError, match="run without weights so far; train it further") as error:
+        load_checkpoint(tmp_path / place)
+    assert str(error.value).endswith(f"--resume: {tmp_path}.")
+
+
 def test_checkpoints_inside_a_folder_are_named(adapted, checkpoint, tmp_path):
     """Such as adapters with a name, and the best and the last one of a training."""
     model, config = CrossVLTModel.from_pretrained(checkpoint), peft.LoraConfig(r=2, target_modules=TARGETS)

@@ -136,6 +136,10 @@ def test_a_job_goes_on_and_is_no_other(rows, checkpoint, tmp_path, capsys):
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
     assert kept.stat().st_ino == inode  # it was not written again
     capsys.readouterr()
+    assert run(*command, checkpoint=checkpoint) == 0
+    assert "100%|██████████| 10/10 [" in capsys.readouterr().err, (
+        "all rows are there, although shards have room for 12"
+    )
     for change, words in (
         (("--shard-size", 4), "whose `shard_size` is 3 and not 4"),
         (("--format", "parquet"), "whose `format` is 'jsonl' and not 'parquet'"),
@@ -146,7 +150,7 @@ def test_a_job_goes_on_and_is_no_other(rows, checkpoint, tmp_path, capsys):
         assert words in capsys.readouterr().err
     rows.write_text(rows.read_text().replace("the cup", "the red"))
     assert run(*command, checkpoint=checkpoint) == 2
-    assert "whose `data` is" in capsys.readouterr().err
+    assert "has predictions of other images or expressions" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
 
 

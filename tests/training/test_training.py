@@ -718,7 +718,7 @@ def test_a_finished_run_is_prolonged_exactly_where_the_schedule_allows(finished,
     folder = finished[0]
     assert main([str(write_config(folder)), "--resume", "optimization.max_steps=9"]) == 2
     error = capsys.readouterr().err
-    assert "cannot be extended exactly" in error
+    assert "cannot be continued exactly" in error
     assert f"model.checkpoint={folder / 'run' / 'last'}" in error
 
 
