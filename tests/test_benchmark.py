@@ -388,7 +388,7 @@ WRONG = {
     "--rounds 0": "`--rounds` must be an integer of at least 1",
     "--threads 0": "`--threads` must be an integer from 1 to 1024",
     "--optimizer sgd": "must be one of adamw, none, got",
-    "--device abacus": "cannot be used here",
+    "--device abacus": "`--device` must be one such as cpu, cuda, cuda:1, mps or xpu, got 'abacus'.",
     "--model nowhere": "There is no checkpoint folder nowhere",
     "--tokens 99": "`tokens` must be at most 32 for built-in, got 99.",
     "--task training --image-size 8": "`size` must be more than 16 pixels a side",

@@ -15,6 +15,7 @@ from ..system import check_known
 from .common import (
     Command,
     Png,
+    check_device,
     check_distinct,
     check_png,
     make_room,
@@ -113,6 +114,8 @@ class Benchmark(Command):
         check_distinct(self, "output", "plot")
         for backend in self.plan().grid.backend:
             check_installed(backend)
+        for device in self.device:
+            check_device(device)
         check_png("plot", self.plot)
         if set(self.measure) == {"prediction"}:
             for name in ("device", "dtype"):

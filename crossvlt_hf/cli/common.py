@@ -168,6 +168,7 @@ PresenceThreshold = Annotated[
         str_from_instance=lambda value: ["none" if value is None else str(value)],
     ),
 ]
+DEVICES = ("cpu", "cuda", "mps", "xpu", "hpu", "npu", "mtia", "ipu", "maia", "xla", "vulkan", "meta", "privateuseone")
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Png = Annotated[str | None, arg(metavar="PNG")]
 Pixels = Annotated[int | None, arg(metavar="PIXELS")]
@@ -233,6 +234,7 @@ class DataCommand(Command):
         check_least("batch_size", self.batch_size, 1)
         check_workers("workers", self.workers)
         check_probability("presence_threshold", self.presence_threshold)
+        check_device(self.device)
 
     def load(self) -> tuple["PartialState", "CrossVLTModel", "CrossVLTProcessor"]:
         """Load the model in this process; each of several processes has its own GPU."""
@@ -275,6 +277,12 @@ def check_probability(name: str, value: float | str | None) -> None:
     """Raise ValueError unless a threshold is None, "auto" or a probability."""
     if value not in (None, "auto") and not 0 < float(value) < 1:
         raise ValueError(f"`{name}` must be a probability above 0 and below 1, got {value!r}.")
+
+
+def check_device(value: str | None) -> None:
+    """Raise ValueError unless a device is None or has a name that PyTorch knows; whether it works shows later."""
+    if value is not None and not re.fullmatch(rf"({'|'.join(DEVICES)})(:[0-9]+)?", value):
+        raise ValueError(f"`device` must be one such as cpu, cuda, cuda:1, mps or xpu, got {value!r}.")
 
 
 def check_png(name: str, path: str | None) -> None:

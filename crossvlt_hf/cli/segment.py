@@ -17,6 +17,7 @@ from .common import (
     DType,
     Pixels,
     PresenceThreshold,
+    check_device,
     check_probability,
     load_or_built_in,
     need_matplotlib,
@@ -80,6 +81,7 @@ class Segment(Command):
         check_probability("threshold", self.threshold)
         check_probability("presence_threshold", self.presence_threshold)
         check_least("min_area", self.min_area, 1)
+        check_device(self.device)
         self.pixel()
         if os.path.isdir(self.image):
             raise ValueError(
