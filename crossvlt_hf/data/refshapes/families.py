@@ -76,9 +76,8 @@ def order_families(split: str, family: str | None, families: Families | None, co
     """
     if family is not None and families is not None:
         raise ValueError(f"Set only one of `family` and `families`, got {family!r} and {families!r}.")
-    check_split(split, [] if family is None else [family], "family")
     order = [family] if family is not None else [] if families is None else in_turn(families)
-    check_split(split, order)
+    check_split(split, order, "families" if family is None else "family")
     if counterparts and not any(each.startswith("no_target") for each in order):
         raise ValueError("`counterparts` needs a family of expressions without a target, such as no_target.")
     return order
