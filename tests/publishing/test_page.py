@@ -34,6 +34,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 OPTIONS += ["--disable-background-networking", "--disable-component-update"]
 SPACE = Path(__file__).parents[2] / "examples" / "space"
+ROWS = "#table [role=row]:has([role=gridcell])"
 PATIENCE = 240_000  # milliseconds; the machine may be busy
 
 pytestmark = [  # Gradio takes seconds to import, which only the process that runs these tests should spend
@@ -112,7 +113,7 @@ def visit(server, browser):
         page.on("request", lambda request: requests.append(request.url))
         page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
         page.goto(address)
-        page.get_by_role("button", name="Segment").wait_for()
+        page.get_by_text("Results appear here").wait_for()  # the last part that is drawn
         return page
 
     yield open_page
@@ -134,7 +135,15 @@ def scene(tmp_path_factory):
     return path, [example.expression for example in examples]
 
 
-# ---- what a person does
+# ---- what a person does and sees
+
+
+def expect(locator):
+    """Playwright's assertions, which wait until the page is drawn."""
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=PATIENCE)
+    return expect(locator)
 
 
 def upload(page, path: Path) -> None:
@@ -158,15 +167,18 @@ def ask(page, path: Path, *expressions: str) -> None:
     page.locator("#overlay img").wait_for()
 
 
-def read_table(page) -> list[list[str]]:
-    rows = page.locator("#table [role=row]:has([role=gridcell])").all()
+def read_table(page, count: int) -> list[list[str]]:
+    """The cells of each row, of as many results."""
+    expect(page.locator(ROWS)).to_have_count(count)
+    expect(page.locator("#masks a")).to_have_count(count)
+    rows = page.locator(ROWS).all()
     return [[cell.inner_text().strip() for cell in row.locator("[role=gridcell]").all()] for row in rows]
 
 
 def assert_refused(page, sentence: str) -> None:
     """The sentence is there, and no result."""
     page.get_by_role("alert").get_by_text(sentence).wait_for()
-    assert page.locator("#overlay").count() == 0 or not page.locator("#overlay").is_visible()
+    expect(page.locator("#overlay")).not_to_be_visible()
 
 
 @pytest.mark.slow
@@ -174,13 +186,13 @@ def test_two_expressions(visit, scene, tmp_path):
     path, expressions = scene
     page = visit()
     page.get_by_text("This model is small and knows few things").wait_for()
-    assert page.get_by_text("19.03 million parameters").is_visible()
+    expect(page.get_by_text("19.03 million parameters")).to_be_visible()
     ask(page, path, *expressions)
-    assert page.get_by_text("2 expressions in").is_visible()
+    expect(page.get_by_text("2 expressions in")).to_be_visible()
 
     model, processor = load_checkpoint(DEFAULT_CHECKPOINT)
     results = ReferringImageSegmentationPipeline(model=model, processor=processor)(str(path), text=expressions)
-    rows = read_table(page)
+    rows = read_table(page, 2)
     assert [row[0] for row in rows] == expressions
     for number, (row, result) in enumerate(zip(rows, results, strict=True), start=1):
         assert 0.5 < float(row[1]) <= 1
@@ -196,13 +208,11 @@ def test_two_expressions(visit, scene, tmp_path):
         with Image.open(tmp_path / name) as mask:
             assert mask.format == "PNG"
             assert np.array_equal(np.asarray(mask), np.asarray(result["mask"]))
-    assert not page.locator("#figures").is_visible()
+    expect(page.locator("#figures")).not_to_be_visible()
 
 
 @pytest.mark.slow
 def test_explanation_on_and_off(visit, scene):
-    from playwright.sync_api import expect
-
     pytest.importorskip("matplotlib", reason="explanations are drawn by matplotlib")
     path, expressions = scene
     page = visit()
@@ -210,33 +220,31 @@ def test_explanation_on_and_off(visit, scene):
     toggle = page.get_by_label("Explain")
     toggle.check()
     page.locator("#figures img").first.wait_for()
-    assert page.locator("#figures img").count() == 1
+    expect(page.locator("#figures img")).to_have_count(1)
     size = page.locator("#figures img").first.evaluate("image => [image.naturalWidth, image.naturalHeight]")
     assert min(size) > 300
     toggle.uncheck()
     page.locator("#figures").wait_for(state="hidden")
-    assert page.locator("#overlay img").is_visible()
+    expect(page.locator("#overlay img")).to_be_visible()
 
     toggle.check()
     page.locator("#figures img").first.wait_for()
     write(page, *expressions)
     press(page)  # with the toggle on, the new results are explained too
     page.get_by_text("2 expressions in").wait_for()
-    expect(page.locator("#figures img")).to_have_count(2, timeout=PATIENCE)
+    expect(page.locator("#figures img")).to_have_count(2)
 
 
 @pytest.mark.slow
 def test_example_on_a_phone(visit):
-    from playwright.sync_api import expect
-
     page = visit(viewport={"width": 400, "height": 800}, color_scheme="dark")
     page.locator("#examples img").nth(3).click()
     page.locator("#image img").wait_for()
-    expect(page.get_by_label("Expressions")).to_have_value(re.compile("\n"), timeout=PATIENCE)
+    expect(page.get_by_label("Expressions")).to_have_value(re.compile("\n"))
     press(page)
     page.get_by_text("3 expressions in").wait_for()
     page.locator("#overlay img").wait_for()
-    assert len(read_table(page)) == 3
+    read_table(page, 3)
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
 
 
@@ -245,9 +253,9 @@ def test_what_one_sees_no_other_does(visit, scene):
     path, expressions = scene
     ask(visit(), path, expressions[0])
     other = visit()
-    assert other.get_by_text("Results appear here").is_visible()
-    assert other.get_by_label("Expressions").input_value() == ""
-    assert other.locator("#image img").count() == 0
+    expect(other.get_by_text("Results appear here")).to_be_visible()
+    expect(other.get_by_label("Expressions")).to_have_value("")
+    expect(other.locator("#image img")).to_have_count(0)
     assert expressions[0] not in other.content()
 
 
@@ -290,7 +298,7 @@ def test_wrong_uploads(visit, scene, tmp_path):
     press(page)
     assert_refused(page, "There is no image yet")
     ask(page, path, expressions[0])  # the server lives on
-    assert len(read_table(page)) == 1
+    read_table(page, 1)
 
 
 @pytest.mark.slow
@@ -358,7 +366,7 @@ def test_wrong_expressions(visit, scene):
     press(page)
     page.get_by_text("2 expressions in").wait_for()
     page.locator("#overlay img").wait_for()
-    assert [row[0] for row in read_table(page)] == expressions
+    assert [row[0] for row in read_table(page, 2)] == expressions
 
 
 HOSTILE = [
@@ -373,16 +381,14 @@ HOSTILE = [
 
 @pytest.mark.slow
 def test_hostile_expressions_stay_text(visit, scene):
-    from playwright.sync_api import expect
-
     page = visit()
     ask(page, scene[0], *HOSTILE)
-    assert [row[0] for row in read_table(page)] == HOSTILE
+    assert [row[0] for row in read_table(page, len(HOSTILE))] == HOSTILE
     if page.get_by_label("Explain").is_visible():
         page.get_by_label("Explain").check()
-        expect(page.locator("#figures img")).to_have_count(len(HOSTILE), timeout=PATIENCE)
+        expect(page.locator("#figures img")).to_have_count(len(HOSTILE))
     elements = "img[src$='/x'], img[src='x'], a[href^='javascript'], #table strong, #table .katex, main script"
-    assert page.locator(elements).count() == 0
+    expect(page.locator(elements)).to_have_count(0)
     names = [link.get_attribute("download") for link in page.locator("#masks a").all()]
     assert len(names) == len(HOSTILE)
     assert all(re.fullmatch(r"\d-[a-z0-9-]+\.png", name) for name in names)
