@@ -44,6 +44,16 @@ def settle_precision(config: TrainingConfig) -> TrainingConfig:
     return replace(config, optimization=replace(config.optimization, mixed_precision=precision))
 
 
+def choose_attention(accelerator: Accelerator) -> str:
+    """The name of the faster attention function for training on the device in the precision of the run.
+
+    Measured on a CPU with AVX-512 in bfloat16: the backward pass of torch's fused attention takes 4 ms for 16 tokens
+    with 4 heads of 24 channels and a batch of 32, in sum a sixth of the whole training step of `refshapes-64`.
+    """
+    slow = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16"
+    return "eager" if slow else "sdpa"
+
+
 def parameter_groups(model: CrossVLTModel, options: OptimizationOptions) -> list[dict[str, Any]]:
     """Group the trained parameters by weight decay and learning rate (section IV-B, and the authors' code).
 

@@ -35,6 +35,7 @@ from .optimization import (
     build_optimizer,
     build_schedule,
     check_loss,
+    choose_attention,
     loss_counts,
     normalised_loss,
     set_training_mode,
@@ -120,6 +121,7 @@ class TrainingRun:
             self.model, self.processor = build_model(
                 self.config.model, self.batches.pairs.datasets, tell=self._say_once
             )
+        self.model.set_attn_implementation(choose_attention(self.accelerator))
         if self.accelerator.is_main_process:
             say(describe_reading(self.processor, self.batches.pairs.datasets))
         several_gpus = self.accelerator.num_processes > 1 and self.accelerator.device.type == "cuda"

@@ -865,6 +865,7 @@ def test_automatic_precision_is_settled_before_the_run(tmp_path, monkeypatch, qu
     run = small_run(tmp_path, optimization__mixed_precision="auto", data__validation=[])
     assert run.accelerator.mixed_precision == precision
     assert load_config(tmp_path / "run" / "config.yaml").optimization.mixed_precision == precision
+    assert run.model.config._attn_implementation == ("eager" if precision == "bf16" else "sdpa")
 
 
 def test_automatic_precision_leaves_others(tmp_path):

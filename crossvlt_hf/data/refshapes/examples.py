@@ -12,7 +12,7 @@ from .expressions import Query, sample_queries
 from .families import SPLITS, Split, check_counterparts, check_scene, check_split, families_at
 from .languages import LANGUAGES
 from .languages.grammar import Grammar
-from .scenes import COLOURS, SHAPES, Scene, Thing, draw, is_visible, sample_things
+from .scenes import COLOURS, SHAPES, Scene, Thing, draw, sample_things
 
 
 SEVERAL = (2, 4)  # the fewest and the most targets of a plural
@@ -148,7 +148,7 @@ def make_scene(
         if counterparts and (chosen := _with_counterparts(chosen, things, split)) is None:
             continue
         scene = draw(things, rng, side)
-        if is_visible(scene):
+        if scene.is_visible:
             return [_example(scene, query, targets, grammar) for query, targets in chosen]
     raise ValueError(
         f"Scenes of {count[0]} to {count[1]} objects in split {split!r} have no expressions of the families "

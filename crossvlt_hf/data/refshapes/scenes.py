@@ -2,6 +2,8 @@
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -25,6 +27,18 @@ MIN_VISIBLE = 0.6
 # Radius of an object in scenes of up to five; in larger scenes they are smaller
 RADIUS, ROOMY = (0.12, 0.21), 5
 
+# Corners of each shape: angle in turns, and distance from the centre in radii
+CORNERS = {
+    "circle": [(i / 48, 1.0) for i in range(48)],
+    "square": [(i / 4 + 1 / 8, 1.0) for i in range(4)],
+    "diamond": [(0.0, 0.62), (0.25, 1.1), (0.5, 0.62), (0.75, 1.1)],
+    "triangle": [(i / 3 + 1 / 4, 1.05) for i in range(3)],
+    "star": [(i / 10 + 1 / 4, 1.1 if i % 2 == 0 else 0.45) for i in range(10)],
+    "cross": [
+        (i / 4 + turn, reach) for i in range(4) for turn, reach in ((-0.053, 1.05), (0.053, 1.05), (0.125, 0.48))
+    ],
+}
+
 
 @dataclass(frozen=True)
 class Thing:
@@ -47,27 +61,24 @@ class Scene:
         image: (side, side, 3) uint8.
         things: the objects; later ones are drawn over earlier ones.
         masks: (objects, side, side) bool: the visible part of each.
+        areas: pixels of each, hidden ones included.
     """
 
     image: np.ndarray
     things: tuple[Thing, ...]
     masks: np.ndarray
+    areas: tuple[int, ...]
+
+    @property
+    def is_visible(self) -> bool:
+        """Whether enough of every object is visible."""
+        return all(mask.sum() >= MIN_VISIBLE * area for mask, area in zip(self.masks, self.areas, strict=True))
 
 
 def outline(thing: Thing, side: int) -> list[tuple[float, float]]:
     """Corners of the polygon of an object, in pixels."""
-    turns = {
-        "circle": [(i / 48, 1.0) for i in range(48)],
-        "square": [(i / 4 + 1 / 8, 1.0) for i in range(4)],
-        "diamond": [(0.0, 0.62), (0.25, 1.1), (0.5, 0.62), (0.75, 1.1)],
-        "triangle": [(i / 3 + 1 / 4, 1.05) for i in range(3)],
-        "star": [(i / 10 + 1 / 4, 1.1 if i % 2 == 0 else 0.45) for i in range(10)],
-        "cross": [
-            (i / 4 + turn, reach) for i in range(4) for turn, reach in ((-0.053, 1.05), (0.053, 1.05), (0.125, 0.48))
-        ],
-    }[thing.shape]
     corners = []
-    for turn, reach in turns:
+    for turn, reach in CORNERS[thing.shape]:
         angle = 2 * math.pi * turn + thing.angle
         x, y = thing.x + thing.radius * reach * math.cos(angle), thing.y - thing.radius * reach * math.sin(angle)
         corners.append((x * side, y * side))
@@ -81,21 +92,25 @@ def rasterise(thing: Thing, side: int) -> np.ndarray:
     return np.array(canvas, dtype=bool)
 
 
-def pattern(thing: Thing, side: int) -> np.ndarray:
-    """(side, side) bool: the stripes or dots of an object; the pattern scales with the image."""
+@lru_cache(maxsize=2 * len(TEXTURES))  # of two sides; making it takes longer than drawing an object
+def pattern(texture: str, side: int) -> np.ndarray:
+    """(side, side) bool, read-only: the stripes or dots of an image full of them; they scale with the image."""
     rows, columns = np.mgrid[:side, :side] / side
-    if thing.texture == "striped":
-        return np.asarray(np.sin((rows + columns) * 2 * math.pi * 16) > 0)
-    if thing.texture == "dotted":
-        return np.asarray(np.sin(rows * 2 * math.pi * 14) * np.sin(columns * 2 * math.pi * 14) > 0.35)
-    return np.zeros((side, side), dtype=bool)
+    if texture == "striped":
+        drawn = np.sin((rows + columns) * 2 * math.pi * 16) > 0
+    elif texture == "dotted":
+        drawn = np.sin(rows * 2 * math.pi * 14) * np.sin(columns * 2 * math.pi * 14) > 0.35
+    else:
+        drawn = np.zeros((side, side), dtype=bool)
+    drawn.flags.writeable = False
+    return np.asarray(drawn)
 
 
-def shade(thing: Thing, side: int) -> np.ndarray:
-    """(side, side, 3) float32: the colour of an object, with a darker pattern, or a lighter one on dark colours."""
+def shade(thing: Thing, mask: np.ndarray) -> np.ndarray:
+    """(pixels of the mask, 3) float32: the colour of an object, with a darker pattern, lighter on dark colours."""
     colour = np.asarray(COLOURS[thing.colour], dtype=np.float32)
     other = colour * 0.55 if colour.max() > 100 else colour + 80
-    return np.where(pattern(thing, side)[..., None], other, colour)
+    return np.where(pattern(thing.texture, len(mask))[mask][:, None], other, colour)
 
 
 def background(rng: np.random.Generator, side: int) -> np.ndarray:
@@ -115,13 +130,15 @@ def draw(things: tuple[Thing, ...], rng: np.random.Generator, side: int) -> Scen
     """Draw objects over each other; hidden pixels are removed from the masks."""
     picture = background(rng, side)
     masks = np.zeros((len(things), side, side), dtype=bool)
+    areas = []
     for index, thing in enumerate(things):
         mask = rasterise(thing, side)
-        masks &= ~mask
+        masks[:index] &= ~mask
         masks[index] = mask
-        picture = np.where(mask[..., None], shade(thing, side), picture)
-    noisy = picture + rng.normal(0, 8, picture.shape)
-    return Scene(noisy.clip(0, 255).astype(np.uint8), things, masks)
+        picture[mask] = shade(thing, mask)
+        areas.append(int(mask.sum()))
+    picture += rng.normal(0, 8, picture.shape)
+    return Scene(picture.clip(0, 255).astype(np.uint8), things, masks, tuple(areas))
 
 
 def _place(rng: np.random.Generator, things: list[Thing], radius: float) -> tuple[float, float] | None:
@@ -140,7 +157,8 @@ def sample_things(rng: np.random.Generator, count: int, kinds: list[tuple[str, s
     """
     shapes = rng.choice(SHAPES, size=2 if count < 5 else 3, replace=False)
     colours = rng.choice(list(COLOURS), size=3, replace=False)
-    allowed = [kind for kind in kinds if kind[0] in colours and kind[1] in shapes]
+    both = set(product(colours.tolist(), shapes.tolist()))
+    allowed = [kind for kind in kinds if kind in both]
     things: list[Thing] = []
     scale = min(1.0, math.sqrt(ROOMY / count))
     while len(things) < count and allowed:
@@ -151,10 +169,3 @@ def sample_things(rng: np.random.Generator, count: int, kinds: list[tuple[str, s
         texture = str(rng.choice(TEXTURES, p=(0.5, 0.25, 0.25)))
         things.append(Thing(shape, colour, texture, *centre, radius, float(rng.uniform(-0.3, 0.3))))
     return tuple(things)
-
-
-def is_visible(scene: Scene) -> bool:
-    """Whether enough of every object is visible."""
-    side = scene.masks.shape[-1]
-    whole = [rasterise(thing, side).sum() for thing in scene.things]
-    return all(mask.sum() >= MIN_VISIBLE * area for mask, area in zip(scene.masks, whole, strict=True))
