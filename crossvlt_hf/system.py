@@ -132,6 +132,24 @@ def check_output_folder(
         raise ValueError(f"{folder} is not empty, and no {kind}; {advice}.")
 
 
+def can_only_be_a_path(source: str | Path) -> bool:
+    """Whether a source is written as a path: neither a name nor name/name, which may be on the Hub."""
+    path = Path(source)
+    return path.is_absolute() or len(path.parts) > 2 or str(source).startswith(("./", "../", "~", ".\\"))
+
+
+def check_exists(path: str | Path, what: str, advice: str = "") -> None:
+    """Raise FileNotFoundError if there is no file or folder at a path.
+
+    Args:
+        path: of the file or folder.
+        what: of the message: "There is no WHAT PATH."
+        advice: at its end, with the punctuation before it.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"There is no {what} {path}{advice}.")
+
+
 def check_no_file(folder: Path) -> None:
     """Raise ValueError if a folder cannot be made, since it or a folder above it is a file."""
     file = next((path for path in (folder, *folder.parents) if path.is_file()), None)

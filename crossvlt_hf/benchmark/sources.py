@@ -12,7 +12,8 @@ from huggingface_hub import snapshot_download
 from ..configuration_crossvlt import SIZES, CrossVLTConfig
 from ..modeling_crossvlt import CrossVLTModel
 from ..processing_crossvlt import CrossVLTProcessor
-from ..weights.checkpoint import check_source, resolve_checkpoint
+from ..weights.checkpoint import resolve_checkpoint
+from ..weights.names import check_source
 from ..weights.vocabulary import default_tokenizer
 
 

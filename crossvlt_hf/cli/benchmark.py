@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from ..benchmark.cases import ALL_MEASURES, MEASURES, MODEL_MEASURES, TASKS, Grid, Options, check_installed
-from ..system import check_known
+from ..system import can_only_be_a_path, check_known
+from ..weights.names import check_source
 from .common import (
     Command,
     Png,
@@ -117,6 +118,8 @@ class Benchmark(Command):
         for device in self.device:
             check_device(device)
         check_png("plot", self.plot)
+        for model in filter(can_only_be_a_path, self.model):  # others may be sizes
+            check_source(model)
         if set(self.measure) == {"prediction"}:
             for name in ("device", "dtype"):
                 if len(values := getattr(self, name)) > 1:

@@ -17,6 +17,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from ..system import check_least, check_workers, install_command, read_number, say_known
+from ..weights.names import check_source
 
 
 if TYPE_CHECKING:
@@ -235,6 +236,7 @@ class DataCommand(Command):
         check_workers("workers", self.workers)
         check_probability("presence_threshold", self.presence_threshold)
         check_device(self.device)
+        check_source(self.model)
 
     def load(self) -> tuple["PartialState", "CrossVLTModel", "CrossVLTProcessor"]:
         """Load the model in this process; each of several processes has its own GPU."""

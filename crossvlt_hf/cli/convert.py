@@ -6,7 +6,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from ..system import check_least
+from ..system import check_exists, check_least
 from .common import Command
 
 
@@ -31,9 +31,10 @@ class Convert(Command):
     overwrite: bool = False
 
     def check(self) -> None:
-        """Check that numbers are in range."""
+        """Check that numbers are in range, and that there is a checkpoint."""
         check_least("num_attention_heads", self.num_attention_heads, 1)
         check_least("fusion_head_dim", self.fusion_head_dim, 1)
+        check_exists(self.original, "checkpoint file")
 
 
 def convert(options: Convert) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..system import check_integer
+from ..weights.names import check_source
 from .common import Command, check_device, check_png, load_or_built_in, make_room, needs_extra, refuse_without_effect
 
 
@@ -45,6 +46,7 @@ class Demo(Command):
         check_integer("seed", self.seed, 0, 2**63 - 1)
         check_integer("port", self.port, 0, 65535)
         check_device(self.device)
+        check_source(self.model)
         check_png("output", self.output)
         if self.serve:
             refuse_without_effect(self, ("output", "seed"), "with `serve`")

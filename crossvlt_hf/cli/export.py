@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from ..publishing.formats import check_format
+from ..weights.names import check_source
 from .common import Command, load_or_built_in, needs_extra
 
 
@@ -31,8 +32,9 @@ class Export(Command):
     overwrite: bool = False
 
     def check(self) -> None:
-        """Check the operator set."""
+        """Check the operator set, and that there is a checkpoint."""
         check_format(self.format, self.opset)
+        check_source(self.model)
 
 
 def export(options: Export) -> None:

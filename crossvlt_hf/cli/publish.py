@@ -6,6 +6,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from ..system import check_exists
+from ..weights.names import check_source
 from .common import Command, refuse_without_effect
 
 
@@ -46,6 +48,9 @@ class Publish(Command):
         hub = ("private", "revision", "create_pr", "token", "message")
         place, names = ("a folder", hub) if self.folder is not None else ("the Hub", ("overwrite",))
         refuse_without_effect(self, names, f"on {place}")
+        check_source(self.checkpoint)
+        for path in (*self.results, *filter(None, [self.about])):
+            check_exists(path, "file")
 
 
 def publish(options: Publish) -> None:

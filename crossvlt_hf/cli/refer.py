@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from ..data.objects.refer_options import FAMILIES, SMALLEST_TARGET, Family, OnError, ReferOptions
-from ..system import check_least, refusing_twice
+from ..system import can_only_be_a_path, check_exists, check_least, refusing_twice
 from .common import Command, Settings, checked_settings, needs_extra, parse_settings, warnings_in_one_line
 
 
@@ -70,6 +70,8 @@ class Refer(Command):
         self.choices()
         check_least("sheet", self.sheet, 0)
         checked_settings(self.option, "`--option` ")
+        if can_only_be_a_path(self.labels) or self.labels.endswith((".json", ".parquet")):
+            check_exists(self.labels, "file or folder")
 
     def choices(self) -> ReferOptions:
         """How expressions are made."""

@@ -7,11 +7,13 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from tyro.conf import Positional, arg
 
-from ..system import check_least
+from ..system import check_exists, check_least
+from ..weights.names import check_source
 from .common import (
     Command,
     DType,
@@ -31,6 +33,10 @@ if TYPE_CHECKING:
     from ..modeling_crossvlt import CrossVLTModel
     from ..processing_crossvlt import CrossVLTProcessor
     from ..visualization import Explanation
+
+
+URLS = ("http://", "https://", "data:")  # what is none of these is a path
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")  # no names of folders
 
 
 @dataclass(frozen=True)
@@ -83,11 +89,21 @@ class Segment(Command):
         check_least("min_area", self.min_area, 1)
         check_device(self.device)
         self.pixel()
+        check_source(self.model)
+        self.check_image()
+        self.outputs()
+
+    def check_image(self) -> None:
+        """Check that the image is a URL, or a file that exists."""
+        if self.image.startswith(URLS):
+            return
         if os.path.isdir(self.image):
             raise ValueError(
                 f"{self.image} is a folder; `crossvlt predict {self.image} --expression TEXT` segments all its images."
             )
-        self.outputs()
+        files = [text for text in self.expressions if os.path.isfile(text)]
+        order = f"; the image comes first, as in `crossvlt segment {quote(files[0])} TEXT`" if files else ""
+        check_exists(self.image, "image file", order or "; check its path")
 
     def pixel(self) -> tuple[int, int] | None:
         """The (x, y) of `--explain-pixel`."""
@@ -104,6 +120,8 @@ class Segment(Command):
     def outputs(self) -> tuple[list["_Output"], Path]:
         """The files to write for every expression, and the overlay; none may be the image itself."""
         folder, stem = Path(self.output), _slug(Path(self.image).stem)
+        if folder.suffix.lower() in PICTURES and not folder.exists():
+            raise ValueError(f"`--output` must be a folder for the masks, got {self.output!r}.")
         names = [f"{stem}-{n}-{_slug(text)}" for n, text in enumerate(self.expressions, start=1)]
         outputs = [
             _Output(folder / f"{name}.png", folder / f"{name}-explanation.png" if self.explains else None)
@@ -184,6 +202,9 @@ def segment(options: Segment) -> None:
     pair_expressions(1, list(options.expressions))  # check all of them first
     _check_explanation(options, image)
     outputs, picture = options.outputs()
+    if len(options.expressions) > 2 and not any(re.search(r"\s", text) for text in options.expressions):
+        count = len(options.expressions)
+        print(f"{count} expressions of one word were given; put quotes around one of several words.", file=sys.stderr)
     model, processor = load_or_built_in(options.model, device=options.device, dtype=options.dtype)
     _check_word(options, processor)
     picture.parent.mkdir(parents=True, exist_ok=True)

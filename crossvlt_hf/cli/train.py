@@ -11,7 +11,8 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from ..system import check_workers
+from ..system import check_exists, check_workers
+from ..weights.names import check_source
 from .common import Command, checked_settings, needs_extra
 
 
@@ -48,8 +49,13 @@ class Train(Command):
     accelerate_config: Annotated[str | None, arg(metavar="YAML")] = None
 
     def check(self) -> None:
-        """Check the number of processes."""
+        """Check the number of processes and all settings."""
         check_workers("processes", self.processes, 1)
+        if self.accelerate_config is not None:
+            check_exists(self.accelerate_config, "file")
+        from ..training.config import load_config  # after the checks that import nothing
+
+        check_source(load_config(self.config, list(self.settings)).model.checkpoint)
 
 
 def train(options: Train) -> int | None:

@@ -16,7 +16,7 @@ from ..data.flaws import clean_expressions
 from ..data.load import NAMES, is_data_folder, load_data
 from ..data.sources.folder import METADATA
 from ..processing_crossvlt import ImageLike, counted, opening
-from ..system import some_names
+from ..system import can_only_be_a_path, check_exists, some_names
 from .picture_files import find_pictures, picture_suffixes
 
 
@@ -290,9 +290,8 @@ def _load_rows(source: str, split: str | None) -> Dataset:
         raise ValueError(
             f"{source} is an image; `crossvlt segment` takes a single image, `crossvlt predict` a folder of images."
         )
-    is_path = folder.is_absolute() or len(folder.parts) > 2 or source.startswith(".")
-    if not folder.exists() and (is_path or suffix in picture_suffixes() or suffix in TABLES):
-        raise FileNotFoundError(f"There is no file or folder {source}; give one, or the id of a data set.")
+    if can_only_be_a_path(source) or suffix in picture_suffixes() or suffix in TABLES:
+        check_exists(source, "file or folder", "; give one, or the id of a data set")
     try:
         return load_dataset(source, split=split)
     except (OSError, ValueError):
@@ -302,8 +301,7 @@ def _load_rows(source: str, split: str | None) -> Dataset:
 
 
 def _open_pictures(folder: Path, expressions: Sequence[str]) -> ImageRequests:
-    if not folder.exists():
-        raise FileNotFoundError(f"There is no folder {folder} of images for `--expression`.")
+    check_exists(folder, "folder", " of images for `--expression`")
     if not folder.is_dir():
         raise ValueError(
             f"`--expression` must come with a folder of images, got {folder}; `crossvlt segment` takes a single image."

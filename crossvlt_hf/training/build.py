@@ -21,8 +21,9 @@ from ..data.refshapes import LANGUAGES, vocabulary
 from ..modeling_crossvlt import CrossVLTModel
 from ..processing_crossvlt import CrossVLTProcessor, counted
 from ..system import check_known, did_you_mean, some_names
-from ..weights.checkpoint import check_source, load_checkpoint
+from ..weights.checkpoint import load_checkpoint
 from ..weights.encoders import from_pretrained_encoders
+from ..weights.names import check_source
 from ..weights.vocabulary import add_words, default_tokenizer, load_tokenizer
 from .config import DataOptions, ModelOptions, OptimizationOptions, TrainingConfig
 from .optimization import build_schedule

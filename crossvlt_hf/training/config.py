@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict, validated_field
 
-from ..configuration_crossvlt import write_file
 from ..system import MOST_WORKERS, did_you_mean
 from .settings import TEXT_OPTIONS, override, read_settings, read_yaml, write_yaml
 
@@ -252,6 +251,8 @@ class TrainingConfig:
 
     def save(self, path: Path) -> None:
         """Write the configuration, with defaults, as YAML, atomically."""
+        from ..configuration_crossvlt import write_file  # imports the library, which a configuration does not need
+
         write_file(path, write_yaml(asdict(self)).encode())
 
 

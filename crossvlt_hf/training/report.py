@@ -20,7 +20,8 @@ from ..metrics import ReferringSegmentationMetric, percent
 from ..modeling_crossvlt import CrossVLTModel
 from ..processing_crossvlt import CrossVLTProcessor, counted
 from ..publishing.facts import ABOUT, About, Evidence, is_hub_id, public_name
-from ..weights.checkpoint import BUILT_IN, DEFAULT_CHECKPOINT, describe_hardware
+from ..weights.checkpoint import DEFAULT_CHECKPOINT, describe_hardware
+from ..weights.names import BUILT_IN
 from .checkpoints import Progress
 from .config import TrainingConfig, load_config
 from .curves import training_curves

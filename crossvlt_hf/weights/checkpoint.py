@@ -16,10 +16,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils import find_adapter_config_file
 
-from ..configuration_crossvlt import BUILT_IN, CHECKPOINT_FILES, DEFAULT_CHECKPOINT, CrossVLTConfig, find_named
+from ..configuration_crossvlt import CHECKPOINT_FILES, DEFAULT_CHECKPOINT, CrossVLTConfig, find_named
 from ..modeling_crossvlt import CrossVLTModel
 from ..processing_crossvlt import CrossVLTProcessor, counted
 from ..system import some_names
+from .names import check_source
 
 
 BUILT_IN_NOTE = (
@@ -144,20 +145,6 @@ def _check(source: str | Path, info: dict[str, Any], model: CrossVLTModel, proce
     tokens, vocab_size = len(processor.tokenizer), model.config.text_config.vocab_size
     if tokens > vocab_size:
         raise ValueError(f"The tokenizer in {source} has {tokens} tokens, but the model only {vocab_size}.")
-
-
-def check_source(source: str | Path) -> None:
-    """Check that a checkpoint is a folder, "built-in", or looks like a Hub id.
-
-    Raises:
-        FileNotFoundError: otherwise.
-    """
-    source = resolve_checkpoint(source)
-    folder = Path(source)
-    if not folder.is_dir() and (folder.is_absolute() or len(folder.parts) != 2 or str(source).startswith(".")):
-        raise FileNotFoundError(
-            f"There is no checkpoint folder {source}; give a folder, a Hub id such as name/model, or {BUILT_IN!r}."
-        )
 
 
 def load_checkpoint(

@@ -500,6 +500,25 @@ def test_a_file_stands_where_a_folder_is_needed(capsys, checkpoint, photo_file):
         assert f"{photo_file} is a file, where a folder is needed" in refusal(capsys, *command)
 
 
+def test_missing_files_are_told_with_what_is_likely_meant(capsys, photo_file):
+    told = {
+        ("the cup", photo_file): f"the cup; the image comes first, as in `crossvlt segment {photo_file} TEXT`",
+        ("missing.png", "the cup"): "missing.png; check its path",
+    }
+    for arguments, end in told.items():
+        assert refusal(capsys, "segment", *arguments) == f"crossvlt: There is no image file {end}.\n"
+    line = refusal(capsys, "segment", photo_file, "the cup", "--output", "new/mask.PNG")
+    assert "`--output` must be a folder for the masks, got 'new/mask.PNG'." in line
+    assert not Path("new").exists()
+
+
+def test_words_without_quotes_are_noticed(capsys, checkpoint, photo_file):
+    for expressions, count in ((["the", "red", "cup"], 1), (["cup", "spoon"], 0), (["the cup", "a", "b"], 0)):
+        code, _, errors = run(capsys, "segment", photo_file, *expressions, "--model", checkpoint)
+        assert code == 0
+        assert errors.count("3 expressions of one word were given; put quotes around one of several words.") == count
+
+
 def test_a_folder_is_no_image_and_no_configuration(capsys, checkpoint):
     Path("photos").mkdir()
     assert "crossvlt predict photos --expression TEXT" in refusal(
@@ -845,6 +864,23 @@ LIGHT = [
     ["evaluate", "--data", "refcoco", "--split", "val", "--device", "cuda:one"],
     ["demo", "--device", "cpu:-1"],
     ["benchmark", "--device", "cpu", "cuda0"],
+    ["segment", "missing.png", "the cup"],
+    ["segment", "missing.png", "the cup", "--output", "mask.png"],
+    ["segment", "https://example.com/photo.png", "the cup", "--model", "./missing"],
+    ["predict", "missing", "--output", "x", "--expression", "the cup"],
+    ["predict", "./missing", "--output", "x"],
+    ["predict", "missing.jsonl", "--output", "x"],
+    ["predict", "name/data", "--output", "x", "--model", "a/b/c"],
+    ["evaluate", "--data", "refcoco", "--split", "val", "--model", "missing"],
+    ["export", "--output", "x", "--model", "../missing"],
+    ["convert", "missing.pth", "out"],
+    ["refer", "./missing", "--output", "x"],
+    ["refer", "missing.json", "--output", "x"],
+    ["demo", "--model", "missing"],
+    ["benchmark", "--model", "tiny", "./missing"],
+    ["publish", "./missing", "name/model"],
+    ["publish", "name/checkpoint", "name/model", "--results", "missing.json"],
+    ["train", "refcoco", "--accelerate-config", "missing.yaml"],
     ["export", "--output", "x", "--opset", "3"],
     ["export", "--output", "x", "--opset", "18", "--format", "torch-export"],
     ["convert", "original.pth", "out", "--fusion-head-dim", "0"],
@@ -1226,9 +1262,9 @@ def test_an_end_that_is_asked_for_is_orderly(monkeypatch, capsys, number, code):
     monkeypatch.setattr("crossvlt_hf.cli.segment.segment", work)
     if number == signal.SIGTERM:
         with pytest.raises(SystemExit, match=str(code)):
-            main(["segment", "photo.jpg", "the cup"])
+            main(["segment", "https://localhost/photo.jpg", "the cup"])
     else:
-        assert main(["segment", "photo.jpg", "the cup"]) == code
+        assert main(["segment", "https://localhost/photo.jpg", "the cup"]) == code
         assert capsys.readouterr().err == "crossvlt: interrupted\n"
     assert left == ["tidied up"]
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ...system import call_with_options, check_known, some_names
+from ...system import call_with_options, can_only_be_a_path, check_exists, check_known, some_names
 from ..files import find_files, read_json, visible_files
 from .object_record import ObjectSource
 
@@ -27,8 +27,8 @@ def detect_form(path: str | Path) -> Form:
             raise ValueError(f"{place} must be a COCO file (.json) or a table (.parquet); otherwise set the form.")
         return forms[place.suffix.lower()]
     if not place.is_dir():
-        if place.is_absolute() or place.suffix in (".json", ".parquet"):
-            raise FileNotFoundError(f"There is no file or folder {place}.")
+        if can_only_be_a_path(path) or place.suffix in (".json", ".parquet"):
+            check_exists(path, "file or folder")
         return "hub"
     return _form_of_folder(place)
 

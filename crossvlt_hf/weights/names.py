@@ -1,0 +1,22 @@
+"""Names of checkpoints; light to import, so that commands can check them first."""
+
+from pathlib import Path
+
+from ..system import can_only_be_a_path
+
+
+BUILT_IN = "built-in"
+
+
+def check_source(source: str | Path | None) -> None:
+    """Check that a checkpoint is a folder, "built-in" (or None), or looks like a Hub id.
+
+    Raises:
+        FileNotFoundError: otherwise.
+    """
+    if source is None or source == BUILT_IN or Path(source).is_dir():
+        return
+    if can_only_be_a_path(source) or len(Path(source).parts) != 2:
+        raise FileNotFoundError(
+            f"There is no checkpoint folder {source}; give a folder, a Hub id such as name/model, or {BUILT_IN!r}."
+        )
