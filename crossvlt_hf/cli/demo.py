@@ -66,13 +66,13 @@ class Question(NamedTuple):
 
 def photograph_questions() -> Iterator[Question]:
     """The photographs of the package, with expressions chosen for them."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     from ..publishing.page.samples import SAMPLES
 
     for sample in SAMPLES:
         with Image.open(sample.path) as image:
-            photograph = ImageOps.contain(image.convert("RGB"), (TILE, TILE))
+            photograph = image.convert("RGB")
         yield from (Question(photograph, expression, sample.file) for expression in sample.expressions)
 
 
@@ -146,6 +146,6 @@ def _draw(question: Question, result: dict[str, Any]) -> "Image.Image":
 
     from ..visualization import overlay
 
-    picture = ImageOps.contain(question.image, (TILE, TILE), Image.Resampling.NEAREST)
+    picture = ImageOps.contain(question.image, (TILE, TILE))
     mask = result["mask"].resize(picture.size, Image.Resampling.NEAREST)
     return overlay(picture, [mask], [question.expression], [result["score"]])

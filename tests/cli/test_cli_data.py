@@ -172,3 +172,8 @@ def test_demo_writes_a_panel(tmp_path, capsys):
     assert "rule-made expressions of 537 words" in told.err
     assert "Others fail in the same photographs: 'the cup', 'the plate'." in told.err
     assert Image.open(panel).size[0] > 1000
+
+    *_, sample = SAMPLES  # wider than its tile, so that its score would change if it were made smaller first
+    assert main(["segment", str(sample.path), sample.expressions[0], "--output", str(tmp_path)]) == 0
+    score = json.loads(capsys.readouterr().out)["score"]
+    assert {line["score"] for line in lines if line["expression"] == sample.expressions[0]} == {score}
