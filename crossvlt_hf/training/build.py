@@ -18,6 +18,7 @@ from ..data import NAMES, exclude_images, load_data
 from ..data.load import find_own_folder
 from ..data.pairs import EvaluationPairs
 from ..data.refshapes import LANGUAGES, vocabulary
+from ..data.refshapes.dataset import languages_of
 from ..modeling_crossvlt import CrossVLTModel
 from ..processing_crossvlt import CrossVLTProcessor, counted
 from ..system import check_known, did_you_mean, some_names
@@ -170,12 +171,19 @@ def build_model(
             f"`model.max_length` must be at most {limit}, the number of positions, got {options.max_length}."
         )
     if options.add_words:
-        texts = [text for dataset in datasets for text in EvaluationPairs(dataset).texts()]
+        texts = [text for dataset in datasets for text in _texts(dataset)]
         tell(_describe_added(add_words(model, processor, texts)))
     _freeze(model, options.freeze)
     if options.gradient_checkpointing:
         model.activation_checkpointing_enable()
     return model.train(), processor
+
+
+def _texts(dataset: Dataset) -> list[str]:
+    """The expressions of a data set; for RefShapes, which would be drawn for them, all words of its languages."""
+    if (languages := languages_of(dataset)) is None:
+        return EvaluationPairs(dataset).texts()
+    return [word for language in languages for word in vocabulary(language)]
 
 
 def _reconfigure(model: CrossVLTModel, changes: dict[str, Any]) -> CrossVLTModel:

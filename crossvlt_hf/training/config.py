@@ -66,7 +66,8 @@ class ModelOptions:
     Args:
         checkpoint: CrossVLT checkpoint to start from (folder, Hub id, or "built-in"), instead of encoders, config and
             tokenizer.
-        add_words: add the unknown words of the training data to the tokenizer, with new embeddings.
+        add_words: add the unknown words of the training data to the tokenizer, with new embeddings; for RefShapes,
+            all words of its languages.
         vision_encoder: pretrained Swin (folder, file or Hub id); None for random weights.
         text_encoder: pretrained BERT (folder or Hub id); None for random weights.
         config: fields of `CrossVLTConfig` to override; with `checkpoint`, only those of `CHECKPOINT_FIELDS`.

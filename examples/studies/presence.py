@@ -74,28 +74,9 @@ def training(model: str, stage: str, seed: int, steps: int, folder: Path, start:
         *chosen.settings,
     ]
     settings.append("model.max_length=21")  # for the longest expressions of nine families
-    settings += [f"model.checkpoint={checkpoint}"] if number else []
+    settings += [f"model.checkpoint={checkpoint}", "model.add_words=true"] if number else []
     script = [__file__, "measure", "--stage", stage, "--run"]
     return Training(key, "refshapes" if number else "refshapes-64", settings, script, seed, steps * chosen.factor)
-
-
-def teach_words(source: str, folder: Path) -> str:
-    """Copy a checkpoint, with embeddings of the words of RefShapes that it does not know.
-
-    The setting `model.add_words` would find them too, but by drawing all training scenes.
-    """
-    from crossvlt_hf.training.build import refshapes_tokenizer
-    from crossvlt_hf.weights.checkpoint import load_checkpoint
-    from crossvlt_hf.weights.vocabulary import add_words
-
-    target = folder / "start"
-    if not target.exists():
-        model, processor = load_checkpoint(source)
-        tokenizer = refshapes_tokenizer()
-        add_words(model, processor, sorted(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)))
-        model.save_pretrained(target)
-        processor.save_pretrained(target)
-    return str(target)
 
 
 # ---- measuring
@@ -190,9 +171,8 @@ def main() -> None:
     if arguments.action == "measure":
         measure(arguments.run, STAGES[arguments.stage])
     elif arguments.action == "run":
-        start = arguments.start and teach_words(arguments.start, arguments.folder)
-        same = (arguments.steps, arguments.folder, start)
-        for stage in list(STAGES)[start is not None :]:  # a stage goes on from the one before
+        same = (arguments.steps, arguments.folder, arguments.start)
+        for stage in list(STAGES)[arguments.start is not None :]:  # a stage goes on from the one before
             runs = [training(model, stage, seed, *same) for seed in arguments.seeds for model in MODELS]
             train_all(runs, results, arguments.folder, arguments.jobs)
     else:

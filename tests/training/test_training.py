@@ -18,6 +18,7 @@ from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 from conftest import fake_batch, tiny_config
+from datasets import Dataset
 from documents import code_blocks
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
@@ -28,6 +29,7 @@ from transformers import AutoModel, AutoProcessor
 from crossvlt_hf import CrossVLTConfig, CrossVLTModel, CrossVLTProcessor
 from crossvlt_hf.cli import main as crossvlt
 from crossvlt_hf.data import load_data, write_folder
+from crossvlt_hf.data.refshapes import vocabulary
 from crossvlt_hf.training import TrainingRun, build, load_config
 from crossvlt_hf.training.__main__ import main
 from crossvlt_hf.training.checkpoints import Checkpoints, list_checkpoints, prune, write_whole
@@ -474,6 +476,26 @@ def test_six_lines_fine_tune_the_built_in_checkpoint(own_data, capfd):
     (line,) = [line for line in errors.replace("\r", "\n").splitlines() if line.startswith("step ")]
     share = r"[ \d]{3}\.\d\d %"
     assert re.fullmatch(rf"step 3/3  overall IoU {share}  mean IoU {share}  P@0\.5 {share}  \(4 expressions\)", line)
+
+
+@pytest.mark.parametrize(("language", "word"), [("en", "both"), ("de", "beide"), ("zh", "两")])
+def test_words_of_drawn_scenes_are_added_without_drawing_them(monkeypatch, language, word):
+    many = load_data("refshapes", "train", scenes=400_000, side=32, language=language)
+    drawn = []
+    monkeypatch.setattr("crossvlt_hf.data.refshapes.dataset.make_scene", lambda *_, **__: drawn.append(1))
+    model, processor = build.build_model(ModelOptions(checkpoint="built-in", add_words=True), [many])
+    assert not drawn
+    assert word in vocabulary(language)
+    unknown = {word for read in processor.read_expressions(vocabulary(language)) for word in read.unknown_words}
+    assert unknown <= {",", "，"}  # punctuation is not added
+    assert len(processor.tokenizer) <= model.config.text_config.vocab_size
+
+
+def test_changed_expressions_of_drawn_scenes_are_read():
+    drawn = load_data("refshapes", "train", scenes=3, side=32)
+    changed = Dataset.from_list([{**row, "expressions": ["the walrus"]} for row in drawn], features=drawn.features)
+    _, processor = build.build_model(ModelOptions(checkpoint="built-in", add_words=True), [changed])
+    assert not processor.read_expressions(["the walrus"])[0].unknown_words
 
 
 def test_an_evaluation_is_a_line_in_percent():

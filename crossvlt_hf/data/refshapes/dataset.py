@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, DatasetInfo, Features, Value
 from datasets.table import array_cast
 from PIL import Image
@@ -211,6 +212,16 @@ class Drawn:
 
 
 register(Drawn)
+
+
+def languages_of(dataset: Dataset) -> list[str] | None:
+    """The languages of the expressions of RefShapes; None for other data, and where some expressions were changed."""
+    if not isinstance(dataset.features.get("expressions"), Drawn):
+        return None
+    cells = dataset.with_format("arrow")["expressions"][:]
+    splits = pc.unique(pc.struct_field(cells, "split")).to_pylist()
+    return None if None in splits else sorted({_part_language(split)[1] for split in splits})
+
 
 # The columns of all records
 _ORDER = (
