@@ -19,6 +19,7 @@ from .common import (
     need_matplotlib,
     needs_extra,
     parse_settings,
+    refuse_without_effect,
     warnings_in_one_line,
 )
 
@@ -77,6 +78,8 @@ class Evaluate(DataCommand):
         check_png("gallery", self.gallery)
         check_png("reliability", self.reliability)
         check_distinct(self, "output", "gallery", "reliability")
+        if self.data == "refshapes":
+            refuse_without_effect(self, ("root", "merge"), "with `data` refshapes")
         if not self.calibrate:
             return
         if self.shuffle:

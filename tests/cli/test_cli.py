@@ -999,6 +999,15 @@ sys.exit(main(sys.argv[1:]))
             "`--gallery` and `--reliability` must be two files",
         ),
         (["demo", "--port", "8000"], "`--port` has no effect without `--serve`"),
+        (["evaluate", "--data", "refshapes", "--root", "x"], "`--root` has no effect with `--data` refshapes"),
+        (
+            ["evaluate", "--data", "refshapes", "--merge", "reference"],
+            "`--merge` has no effect with `--data` refshapes",
+        ),
+        (
+            ["refer", "labels.json", "--output", "x", "--incomplete", "--families", "noun", "relation"],
+            "`--families` must be of noun, attribute, absolute where objects may be unlabelled, got 'relation'",
+        ),
         (["demo", "--serve", "--seed", "3"], "`--seed` has no effect with `--serve`"),
         (["demo", "--serve", "--output", "x.png"], "`--output` has no effect with `--serve`"),
     ],

@@ -33,12 +33,9 @@ from ..phrases import (
     opposite,
 )
 from .attributes import COLOURS, DescribedObject
-from .refer_options import FAMILIES
+from .refer_options import FAMILIES, UNCERTAIN_FAMILIES
 from .words import lookup, pluralise, usable_kinds, word_fits
 
-
-# Families for incomplete labels; their expressions may also fit unlabelled objects
-UNCERTAIN_FAMILIES = ("noun", "attribute", "absolute")
 
 # Ratios of areas below which expressions do not compare sizes
 AREA_RATIO, CLEAR_AREA_RATIO = 1.6, 2.5

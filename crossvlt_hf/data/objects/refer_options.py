@@ -11,6 +11,8 @@ Family = Literal[
     "noun", "attribute", "absolute", "relation", "ordinal", "superlative", "negation", "plural", "no_target"
 ]
 FAMILIES: tuple[Family, ...] = get_args(Family)
+# Families for incomplete labels; their expressions may also fit unlabelled objects
+UNCERTAIN_FAMILIES = ("noun", "attribute", "absolute")
 OnError = Literal["stop", "skip"]
 SMALLEST_TARGET = 0.008  # as a share of the image
 
@@ -25,7 +27,8 @@ class ReferOptions:
         per_image: the most expressions per image; None for all.
         least_area: smallest target, as a share of the image.
         colours: whether to decode the images and use colours.
-        exhaustive: false if objects of the named classes may be unlabelled.
+        exhaustive: false if objects of the named classes may be unlabelled; then only `UNCERTAIN_FAMILIES` are made,
+            and others are an error unless all are asked for.
         seed: of the choice of expressions.
         on_error: "stop" at an unreadable image, or "skip" and count it.
         workers: processes that read images and make expressions; the expressions do not depend on their number.
@@ -44,6 +47,12 @@ class ReferOptions:
     def __post_init__(self) -> None:
         for family in self.families:
             check_known("families", family, FAMILIES)
+        others = [family for family in self.families if family not in UNCERTAIN_FAMILIES]
+        if not self.exhaustive and others and set(self.families) != set(FAMILIES):
+            raise ValueError(
+                f"`families` must be of {', '.join(UNCERTAIN_FAMILIES)} where objects may be unlabelled, got "
+                f"{others[0]!r}."
+            )
         check_integer("per_family", self.per_family, 1)
         check_least("per_image", self.per_image, 1)
         if not 0 <= self.least_area < 1:

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crossvlt_hf.data.objects import FAMILIES, DescribedObject, make_expressions
-from crossvlt_hf.data.objects.engine import REGIONS, UNCERTAIN_FAMILIES, World, _further, in_region, related
+from crossvlt_hf.data.objects.engine import REGIONS, World, _further, in_region, related
+from crossvlt_hf.data.objects.refer_options import UNCERTAIN_FAMILIES
 from crossvlt_hf.data.phrases import Phrase
 
 
