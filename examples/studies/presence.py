@@ -4,10 +4,11 @@ python examples/studies/presence.py run --jobs 2
 python examples/studies/presence.py run --jobs 2 --start runs/refshapes/best    # instead of the first stage
 python examples/studies/presence.py report                                      # docs/presence.md
 
-A model is trained in stages, each from the weights of the one before: six families at 64 pixels, nine at 64 and nine
-at 96 pixels. Half of the expressions of the last two are pairs that differ in one word, only one of which has a
-target: without them, a model does not read the other object of a relation. Each stage is measured on new
-scenes, the last one on more. Results are kept in docs/presence.json; see runs.py.
+A model is trained in stages, each from the weights of the one before: six families at 64 pixels, nine at 64, relations
+alone, and nine at 96 pixels. In the third stage and in half of the data of the second and fourth, expressions are pairs
+that differ in one word, only one of which has a target. Without the third, a model does not read the other object of a
+relation. Each stage is measured on new scenes, the last one on more. Results are kept in docs/presence.json; see
+runs.py.
 """
 
 import json
@@ -28,6 +29,10 @@ NINE = (*SINGLE, "plural", "no_target")
 # One half of the training data, in turn with expressions whose places their counterparts take
 DENIALS = {"no_target": 3, "no_target_relation": 2, "no_target_ordinal": 2, "no_target_anchor": 4}
 PAIRS = {"families": {**DENIALS, "no_target_missing_anchor": 2, "attribute": 13}, "counterparts": True}
+RELATIONS = {
+    "families": {"no_target_anchor": 3, "no_target_missing_anchor": 3, "no_target_relation": 2, "relation": 8},
+    "counterparts": True,
+}
 MODELS = {"with": True, "without": False}  # a presence head
 
 
@@ -53,6 +58,7 @@ class Stage:
 STAGES = {
     "six-64": Stage(64, 4, ({},)),
     "nine-64": Stage(64, 6, ({"families": NINE}, PAIRS)),
+    "relations-64": Stage(64, 4, (RELATIONS,)),
     "nine-96": Stage(96, 4, ({"families": NINE}, PAIRS), ("optimization.schedule=cosine",), expressions=2000),
 }
 
