@@ -4,11 +4,11 @@ python examples/studies/presence.py run --jobs 2
 python examples/studies/presence.py run --jobs 2 --start runs/refshapes/best    # instead of the first stage
 python examples/studies/presence.py report                                      # docs/presence.md
 
-A model is trained in stages, each from the weights of the one before: six families at 64 pixels, nine at 64, relations
-alone, and nine at 96 pixels. In the third stage and in half of the data of the second and fourth, expressions are pairs
-that differ in one word, only one of which has a target. Without the third, a model does not read the other object of a
-relation. Each stage is measured on new scenes, the last one on more. Results are kept in docs/presence.json; see
-runs.py.
+A model is trained in stages, each from the weights of the one before: six families at 64 pixels, nine at 64,
+relations alone, and nine at 96 pixels. In the third stage and in half of the data of the second and fourth,
+expressions are pairs that differ in one word, only one of which has a target. Without the third, a model does not
+read the other object of a relation. Each stage is measured on new scenes, the last one on more. Results are kept in
+docs/presence.json; see runs.py.
 """
 
 import json
@@ -149,10 +149,12 @@ def report(rows: list[Row]) -> None:
     """Write `docs/presence.md`, from runs of as many steps."""
     if not rows:
         raise SystemExit("There is no finished run with so many steps; run it first.")
+    done = {row["stage"] for row in rows}
     facts = {
         "steps": rows[0]["steps"],
         "hardware": ", ".join(sorted({row["hardware"] for row in rows})),
-        "stages": ", ".join(f"{name} {stage.factor}" for name, stage in STAGES.items()),
+        "stages": ", ".join(f"{name} {stage.factor}" for name, stage in STAGES.items() if name in done),
+        "start": "" if next(iter(STAGES)) in done else " from a checkpoint in place of the first stage,",
     }
     REPORT.write_text(f"{INTRODUCTION.format(**facts)}\n\n{table(rows)}\n")
 
@@ -162,7 +164,7 @@ INTRODUCTION = """\
 
 Written by `python examples/studies/presence.py report` from [presence.json](presence.json). **Drawn shapes and
 rule-made expressions, not RefCOCO**: a network of about 4.4 million parameters, in stages of {steps} steps of 32
-expressions times {stages}, on {hardware}. Numbers in percent, on new scenes; an expression without a target is
+expressions times {stages},{start} on {hardware}. Numbers in percent, on new scenes; an expression without a target is
 answered rightly (N-acc) if the mask is empty. The calibration error is that of the score, fitted to half as many
 expressions of the validation split. Single target: the mean of the seven other families."""
 
