@@ -151,10 +151,9 @@ def report(rows: list[Row]) -> None:
         raise SystemExit("There is no finished run with so many steps; run it first.")
     done = {row["stage"] for row in rows}
     facts = {
-        "steps": rows[0]["steps"],
+        "stages": ", ".join(f"{name} ({rows[0]['steps'] * STAGES[name].factor:,})" for name in STAGES if name in done),
+        "start": "new weights" if next(iter(STAGES)) in done else "a checkpoint in place of the first stage",
         "hardware": ", ".join(sorted({row["hardware"] for row in rows})),
-        "stages": ", ".join(f"{name} {stage.factor}" for name, stage in STAGES.items() if name in done),
-        "start": "" if next(iter(STAGES)) in done else " from a checkpoint in place of the first stage,",
     }
     REPORT.write_text(f"{INTRODUCTION.format(**facts)}\n\n{table(rows)}\n")
 
@@ -163,10 +162,11 @@ INTRODUCTION = """\
 # With and without a presence head
 
 Written by `python examples/studies/presence.py report` from [presence.json](presence.json). **Drawn shapes and
-rule-made expressions, not RefCOCO**: a network of about 4.4 million parameters, in stages of {steps} steps of 32
-expressions times {stages},{start} on {hardware}. Numbers in percent, on new scenes; an expression without a target is
-answered rightly (N-acc) if the mask is empty. The calibration error is that of the score, fitted to half as many
-expressions of the validation split. Single target: the mean of the seven other families."""
+rule-made expressions, not RefCOCO**: a network of about 4.4 million parameters, trained from {start}
+in stages (steps of 32 expressions): {stages},
+on {hardware}. Numbers in percent, on new scenes; an expression without a target is answered rightly
+(N-acc) if the mask is empty. The calibration error is that of the score, fitted to half as many expressions of the
+validation split. Single target: the mean of the seven other families."""
 
 
 def main() -> None:
