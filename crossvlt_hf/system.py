@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import re
 import signal
 import threading
@@ -133,9 +134,11 @@ def check_output_folder(
 
 
 def can_only_be_a_path(source: str | Path) -> bool:
-    """Whether a source is written as a path: neither a name nor name/name, which may be on the Hub."""
-    path = Path(source)
-    return path.is_absolute() or len(path.parts) > 2 or str(source).startswith(("./", "../", "~", ".\\"))
+    """Whether a source is written as a path: neither a name nor name/name, nor an address on the Hub."""
+    text, path = str(source), Path(source)
+    if text.startswith(("hf://", "buckets/")):
+        return False
+    return path.is_absolute() or len(path.parts) > 2 or text.startswith((".", "~"))
 
 
 def check_exists(path: str | Path, what: str, advice: str = "") -> None:
@@ -146,8 +149,11 @@ def check_exists(path: str | Path, what: str, advice: str = "") -> None:
         what: of the message: "There is no WHAT PATH."
         advice: at its end, with the punctuation before it.
     """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"There is no {what} {path}{advice}.")
+    if os.path.exists(path):
+        return
+    if os.path.islink(path):
+        raise FileNotFoundError(f"{path} is a link to nothing.")
+    raise FileNotFoundError(f"There is no {what} {path}{advice}.")
 
 
 def check_no_file(folder: Path) -> None:

@@ -69,7 +69,7 @@ class Predict(DataCommand):
         check_probability("threshold", self.threshold)
         if self.expression:
             check_exists(self.data, "folder", " of images for `--expression`")
-        elif can_only_be_a_path(self.data) or self.data.endswith(".jsonl"):
+        elif can_only_be_a_path(self.data) or self.data.lower().endswith(".jsonl"):
             check_exists(self.data, "file or folder", "; give one, or the id of a data set")
 
 

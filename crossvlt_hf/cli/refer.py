@@ -70,7 +70,8 @@ class Refer(Command):
         self.choices()
         check_least("sheet", self.sheet, 0)
         checked_settings(self.option, "`--option` ")
-        if can_only_be_a_path(self.labels) or self.labels.endswith((".json", ".parquet")):
+        table = self.labels.lower().endswith((".json", ".parquet")) and self.form != "hub"
+        if can_only_be_a_path(self.labels) or table:
             check_exists(self.labels, "file or folder")
 
     def choices(self) -> ReferOptions:

@@ -5,6 +5,9 @@ import os
 import re
 import sys
 import time
+import unicodedata
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 
 
 URLS = ("http://", "https://", "data:")  # what is none of these is a path
+FUNCTION_WORDS = {"the", "a", "an", "of", "in", "on", "to", "with", "and", "that", "der", "die", "das", "den", "dem"}
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")  # no names of folders
 
 
@@ -101,6 +105,8 @@ class Segment(Command):
             raise ValueError(
                 f"{self.image} is a folder; `crossvlt predict {self.image} --expression TEXT` segments all its images."
             )
+        if not os.path.exists(self.image) and _has_a_near_name(self.image):
+            return  # reading it says which file has a similar name
         files = [text for text in self.expressions if os.path.isfile(text)]
         order = f"; the image comes first, as in `crossvlt segment {quote(files[0])} TEXT`" if files else ""
         check_exists(self.image, "image file", order or "; check its path")
@@ -120,7 +126,7 @@ class Segment(Command):
     def outputs(self) -> tuple[list["_Output"], Path]:
         """The files to write for every expression, and the overlay; none may be the image itself."""
         folder, stem = Path(self.output), _slug(Path(self.image).stem)
-        if folder.suffix.lower() in PICTURES and not folder.exists():
+        if folder.suffix.lower() in PICTURES and not folder.exists() and not self.output.endswith(("/", os.sep)):
             raise ValueError(f"`--output` must be a folder for the masks, got {self.output!r}.")
         names = [f"{stem}-{n}-{_slug(text)}" for n, text in enumerate(self.expressions, start=1)]
         outputs = [
@@ -132,6 +138,20 @@ class Segment(Command):
         if Path(self.image).absolute() in [path.absolute() for path in (*paths, picture)]:
             raise ValueError(f"The output would overwrite {self.image}; give another --output.")
         return outputs, picture
+
+
+def _has_a_near_name(path: str) -> bool:
+    """Whether a path differs from that of a file in case, slashes or the form of letters only."""
+    if "\\" in path:
+        return True
+    folder, name = os.path.split(path)
+    with suppress(OSError):
+        return any(each != name and _plain(each) == _plain(name) for each in os.listdir(folder or "."))
+    return False
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFKC", name).casefold()
 
 
 class _Output(NamedTuple):
@@ -202,9 +222,7 @@ def segment(options: Segment) -> None:
     pair_expressions(1, list(options.expressions))  # check all of them first
     _check_explanation(options, image)
     outputs, picture = options.outputs()
-    if len(options.expressions) > 2 and not any(re.search(r"\s", text) for text in options.expressions):
-        count = len(options.expressions)
-        print(f"{count} expressions of one word were given; put quotes around one of several words.", file=sys.stderr)
+    _notice_missing_quotes(options.expressions)
     model, processor = load_or_built_in(options.model, device=options.device, dtype=options.dtype)
     _check_word(options, processor)
     picture.parent.mkdir(parents=True, exist_ok=True)
@@ -220,6 +238,17 @@ def segment(options: Segment) -> None:
         print(json.dumps(line, ensure_ascii=not _speaks_unicode()), flush=True)
     overlay(image, results).save(picture)
     print(f"The overlay is in {picture}", file=sys.stderr)
+
+
+def _notice_missing_quotes(expressions: Sequence[str]) -> None:
+    """Say that words are expressions of their own if some, such as articles, can hardly be meant alone."""
+    alone = not any(re.search(r"\s", text) for text in expressions)
+    if len(expressions) > 1 and alone and FUNCTION_WORDS & {text.lower() for text in expressions}:
+        print(
+            f"Each of the {len(expressions)} words was read as an expression; put quotes around an expression of "
+            f"several words, such as {' '.join(expressions)!r}.",
+            file=sys.stderr,
+        )
 
 
 def _draw_explanation(options: Segment, explanation: "Explanation", path: Path) -> None:

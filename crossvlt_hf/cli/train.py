@@ -49,7 +49,7 @@ class Train(Command):
     accelerate_config: Annotated[str | None, arg(metavar="YAML")] = None
 
     def check(self) -> None:
-        """Check the number of processes and all settings."""
+        """Check the number of processes, and names and types of all settings."""
         check_workers("processes", self.processes, 1)
         if self.accelerate_config is not None:
             check_exists(self.accelerate_config, "file")

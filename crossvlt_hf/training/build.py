@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from accelerate.utils import LoggerType
 from datasets import Dataset
 from transformers import BertTokenizer, PreTrainedTokenizerBase
 
-from ..configuration_crossvlt import CrossVLTConfig
+from ..configuration_crossvlt import CrossVLTConfig, CrossVLTTextConfig, CrossVLTVisionConfig
 from ..data import NAMES, exclude_images, load_data
 from ..data.load import find_own_folder
 from ..data.pairs import EvaluationPairs
@@ -92,13 +93,25 @@ def _check_schedule(options: OptimizationOptions) -> None:
 
 
 def _check_model(options: ModelOptions) -> None:
+    _check_fields(CrossVLTConfig, options.config, "model.config")
     if options.checkpoint is not None:
         check_source(options.checkpoint)
-        CrossVLTConfig(**options.config)  # raises for wrong fields
+        CrossVLTConfig(**options.config)  # raises for wrong values
     elif (options.vision_encoder is None) != (options.text_encoder is None):
         raise ValueError("Set both `model.vision_encoder` and `model.text_encoder`, or neither.")
     elif options.vision_encoder is None:
-        CrossVLTConfig(**options.config)  # raises for wrong fields
+        CrossVLTConfig(**options.config)  # raises for wrong values
+
+
+def _check_fields(kind: type[Any], given: dict[str, Any], setting: str) -> None:
+    """Raise ValueError for a field that a config does not have, which the library would keep without an effect."""
+    known = [field.name for field in fields(kind)]
+    parts = {"vision_config": CrossVLTVisionConfig, "text_config": CrossVLTTextConfig}
+    for name, value in given.items():
+        if name not in known:
+            raise ValueError(f"There is no field `{setting}.{name}`.{did_you_mean(name, known)}")
+        if isinstance(value, dict) and name in parts:
+            _check_fields(parts[name], value, f"{setting}.{name}")
 
 
 def _check_data(source: dict[str, Any], setting: str) -> None:

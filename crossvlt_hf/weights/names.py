@@ -5,7 +5,7 @@ from pathlib import Path
 from ..system import can_only_be_a_path
 
 
-BUILT_IN = "built-in"
+BUILT_IN = "built-in"  # as in configuration_crossvlt.py, which imports the library and comes with checkpoints
 
 
 def check_source(source: str | Path | None) -> None:

@@ -35,12 +35,13 @@ from crossvlt_hf import CrossVLTModel, CrossVLTProcessor
 from crossvlt_hf.cli import COMMANDS, main, predict, read_options, refer, refshapes
 from crossvlt_hf.cli.common import make_room
 from crossvlt_hf.cli.export import Export
+from crossvlt_hf.data.objects.read import detect_form
 from crossvlt_hf.data.readable import ON_ERROR
 from crossvlt_hf.data.refshapes import LANGUAGES
 from crossvlt_hf.prediction.shards import FORMATS
 from crossvlt_hf.processing_crossvlt import find_parts
 from crossvlt_hf.publishing.formats import FILES
-from crossvlt_hf.system import install_command
+from crossvlt_hf.system import can_only_be_a_path, install_command
 
 
 ROOT = Path(__file__).parents[2]
@@ -513,10 +514,38 @@ def test_missing_files_are_told_with_what_is_likely_meant(capsys, photo_file):
 
 
 def test_words_without_quotes_are_noticed(capsys, checkpoint, photo_file):
-    for expressions, count in ((["the", "red", "cup"], 1), (["cup", "spoon"], 0), (["the cup", "a", "b"], 0)):
+    noticed = {
+        ("the", "red", "cup"): 1,
+        ("the", "cup"): 1,
+        ("cup", "spoon", "plate"): 0,
+        ("the cup", "a"): 0,
+        ("the",): 0,
+    }
+    for expressions, count in noticed.items():
         code, _, errors = run(capsys, "segment", photo_file, *expressions, "--model", checkpoint)
         assert code == 0
-        assert errors.count("3 expressions of one word were given; put quotes around one of several words.") == count
+        assert (
+            errors.count(f"put quotes around an expression of several words, such as {' '.join(expressions)!r}.")
+            == count
+        )
+
+
+def test_a_similar_name_of_an_image_is_still_told(capsys, checkpoint, photo_file):
+    shouted = photo_file.with_name(photo_file.name.upper())
+    if not shouted.exists():  # on file systems that keep case apart
+        assert f"did you mean {photo_file}?" in refusal(capsys, "segment", shouted, "the cup", "--model", checkpoint)
+
+
+def test_a_link_to_nothing_is_told(capsys):
+    Path("link.png").symlink_to("nowhere.png")
+    assert "link.png is a link to nothing." in refusal(capsys, "segment", "link.png", "the cup")
+
+
+@pytest.mark.parametrize("source", ["hf://datasets/user/data", "buckets/user/data"])
+def test_addresses_on_the_hub_are_no_paths(source):
+    assert not can_only_be_a_path(source)
+    assert can_only_be_a_path(".hidden/data")
+    assert detect_form(source) == "hub"
 
 
 def test_a_folder_is_no_image_and_no_configuration(capsys, checkpoint):

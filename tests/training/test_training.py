@@ -298,6 +298,13 @@ def missing_trackers() -> list[str]:
         ("optimization.schedule_options={power: 1, pow: 2}", "`optimization.schedule_options`"),
         ("optimization.accumulation=3", "`optimization.batch_size` must be divisible by 3"),
         ("data.validation=[{name: refcocoo, split: val}]", "`data.validation[0].name` must be a folder or a data set"),
+        ("model.config.bogus=3", "There is no field `model.config.bogus`."),
+        ("model.config.dice_loss_wieght=3", "Did you mean dice_loss_weight?"),
+        (
+            "model.config.text_config.depth=[1]",
+            "There is no field `model.config.text_config.depth`. Did you mean depths?",
+        ),
+        ("model.config.vision_config.bogus=1", "There is no field `model.config.vision_config.bogus`."),
         ("model={checkpoint: ./nowhere}", "There is no checkpoint folder ./nowhere"),
         ("model={vision_encoder: x}", "Set both `model.vision_encoder` and `model.text_encoder`, or neither."),
     ],
@@ -593,7 +600,7 @@ def test_crossvlt_train_names_wrong_settings_in_one_line(own_data, capfd, proces
         crossvlt(["train", "my.yaml", "--processes", "2", "epochs"])
 
 
-@pytest.mark.parametrize("command", [["segment", "i.png", "the red circle", "--output", "o.png"], ["evaluate"]])
+@pytest.mark.parametrize("command", [["segment", "i.png", "the red circle", "--output", "o"], ["evaluate"]])
 def test_the_built_in_checkpoint_has_a_name(tmp_path, monkeypatch, capfd, command):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (40, 40)).save("i.png")

@@ -403,3 +403,10 @@ def test_load_strictly_names_what_does_not_fit(change, message):
 def test_load_strictly_refuses_weights_that_are_no_real_numbers(dtype):
     with pytest.raises(ValueError, match=r"layer\.weight"):
         load_strictly(Net(), fitting() | {"layer.weight": torch.ones(2, 3, dtype=dtype)}, "here")
+
+
+def test_the_built_in_checkpoint_has_one_name():
+    from crossvlt_hf import configuration_crossvlt
+    from crossvlt_hf.weights import names
+
+    assert names.BUILT_IN == configuration_crossvlt.BUILT_IN

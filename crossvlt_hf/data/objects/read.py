@@ -27,7 +27,7 @@ def detect_form(path: str | Path) -> Form:
             raise ValueError(f"{place} must be a COCO file (.json) or a table (.parquet); otherwise set the form.")
         return forms[place.suffix.lower()]
     if not place.is_dir():
-        if can_only_be_a_path(path) or place.suffix in (".json", ".parquet"):
+        if can_only_be_a_path(path) or place.suffix.lower() in (".json", ".parquet"):
             check_exists(path, "file or folder")
         return "hub"
     return _form_of_folder(place)
