@@ -156,6 +156,25 @@ def check_exists(path: str | Path, what: str, advice: str = "") -> None:
     raise FileNotFoundError(f"There is no {what} {path}{advice}.")
 
 
+def check_source_exists(source: str | Path, suffixes: Collection[str], advice: str = "") -> None:
+    """Raise FileNotFoundError if a source is missing that cannot be the name of a data set on the Hub.
+
+    Args:
+        source: a path, or a name.
+        suffixes: of files, in lower case; a source that ends in one is a path.
+        advice: see `check_exists`.
+    """
+    if can_only_be_a_path(source) or Path(source).suffix.lower() in suffixes:
+        check_exists(source, "file or folder", advice)
+
+
+def check_file(path: str | Path) -> None:
+    """Raise FileNotFoundError if there is no file at a path, and ValueError if there is a folder."""
+    check_exists(path, "file")
+    if os.path.isdir(path):
+        raise ValueError(f"{path} is a folder; give the name of a file.")
+
+
 def check_no_file(folder: Path) -> None:
     """Raise ValueError if a folder cannot be made, since it or a folder above it is a file."""
     file = next((path for path in (folder, *folder.parents) if path.is_file()), None)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from ..system import can_only_be_a_path, check_exists, check_known, check_least, refusing_twice
+from ..system import check_exists, check_known, check_least, check_source_exists, refusing_twice
 from .common import DataCommand, check_probability, needs_extra, parse_settings
 
 
@@ -69,8 +69,8 @@ class Predict(DataCommand):
         check_probability("threshold", self.threshold)
         if self.expression:
             check_exists(self.data, "folder", " of images for `--expression`")
-        elif can_only_be_a_path(self.data) or self.data.lower().endswith(".jsonl"):
-            check_exists(self.data, "file or folder", "; give one, or the id of a data set")
+        else:
+            check_source_exists(self.data, {".jsonl"}, "; give one, or the id of a data set")
 
 
 def _identify(source: str | Path, model: Any) -> str:

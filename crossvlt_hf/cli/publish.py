@@ -6,7 +6,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from ..system import check_exists
+from ..system import check_file
 from ..weights.names import check_source
 from .common import Command, refuse_without_effect
 
@@ -50,7 +50,7 @@ class Publish(Command):
         refuse_without_effect(self, names, f"on {place}")
         check_source(self.checkpoint)
         for path in (*self.results, *filter(None, [self.about])):
-            check_exists(path, "file")
+            check_file(path)
 
 
 def publish(options: Publish) -> None:

@@ -3,12 +3,12 @@
 import os
 import sys
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from ..data.objects.refer_options import FAMILIES, SMALLEST_TARGET, Family, OnError, ReferOptions
-from ..system import can_only_be_a_path, check_exists, check_least, refusing_twice
+from ..data.objects.refer_options import FAMILIES, SMALLEST_TARGET, TABLES, Family, Form, OnError, ReferOptions
+from ..system import check_least, check_source_exists, refusing_twice
 from .common import Command, Settings, checked_settings, needs_extra, parse_settings, warnings_in_one_line
 
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from ..data.objects.references import Report
 
 
-Form = Literal["coco", "yolo", "labelme", "voc", "hub"]
 MANY = 500  # images from which processes are started
 
 
@@ -70,9 +69,7 @@ class Refer(Command):
         self.choices()
         check_least("sheet", self.sheet, 0)
         checked_settings(self.option, "`--option` ")
-        table = self.labels.lower().endswith((".json", ".parquet")) and self.form != "hub"
-        if can_only_be_a_path(self.labels) or table:
-            check_exists(self.labels, "file or folder")
+        check_source_exists(self.labels, TABLES if self.form != "hub" else ())
 
     def choices(self) -> ReferOptions:
         """How expressions are made."""

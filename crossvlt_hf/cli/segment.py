@@ -5,7 +5,6 @@ import os
 import re
 import sys
 import time
-import unicodedata
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
 
 
 URLS = ("http://", "https://", "data:")  # what is none of these is a path
-FUNCTION_WORDS = {"the", "a", "an", "of", "in", "on", "to", "with", "and", "that", "der", "die", "das", "den", "dem"}
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")  # no names of folders
 
 
@@ -105,8 +103,8 @@ class Segment(Command):
             raise ValueError(
                 f"{self.image} is a folder; `crossvlt predict {self.image} --expression TEXT` segments all its images."
             )
-        if not os.path.exists(self.image) and _has_a_near_name(self.image):
-            return  # reading it says which file has a similar name
+        if not os.path.exists(self.image) and _may_be_misspelt(self.image):
+            return  # reading it tells which file has a similar path
         files = [text for text in self.expressions if os.path.isfile(text)]
         order = f"; the image comes first, as in `crossvlt segment {quote(files[0])} TEXT`" if files else ""
         check_exists(self.image, "image file", order or "; check its path")
@@ -140,18 +138,16 @@ class Segment(Command):
         return outputs, picture
 
 
-def _has_a_near_name(path: str) -> bool:
-    """Whether a path differs from that of a file in case, slashes or the form of letters only."""
-    if "\\" in path:
+def _may_be_misspelt(path: str) -> bool:
+    """Whether `similar_path`, which needs the imports of the library, may find another path."""
+    if not path.isascii() or "\\" in path:
         return True
     folder, name = os.path.split(path)
+    if folder and not os.path.isdir(folder):
+        return _may_be_misspelt(folder)
     with suppress(OSError):
-        return any(each != name and _plain(each) == _plain(name) for each in os.listdir(folder or "."))
+        return any(each != name and each.lower() == name.lower() for each in os.listdir(folder or "."))
     return False
-
-
-def _plain(name: str) -> str:
-    return unicodedata.normalize("NFKC", name).casefold()
 
 
 class _Output(NamedTuple):
@@ -241,7 +237,9 @@ def segment(options: Segment) -> None:
 
 
 def _notice_missing_quotes(expressions: Sequence[str]) -> None:
-    """Say that words are expressions of their own if some, such as articles, can hardly be meant alone."""
+    """Say that words are expressions of their own if one of them can hardly be meant alone."""
+    from ..visualization.explanation import FUNCTION_WORDS
+
     alone = not any(re.search(r"\s", text) for text in expressions)
     if len(expressions) > 1 and alone and FUNCTION_WORDS & {text.lower() for text in expressions}:
         print(

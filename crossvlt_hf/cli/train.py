@@ -11,7 +11,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from ..system import check_exists, check_workers
+from ..system import check_file, check_workers
 from ..weights.names import check_source
 from .common import Command, checked_settings, needs_extra
 
@@ -52,7 +52,7 @@ class Train(Command):
         """Check the number of processes, and names and types of all settings."""
         check_workers("processes", self.processes, 1)
         if self.accelerate_config is not None:
-            check_exists(self.accelerate_config, "file")
+            check_file(self.accelerate_config)
         from ..training.config import load_config  # after the checks that import nothing
 
         check_source(load_config(self.config, list(self.settings)).model.checkpoint)

@@ -16,7 +16,7 @@ from ..data.flaws import clean_expressions
 from ..data.load import NAMES, is_data_folder, load_data
 from ..data.sources.folder import METADATA
 from ..processing_crossvlt import ImageLike, counted, opening
-from ..system import can_only_be_a_path, check_exists, some_names
+from ..system import check_exists, check_source_exists, some_names
 from .picture_files import find_pictures, picture_suffixes
 
 
@@ -290,8 +290,7 @@ def _load_rows(source: str, split: str | None) -> Dataset:
         raise ValueError(
             f"{source} is an image; `crossvlt segment` takes a single image, `crossvlt predict` a folder of images."
         )
-    if can_only_be_a_path(source) or suffix in picture_suffixes() or suffix in TABLES:
-        check_exists(source, "file or folder", "; give one, or the id of a data set")
+    check_source_exists(source, {*picture_suffixes(), *TABLES}, "; give one, or the id of a data set")
     try:
         return load_dataset(source, split=split)
     except (OSError, ValueError):

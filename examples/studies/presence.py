@@ -76,11 +76,12 @@ def training(model: str, stage: str, seed: int, steps: int, folder: Path, start:
         f"data.train={json.dumps(data)}",
         "data.validation=[]",
         f"model.image_size={chosen.side}",
+        "model.max_length=21",  # for the longest expressions of nine families
         f"model.config.presence_head={json.dumps(MODELS[model])}",
         *chosen.settings,
     ]
-    settings.append("model.max_length=21")  # for the longest expressions of nine families
-    settings += [f"model.checkpoint={checkpoint}", "model.add_words=true"] if number else []
+    if number:
+        settings += [f"model.checkpoint={checkpoint}", "model.add_words=true"]
     script = [__file__, "measure", "--stage", stage, "--run"]
     return Training(key, "refshapes" if number else "refshapes-64", settings, script, seed, steps * chosen.factor)
 

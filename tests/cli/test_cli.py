@@ -536,6 +536,25 @@ def test_a_similar_name_of_an_image_is_still_told(capsys, checkpoint, photo_file
         assert f"did you mean {photo_file}?" in refusal(capsys, "segment", shouted, "the cup", "--model", checkpoint)
 
 
+def test_a_similar_path_of_an_image_is_still_told(capsys, checkpoint, photo_file):
+    shouted = Path("PHOTOS") / photo_file.name
+    Path("photos").mkdir()
+    shutil.copy(photo_file, "photos")
+    if not shouted.exists():
+        line = refusal(capsys, "segment", shouted, "the cup", "--model", checkpoint)
+        assert f"did you mean {Path('photos') / photo_file.name}?" in line
+
+
+def test_a_folder_is_no_file(capsys):
+    Path("here").mkdir()
+    for arguments in (
+        ["publish", "name/checkpoint", "name/model", "--results", "here"],
+        ["publish", "name/checkpoint", "name/model", "--about", "here"],
+        ["train", "refcoco", "--accelerate-config", "here"],
+    ):
+        assert refusal(capsys, *arguments) == "crossvlt: here is a folder; give the name of a file.\n"
+
+
 def test_a_link_to_nothing_is_told(capsys):
     Path("link.png").symlink_to("nowhere.png")
     assert "link.png is a link to nothing." in refusal(capsys, "segment", "link.png", "the cup")

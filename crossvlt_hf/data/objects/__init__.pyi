@@ -15,9 +15,9 @@ from .engine import make_expressions as make_expressions
 from .object_record import ObjectRecord as ObjectRecord
 from .object_record import ObjectScene as ObjectScene
 from .object_record import ObjectSource as ObjectSource
-from .read import FORMS as FORMS
 from .read import load_objects as load_objects
 from .refer_options import FAMILIES as FAMILIES
+from .refer_options import FORMS as FORMS
 from .refer_options import ReferOptions as ReferOptions
 from .references import Report as Report
 from .references import expressions_dataset as expressions_dataset

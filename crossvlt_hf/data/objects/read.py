@@ -1,16 +1,15 @@
 """Load labels in any supported form, which is detected from the path."""
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-from ...system import call_with_options, can_only_be_a_path, check_exists, check_known, some_names
+from ...system import call_with_options, check_known, check_source_exists, some_names
 from ..files import find_files, read_json, visible_files
 from .object_record import ObjectSource
+from .refer_options import FORMS, TABLES, Form
 
 
 ROBOFLOW = "_annotations.coco.json"  # the COCO file in a folder of images, as Roboflow writes it
-Form = Literal["coco", "yolo", "labelme", "voc", "hub"]
-FORMS: tuple[Form, ...] = get_args(Form)
 
 
 def detect_form(path: str | Path) -> Form:
@@ -22,13 +21,11 @@ def detect_form(path: str | Path) -> Form:
     """
     place = Path(path)
     if place.is_file():
-        forms: dict[str, Form] = {".json": "coco", ".parquet": "hub"}
-        if place.suffix.lower() not in forms:
+        if place.suffix.lower() not in TABLES:
             raise ValueError(f"{place} must be a COCO file (.json) or a table (.parquet); otherwise set the form.")
-        return forms[place.suffix.lower()]
+        return TABLES[place.suffix.lower()]
     if not place.is_dir():
-        if can_only_be_a_path(path) or place.suffix.lower() in (".json", ".parquet"):
-            check_exists(path, "file or folder")
+        check_source_exists(path, TABLES)
         return "hub"
     return _form_of_folder(place)
 

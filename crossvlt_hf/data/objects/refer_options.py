@@ -1,4 +1,4 @@
-"""Families of expressions for labelled objects, and options of their making; imports nothing heavy."""
+"""Forms and families for labelled objects, and options of making expressions; imports nothing heavy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +7,9 @@ from typing import Literal, get_args
 from ...system import check_integer, check_known, check_least, check_workers
 
 
+Form = Literal["coco", "yolo", "labelme", "voc", "hub"]
+FORMS: tuple[Form, ...] = get_args(Form)
+TABLES: dict[str, Form] = {".json": "coco", ".parquet": "hub"}  # forms of single files, by suffix
 Family = Literal[
     "noun", "attribute", "absolute", "relation", "ordinal", "superlative", "negation", "plural", "no_target"
 ]

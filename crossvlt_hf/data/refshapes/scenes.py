@@ -103,7 +103,7 @@ def pattern(texture: str, side: int) -> np.ndarray:
     else:
         drawn = np.zeros((side, side), dtype=bool)
     drawn.flags.writeable = False
-    return np.asarray(drawn)
+    return drawn
 
 
 def shade(thing: Thing, mask: np.ndarray) -> np.ndarray:
