@@ -165,6 +165,7 @@ def measure(source: str, tests: dict[str, dict[str, Any]]) -> None:
     from crossvlt_hf.evaluation import EvaluationOptions, evaluate
     from crossvlt_hf.weights.checkpoint import load_checkpoint
 
+    reported = ("mean_iou", "overall_iou", "right_object_rate")  # the last only where scenes have such a distractor
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, processor = load_checkpoint(source, device=device)
     found: Row = {}
@@ -172,7 +173,7 @@ def measure(source: str, tests: dict[str, dict[str, Any]]) -> None:
         metric = evaluate(model, processor, load_data(**test), EvaluationOptions(batch_size=16, distractors=True))
         figures = metric.compute()
         found[name] = {
-            **{key: round(figures[key], 5) for key in ("mean_iou", "overall_iou", "right_object_rate")},
+            **{key: round(figures[key], 5) for key in reported if key in figures},
             "families": {key: round(row["mean_iou"], 5) for key, row in metric.compute_groups().items()},
         }
     size = sum(parameter.numel() for parameter in model.parameters())
