@@ -9,7 +9,7 @@ This does not import Transformers: each class is registered when the correspondi
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
@@ -129,11 +129,17 @@ def _name_the_built_in(record: logging.LogRecord) -> bool:
 
 
 class _Registrar(MetaPathFinder):
-    """Runs each action once, when the module of Transformers is imported and that of this package is not partly so."""
+    """Runs each action once, when a module of Transformers is imported and no class of this package is partly so.
 
-    def __init__(self, actions: dict[tuple[str, str], Callable[[], None]]) -> None:
+    Args:
+        actions: by the name of a module of Transformers.
+        own: modules of this package that actions import.
+    """
+
+    def __init__(self, actions: dict[str, Callable[[], None]], own: Collection[str]) -> None:
         self.actions = actions
-        self.watched = {name for names in actions for name in names}
+        self.own = set(own)
+        self.watched = {*actions, *own}
         self.importing: set[str] = set()
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
@@ -155,9 +161,9 @@ class _Registrar(MetaPathFinder):
 
     def act(self) -> None:
         """Run the actions whose modules are imported."""
-        for theirs, ours in list(self.actions):
-            if theirs in sys.modules and not self.importing & {theirs, ours} and (theirs, ours) in self.actions:
-                self.actions.pop((theirs, ours))()
+        for name in list(self.actions):
+            if name in sys.modules and not self.importing & {name, *self.own} and name in self.actions:
+                self.actions.pop(name)()
 
 
 class _OldNames(MetaPathFinder, Loader):
@@ -182,14 +188,14 @@ class _OldNames(MetaPathFinder, Loader):
 def _register() -> None:
     """Register the classes, now or when the modules of Transformers are imported."""
     auto = "transformers.models.auto"
-    registrar = _Registrar(
-        {
-            (f"{auto}.configuration_auto", f"{__name__}.configuration_crossvlt"): _register_configs,
-            (f"{auto}.modeling_auto", f"{__name__}.modeling_crossvlt"): _register_models,
-            (f"{auto}.processing_auto", f"{__name__}.processing_crossvlt"): _register_processor,
-            ("transformers.pipelines", f"{__name__}.pipeline_crossvlt"): _register_pipeline,
-        }
-    )
+    actions = {
+        f"{auto}.configuration_auto": _register_configs,
+        f"{auto}.modeling_auto": _register_models,
+        f"{auto}.processing_auto": _register_processor,
+        "transformers.pipelines": _register_pipeline,
+    }
+    parts = ("configuration", "layers", "modeling", "processing", "pipeline")
+    registrar = _Registrar(actions, [f"{__name__}.{part}_crossvlt" for part in parts])
     sys.meta_path.insert(0, registrar)
     sys.meta_path.append(_OldNames())
     registrar.act()

@@ -55,7 +55,7 @@ from .layers_crossvlt import (
     CrossVLTVisionStage,
     CrossVLTWindowAttention,
     at_least_float32,
-    is_symbolic,
+    runs_on_cpu,
     upsample,
 )
 
@@ -677,8 +677,7 @@ def in_parts(decoder: CrossVLTDecoder, feature_maps: list[Tensor]) -> Tensor:
     the batch size, and a GPU is faster with the whole batch.
     """
     finest = feature_maps[0]
-    recorded = torch.is_grad_enabled() or is_symbolic(*finest.shape) or torch.compiler.is_compiling()
-    if recorded or torch.jit.is_tracing() or decoder.training or finest.device.type != "cpu":
+    if decoder.training or not runs_on_cpu(finest):
         return decoder(feature_maps)
     size = max(PART // finest[0, 0].numel(), 1)
     parts = zip(*(maps.split(size) for maps in feature_maps), strict=True)

@@ -22,6 +22,7 @@ from crossvlt_hf import (
     CrossVLTTextConfig,
     CrossVLTTextModel,
     CrossVLTVisionModel,
+    layers_crossvlt,
     modeling_crossvlt,
 )
 from crossvlt_hf.configuration_crossvlt import MIN_TEMPERATURE
@@ -35,6 +36,7 @@ from crossvlt_hf.layers_crossvlt import (
     instance_norm,
     interpolation,
     shift_mask,
+    winograd_convolution,
 )
 from crossvlt_hf.modeling_crossvlt import alignment_loss, dice_loss, mask_loss, presence_loss
 
@@ -890,6 +892,73 @@ def test_training_decodes_all_pairs_together(model, monkeypatch, training, gradi
     monkeypatch.setattr(modeling_crossvlt, "PART", 1)
     with torch.set_grad_enabled(gradients):
         assert decoded_pairs(model.train(training), fake_batch(model.config, batch=5)) == [5]
+
+
+# ---- Winograd's convolution
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), st.integers(1, 14), st.integers(1, 14), st.data())
+def test_winograd_convolution_is_a_convolution(batch, channels, width, rows, columns, data):
+    """To rounding in float64, for sides that are no multiple of a tile, and in parts of any number of rows."""
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 9)))
+    maps = torch.randn(batch, channels, rows, columns, dtype=torch.float64, generator=generator)
+    kernel = torch.randn(width, channels, 3, 3, dtype=torch.float64, generator=generator)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layers_crossvlt, "WINOGRAD_TILES", data.draw(st.sampled_from([1, 4, 256])))
+        found = winograd_convolution(maps, kernel)
+    assert found.shape == (batch, width, rows, columns)
+    torch.testing.assert_close(found, F.conv2d(maps, kernel, padding=1), rtol=0, atol=1e-11)
+
+
+def test_winograd_convolution_of_the_width_of_the_base_model():
+    """In float32, its largest error is below 1e-4 of the spread; that of a direct convolution is an eighth of it."""
+    generator = torch.Generator().manual_seed(0)
+    maps, kernel = torch.rand(1, 512, 20, 20, generator=generator), torch.randn(64, 512, 3, 3, generator=generator)
+    expected = F.conv2d(maps.double(), kernel.double(), padding=1)
+    error = (winograd_convolution(maps, kernel) - expected).abs().max() / expected.std()
+    assert error < 1e-4
+
+
+@pytest.fixture
+def winograd_calls(monkeypatch) -> list[tuple[int, ...]]:
+    """The shapes of the maps that Winograd's algorithm convolves, which takes also small ones here."""
+    calls = []
+
+    def record(maps, kernel):
+        calls.append(tuple(maps.shape))
+        return winograd_convolution(maps, kernel)
+
+    monkeypatch.setattr(layers_crossvlt, "winograd_convolution", record)
+    monkeypatch.setattr(layers_crossvlt, "WINOGRAD_CHANNELS", 1)
+    monkeypatch.setattr(layers_crossvlt, "WINOGRAD_POSITIONS", 4 * 6)  # of stages 1 and 2
+    return calls
+
+
+def test_a_decoder_with_winograd_convolutions(model, monkeypatch, winograd_calls):
+    stir_statistics(model)
+    batch = without_labels(fake_batch(model.config, batch=5))
+    found = logits(model, batch)
+    assert [shape[2:] for shape in winograd_calls] == 2 * [(4, 6)] + 2 * [(8, 12)]
+    monkeypatch.setattr(layers_crossvlt, "WINOGRAD_CHANNELS", 10**6)
+    expected = logits(model, batch)
+    assert len(winograd_calls) == 4
+    assert not torch.equal(found, expected)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+def test_where_winograd_convolutions_are_not_used(model, winograd_calls):
+    """With gradients, in other dtypes, and in graphs."""
+    batch = without_labels(fake_batch(model.config))
+    model(**batch)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        model(**batch)
+    with torch.no_grad():
+        torch.export.export(model, (), kwargs=batch)
+        torch.compile(model, backend="eager")(**batch)
+    for dtype in (torch.bfloat16, torch.float64):
+        logits(model.to(dtype), batch | {"pixel_values": batch["pixel_values"].to(dtype)})
+    assert not winograd_calls
 
 
 @pytest.mark.parametrize("counts", [[1, 2], [0, 2], [2, 0, 0], [1.0, 1.0], [[1, 1]], [-1, 3], [2], [True, True]])
