@@ -1,12 +1,10 @@
 """Shared by all packages and light to import: checks of arguments, one-line errors, signals, old names, extras."""
 
-import ctypes
 import gc
 import json
 import os
 import re
 import signal
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -22,7 +20,6 @@ from typing import Any, Self, TypeVar, get_args
 
 
 MOST_WORKERS = 1024
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _DECIMAL = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?(inf|nan)", re.IGNORECASE)
@@ -288,18 +285,6 @@ def start_worker(_: int) -> None:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     gc.freeze()
-
-
-def keep_freed_memory() -> None:
-    """Let this process keep the memory of freed tensors for new ones.
-
-    By default, the C library of Linux returns large blocks to the system, which must clear every page of the next one:
-    on a CPU, this takes up to an eighth of a training step. Without effect in other C libraries.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def as_it_is(entry: Any) -> Any:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TypedDict, Unpack
 
 import pytest
-from processes import run_python
 from torch.utils.data import DataLoader, Dataset
 
 from crossvlt_hf.benchmark.machine import read_bytes
@@ -156,28 +155,3 @@ def test_a_worker_does_not_copy_what_it_shares():
     for ((before, after),) in loader:
         assert after - before < 8 * 2**20
     del shared
-
-
-NEW_PAGES = """
-import platform
-import resource
-import torch
-from crossvlt_hf.system import keep_freed_memory
-
-keep_freed_memory()
-
-
-def new_pages() -> int:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(16 * 2**20)  # 64 MiB, 16,384 pages
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-
-found = [new_pages() for _ in range(6)]
-assert platform.libc_ver()[0] != "glibc" or found[-1] < 1000 < found[0], found
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="needs the C library of Linux")
-def test_memory_of_freed_tensors_is_kept():
-    assert run_python("-c", NEW_PAGES).returncode == 0

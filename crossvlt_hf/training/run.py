@@ -23,7 +23,7 @@ from ..evaluation.run import EvaluationOptions, describe_reading, evaluate
 from ..metrics import ReferringSegmentationMetric
 from ..modeling_crossvlt import CrossVLTModel
 from ..publishing.repository import publish
-from ..system import EndNow, Interruption, InterruptionError, check_no_file, keep_freed_memory
+from ..system import EndNow, Interruption, InterruptionError, check_no_file
 from .batches import StepBatches
 from .build import build_model, check_config, check_processes, load_datasets, load_training_data
 from .checkpoints import Checkpoints, Progress
@@ -79,8 +79,6 @@ class TrainingRun:
         whole = self.checkpoints.find_whole()
         self._check_folder(bool(whole), resume)
         torch.set_flush_denormal(True)  # denormal gradients slow a CPU down tenfold
-        if self.accelerator.device.type == "cpu":
-            keep_freed_memory()
         self._build_data()
         set_seed(config.seed)
         self._build_model()

@@ -7,7 +7,7 @@ python examples/studies/ablations.py report                      # docs/ablation
 
 A run on `shapes` is `python -m crossvlt_hf train refshapes-64`, with random initial weights, on RefShapes at 64
 pixels. A run on `pictures` goes on from the run on shapes with the same variant and seed, with photographs and
-compositions at 96 pixels, which `examples/studies/pictures.py` writes. All variants of a seed see the same images
+compositions at 64 pixels, which `examples/studies/pictures.py` writes. All variants of a seed see the same images
 and expressions in the same order, for the same number of steps. They are compared on data on which nothing was
 selected. None of these are results on RefCOCO.
 
@@ -109,6 +109,7 @@ class Study:
         start = self.folder / f"shapes-{name}-{seed}-{self.steps}" / "last"
         settings = [
             f"model.checkpoint={start}",
+            "model.image_size=64",
             "model.add_words=true",
             f"data.train=[{{name: {self.pictures / 'train'}, split: train}}]",
             "data.validation=[]",
@@ -198,7 +199,7 @@ rule-made expressions, not RefCOCO**: a network of about 4.4 million parameters,
 ({samples:,} in total), on {hardware}.
 
 RefShapes: random initial weights, scenes of 64 pixels; results on 1,000 expressions of 500 test scenes.
-Photographs and compositions: the runs on RefShapes go on with photographs at 96 pixels and compositions of
+Photographs and compositions: the runs on RefShapes go on with photographs at 64 pixels and compositions of
 cut-outs; results on photographs and cut-outs that training never saw. All variants of a seed are trained on the
 same images in the same order, and are compared with the first row of their table with the same seed: mean
 difference of the mean IoU in points with its 95 % interval, in bold where p < 0.05; Cohen's d of the paired

@@ -4,9 +4,9 @@ python examples/studies/languages.py run --jobs 2
 python examples/studies/languages.py report              # docs/generalisation.md
 
 Every model has the size of `refshapes-64`. `all` sees as many expressions of each language as a single model;
-`all-same-steps` as many in total; `all-but` is `all` without one family of expressions in German, whose results there
-say what it learned from the other languages. The test scenes are the same in all languages. Results are kept in
-docs/generalisation.json; see runs.py.
+`all-same-steps` as many in total; `en-long` and its kind have as many steps of one language as `all`; `all-but` is
+`all` without one family of expressions in German, whose results there say what it learned from the other languages.
+The test scenes are the same in all languages. Results are kept in docs/generalisation.json; see runs.py.
 """
 
 import statistics
@@ -59,13 +59,17 @@ class Model:
 
 
 EVERY = tuple(LANGUAGES)
-MODELS = {
+SINGLE = {
     "en": Model(("en",), "refshapes"),
     "de": Model(("de",), "refshapes-de"),
     "zh": Model(("zh",), "refshapes-zh"),
+}
+MODELS = {
+    **SINGLE,
     "all": Model(EVERY, "refshapes-all", factor=len(EVERY)),
     "all-same-steps": Model(EVERY, "refshapes-all"),
     "all-but": Model(EVERY, "refshapes-all", factor=len(EVERY), without=LEFT_OUT),
+    **{f"{language}-long": replace(model, factor=len(EVERY)) for language, model in SINGLE.items()},
 }
 
 
@@ -109,10 +113,10 @@ def cell(numbers: list[float]) -> str:
 
 def language_table(rows: list[Row]) -> str:
     """A row for each language, and for its families."""
-    columns = ("single", "all", "all-same-steps", "all-but")
+    columns = ("single", "single, long", "all", "all-same-steps", "all-but")
     lines = [f"| language | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
     for language, name in NAMES.items():
-        models = (language, *columns[1:])
+        models = (language, f"{language}-long", *columns[2:])
         lines.append(f"| **{name}** | {' | '.join(cell(values(rows, model, language)) for model in models)} |")
         for family in FAMILIES:
             found = [values(rows, model, language, family) for model in models]

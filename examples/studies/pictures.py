@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--test", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=Path("pictures"))
     parser.add_argument("--scenes", type=int, default=2500, help="compositions for training (%(default)s)")
-    parser.add_argument("--side", type=int, default=96, help="of the images in pixels (%(default)s)")
+    parser.add_argument("--side", type=int, default=64, help="of the images in pixels (%(default)s)")
     arguments = parser.parse_args()
     natural, cutouts = split_table(arguments.table)
     composed = composed_rows(natural, cutouts, arguments.scenes, seed=1)
