@@ -129,29 +129,33 @@ def _name_the_built_in(record: logging.LogRecord) -> bool:
 
 
 class _Registrar(MetaPathFinder):
-    """Runs each action once, when a module of Transformers is imported and no class of this package is partly so.
+    """Runs each action once, when a module of Transformers is imported and nothing that actions import is partly so.
 
     Args:
         actions: by the name of a module of Transformers.
-        own: modules of this package that actions import.
+        needed: modules that actions import.
     """
 
-    def __init__(self, actions: dict[str, Callable[[], None]], own: Collection[str]) -> None:
+    def __init__(self, actions: dict[str, Callable[[], None]], needed: Collection[str]) -> None:
         self.actions = actions
-        self.own = set(own)
-        self.watched = {*actions, *own}
+        self.needed = set(needed)
+        self.watched = {*actions, *needed}
         self.importing: set[str] = set()
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name not in self.watched:
             return None
         self.watched.remove(name)
-        spec = find_spec(name)  # by the other finders
+        try:
+            spec = find_spec(name)  # by the other finders
+        finally:
+            self.watched.add(name)  # whoever asks may not import it yet
         if spec and spec.loader:
             spec.loader.exec_module = partial(self.execute, spec.loader.exec_module)  # type: ignore[method-assign]
         return spec
 
     def execute(self, execute: Callable[[ModuleType], None], module: ModuleType) -> None:
+        self.watched.discard(module.__name__)
         self.importing.add(module.__name__)
         try:
             execute(module)
@@ -162,8 +166,13 @@ class _Registrar(MetaPathFinder):
     def act(self) -> None:
         """Run the actions whose modules are imported."""
         for name in list(self.actions):
-            if name in sys.modules and not self.importing & {name, *self.own} and name in self.actions:
-                self.actions.pop(name)()
+            if name in sys.modules and not self.importing & {name, *self.needed} and name in self.actions:
+                action = self.actions.pop(name)
+                try:
+                    action()
+                except BaseException:
+                    self.actions[name] = action
+                    raise
 
 
 class _OldNames(MetaPathFinder, Loader):
@@ -194,8 +203,10 @@ def _register() -> None:
         f"{auto}.processing_auto": _register_processor,
         "transformers.pipelines": _register_pipeline,
     }
-    parts = ("configuration", "layers", "modeling", "processing", "pipeline")
-    registrar = _Registrar(actions, [f"{__name__}.{part}_crossvlt" for part in parts])
+    own = ("configuration", "layers", "modeling", "processing", "pipeline")
+    # Transformers imports `models.auto` in the middle of `modeling_layers`, whose classes the layers need
+    needed = ["transformers.modeling_layers", *(f"{__name__}.{name}_crossvlt" for name in own)]
+    registrar = _Registrar(actions, needed)
     sys.meta_path.insert(0, registrar)
     sys.meta_path.append(_OldNames())
     registrar.act()

@@ -23,10 +23,10 @@ from .configuration_crossvlt import MIN_TEMPERATURE, CrossVLTConfig, CrossVLTTex
 
 # Added to attention scores between regions that the cyclic shift puts into one window (Swin Transformer, section 3.2)
 SHIFT_MASKED = -100.0
-# Winograd's convolution: tiles of 4x4 pixels at a time, and the fewest channels and positions for which it is faster
+# Winograd's convolution: tiles of 4x4 pixels at a time, and the fewest channels and tiles for which it is faster
 WINOGRAD_TILES = 256
 WINOGRAD_CHANNELS = 256
-WINOGRAD_POSITIONS = 48 * 48
+WINOGRAD_LEAST_TILES = 12 * 12
 
 
 # ---- sizes
@@ -631,17 +631,21 @@ def winograd_matrices() -> tuple[Tensor, Tensor, Tensor]:
     They are made from powers of five points and infinity (Toom-Cook; Lavin and Gray, "Fast Algorithms for
     Convolutional Neural Networks", CVPR 2016). With these points, the error is a quarter of that with 0, 1, -1, 2, -2.
     """
-    points = torch.tensor([0.0, 0.75, -0.75, 1.5, -1.5], dtype=torch.float64)
-    powers = [
-        torch.cat([points[:, None] ** torch.arange(count), torch.eye(count, dtype=torch.float64)[-1:]])
-        for count in (6, 3, 4)
-    ]
+    with torch.device("cpu"):  # whatever the default device is
+        points = torch.tensor([0.0, 0.75, -0.75, 1.5, -1.5], dtype=torch.float64)
+        powers = [
+            torch.cat([points[:, None] ** torch.arange(count), torch.eye(count, dtype=torch.float64)[-1:]])
+            for count in (6, 3, 4)
+        ]
     pixels, kernel, product = torch.linalg.inv(powers[0]).T, powers[1], powers[2].T
     return torch.kron(pixels, pixels), torch.kron(kernel, kernel), torch.kron(product, product)
 
 
 def winograd_convolution(maps: Tensor, kernel: Tensor) -> Tensor:
     """Convolve with padding 1 and a quarter of the multiplications: 36 for 4x4 pixels instead of 144.
+
+    The rounding error is some six times that of a direct convolution, relative to the largest of 6x6 pixels: infinite
+    values spread to a tile.
 
     Args:
         maps: (B, C, H, W).
@@ -655,36 +659,41 @@ def winograd_convolution(maps: Tensor, kernel: Tensor) -> Tensor:
     kernel = (from_kernel @ kernel.permute(2, 3, 0, 1).reshape(9, -1)).view(36, out_channels, channels)
     rows, columns = parts(height, 4), parts(width, 4)
     tiles = F.pad(maps, (1, 4 * columns + 1 - width, 1, 4 * rows + 1 - height)).unfold(2, 6, 4).unfold(3, 6, 4)
-    convolved = maps.new_empty(batch, out_channels, rows, 4, columns, 4)
-    # A few rows at a time, which fit the CPU's cache
-    at_a_time = max(WINOGRAD_TILES // (batch * columns), 1)
-    for some, target in zip(tiles.split(at_a_time, 2), convolved.split(at_a_time, 2), strict=True):
+
+    def convolve(some: Tensor) -> Tensor:
         pixels = from_pixels @ some.permute(4, 5, 1, 0, 2, 3).reshape(36, -1)
         products = to_pixels @ (kernel @ pixels.view(36, channels, -1)).view(36, -1)
-        target.copy_(products.view(4, 4, out_channels, batch, -1, columns).permute(3, 2, 4, 0, 5, 1))
-    return convolved.view(batch, out_channels, 4 * rows, 4 * columns)[..., :height, :width]
+        return products.view(4, 4, out_channels, batch, -1, columns).permute(3, 2, 4, 0, 5, 1).contiguous()
+
+    # A few rows at a time, which fit the CPU's cache
+    at_a_time = max(WINOGRAD_TILES // (batch * columns), 1)
+    convolved = torch.cat([convolve(some) for some in tiles.split(at_a_time, 2)], 2)
+    return convolved.view(batch, out_channels, 4 * rows, 4 * columns)[..., :height, :width].contiguous()
 
 
 class CrossVLTConvolution(nn.Conv2d):
-    """A 3x3 convolution, by Winograd's algorithm where that is faster and exact enough: large, in float32, on a CPU.
+    """A convolution that uses Winograd's algorithm where that is faster and exact enough.
 
-    torch has that algorithm on GPUs only. It is not used when gradients or a graph are recorded.
+    That is for large maps in float32 on a CPU, when gradients and graphs are not recorded; torch has the algorithm on
+    GPUs only.
     """
 
-    def __init__(self, in_width: int, width: int) -> None:
-        super().__init__(in_width, width, 3, padding=1, bias=False)
-
     def forward(self, maps: Tensor) -> Tensor:
-        if runs_on_cpu(maps) and self._is_large(maps) and self._is_float32(maps):
+        if runs_on_cpu(maps) and self._is_usual(maps) and self._is_large(maps):
             return winograd_convolution(maps, self.weight)
         return super().forward(maps)
 
-    def _is_large(self, maps: Tensor) -> bool:
-        channels = min(self.in_channels, self.out_channels)
-        return channels >= WINOGRAD_CHANNELS and maps.shape[-2] * maps.shape[-1] >= WINOGRAD_POSITIONS
+    def _is_usual(self, maps: Tensor) -> bool:
+        """Whether it is the decoder's: adapters make others of this class, and folding BatchNorm adds a bias."""
+        sizes = (self.kernel_size, self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
+        usual = self.bias is None and sizes == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
+        single = maps.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        return usual and single and maps.ndim == 4
 
-    def _is_float32(self, maps: Tensor) -> bool:
-        return maps.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    def _is_large(self, maps: Tensor) -> bool:
+        batch, channels, height, width = maps.shape
+        tiles = parts(height, 4) * parts(width, 4)
+        return min(channels, self.out_channels) >= WINOGRAD_CHANNELS and batch > 0 and tiles >= WINOGRAD_LEAST_TILES
 
 
 class CrossVLTDecoderBlock(nn.Module):
@@ -692,9 +701,9 @@ class CrossVLTDecoderBlock(nn.Module):
 
     def __init__(self, in_width: int, width: int) -> None:
         super().__init__()
-        self.conv1 = CrossVLTConvolution(in_width, width)
+        self.conv1 = CrossVLTConvolution(in_width, width, 3, padding=1, bias=False)
         self.norm1 = nn.BatchNorm2d(width)
-        self.conv2 = CrossVLTConvolution(width, width)
+        self.conv2 = CrossVLTConvolution(width, width, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(width)
 
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:

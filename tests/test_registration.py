@@ -4,8 +4,13 @@ import pytest
 from processes import run_python
 
 
-FIRST = "import crossvlt_hf.layers_crossvlt"
+FEW = ["import crossvlt_hf.layers_crossvlt", "import crossvlt_hf; from transformers import BertModel"]
 OTHERS = [
+    "import crossvlt_hf.weights.encoders",
+    "import crossvlt_hf; import transformers.modeling_layers",
+    "import importlib.util, crossvlt_hf; importlib.util.find_spec('crossvlt_hf.layers_crossvlt'); "
+    "import crossvlt_hf.layers_crossvlt",
+    "import crossvlt_hf; from transformers import Trainer",
     "import crossvlt_hf.pipeline_crossvlt",
     "import transformers.pipelines; import crossvlt_hf.training.run",
     "import transformers.models.auto.processing_auto; import crossvlt_hf.processing_crossvlt",
@@ -25,7 +30,7 @@ assert "referring-image-segmentation" in PIPELINE_REGISTRY.get_supported_tasks()
 """
 
 
-@pytest.mark.parametrize("first", [FIRST, *(pytest.param(other, marks=pytest.mark.slow) for other in OTHERS)])
+@pytest.mark.parametrize("first", [*FEW, *(pytest.param(other, marks=pytest.mark.slow) for other in OTHERS)])
 def test_any_module_can_be_the_first(first):
     done = run_python("-c", first + REGISTERED, plain=True)
     assert done.returncode == 0, done.stderr

@@ -163,8 +163,16 @@ each single model, on {hardware}, seeds {seeds}. Mean IoU in percent on 1,000 ex
 same scenes and meanings in all languages: mean ± standard deviation over the seeds.
 
 `single`: a model of one language. `all`: one model of the same size for three languages, with as many expressions
-of each as a single model. `all-same-steps`: with as many in total. `all-but`: as `all`, but without German
-expressions of the family `{family}`, in bold: what it learned about it from English and Chinese."""
+of each as a single model, and so three times as many steps. `long`: a single model with as many steps as `all`.
+`all-same-steps`: one model for three languages with as many steps as a single one. `all-but`: as `all`, but without
+German expressions of the family `{family}`, in bold: what it learned about it from English and Chinese.
+
+**Three languages in one model:** with as many expressions of each language, the common model is 11 to 22 points ahead
+of the single ones, since its additional steps, with expressions of other languages, also teach it to see. They teach
+less than steps with the same language: with as many steps in all, the English model is 4.5 points ahead of the common
+one (one seed), and with as few as a single model has, the common one is 10 to 20 points behind. What is not
+learned from other languages is the meaning of words: without German relations, those of the test score 40 %, with
+them 72 %, while all other German families lose nothing, or little (ordinals, which differ as much between seeds)."""
 
 HELD_OUT_MEANING = """\
 200 expressions each. `unseen_pairs`: colours and shapes that training never combined; `unseen_relations`: shapes

@@ -51,6 +51,18 @@ def test_an_adapter_is_merged_into_its_base(adapted, checkpoint, tmp_path):
         assert torch.equal(again(**inputs).logits, found)
 
 
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}])
+def test_adapters_of_the_decoder_s_convolutions(checkpoint, photo, options):
+    """peft makes its layers of the class that it adapts."""
+    model, processor = load_checkpoint(checkpoint)
+    inputs = processor(photo, "the cup", return_tensors="pt")
+    config = peft.LoraConfig(r=2, target_modules=r".*decoder.*conv[12]", init_lora_weights=False, **options)
+    adapted = peft.get_peft_model(model, config).eval()
+    with torch.no_grad():
+        found, merged = adapted(**inputs).logits, adapted.merge_and_unload()(**inputs).logits
+    torch.testing.assert_close(found, merged, rtol=0, atol=1e-3 * merged.std().item())
+
+
 def test_the_adapter_s_own_processor_goes_first(adapted, processor):
     folder, _, _ = adapted
     processor.image_processor.size = {"height": 32, "width": 32}

@@ -27,6 +27,7 @@ from crossvlt_hf import (
 )
 from crossvlt_hf.configuration_crossvlt import MIN_TEMPERATURE
 from crossvlt_hf.layers_crossvlt import (
+    CrossVLTConvolution,
     CrossVLTDropPath,
     CrossVLTFusion,
     CrossVLTLowerBound,
@@ -931,7 +932,7 @@ def winograd_calls(monkeypatch) -> list[tuple[int, ...]]:
 
     monkeypatch.setattr(layers_crossvlt, "winograd_convolution", record)
     monkeypatch.setattr(layers_crossvlt, "WINOGRAD_CHANNELS", 1)
-    monkeypatch.setattr(layers_crossvlt, "WINOGRAD_POSITIONS", 4 * 6)  # of stages 1 and 2
+    monkeypatch.setattr(layers_crossvlt, "WINOGRAD_LEAST_TILES", 2)  # of stages 1 and 2
     return calls
 
 
@@ -959,6 +960,79 @@ def test_where_winograd_convolutions_are_not_used(model, winograd_calls):
     for dtype in (torch.bfloat16, torch.float64):
         logits(model.to(dtype), batch | {"pixel_values": batch["pixel_values"].to(dtype)})
     assert not winograd_calls
+
+
+MAPS = torch.randn(2, 6, 9, 11, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 3, "padding": 1},  # with a bias
+        {"kernel_size": 3, "bias": False},
+        {"kernel_size": 3, "padding": 1, "stride": 2, "bias": False},
+        {"kernel_size": 3, "padding": 1, "dilation": 2, "bias": False},
+        {"kernel_size": 3, "padding": 1, "groups": 2, "bias": False},
+        {"kernel_size": 3, "padding": 1, "padding_mode": "reflect", "bias": False},
+        {"kernel_size": 1, "bias": False},
+        {"kernel_size": 5, "padding": 1, "bias": False},
+    ],
+)
+def test_a_changed_convolution_is_direct(winograd_calls, options):
+    layer, direct = CrossVLTConvolution(6, 4, **options), torch.nn.Conv2d(6, 4, **options)
+    direct.load_state_dict(layer.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(layer(MAPS), direct(MAPS), rtol=0, atol=0)
+    assert not winograd_calls
+
+
+@pytest.mark.parametrize("maps", [MAPS[0], MAPS[:0], MAPS[..., :1, :2]])
+def test_unusual_maps_are_convolved_directly(winograd_calls, maps):
+    layer = CrossVLTConvolution(6, 4, 3, padding=1, bias=False)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(maps), F.conv2d(maps, layer.weight, padding=1), rtol=0, atol=0)
+    assert not winograd_calls
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
+def test_winograd_is_neither_traced_nor_of_another_precision(winograd_calls):
+    layer = CrossVLTConvolution(6, 4, 3, padding=1, bias=False)
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(MAPS).dtype == torch.bfloat16
+        traced = torch.jit.trace(layer, MAPS, check_trace=False)
+        assert not winograd_calls
+        torch.testing.assert_close(traced(MAPS), F.conv2d(MAPS, layer.weight, padding=1))
+
+
+def test_winograd_convolution_in_unusual_surroundings(winograd_calls):
+    """Another default device, another memory format, kernels that `vmap` stacks, and BatchNorm folded into it."""
+    layer = CrossVLTConvolution(6, 4, 3, padding=1, bias=False)
+    expected = F.conv2d(MAPS, layer.weight, padding=1).detach()
+    with torch.no_grad(), torch.device("meta"):
+        torch.testing.assert_close(layer(MAPS), expected, rtol=0, atol=1e-5)
+    with torch.inference_mode():
+        found = layer(MAPS.to(memory_format=torch.channels_last))
+    assert found.is_contiguous()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    with torch.no_grad():
+        both = torch.vmap(winograd_convolution, in_dims=(None, 0))(MAPS, torch.stack([layer.weight, -layer.weight]))
+    torch.testing.assert_close(both, torch.stack([expected, -expected]), rtol=0, atol=1e-5)
+    norm = torch.nn.BatchNorm2d(4).eval()
+    norm.bias.data.fill_(3.0)
+    with torch.no_grad():
+        folded = torch.nn.utils.fuse_conv_bn_eval(layer.eval(), norm)(MAPS)
+        torch.testing.assert_close(folded, norm(expected), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("channels", "side", "fast"), [(256, 48, True), (255, 48, False), (256, 44, False)])
+def test_the_convolutions_that_winograd_takes(monkeypatch, channels, side, fast):
+    """From 256 channels and 12x12 tiles on."""
+    calls = []
+    monkeypatch.setattr(layers_crossvlt, "winograd_convolution", lambda maps, kernel: calls.append(maps.shape))
+    with torch.no_grad():
+        CrossVLTConvolution(channels, 256, 3, padding=1, bias=False)(torch.zeros(1, channels, side, side))
+    assert bool(calls) is fast
 
 
 @pytest.mark.parametrize("counts", [[1, 2], [0, 2], [2, 0, 0], [1.0, 1.0], [[1, 1]], [-1, 3], [2], [True, True]])
