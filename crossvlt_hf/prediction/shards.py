@@ -109,13 +109,15 @@ class Shards:
             raise ValueError(f"{manifest} is damaged; use another folder.") from error
         if differing:
             key = differing[0]
+            other = f"whose `{key}` is {found.get(key)!r} and not {description[key]!r}"
             if key == "data":  # a hash
-                other = "has predictions of other images or expressions"
-                raise ValueError(f"{self.folder} {other}; use the same to resume, or another folder.")
-            raise ValueError(
-                f"{self.folder} has predictions whose `{key}` is {found.get(key)!r} and not {description[key]!r}; use "
-                "the same to resume, or another folder."
-            )
+                other = "of other images or expressions"
+            if not any(self.folder.glob("predictions-*-of-*")):
+                raise ValueError(
+                    f"{self.folder} is of a run {other}, which has written no predictions; delete {manifest} unless "
+                    "that run goes on, or use another folder."
+                )
+            raise ValueError(f"{self.folder} has predictions {other}; use the same to resume, or another folder.")
 
     def path(self, shard: int) -> Path:
         """The file of a shard."""

@@ -295,7 +295,8 @@ def check_same_run(config: TrainingConfig, before: TrainingConfig) -> None:
                     f"{changed}, but the learning rates of the schedule {config.optimization.schedule!r} depend on "
                     f"the number of steps, so the run cannot be continued exactly; {advice}."
                 )
-            raise ValueError(f"{changed}; use the same, or another output.folder.")
+            saved = Path(config.output.folder) / "config.yaml"
+            raise ValueError(f"{changed}; use the same (all are in {saved}, a CONFIG too), or another output.folder.")
     if config.seed != before.seed:
         raise ValueError(f"`seed` was {before.seed} when the run started and is {config.seed}; use the same.")
 

@@ -175,8 +175,10 @@ def report(rows: list[Row]) -> None:
     if not any(row["variant"] == BASELINE for row in rows):
         raise SystemExit(f"There is no finished run of {BASELINE!r} with so many steps; run it first.")
     steps = rows[0]["steps"]
-    hardware = ", ".join(sorted({row["hardware"] for row in rows}))
-    parts = [INTRODUCTION.format(steps=steps, samples=32 * steps, hardware=hardware), f"![Effects]({FOREST.name})"]
+    hardware = " or ".join(sorted({row["hardware"] for row in rows}))
+    pictures = PICTURES if any(row["on"] == "pictures" for row in rows) else ""
+    introduction = INTRODUCTION.format(steps=steps, samples=32 * steps, hardware=hardware, pictures=pictures)
+    parts = [introduction, f"![Effects]({FOREST.name})"]
     panels: dict[str, list[Comparison]] = {}
     for on, measured in ON.items():
         chosen = [row for row in rows if row["on"] == on]
@@ -191,6 +193,9 @@ def report(rows: list[Row]) -> None:
     REPORT.write_text("\n\n".join(parts) + "\n")
 
 
+PICTURES = """\
+Photographs and compositions: the runs on RefShapes go on with photographs at 64 pixels and compositions of cut-outs;
+results on photographs and cut-outs that training never saw. """
 INTRODUCTION = """\
 # Ablations
 
@@ -198,15 +203,13 @@ Written by `python examples/studies/ablations.py report` from [ablations.json](a
 rule-made expressions, not RefCOCO**: a network of about 4.4 million parameters, {steps} steps of 32 expressions
 ({samples:,} in total), on {hardware}.
 
-RefShapes: random initial weights, scenes of 64 pixels; results on 1,000 expressions of 500 test scenes.
-Photographs and compositions: the runs on RefShapes go on with photographs at 64 pixels and compositions of
-cut-outs; results on photographs and cut-outs that training never saw. All variants of a seed are trained on the
-same images in the same order, and are compared with the first row of their table with the same seed: mean
-difference of the mean IoU in points with its 95 % interval, in bold where p < 0.05; Cohen's d of the paired
-differences; p-value of the paired t-test, with Holm's correction over the comparisons of fusion and alignment
-together, and within each other table. All results in percent, mean ± standard deviation over the seeds.
+RefShapes: random initial weights, scenes of 64 pixels; results on 1,000 expressions of 500 test scenes. {pictures}All
+variants of a seed are trained on the same images in the same order, and are compared with the first row of their table
+with the same seed: mean difference of the mean IoU in points with its 95 % interval, in bold where p < 0.05; Cohen's d
+of the paired differences; p-value of the paired t-test, with Holm's correction over the comparisons of fusion and
+alignment together, and within each other table. All results in percent, mean ± standard deviation over the seeds.
 `both` has two-way fusion, alignment in all stages, language layers 2-1-1-1, Dice weight 0.5, and temperatures from
-0.07.
+0.07. Names of directions say where information goes: `words_to_pixels` from words to pixels, which attend to them.
 
 **What the paper claims, at this scale:** alignment in every stage helps, and so do pixels that read the words early.
 Without alignment, the mean IoU is 5 points lower, with alignment in the last stage alone 2 points; where only the
@@ -215,9 +218,9 @@ significant. That words read pixels as well, the paper's other direction, adds h
 +2.6), which eight seeds cannot tell from none.
 
 The two runs of a pair are on the same hardware, except for two of the eight pairs of `align-last` and `align-none`
-([ablations.json](ablations.json) names it), without which their differences are -2.1 and -4.4 points. A seed on other
-hardware is another draw: `both` with seed 0 reaches 52.9 on the GPU and 45.9 on the CPU, with seed 3 on the CPU 51.9
-and, repeated with other attention functions, 51.1."""
+(seeds 2 and 5; [ablations.json](ablations.json) names the hardware of each run), without which their differences are
+-2.1 and -4.4 points. A seed on other hardware is another draw: `both` with seed 0 reaches 52.9 on the GPU and 45.9 on
+the CPU, with seed 3 on the CPU 51.9 and, repeated with other attention functions, 51.1."""
 EARLIER = """\
 ## Earlier runs
 

@@ -153,7 +153,7 @@ def report(rows: list[Row]) -> None:
     done = {row["stage"] for row in rows}
     facts = {
         "stages": ", ".join(f"{name} ({rows[0]['steps'] * STAGES[name].factor:,})" for name in STAGES if name in done),
-        "start": "new weights" if next(iter(STAGES)) in done else "a checkpoint in place of the first stage",
+        "start": "a new network" if next(iter(STAGES)) in done else "a checkpoint instead of the first stage",
         "hardware": ", ".join(sorted({row["hardware"] for row in rows})),
     }
     REPORT.write_text(f"{INTRODUCTION.format(**facts)}\n\n{table(rows)}\n")
@@ -163,11 +163,16 @@ INTRODUCTION = """\
 # With and without a presence head
 
 Written by `python examples/studies/presence.py report` from [presence.json](presence.json). **Drawn shapes and
-rule-made expressions, not RefCOCO**: a network of about 4.4 million parameters, trained from {start}
-in stages (steps of 32 expressions): {stages},
-on {hardware}. Numbers in percent, on new scenes; an expression without a target is answered rightly
-(N-acc) if the mask is empty. The calibration error is that of the score, fitted to half as many expressions of the
-validation split. Single target: the mean of the seven other families."""
+rule-made expressions, not RefCOCO**: a network of about 4.4 million parameters, one seed, on {hardware}.
+
+Training began with {start}. Each stage goes on with the weights of the one before.
+Steps of 32 expressions: {stages}
+(a multiple of `steps` in the JSON). `nine` is a mixture of all nine families, `relations` only pairs of relations, one
+without a target; 64 and 96 are the pixels of a side. The last stage decides; earlier ones have few test expressions.
+
+Numbers in percent, on new scenes. N-acc: expressions without a target whose mask is empty; T-acc: expressions with a
+target whose mask is not. Single target: the mean of the seven families other than plurals and expressions without a
+target. The calibration error is that of the score, fitted to validation scenes, half as many as test scenes."""
 
 
 def main() -> None:

@@ -154,6 +154,22 @@ def test_a_job_goes_on_and_is_no_other(rows, checkpoint, tmp_path, capsys):
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
 
 
+def test_a_run_without_predictions_is_said_to_be_one(rows, checkpoint, tmp_path, capsys):
+    output = tmp_path / "out"
+    lines = rows.read_text().splitlines()
+    rows.write_text("\n".join([*lines, "{"]))
+    assert run(rows, "--output", output, checkpoint=checkpoint) == 2
+    assert [path.name for path in output.iterdir()] == [".predictions.json"]
+    rows.write_text("\n".join(lines))
+    capsys.readouterr()
+    assert run(rows, "--output", output, checkpoint=checkpoint) == 2
+    told = capsys.readouterr().err
+    assert "whose `rows` is 11 and not 10, which has written no predictions; delete" in told
+    assert "has predictions" not in told
+    (output / ".predictions.json").unlink()
+    assert run(rows, "--output", output, checkpoint=checkpoint) == 0
+
+
 def test_what_is_broken_stops_or_is_told_in_its_line(rows, checkpoint, tmp_path, capsys):
     lines = rows.read_text().splitlines()
     lines[1] = '{"image": "missing.png", "expression": "the cup"}'
