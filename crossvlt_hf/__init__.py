@@ -167,12 +167,12 @@ class _Registrar(MetaPathFinder):
         """Run the actions whose modules are imported."""
         for name in list(self.actions):
             if name in sys.modules and not self.importing & {name, *self.needed} and name in self.actions:
-                action = self.actions.pop(name)
+                self.importing.add(name)  # what the action imports must not begin it again
                 try:
-                    action()
-                except BaseException:
-                    self.actions[name] = action
-                    raise
+                    self.actions[name]()
+                    del self.actions[name]
+                finally:
+                    self.importing.remove(name)
 
 
 class _OldNames(MetaPathFinder, Loader):

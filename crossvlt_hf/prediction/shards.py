@@ -20,6 +20,7 @@ FORMER_MANIFEST = "predictions.json"
 FORMER_JOBS = {"largest_part": False}  # of folders without this entry
 MARK = "crossvlt_hf"
 PARTIAL = ".*.partial"
+SHARDS = "predictions-*-of-*"  # of any number and format
 SCHEMA = pa.schema(
     {
         "row": pa.int64(),
@@ -112,7 +113,7 @@ class Shards:
             other = f"whose `{key}` is {found.get(key)!r} and not {description[key]!r}"
             if key == "data":  # a hash
                 other = "of other images or expressions"
-            if not any(self.folder.glob("predictions-*-of-*")):
+            if not any(self.folder.glob(SHARDS)):
                 raise ValueError(
                     f"{self.folder} is of a run {other}, which has written no predictions; delete {manifest} unless "
                     "that run goes on, or use another folder."

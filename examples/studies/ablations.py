@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from comparisons import Comparison, Values, compare, effect, plot, spread
-from runs import Results, Row, Training, measure, study_parser, train_all
+from runs import Results, Row, Training, hardware_of, measure, study_parser, train_all
 
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -175,7 +175,7 @@ def report(rows: list[Row]) -> None:
     if not any(row["variant"] == BASELINE for row in rows):
         raise SystemExit(f"There is no finished run of {BASELINE!r} with so many steps; run it first.")
     steps = rows[0]["steps"]
-    hardware = " or ".join(sorted({row["hardware"] for row in rows}))
+    hardware = hardware_of(rows)
     pictures = PICTURES if any(row["on"] == "pictures" for row in rows) else ""
     introduction = INTRODUCTION.format(steps=steps, samples=32 * steps, hardware=hardware, pictures=pictures)
     parts = [introduction, f"![Effects]({FOREST.name})"]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from comparisons import spread
-from runs import Results, Row, Training, measure, study_parser, train_all
+from runs import Results, Row, Training, hardware_of, measure, study_parser, train_all
 
 from crossvlt_hf.data.refshapes import FAMILIES, LANGUAGES
 
@@ -145,7 +145,7 @@ def report(rows: list[Row]) -> None:
     if not rows:
         raise SystemExit("There is no finished run with so many steps; run it first.")
     steps = rows[0]["steps"]
-    hardware = ", ".join(sorted({row["hardware"] for row in rows}))
+    hardware = hardware_of(rows)
     seeds = ", ".join(map(str, sorted({row["seed"] for row in rows})))
     text = INTRODUCTION.format(steps=steps, hardware=hardware, seeds=seeds, family=LEFT_OUT[1])
     parts = [text, f"## Languages\n\n{language_table(rows)}"]

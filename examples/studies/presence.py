@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from runs import Results, Row, Training, study_parser, train_all
+from runs import Results, Row, Training, hardware_of, study_parser, train_all
 
 from crossvlt_hf.data.refshapes import FAMILIES
 
@@ -154,7 +154,7 @@ def report(rows: list[Row]) -> None:
     facts = {
         "stages": ", ".join(f"{name} ({rows[0]['steps'] * STAGES[name].factor:,})" for name in STAGES if name in done),
         "start": "a new network" if next(iter(STAGES)) in done else "a checkpoint instead of the first stage",
-        "hardware": ", ".join(sorted({row["hardware"] for row in rows})),
+        "hardware": hardware_of(rows),
     }
     REPORT.write_text(f"{INTRODUCTION.format(**facts)}\n\n{table(rows)}\n")
 

@@ -127,6 +127,11 @@ def train_all(
         raise RuntimeError(f"{len(failed)} of {len(trainings)} runs failed: {', '.join(failed)}; see {folder}.")
 
 
+def hardware_of(rows: Sequence[Row]) -> str:
+    """The hardware of any of the runs, in words."""
+    return " or ".join(sorted({row["hardware"] for row in rows}))
+
+
 def study_parser(description: str | None, results: Results, folder: str, seeds: int) -> argparse.ArgumentParser:
     """The options that all studies have.
 
