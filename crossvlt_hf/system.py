@@ -1,5 +1,6 @@
 """Shared by all packages and light to import: checks of arguments, one-line errors, signals, old names, extras."""
 
+import atexit
 import gc
 import json
 import os
@@ -7,7 +8,7 @@ import re
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import SequenceMatcher, get_close_matches
 from importlib import import_module
@@ -20,6 +21,7 @@ from typing import Any, Self, TypeVar, get_args
 
 
 MOST_WORKERS = 1024
+FROZEN_BY_PYTHON = gc.get_freeze_count()  # objects; not zero in Python 3.12
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _DECIMAL = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?(inf|nan)", re.IGNORECASE)
@@ -279,12 +281,39 @@ def start_worker(_: int) -> None:
     """Prepare a worker process of a loader.
 
     It ignores signals, which it gets with its process group, and ends together with the main process, also if that is
-    killed. The garbage collector leaves alone what the worker shares with the main process: visiting an object writes
-    to its page of memory, which is then copied.
+    killed. As `iterate_loader`, it keeps the garbage collector from what it shares with the main process.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     gc.freeze()
+
+
+def iterate_loader(loader: Iterable[T]) -> Iterator[T]:
+    """Iterate over a loader whose worker processes are prepared by `start_worker`.
+
+    The garbage collector leaves alone the objects that exist at the start, until the iteration ends: workers share
+    them, and visiting an object writes to its page of memory, which is then copied. Objects that somebody else froze
+    stay frozen. Workers end with the iteration, also if an error keeps it in its traceback, and at the latest when
+    Python ends, which would otherwise wait for them.
+    """
+    frozen_before = gc.get_freeze_count() > FROZEN_BY_PYTHON
+    gc.freeze()
+    entries = iter(loader)
+    end_workers = getattr(entries, "_shutdown_workers", None)  # torch's; without workers there is none
+    if end_workers is not None:
+        atexit.register(end_workers)
+    unregister, unfreeze = (
+        atexit.unregister,
+        gc.unfreeze,
+    )  # the modules may be gone when this ends together with Python
+    try:
+        yield from entries
+    finally:
+        if end_workers is not None:
+            end_workers()
+            unregister(end_workers)
+        if not frozen_before:
+            unfreeze()
 
 
 def as_it_is(entry: Any) -> Any:

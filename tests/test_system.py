@@ -2,6 +2,7 @@
 
 import gc
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import TypedDict, Unpack
@@ -17,6 +18,7 @@ from crossvlt_hf.system import (
     check_known,
     check_least,
     did_you_mean,
+    iterate_loader,
     read_number,
     start_worker,
 )
@@ -132,26 +134,94 @@ def test_unknown_options_are_named(function, own, option, message):
         call_with_options(function, "notes", {option: 1}, "a", **own)
 
 
+def copied_by_a_collection() -> int:
+    """Bytes that become private to this process by a full garbage collection."""
+    before = read_bytes(Path("/proc/self/smaps_rollup"), "Private_Dirty")
+    gc.collect()
+    return read_bytes(Path("/proc/self/smaps_rollup"), "Private_Dirty") - before
+
+
 class Collecting(Dataset):
-    """Rows are the private memory of a worker in bytes, before and after a full garbage collection."""
+    """Rows are what a collection in a worker copies."""
 
     def __len__(self) -> int:
         return 2
 
-    def __getitem__(self, index: int) -> tuple[int, int]:
-        before = self.private()
-        gc.collect()
-        return before, self.private()
-
-    @staticmethod
-    def private() -> int:
-        return read_bytes(Path("/proc/self/smaps_rollup"), "Private_Dirty")
+    def __getitem__(self, index: int) -> int:
+        return copied_by_a_collection()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: reads the memory of a process")
-def test_a_worker_does_not_copy_what_it_shares():
+def test_neither_a_worker_nor_its_main_process_copies_what_they_share():
     shared = [[number] for number in range(1_000_000)]  # at least 64 bytes each
     loader = DataLoader(Collecting(), num_workers=1, worker_init_fn=start_worker, collate_fn=as_it_is)
-    for ((before, after),) in loader:
-        assert after - before < 8 * 2**20
+    for (copied,) in iterate_loader(loader):
+        assert copied < 8 * 2**20
+        assert copied_by_a_collection() < 8 * 2**20
     del shared
+
+
+def test_the_collector_visits_objects_again_when_a_loader_ends():
+    seen = """
+import gc
+from crossvlt_hf.system import FROZEN_BY_PYTHON, iterate_loader
+
+def frozen():
+    return gc.get_freeze_count() > FROZEN_BY_PYTHON
+
+def broken():
+    yield 1
+    raise ValueError
+
+def read(loader):
+    return [frozen() for _ in iterate_loader(loader)]
+
+assert not frozen() and read("ab") == [True, True] and not frozen()
+loader = iterate_loader("ab")
+next(loader)
+assert read("a") == [True] and frozen()  # a loader in another, as a validation in a training
+loader.close()
+assert not frozen()
+try:
+    read(broken())
+except ValueError:
+    assert not frozen()
+gc.freeze()
+assert read("a") == [True] and frozen()  # frozen by somebody else
+print("all seen")
+"""
+    assert subprocess.run([sys.executable, "-c", seen], capture_output=True, text=True).stdout == "all seen\n"
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        "kept = open_loader(); next(kept)",
+        "import gc; kept = [open_loader()]; next(kept[0]); kept.append(kept); del kept; gc.freeze()",
+        "try: list(open_loader(broken=True))\nexcept ValueError as error: kept = error",
+    ],
+    ids=["iterator", "frozen garbage", "error"],
+)
+def test_python_does_not_wait_for_workers_when_it_ends(kept):
+    program = f"""
+from torch.utils.data import DataLoader
+from crossvlt_hf.system import iterate_loader, start_worker
+
+class Rows:
+    def __init__(self, broken):
+        self.broken = broken
+    def __len__(self):
+        return 100
+    def __getitem__(self, index):
+        if self.broken:
+            raise ValueError("broken")
+        return index
+
+def open_loader(broken=False):
+    return iterate_loader(DataLoader(Rows(broken), num_workers=1, worker_init_fn=start_worker))
+
+{kept}
+print("ends")
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "ends\n", "")

@@ -28,7 +28,7 @@ from ..processing_crossvlt import (
     resize_label_map,
     resolve_presence_threshold,
 )
-from ..system import check_known, check_least, check_workers, start_worker
+from ..system import check_known, check_least, check_workers, iterate_loader, start_worker
 from ..weights.vocabulary import summarize_reading
 
 
@@ -232,7 +232,9 @@ def evaluate(
     )
     found = [
         _sample(prediction, pair, processor, options)
-        for prediction, pair in tqdm(_predict(model, loader), total=longest, disable=not options.progress)
+        for prediction, pair in tqdm(
+            _predict(model, iterate_loader(loader)), total=longest, disable=not options.progress
+        )
     ][: len(own)]
     return ReferringSegmentationMetric(gather_object(found) if state.num_processes > 1 else found)
 

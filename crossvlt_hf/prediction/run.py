@@ -24,7 +24,7 @@ from ..processing_crossvlt import (
     check_threshold,
     resolve_presence_threshold,
 )
-from ..system import as_it_is, check_known, check_least, check_workers, in_one_line, start_worker
+from ..system import as_it_is, check_known, check_least, check_workers, in_one_line, iterate_loader, start_worker
 from ..weights.vocabulary import summarize_reading
 from .requests import Requests
 from .shards import Shards, row_schema
@@ -278,7 +278,7 @@ def _load_rows(requests: Requests, processor: CrossVLTProcessor, indices: np.nda
         collate_fn=as_it_is,
         worker_init_fn=start_worker,
     )
-    return chain.from_iterable(loader)
+    return chain.from_iterable(iterate_loader(loader))
 
 
 def _predict_shard(

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from ..data.pairs import Collator, ReferenceSampler, ShardedBatchSampler, TrainingPairs
 from ..data.readable import Batch, BatchCollator, ReadablePairs
 from ..processing_crossvlt import CrossVLTProcessor
-from ..system import start_worker
+from ..system import iterate_loader, start_worker
 from .config import TrainingConfig
 from .log import say
 
@@ -50,7 +50,7 @@ class StepBatches:
         accumulation = self.config.optimization.accumulation
         while first < end:
             epoch, done = divmod(first, self.steps_per_epoch)
-            loader = iter(self._loader(epoch, done * accumulation, processor))
+            loader = iterate_loader(self._loader(epoch, done * accumulation, processor))
             last = min(first - done + self.steps_per_epoch, end)
             for _ in range(first, last):
                 yield [self._place(next(loader)) for _ in range(accumulation)]

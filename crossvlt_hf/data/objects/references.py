@@ -17,7 +17,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
-from ...system import as_it_is, start_worker
+from ...system import as_it_is, iterate_loader, start_worker
 from ..files import new_folder, orientation
 from ..flaws import Flaws
 from ..masks import pack
@@ -125,7 +125,7 @@ def refer(
         collate_fn=as_it_is,
         worker_init_fn=start_worker,
     )
-    for index, returned in enumerate(_while_workers_live(outcomes)):
+    for index, returned in enumerate(_while_workers_live(iterate_loader(outcomes))):
         outcome: Outcome | Exception = pickle.loads(returned) if isinstance(returned, bytes) else returned
         if isinstance(outcome, Exception):
             if options.on_error == "stop" or not isinstance(outcome, (OSError, ValueError)):
