@@ -4,7 +4,10 @@ Shapes: B pairs of an image and an expression, T words (tokens) of width D, grid
 N = H * W positions. Pixels always have the shape (B, H, W, C).
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +30,9 @@ SHIFT_MASKED = -100.0
 WINOGRAD_TILES = 256
 WINOGRAD_CHANNELS = 256
 WINOGRAD_LEAST_TILES = 12 * 12
+# Values of the largest map that a layer computes at a time on a CPU, 16 MiB in float32. The C library keeps the memory
+# of such maps. That of larger ones it gives back after each layer, and making their pages anew takes time.
+PART = 4 * 2**20
 
 
 # ---- sizes
@@ -66,6 +72,29 @@ def parts(size: int, part: int) -> int:
     return number
 
 
+def in_parts(compute: Callable[..., Any], first: Tensor, *others: Tensor | None, growth: float) -> Any:
+    """`compute(first, *others)`, on a CPU a few entries of the first dimension at a time.
+
+    Gradients need all maps, a graph must not depend on the batch size, and a GPU is faster with everything at once.
+
+    Args:
+        compute: returns a tensor, or a tuple of tensors and None.
+        first: its first input.
+        others: its other inputs: tensors with the same first dimension, or None.
+        growth: how many values the largest map has for each value of `first`.
+    """
+    if not runs_on_cpu(first):
+        return compute(first, *others)
+    size = max(int(PART / max(growth * math.prod(first.shape[1:]), 1)), 1)
+    if len(first) <= size:
+        return compute(first, *others)
+    pieces = [first.split(size), *(repeat(None) if each is None else each.split(size) for each in others)]
+    found = [compute(*some) for some in zip(*pieces, strict=False)]  # None has no end
+    if isinstance(found[0], Tensor):
+        return torch.cat(found)
+    return tuple(None if each[0] is None else torch.cat(each) for each in zip(*found, strict=True))
+
+
 # ---- layers of both encoders
 
 
@@ -103,13 +132,18 @@ class CrossVLTMLP(nn.Module):
 
     def __init__(self, width: int, inner_width: int, activation: str, dropout: float) -> None:
         super().__init__()
+        self.growth = inner_width / width
         self.fc1 = nn.Linear(width, inner_width)
         self.activation = ACT2FN[activation]
         self.fc2 = nn.Linear(inner_width, width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.fc2(self.activation(self.fc1(x))))
+        rows = x.flatten(0, -2) if runs_on_cpu(x) else x
+        return self.dropout(in_parts(self._mix, rows, growth=self.growth).view(x.shape))
+
+    def _mix(self, x: Tensor) -> Tensor:
+        return self.fc2(self.activation(self.fc1(x)))
 
 
 # ---- vision: Swin Transformer v1
@@ -273,6 +307,11 @@ class CrossVLTWindowAttention(nn.Module):
             (B, H, W, C), and the weights (B * windows, heads, window**2, window**2) if the attention function returns
             them.
         """
+        return in_parts(partial(self._attend, windows=windows, **kwargs), pixels, growth=3)  # query, key and value
+
+    def _attend(
+        self, pixels: Tensor, windows: CrossVLTWindows, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[Tensor, Tensor | None]:
         qkv = self.qkv(F.pad(pixels.flatten(1, 2), (0, 0, 1, 0)))  # one more position, for all padding
         batch, order = qkv.shape[0], windows.order
         qkv = qkv.index_select(1, order.flatten()).view(batch, *order.shape, -1).flatten(0, 1)
@@ -478,6 +517,7 @@ class CrossVLTFusionAttention(nn.Module):
         text_width = config.text_config.hidden_size
         self.config = config
         self.num_heads = inner_width // config.fusion_head_dim
+        self.growth = inner_width / width
         self.scaling = config.fusion_head_dim**-0.5
         self.is_causal = False
         self.query = CrossVLTPointwise(width, inner_width, bias=False)
@@ -486,6 +526,11 @@ class CrossVLTFusionAttention(nn.Module):
         self.output = CrossVLTPointwise(inner_width, width, bias=False)
 
     def forward(
+        self, pixels: Tensor, words: Tensor, mask: Tensor | None, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[Tensor, Tensor | None]:
+        return in_parts(partial(self._attend, **kwargs), pixels, words, mask, growth=self.growth)
+
+    def _attend(
         self, pixels: Tensor, words: Tensor, mask: Tensor | None, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[Tensor, Tensor | None]:
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
@@ -534,6 +579,9 @@ class CrossVLTGatedResidual(GradientCheckpointingLayer):
         self.fc2 = nn.Linear(width, width, bias=False)
 
     def forward(self, pixels: Tensor, fused: Tensor) -> Tensor:
+        return in_parts(self._add, pixels, fused, growth=1)
+
+    def _add(self, pixels: Tensor, fused: Tensor) -> Tensor:
         return pixels + self.gate(fused) * fused
 
     def gate(self, fused: Tensor) -> Tensor:
@@ -724,8 +772,14 @@ class CrossVLTDecoder(nn.Module):
             for in_width, skip_width in zip(in_widths, reversed(skip_widths), strict=True)
         )
         self.classifier = nn.Conv2d(width, 2, 1)
+        self.growth = in_widths[-1] / skip_widths[0] + 1 if skip_widths else 1.0  # the two finest maps, joined
 
     def forward(self, feature_maps: list[Tensor]) -> Tensor:
+        if self.training:  # BatchNorm's statistics are those of all pairs
+            return self._decode(*feature_maps)
+        return in_parts(self._decode, *feature_maps, growth=self.growth)
+
+    def _decode(self, *feature_maps: Tensor) -> Tensor:
         joined, *finer_maps = reversed(feature_maps)
         for block, finer in zip(self.blocks, finer_maps, strict=True):
             joined = block(joined, finer)

@@ -55,7 +55,6 @@ from .layers_crossvlt import (
     CrossVLTVisionStage,
     CrossVLTWindowAttention,
     at_least_float32,
-    runs_on_cpu,
     upsample,
 )
 
@@ -69,8 +68,6 @@ MASKED = -3e4
 CLASS_WEIGHTS = (0.9, 1.1)
 MASK_LOSS_WEIGHT = 2.0
 IGNORE_INDEX = 255
-# Positions of the finest map that the decoder processes at a time on a CPU: those of an image of 512x512 pixels
-PART = 128 * 128
 INTEGERS = (torch.int32, torch.int64)
 # Keyword arguments that forward accepts and ignores, of the processor, and of Transformers' decorators and Trainer
 PASSED_ALONG = ("original_sizes", "use_cache", "is_causal", "num_items_in_batch")
@@ -669,21 +666,6 @@ def repeat_images(pixels: Tensor, counts: Tensor, total: int) -> Tensor:
     return pixels.index_select(0, order.to(pixels.device, non_blocking=True))
 
 
-def in_parts(decoder: CrossVLTDecoder, feature_maps: list[Tensor]) -> Tensor:
-    """`decoder(feature_maps)`, on a CPU a few pairs at a time to save memory.
-
-    The maps of the decoder are by far the largest: for eight expressions at 480x480 pixels they would take more than
-    twice the memory of all other layers. Training needs all maps (BatchNorm, gradients), a graph must not depend on
-    the batch size, and a GPU is faster with the whole batch.
-    """
-    finest = feature_maps[0]
-    if decoder.training or not runs_on_cpu(finest):
-        return decoder(feature_maps)
-    size = max(PART // finest[0, 0].numel(), 1)
-    parts = zip(*(maps.split(size) for maps in feature_maps), strict=True)
-    return torch.cat([decoder(list(part)) for part in parts])
-
-
 class CrossVLTModel(CrossVLTPreTrainedModel):
     """CrossVLT: segments the object in an image that an expression refers to."""
 
@@ -854,7 +836,7 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
                 if stage.merged_fusion is not None:
                     pixels = stage.merged_gate(pixels, stage.merged_fusion(pixels, words, mask, **kwargs))
                 context = pixels
-        mask_logits = at_least_float32(in_parts(self.decoder, feature_maps))
+        mask_logits = at_least_float32(self.decoder(feature_maps))
         logits = upsample(mask_logits, like=pixel_values)
         head = self.presence_head
         presence_logits = None if head is None else head(words[:, 0], feature_maps[-1], mask_logits)

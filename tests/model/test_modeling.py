@@ -865,34 +865,77 @@ def test_expressions_share_their_image(model, counts, labelled):
         assert actual.loss.item() == pytest.approx(expected.loss.item(), rel=1e-6)
 
 
-def decoded_pairs(model, batch) -> list[int]:
-    """How many pairs the decoder gets at each of its calls."""
+def rows_at_a_time(model, layer, batch) -> list[int]:
+    """How many rows a layer of the model computes at each of its calls."""
     seen = []
-    hook = model.decoder.register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    hook = model.get_submodule(layer).register_forward_hook(lambda module, args, output: seen.append(len(output)))
     model(**batch)
     hook.remove()
     return seen
 
 
-@pytest.mark.parametrize(("part", "pairs"), [(1, [1] * 5), (8 * 12, [1] * 5), (2 * 8 * 12, [2, 2, 1]), (10**6, [5])])
-def test_a_decoder_that_saves_memory_gives_the_same(model, monkeypatch, part, pairs):
-    """A map of the finest stage has 8x12 positions here."""
-    stir_statistics(model)
+@pytest.mark.parametrize("masked", [True, False], ids=["mask", "no mask"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("part", [1, 1_000, 20_000])
+def test_layers_in_parts_give_the_same(model, part, attention, masked, monkeypatch):
+    """With attentions and hidden states, each recorded once."""
+    stir_statistics(model.double())
+    model.set_attn_implementation(attention)
     batch = without_labels(fake_batch(model.config, batch=5))
     batch["pixel_values"] = batch["pixel_values"].double()
+    asked = {"output_hidden_states": True, "output_attentions": attention == "eager", "output_alignment_maps": True}
+    if not masked:
+        del batch["attention_mask"]
     with torch.no_grad():
-        expected = model.double()(**batch).logits
-        monkeypatch.setattr(modeling_crossvlt, "PART", part)
-        assert decoded_pairs(model, batch) == pairs
-        assert torch.allclose(model(**batch).logits, expected, rtol=0, atol=1e-12)
+        expected = model(**batch, **asked)
+        monkeypatch.setattr(layers_crossvlt, "PART", part)
+        actual = model(**batch, **asked)
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(actual[name], expected[name], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        "vision_model.stages.1.blocks.1.attention.qkv",
+        "vision_model.stages.1.blocks.1.mlp.fc2",
+        "text_model.stages.0.layers.0.mlp.fc1",
+        "stages.0.fusion.attention.query",
+        "stages.0.merged_gate.fc1",
+        "decoder.classifier",
+    ],
+)
+def test_layers_compute_parts_on_a_cpu_only_without_gradients(layer, model, monkeypatch):
+    batch = without_labels(fake_batch(model.config, batch=5))
+    with torch.no_grad():
+        assert len(whole := rows_at_a_time(model, layer, batch)) == 1
+    monkeypatch.setattr(layers_crossvlt, "PART", 1)
+    assert len(rows_at_a_time(model, layer, batch)) == 1
+    with torch.no_grad():
+        assert sum(parts := rows_at_a_time(model, layer, batch)) == sum(whole)
+        assert len(parts) >= 5
+
+
+# Of the largest map of the decoder: 8x12 positions, 16 channels and 8 of the first stage
+VALUES = 8 * 12 * (16 + 8)
+
+
+@pytest.mark.parametrize(("part", "pairs"), [(1, [1] * 5), (VALUES, [1] * 5), (2 * VALUES, [2, 2, 1]), (10**7, [5])])
+def test_a_part_has_as_many_pairs_as_its_largest_map_allows(model, monkeypatch, part, pairs):
+    monkeypatch.setattr(layers_crossvlt, "PART", part)
+    batch = without_labels(fake_batch(model.config, batch=5))
+    with torch.no_grad():
+        assert rows_at_a_time(model, "decoder.classifier", batch) == pairs
 
 
 @pytest.mark.parametrize(("training", "gradients"), [(True, True), (True, False), (False, True)])
 def test_training_decodes_all_pairs_together(model, monkeypatch, training, gradients):
     """BatchNorm's statistics are those of the whole batch, whether or not gradients are recorded."""
-    monkeypatch.setattr(modeling_crossvlt, "PART", 1)
+    monkeypatch.setattr(layers_crossvlt, "PART", 1)
     with torch.set_grad_enabled(gradients):
-        assert decoded_pairs(model.train(training), fake_batch(model.config, batch=5)) == [5]
+        batch = fake_batch(model.config, batch=5)
+        assert rows_at_a_time(model.train(training), "decoder.classifier", batch) == [5]
 
 
 # ---- Winograd's convolution
