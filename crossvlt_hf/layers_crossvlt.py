@@ -33,6 +33,8 @@ WINOGRAD_LEAST_TILES = 12 * 12
 # Values of the largest map that a layer computes at a time on a CPU, 16 MiB in float32. The C library keeps the memory
 # of such maps. That of larger ones it gives back after each layer, and making their pages anew takes time.
 PART = 4 * 2**20
+# Of the decoder, whose maps are larger than that in any case: Winograd's kernels are made for each part
+DECODER_PART = 5 * PART
 
 
 # ---- sizes
@@ -72,7 +74,7 @@ def parts(size: int, part: int) -> int:
     return number
 
 
-def in_parts(compute: Callable[..., Any], first: Tensor, *others: Tensor | None, growth: float) -> Any:
+def in_parts(compute: Callable[..., Any], first: Tensor, *others: Tensor | None, growth: float, part: int = 0) -> Any:
     """`compute(first, *others)`, on a CPU a few entries of the first dimension at a time.
 
     Gradients need all maps, a graph must not depend on the batch size, and a GPU is faster with everything at once.
@@ -82,10 +84,11 @@ def in_parts(compute: Callable[..., Any], first: Tensor, *others: Tensor | None,
         first: its first input.
         others: its other inputs: tensors with the same first dimension, or None.
         growth: how many values the largest map has for each value of `first`.
+        part: how many values the largest map may have; 0 for `PART`.
     """
     if not runs_on_cpu(first):
         return compute(first, *others)
-    size = max(int(PART / max(growth * math.prod(first.shape[1:]), 1)), 1)
+    size = max(int((part or PART) / max(growth * math.prod(first.shape[1:]), 1)), 1)
     if len(first) <= size:
         return compute(first, *others)
     pieces = [first.split(size), *(repeat(None) if each is None else each.split(size) for each in others)]
@@ -193,6 +196,9 @@ class CrossVLTPatchMerging(GradientCheckpointingLayer):
         self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
+        return in_parts(self._merge, pixels, growth=1)
+
+    def _merge(self, pixels: Tensor) -> Tensor:
         batch, height, width, channels = pixels.shape
         rows, columns = parts(height, 2), parts(width, 2)
         pixels = F.pad(pixels, (0, 0, 0, 2 * columns - width, 0, 2 * rows - height))
@@ -566,8 +572,11 @@ class CrossVLTFusion(GradientCheckpointingLayer):
             flat = at_least_float32(pixels.flatten(1, 2))
             mask = None if mask is None else mask.to(flat.dtype)
             attended, _ = self.attention(flat, words.to(flat.dtype), mask, **kwargs)
-            fused = F.gelu(self.projection(flat + attended))
+            fused = in_parts(self._join, flat, attended, growth=1)
         return fused.view(pixels.shape).to(pixels.dtype)
+
+    def _join(self, pixels: Tensor, attended: Tensor) -> Tensor:
+        return F.gelu(self.projection(pixels + attended))
 
 
 class CrossVLTGatedResidual(GradientCheckpointingLayer):
@@ -777,7 +786,7 @@ class CrossVLTDecoder(nn.Module):
     def forward(self, feature_maps: list[Tensor]) -> Tensor:
         if self.training:  # BatchNorm's statistics are those of all pairs
             return self._decode(*feature_maps)
-        return in_parts(self._decode, *feature_maps, growth=self.growth)
+        return in_parts(self._decode, *feature_maps, growth=self.growth, part=DECODER_PART)
 
     def _decode(self, *feature_maps: Tensor) -> Tensor:
         joined, *finer_maps = reversed(feature_maps)
