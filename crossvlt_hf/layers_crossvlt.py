@@ -7,7 +7,6 @@ N = H * W positions. Pixels always have the shape (B, H, W, C).
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -31,10 +30,8 @@ WINOGRAD_TILES = 256
 WINOGRAD_CHANNELS = 256
 WINOGRAD_LEAST_TILES = 12 * 12
 # Values of the largest map that a layer computes at a time on a CPU, 16 MiB in float32. The C library keeps the memory
-# of such maps. That of larger ones it gives back after each layer, and making their pages anew takes time.
+# of such maps. It returns larger ones to the system after each layer, and getting their pages again takes time.
 PART = 4 * 2**20
-# Of the decoder, whose maps are larger than that in any case: Winograd's kernels are made for each part
-DECODER_PART = 5 * PART
 
 
 # ---- sizes
@@ -74,7 +71,7 @@ def parts(size: int, part: int) -> int:
     return number
 
 
-def in_parts(compute: Callable[..., Any], first: Tensor, *others: Tensor | None, growth: float, part: int = 0) -> Any:
+def in_parts(compute: Callable[..., Any], first: Tensor, *others: Tensor | None, growth: float, whole: bool) -> Any:
     """`compute(first, *others)`, on a CPU a few entries of the first dimension at a time.
 
     Gradients need all maps, a graph must not depend on the batch size, and a GPU is faster with everything at once.
@@ -84,18 +81,24 @@ def in_parts(compute: Callable[..., Any], first: Tensor, *others: Tensor | None,
         first: its first input.
         others: its other inputs: tensors with the same first dimension, or None.
         growth: how many values the largest map has for each value of `first`.
-        part: how many values the largest map may have; 0 for `PART`.
+        whole: do not divide, as in training, where parts would change BatchNorm and the random numbers of dropout.
     """
-    if not runs_on_cpu(first):
+    if whole or not runs_on_cpu(first):
         return compute(first, *others)
-    size = max(int((part or PART) / max(growth * math.prod(first.shape[1:]), 1)), 1)
+    size = max(int(PART / max(growth * math.prod(first.shape[1:]), 1)), 1)
     if len(first) <= size:
         return compute(first, *others)
-    pieces = [first.split(size), *(repeat(None) if each is None else each.split(size) for each in others)]
-    found = [compute(*some) for some in zip(*pieces, strict=False)]  # None has no end
+    pieces = [first.split(size)]
+    pieces += [(None,) * len(pieces[0]) if each is None else each.split(size) for each in others]
+    found = [compute(*some) for some in zip(*pieces, strict=True)]
     if isinstance(found[0], Tensor):
         return torch.cat(found)
     return tuple(None if each[0] is None else torch.cat(each) for each in zip(*found, strict=True))
+
+
+def holds_tensors(arguments: dict[str, Any]) -> bool:
+    """Whether an attention function gets tensors of its own, which may have a value for each pair."""
+    return any(isinstance(value, Tensor) for value in arguments.values())
 
 
 # ---- layers of both encoders
@@ -142,8 +145,7 @@ class CrossVLTMLP(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.flatten(0, -2) if runs_on_cpu(x) else x
-        return self.dropout(in_parts(self._mix, rows, growth=self.growth).view(x.shape))
+        return self.dropout(in_parts(self._mix, x, growth=self.growth, whole=self.training))
 
     def _mix(self, x: Tensor) -> Tensor:
         return self.fc2(self.activation(self.fc1(x)))
@@ -196,7 +198,7 @@ class CrossVLTPatchMerging(GradientCheckpointingLayer):
         self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return in_parts(self._merge, pixels, growth=1)
+        return in_parts(self._merge, pixels, growth=1, whole=self.training)
 
     def _merge(self, pixels: Tensor) -> Tensor:
         batch, height, width, channels = pixels.shape
@@ -313,7 +315,8 @@ class CrossVLTWindowAttention(nn.Module):
             (B, H, W, C), and the weights (B * windows, heads, window**2, window**2) if the attention function returns
             them.
         """
-        return in_parts(partial(self._attend, windows=windows, **kwargs), pixels, growth=3)  # query, key and value
+        attend, whole = partial(self._attend, windows=windows, **kwargs), self.training or holds_tensors(kwargs)
+        return in_parts(attend, pixels, growth=3, whole=whole)  # query, key and value
 
     def _attend(
         self, pixels: Tensor, windows: CrossVLTWindows, **kwargs: Unpack[TransformersKwargs]
@@ -534,7 +537,8 @@ class CrossVLTFusionAttention(nn.Module):
     def forward(
         self, pixels: Tensor, words: Tensor, mask: Tensor | None, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[Tensor, Tensor | None]:
-        return in_parts(partial(self._attend, **kwargs), pixels, words, mask, growth=self.growth)
+        attend, whole = partial(self._attend, **kwargs), self.training or holds_tensors(kwargs)
+        return in_parts(attend, pixels, words, mask, growth=self.growth, whole=whole)
 
     def _attend(
         self, pixels: Tensor, words: Tensor, mask: Tensor | None, **kwargs: Unpack[TransformersKwargs]
@@ -572,7 +576,7 @@ class CrossVLTFusion(GradientCheckpointingLayer):
             flat = at_least_float32(pixels.flatten(1, 2))
             mask = None if mask is None else mask.to(flat.dtype)
             attended, _ = self.attention(flat, words.to(flat.dtype), mask, **kwargs)
-            fused = in_parts(self._join, flat, attended, growth=1)
+            fused = in_parts(self._join, flat, attended, growth=1, whole=self.training)
         return fused.view(pixels.shape).to(pixels.dtype)
 
     def _join(self, pixels: Tensor, attended: Tensor) -> Tensor:
@@ -588,7 +592,7 @@ class CrossVLTGatedResidual(GradientCheckpointingLayer):
         self.fc2 = nn.Linear(width, width, bias=False)
 
     def forward(self, pixels: Tensor, fused: Tensor) -> Tensor:
-        return in_parts(self._add, pixels, fused, growth=1)
+        return in_parts(self._add, pixels, fused, growth=1, whole=self.training)
 
     def _add(self, pixels: Tensor, fused: Tensor) -> Tensor:
         return pixels + self.gate(fused) * fused
@@ -784,9 +788,7 @@ class CrossVLTDecoder(nn.Module):
         self.growth = in_widths[-1] / skip_widths[0] + 1 if skip_widths else 1.0  # the two finest maps, joined
 
     def forward(self, feature_maps: list[Tensor]) -> Tensor:
-        if self.training:  # BatchNorm's statistics are those of all pairs
-            return self._decode(*feature_maps)
-        return in_parts(self._decode, *feature_maps, growth=self.growth, part=DECODER_PART)
+        return in_parts(self._decode, *feature_maps, growth=self.growth, whole=self.training)
 
     def _decode(self, *feature_maps: Tensor) -> Tensor:
         joined, *finer_maps = reversed(feature_maps)

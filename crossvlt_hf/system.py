@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import SequenceMatcher, get_close_matches
+from functools import partial
 from importlib import import_module
 from inspect import Parameter, signature
 from numbers import Integral
@@ -281,7 +282,7 @@ def start_worker(_: int) -> None:
     """Prepare a worker process of a loader.
 
     It ignores signals, which it gets with its process group, and ends together with the main process, also if that is
-    killed. As `iterate_loader`, it keeps the garbage collector from what it shares with the main process.
+    killed. Like `iterate_loader`, it keeps the garbage collector from what it shares with the main process.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -292,28 +293,38 @@ def iterate_loader(loader: Iterable[T]) -> Iterator[T]:
     """Iterate over a loader whose worker processes are prepared by `start_worker`.
 
     The garbage collector leaves alone the objects that exist at the start, until the iteration ends: workers share
-    them, and visiting an object writes to its page of memory, which is then copied. Objects that somebody else froze
-    stay frozen. Workers end with the iteration, also if an error keeps it in its traceback, and at the latest when
-    Python ends, which would otherwise wait for them.
+    them, and visiting an object writes to its page of memory, which is then copied. Workers end with the iteration,
+    also if an error of the loader is kept, and at the latest when Python ends, which would otherwise wait for them.
     """
     frozen_before = gc.get_freeze_count() > FROZEN_BY_PYTHON
+    gc.collect()
     gc.freeze()
-    entries = iter(loader)
-    end_workers = getattr(entries, "_shutdown_workers", None)  # torch's; without workers there is none
-    if end_workers is not None:
-        atexit.register(end_workers)
-    unregister, unfreeze = (
-        atexit.unregister,
-        gc.unfreeze,
-    )  # the modules may be gone when this ends together with Python
+    end_workers = unregister = None
+    unfreeze = gc.unfreeze  # modules may be gone when this ends together with Python
     try:
+        entries = iter(loader)
+        end_workers, unregister = partial(_end_workers, entries, os.getpid()), atexit.unregister
+        atexit.register(end_workers)
         yield from entries
     finally:
-        if end_workers is not None:
-            end_workers()
-            unregister(end_workers)
-        if not frozen_before:
-            unfreeze()
+        try:
+            if end_workers is not None and unregister is not None:
+                end_workers()
+                unregister(end_workers)
+        finally:
+            if not frozen_before:
+                unfreeze()
+
+
+def _end_workers(entries: Any, process: int, getpid: Callable[[], int] = os.getpid) -> None:
+    """End the workers of torch's iterator over a loader, from the process that started them; kill those that hang."""
+    end = getattr(entries, "_shutdown_workers", None)  # there is none without workers
+    if end is None or getpid() != process:
+        return
+    end()
+    for worker in entries._workers:
+        if worker.is_alive():
+            worker.kill()
 
 
 def as_it_is(entry: Any) -> Any:

@@ -212,15 +212,17 @@ alignment together, and within each other table. All results in percent, mean ±
 0.07. Names of directions say where information goes: `words_to_pixels` from words to pixels, which attend to them.
 
 **What the paper claims, at this scale:** alignment in every stage helps, and so do pixels that read the words early.
-Without alignment, the mean IoU is 5 points lower, with alignment in the last stage alone 2 points; where only the
+Without alignment, the mean IoU is 4.2 points lower, with alignment in the last stage alone 2.4 points; where only the
 decoder reads the words it is 4.5 points lower, where only the words read pixels 6 points. These four differences are
 significant. That words read pixels as well, the paper's other direction, adds half a point (95 % interval: -1.6 to
-+2.6), which eight seeds cannot tell from none.
++2.6), which eight seeds cannot tell from none. On photographs and compositions, no difference is significant: all
+variants are weak there after so few steps (20 to 29 % mean IoU), and the intervals of four seeds are wide, up to 7
+points to either side. So drawn shapes say nothing yet about photographs; more steps or seeds would have to decide.
 
-The two runs of a pair are on the same hardware, except for two of the eight pairs of `align-last` and `align-none`
-(seeds 2 and 5; [ablations.json](ablations.json) names the hardware of each run), without which their differences are
--2.1 and -4.4 points. A seed on other hardware is another draw: `both` with seed 0 reaches 52.9 on the GPU and 45.9 on
-the CPU, with seed 3 on the CPU 51.9 and, repeated with other attention functions, 51.1."""
+The two runs of a pair are on the same hardware, except for one of the eight pairs of `align-last` and `align-none` on
+RefShapes (seed 2; [ablations.json](ablations.json) names the hardware of each run), without which their differences
+are -2.7 and -4.2 points. A seed on other hardware is another draw: `both` with seed 0 reaches 52.9 on the GPU and 45.9
+on the CPU, with seed 3 on the CPU 51.9 and, repeated with other attention functions, 51.1."""
 EARLIER = """\
 ## Earlier runs
 

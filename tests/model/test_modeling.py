@@ -889,7 +889,6 @@ def test_layers_in_parts_give_the_same(model, part, attention, masked, monkeypat
     with torch.no_grad():
         expected = model(**batch, **asked)
         monkeypatch.setattr(layers_crossvlt, "PART", part)
-        monkeypatch.setattr(layers_crossvlt, "DECODER_PART", part)
         actual = model(**batch, **asked)
     assert actual.keys() == expected.keys()
     for name in expected:
@@ -914,7 +913,6 @@ def test_layers_compute_parts_on_a_cpu_only_without_gradients(layer, model, monk
     with torch.no_grad():
         assert len(whole := rows_at_a_time(model, layer, batch)) == 1
     monkeypatch.setattr(layers_crossvlt, "PART", 1)
-    monkeypatch.setattr(layers_crossvlt, "DECODER_PART", 1)
     assert len(rows_at_a_time(model, layer, batch)) == 1
     with torch.no_grad():
         assert sum(parts := rows_at_a_time(model, layer, batch)) == sum(whole)
@@ -927,7 +925,7 @@ VALUES = 8 * 12 * (16 + 8)
 
 @pytest.mark.parametrize(("part", "pairs"), [(1, [1] * 5), (VALUES, [1] * 5), (2 * VALUES, [2, 2, 1]), (10**7, [5])])
 def test_a_part_has_as_many_pairs_as_its_largest_map_allows(model, monkeypatch, part, pairs):
-    monkeypatch.setattr(layers_crossvlt, "DECODER_PART", part)
+    monkeypatch.setattr(layers_crossvlt, "PART", part)
     batch = without_labels(fake_batch(model.config, batch=5))
     with torch.no_grad():
         assert rows_at_a_time(model, "decoder.classifier", batch) == pairs
@@ -936,7 +934,7 @@ def test_a_part_has_as_many_pairs_as_its_largest_map_allows(model, monkeypatch, 
 @pytest.mark.parametrize(("training", "gradients"), [(True, True), (True, False), (False, True)])
 def test_training_decodes_all_pairs_together(model, monkeypatch, training, gradients):
     """BatchNorm's statistics are those of the whole batch, whether or not gradients are recorded."""
-    monkeypatch.setattr(layers_crossvlt, "DECODER_PART", 1)
+    monkeypatch.setattr(layers_crossvlt, "PART", 1)
     with torch.set_grad_enabled(gradients):
         batch = fake_batch(model.config, batch=5)
         assert rows_at_a_time(model.train(training), "decoder.classifier", batch) == [5]
