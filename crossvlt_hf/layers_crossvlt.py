@@ -6,6 +6,7 @@ N = H * W positions. Pixels always have the shape (B, H, W, C).
 
 import math
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -29,9 +30,11 @@ SHIFT_MASKED = -100.0
 WINOGRAD_TILES = 256
 WINOGRAD_CHANNELS = 256
 WINOGRAD_LEAST_TILES = 12 * 12
-# Values of the largest map that a layer computes at a time on a CPU, 16 MiB in float32. The C library keeps the memory
+# Values of the largest map that a layer computes at a time on a CPU, 8 MiB in float32. The C library keeps the memory
 # of such maps. It returns larger ones to the system after each layer, and getting their pages again takes time.
-PART = 4 * 2**20
+PART = 2 * 2**20
+# What the parts of a layer share: by module, what was computed, and from which tensor
+SHARED: ContextVar[dict[nn.Module, tuple[Tensor, Tensor]] | None] = ContextVar("SHARED", default=None)
 
 
 # ---- sizes
@@ -90,10 +93,23 @@ def in_parts(compute: Callable[..., Any], first: Tensor, *others: Tensor | None,
         return compute(first, *others)
     pieces = [first.split(size)]
     pieces += [(None,) * len(pieces[0]) if each is None else each.split(size) for each in others]
-    found = [compute(*some) for some in zip(*pieces, strict=True)]
+    token = SHARED.set({})
+    try:
+        found = [compute(*some) for some in zip(*pieces, strict=True)]
+    finally:
+        SHARED.reset(token)
     if isinstance(found[0], Tensor):
         return torch.cat(found)
     return tuple(None if each[0] is None else torch.cat(each) for each in zip(*found, strict=True))
+
+
+def once_for_all_parts(module: nn.Module, compute: Callable[[Tensor], Tensor], weight: Tensor) -> Tensor:
+    """`compute(weight)` of a module, for its first part only where `in_parts` divides a layer."""
+    if (shared := SHARED.get()) is None:
+        return compute(weight)
+    if module not in shared or shared[module][0] is not weight:  # offloaded weights are loaded for each part
+        shared[module] = weight, compute(weight)
+    return shared[module][1]
 
 
 def holds_tensors(arguments: dict[str, Any]) -> bool:
@@ -702,6 +718,13 @@ def winograd_matrices() -> tuple[Tensor, Tensor, Tensor]:
     return torch.kron(pixels, pixels), torch.kron(kernel, kernel), torch.kron(product, product)
 
 
+def winograd_kernel(kernel: Tensor) -> Tensor:
+    """Transform a kernel for `winograd_convolution`: (width, C, 3, 3) -> (36, width, C)."""
+    _, from_kernel, _ = winograd_matrices()
+    transformed = from_kernel.to(kernel.dtype) @ kernel.permute(2, 3, 0, 1).reshape(9, -1)
+    return transformed.view(36, *kernel.shape[:2])
+
+
 def winograd_convolution(maps: Tensor, kernel: Tensor) -> Tensor:
     """Convolve with padding 1 and a quarter of the multiplications: 36 for 4x4 pixels instead of 144.
 
@@ -710,14 +733,13 @@ def winograd_convolution(maps: Tensor, kernel: Tensor) -> Tensor:
 
     Args:
         maps: (B, C, H, W).
-        kernel: (width, C, 3, 3).
+        kernel: (36, width, C), transformed by `winograd_kernel`.
 
     Returns:
         (B, width, H, W).
     """
-    (batch, channels, height, width), out_channels = maps.shape, len(kernel)
-    from_pixels, from_kernel, to_pixels = (matrix.to(maps.dtype) for matrix in winograd_matrices())
-    kernel = (from_kernel @ kernel.permute(2, 3, 0, 1).reshape(9, -1)).view(36, out_channels, channels)
+    (batch, channels, height, width), out_channels = maps.shape, kernel.shape[1]
+    from_pixels, _, to_pixels = (matrix.to(maps.dtype) for matrix in winograd_matrices())
     rows, columns = parts(height, 4), parts(width, 4)
     tiles = F.pad(maps, (1, 4 * columns + 1 - width, 1, 4 * rows + 1 - height)).unfold(2, 6, 4).unfold(3, 6, 4)
 
@@ -741,7 +763,8 @@ class CrossVLTConvolution(nn.Conv2d):
 
     def forward(self, maps: Tensor) -> Tensor:
         if runs_on_cpu(maps) and self._is_usual(maps) and self._is_large(maps):
-            return winograd_convolution(maps, self.weight)
+            # A fifth of the time of a pair of the base model
+            return winograd_convolution(maps, once_for_all_parts(self, winograd_kernel, self.weight))
         return super().forward(maps)
 
     def _is_usual(self, maps: Tensor) -> bool:

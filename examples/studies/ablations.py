@@ -44,17 +44,15 @@ def _config(field: str, value: object) -> tuple[str, ...]:
 
 BASELINE = "both"
 GROUPS: dict[str, dict[str, Variant]] = {
-    "Direction of fusion": {
+    "Fusion and alignment": {
         "both": Variant((), "words attend to pixels, pixels to words (the paper)"),
         "words_to_pixels": Variant(
             _config("fusion_direction", "words_to_pixels"), "only pixels attend to words (LAVT)"
         ),
         "pixels_to_words": Variant(_config("fusion_direction", "pixels_to_words"), "only words attend to pixels"),
         "late": Variant(_config("fusion_direction", "late"), "only the maps of the decoder attend to words"),
-    },
-    "Stages with alignment": {
-        "align-last": Variant(_config("alignment_stages", "last"), "only in stage 4"),
-        "align-none": Variant(_config("alignment_stages", "none"), "in no stage"),
+        "align-last": Variant(_config("alignment_stages", "last"), "alignment only in stage 4"),
+        "align-none": Variant(_config("alignment_stages", "none"), "alignment in no stage"),
     },
     "Split of the language layers": {
         "split-front": Variant(_config("text_config.depths", [5, 1, 1, 1]), "5, 1, 1, 1 (as the paper's 6, 1, 1, 1)"),
@@ -73,7 +71,7 @@ GROUPS: dict[str, dict[str, Variant]] = {
 }
 # Baselines of groups, if not the common one
 BASELINES = {"Split of the language layers": "split-front"}
-MAIN = ("Direction of fusion", "Stages with alignment")  # tested together
+MAIN = "Fusion and alignment"
 VARIANTS = {name: variant for group in GROUPS.values() for name, variant in group.items()}
 ON = {  # what is measured, and under which name in the report
     "shapes": {"shapes": "RefShapes"},
@@ -139,16 +137,11 @@ def members(title: str) -> list[str]:
 
 
 def compare_groups(rows: list[Row], part: str) -> dict[str, Comparison]:
-    """Compare all variants with their baselines; those of `MAIN` are tested together."""
+    """Compare all variants with the baselines of their groups; those of a group are tested together."""
     found: dict[str, Comparison] = {}
-    for titles in (MAIN, *((title,) for title in GROUPS if title not in MAIN)):
-        found |= compare(
-            {
-                name: (values(rows, part, name), values(rows, part, members(title)[0]))
-                for title in titles
-                for name in members(title)[1:]
-            }
-        )
+    for title in GROUPS:
+        baseline, *others = members(title)
+        found |= compare({name: (values(rows, part, name), values(rows, part, baseline)) for name in others})
     return found
 
 
@@ -235,9 +228,10 @@ patches masked."""
 def main() -> None:
     """See the module."""
     parser = study_parser(__doc__, RESULTS, "runs/ablations", seeds=8)
-    usual = dict.fromkeys(name for title in MAIN for name in members(title))
     parser.add_argument("--on", choices=ON, default="shapes")
-    parser.add_argument("--variants", default=",".join(usual), help="of " + ", ".join(VARIANTS) + " (%(default)s)")
+    parser.add_argument(
+        "--variants", default=",".join(members(MAIN)), help="of " + ", ".join(VARIANTS) + " (%(default)s)"
+    )
     parser.add_argument("--pictures", type=Path, default=Path("pictures"), help="what pictures.py wrote")
     arguments = parser.parse_args()
     names = arguments.variants.split(",")

@@ -1,11 +1,12 @@
 """One model of three languages against three of one language each, on RefShapes at 64 pixels.
 
 python examples/studies/languages.py run --jobs 2
-python examples/studies/languages.py report              # docs/generalisation.md
+python examples/studies/languages.py report              # docs/generalisation.md and its figure
 
 Every model has the size of `refshapes-64`. `all` sees as many expressions of each language as a single model;
-`all-same-steps` as many in total; `en-long` and its kind have as many steps of one language as `all`; `all-but` is
-`all` without one family of expressions in German, whose results there say what it learned from the other languages.
+`all-same-steps` as many in total; `en-long` and its kind have as many steps of one language as `all`; `all-long` sees
+as many expressions of each language as they do; `all-but` is `all` without one family of expressions in German, whose
+results there say what it learned from the other languages.
 The test scenes are the same in all languages. Results are kept in docs/generalisation.json; see runs.py.
 """
 
@@ -22,7 +23,7 @@ from crossvlt_hf.data.refshapes import FAMILIES, LANGUAGES
 
 
 DOCS = Path(__file__).parents[2] / "docs"
-REPORT = DOCS / "generalisation.md"
+REPORT, CURVES = DOCS / "generalisation.md", DOCS / "generalisation.png"
 RESULTS = Results(DOCS / "generalisation.json", ("steps", "seed", "model"))
 NAMES = {"en": "English", "de": "German", "zh": "Chinese"}
 LEFT_OUT = ("de", "relation")
@@ -68,6 +69,7 @@ MODELS = {
     **SINGLE,
     "all": Model(EVERY, "refshapes-all", factor=len(EVERY)),
     "all-same-steps": Model(EVERY, "refshapes-all"),
+    "all-long": Model(EVERY, "refshapes-all", factor=len(EVERY) ** 2),
     "all-but": Model(EVERY, "refshapes-all", factor=len(EVERY), without=LEFT_OUT),
     **{f"{language}-long": replace(model, factor=len(EVERY)) for language, model in SINGLE.items()},
 }
@@ -113,7 +115,7 @@ def cell(numbers: list[float]) -> str:
 
 def language_table(rows: list[Row]) -> str:
     """A row for each language, and for its families."""
-    columns = ("single", "single, long", "all", "all-same-steps", "all-but")
+    columns = ("single", "single, long", "all-same-steps", "all", "all-long", "all-but")
     lines = [f"| language | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
     for language, name in NAMES.items():
         models = (language, f"{language}-long", *columns[2:])
@@ -140,15 +142,53 @@ def held_out_table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def curve(rows: list[Row], models: Iterable[str], language: str) -> list[tuple[int, float]]:
+    """Steps and mean IoU in percent of models that differ in their steps only; those without a run are left out."""
+    found = ((rows[0]["steps"] * MODELS[model].factor, values(rows, model, language)) for model in models)
+    return sorted((steps, statistics.mean(numbers)) for steps, numbers in found if numbers)
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """Draw the mean IoU over the number of steps, of single models and of the common one.
+
+    Args:
+        rows: runs of as many steps of a single model.
+        path: of the PNG.
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, len(NAMES), figsize=(9, 3.2), sharey=True)
+    for axes, (language, name) in zip(panels, NAMES.items(), strict=True):
+        single = curve(rows, (language, f"{language}-long"), language)
+        common = curve(rows, ("all-same-steps", "all", "all-long"), language)
+        for points, style, label in ((single, "o-", f"{name} only"), (common, "s--", "three languages")):
+            axes.plot([steps for steps, _ in points], [iou for _, iou in points], style, label=label)
+        axes.set_xscale("log")
+        axes.set_xticks(ticks := [steps for steps, _ in common or single], [f"{steps:,}" for steps in ticks])
+        axes.minorticks_off()
+        axes.set_title(name, loc="left", fontsize=10)
+        axes.set_xlabel("steps in total")
+        axes.grid(alpha=0.3)
+        axes.legend(loc="lower right", fontsize=8)
+    panels[0].set_ylabel("mean IoU on RefShapes, %")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
 def report(rows: list[Row]) -> None:
-    """Write `docs/generalisation.md`, from runs of as many steps."""
+    """Write `docs/generalisation.md` and its figure, from runs of as many steps."""
     if not rows:
         raise SystemExit("There is no finished run with so many steps; run it first.")
     steps = rows[0]["steps"]
     hardware = hardware_of(rows)
     seeds = ", ".join(map(str, sorted({row["seed"] for row in rows})))
     text = INTRODUCTION.format(steps=steps, hardware=hardware, seeds=seeds, family=LEFT_OUT[1])
-    parts = [text, f"## Languages\n\n{language_table(rows)}"]
+    plot(rows, CURVES)
+    parts = [text, f"![Mean IoU over the number of steps]({CURVES.name})", f"## Languages\n\n{language_table(rows)}"]
     parts.append(f"## Expressions unlike those of training\n\n{HELD_OUT_MEANING}\n\n{held_out_table(rows)}")
     REPORT.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 

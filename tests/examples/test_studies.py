@@ -29,7 +29,7 @@ def study(monkeypatch, tmp_path):
 
     def load(name):
         module = importlib.import_module(name)
-        for entry in ("REPORT", "FOREST"):
+        for entry in ("REPORT", "FOREST", "CURVES"):
             if hasattr(module, entry):
                 monkeypatch.setattr(module, entry, tmp_path / getattr(module, entry).name)
         if hasattr(module, "RESULTS"):
@@ -152,10 +152,9 @@ def test_report_of_ablations(study):
     assert any("`late`" in line and "**-9.6** [-9.8, -9.4]" in line and "| <0.001 |" in line for line in lines)
     assert any("`align-none`" in line and "-0.1 [" in line and "**" not in line for line in lines)
     assert [line for line in lines if line.startswith("## ")] == [
-        "## RefShapes: direction of fusion",
-        "## RefShapes: stages with alignment",
-        "## Photographs: direction of fusion",
-        "## Compositions: direction of fusion",
+        "## RefShapes: fusion and alignment",
+        "## Photographs: fusion and alignment",
+        "## Compositions: fusion and alignment",
         "## Earlier runs",
     ]
     assert ablations.FOREST.stat().st_size > 1000
@@ -241,7 +240,7 @@ def test_report_of_languages(study):
     with pytest.raises(SystemExit, match="no finished run"):
         languages.report([])
     for seed in (0, 1):
-        for number, name in enumerate(("en", "de", "all", "all-but")):
+        for number, name in enumerate(("en", "de", "all", "all-but", "de-long")):
             iou = 0.5 + number / 50 + seed / 100
             figures = {"mean_iou": iou, "families": dict.fromkeys(languages.FAMILIES, iou - 0.1)}
             key = {"model": name, "seed": seed, "steps": 1000}
@@ -250,10 +249,15 @@ def test_report_of_languages(study):
             )
     languages.report(languages.RESULTS.load(steps=1000))
     lines = languages.REPORT.read_text(encoding="utf-8").splitlines()
-    assert "| **German** | 52.5 ± 0.7 | - | 54.5 ± 0.7 | - | 56.5 ± 0.7 |" in lines
-    assert "| **Chinese** | - | - | 54.5 ± 0.7 | - | 56.5 ± 0.7 |" in lines
-    assert "| German, relation | 42.5 | - | 44.5 | - | **46.5** |" in lines
+    assert "| **German** | 52.5 ± 0.7 | 58.5 ± 0.7 | - | 54.5 ± 0.7 | - | 56.5 ± 0.7 |" in lines
+    assert "| **Chinese** | - | - | - | 54.5 ± 0.7 | - | 56.5 ± 0.7 |" in lines
+    assert "| German, relation | 42.5 | 48.5 | - | 44.5 | - | **46.5** |" in lines
     assert "| `paraphrases` | 50.5 ± 0.7 | 54.5 ± 0.7 | 52.5 ± 0.7 | 54.5 ± 0.7 | - | 54.5 ± 0.7 |" in lines
+    rows = languages.RESULTS.load(steps=1000)
+    points = languages.curve(rows, ("de-long", "de", "zh"), "de")
+    assert [(steps, round(iou, 6)) for steps, iou in points] == [(1000, 52.5), (3000, 58.5)]
+    with Image.open(languages.CURVES) as figure:
+        assert figure.size == (1080, 384)
 
 
 # ---- presence

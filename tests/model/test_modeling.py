@@ -38,6 +38,7 @@ from crossvlt_hf.layers_crossvlt import (
     interpolation,
     shift_mask,
     winograd_convolution,
+    winograd_kernel,
 )
 from crossvlt_hf.modeling_crossvlt import alignment_loss, dice_loss, mask_loss, presence_loss
 
@@ -952,7 +953,7 @@ def test_winograd_convolution_is_a_convolution(batch, channels, width, rows, col
     kernel = torch.randn(width, channels, 3, 3, dtype=torch.float64, generator=generator)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layers_crossvlt, "WINOGRAD_TILES", data.draw(st.sampled_from([1, 4, 256])))
-        found = winograd_convolution(maps, kernel)
+        found = winograd_convolution(maps, winograd_kernel(kernel))
     assert found.shape == (batch, width, rows, columns)
     torch.testing.assert_close(found, F.conv2d(maps, kernel, padding=1), rtol=0, atol=1e-11)
 
@@ -962,7 +963,7 @@ def test_winograd_convolution_of_the_width_of_the_base_model():
     generator = torch.Generator().manual_seed(0)
     maps, kernel = torch.rand(1, 512, 20, 20, generator=generator), torch.randn(64, 512, 3, 3, generator=generator)
     expected = F.conv2d(maps.double(), kernel.double(), padding=1)
-    error = (winograd_convolution(maps, kernel) - expected).abs().max() / expected.std()
+    error = (winograd_convolution(maps, winograd_kernel(kernel)) - expected).abs().max() / expected.std()
     assert error < 1e-4
 
 
@@ -991,6 +992,55 @@ def test_a_decoder_with_winograd_convolutions(model, monkeypatch, winograd_calls
     assert len(winograd_calls) == 4
     assert not torch.equal(found, expected)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.fixture
+def kernels_made(monkeypatch, winograd_calls) -> list[torch.Tensor]:
+    """The kernels that are transformed for Winograd's algorithm, while the decoder takes a pair at a time."""
+    made = []
+
+    def record(kernel):
+        made.append(kernel)
+        return winograd_kernel(kernel)
+
+    monkeypatch.setattr(layers_crossvlt, "winograd_kernel", record)
+    monkeypatch.setattr(layers_crossvlt, "PART", 1)
+    return made
+
+
+def test_kernels_are_transformed_once_for_all_parts(model, kernels_made, winograd_calls):
+    """And again in the next forward pass, after which weights may have changed."""
+    batch = without_labels(fake_batch(model.config, batch=5))
+    before = logits(model, batch)
+    assert len(winograd_calls) == 4 * 5
+    kernels = [convolution.weight for block in model.decoder.blocks[1:] for convolution in (block.conv1, block.conv2)]
+    assert [id(kernel) for kernel in kernels_made] == [id(kernel) for kernel in kernels]
+    with torch.no_grad():
+        kernels[-1].zero_()
+    after = logits(model, batch)
+    assert len(kernels_made) == 8
+    assert not torch.allclose(before, after)
+    assert layers_crossvlt.SHARED.get() is None
+
+
+def test_kernels_that_change_between_parts_are_transformed_again(model, kernels_made, winograd_calls):
+    """As those of `parametrize` and of offloaded weights, which are a new tensor each time."""
+    last = model.decoder.blocks[-1].conv2
+    torch.nn.utils.parametrizations.weight_norm(last)
+    batch = without_labels(fake_batch(model.config, batch=5))
+    found = logits(model, batch)
+    assert len(kernels_made) == 3 + 5
+    torch.nn.utils.parametrize.remove_parametrizations(last, "weight")
+    torch.testing.assert_close(found, logits(model, batch), rtol=0, atol=1e-5)
+
+
+def test_an_error_in_a_part_leaves_nothing_shared(model, kernels_made):
+    hook = model.decoder.classifier.register_forward_hook(lambda *arguments: 1 / 0)
+    batch = without_labels(fake_batch(model.config, batch=5))
+    with torch.no_grad(), pytest.raises(ZeroDivisionError):
+        model(**batch)
+    hook.remove()
+    assert layers_crossvlt.SHARED.get() is None
 
 
 def test_where_winograd_convolutions_are_not_used(model, winograd_calls):
@@ -1061,7 +1111,8 @@ def test_winograd_convolution_in_unusual_surroundings(winograd_calls):
     assert found.is_contiguous()
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     with torch.no_grad():
-        both = torch.vmap(winograd_convolution, in_dims=(None, 0))(MAPS, torch.stack([layer.weight, -layer.weight]))
+        kernels = torch.vmap(winograd_kernel)(torch.stack([layer.weight, -layer.weight]))
+        both = torch.vmap(winograd_convolution, in_dims=(None, 0))(MAPS, kernels)
     torch.testing.assert_close(both, torch.stack([expected, -expected]), rtol=0, atol=1e-5)
     norm = torch.nn.BatchNorm2d(4).eval()
     norm.bias.data.fill_(3.0)
