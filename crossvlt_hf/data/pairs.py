@@ -38,6 +38,11 @@ def reference_name(row: dict[str, Any], index: int) -> str:
     return f"{row.get('dataset', '')} {row.get('ref_id', f'number {index}')}".strip()
 
 
+def has_same_image(row: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two rows have the same pixels; pixels are compared only if the ids of data set and image are equal."""
+    return all(row.get(name) == other.get(name) for name in ("dataset", "image_id")) and row["image"] == other["image"]
+
+
 class TrainingPairs(TorchDataset):
     """Every reference once per epoch, with one of its expressions chosen at random.
 
@@ -233,6 +238,9 @@ class Collator:
         masked_patches: share of the cells of an 8x8 grid over the image to make grey (training only).
         seed: of the masking, which also depends on index and epoch of the pair.
         epoch: replaces that of the pair.
+        share_images: give each image once to neighbouring pairs that have it, with `expressions_per_image`, so that
+            the model computes its first stage once; not with `masked_patches`, which differ between pairs. `Trainer`
+            takes the number of images for that of pairs.
 
     Masking is the augmentation of MaskRIS (Lee et al., 2024).
     """
@@ -242,12 +250,14 @@ class Collator:
     masked_patches: float = 0.0
     seed: int = 0
     epoch: int | None = None
+    share_images: bool = False
 
     def __call__(self, pairs: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Tensors of the model's forward: pixel_values, input_ids, attention_mask, labels, ..."""
+        groups = self._by_image(pairs)
         batch: Any = self.processor(
-            [pair["image"] for pair in pairs],
-            [pair["expression"] for pair in pairs],
+            [group[0]["image"] for group in groups],
+            [[pair["expression"] for pair in group] for group in groups],
             segmentation_maps=[pair["mask"] for pair in pairs],
             ignore_index=IGNORED,  # in records 255 is always ignored, whatever the setting of the processor
             return_tensors="pt",
@@ -260,11 +270,23 @@ class Collator:
                 self._mask(batch, row, np.random.default_rng([self.seed, epoch, pair["index"], 1]))
         return dict(batch)
 
+    def _by_image(self, pairs: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+        """Neighbouring pairs that share an image; each pair alone if images are not shared."""
+        groups: list[list[dict[str, Any]]] = []
+        for pair in pairs:
+            if self.share_images and not self.masked_patches and groups and has_same_image(groups[-1][0], pair):
+                groups[-1].append(pair)
+            else:
+                groups.append([pair])
+        return groups
+
     def _mask(self, batch: dict[str, Tensor], row: int, rng: np.random.Generator) -> None:
         tokenizer, ids = self.processor.tokenizer, batch["input_ids"]
         special = torch.isin(ids[row], torch.tensor(tokenizer.all_special_ids))
         words = torch.from_numpy(rng.random(ids.shape[1]) < self.masked_words)
         ids[row, words & ~special] = tokenizer.mask_token_id
+        if not self.masked_patches:  # pairs may share an image
+            return
         height, width = batch["pixel_values"].shape[-2:]
         cells = torch.from_numpy(rng.random((8, 8)) < self.masked_patches)
         rows, columns = torch.arange(height) * 8 // height, torch.arange(width) * 8 // width

@@ -62,7 +62,9 @@ class StepBatches:
         self.pairs.set_epoch(epoch)
         self.sampler.set_epoch(epoch)
         order = ShardedBatchSampler(self.sampler, self.size, shared.process_index, shared.num_processes, start=start)
-        collator = Collator(processor, data.masked_words, data.masked_patches, self.config.seed, epoch)
+        collator = Collator(
+            processor, data.masked_words, data.masked_patches, self.config.seed, epoch, share_images=data.group > 1
+        )
         return DataLoader(
             ReadablePairs(self.pairs, data.on_error),
             batch_sampler=order,
@@ -78,4 +80,6 @@ class StepBatches:
             if not batch.inputs:
                 raise ValueError(f"{sample}. Repair it, remove it, or set data.on_error=skip.")
             say(f"skipped: {sample}")
-        return replace(batch, inputs=send_to_device(batch.inputs, self.accelerator.device))
+        # The numbers of expressions stay on the CPU, so that a GPU does not wait for them
+        inputs = send_to_device(batch.inputs, self.accelerator.device, skip_keys="expressions_per_image")
+        return replace(batch, inputs=inputs)

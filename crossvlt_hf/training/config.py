@@ -102,7 +102,8 @@ class DataOptions:
         train: training data; an epoch uses all references.
         validation: validation data, all of it used to choose the best weights.
         exclude: data sets whose images are excluded from training, such as test splits.
-        group: how many references of an image to keep together in a batch, if it has that many.
+        group: how many references of an image to keep together in a batch, if it has that many. The model then
+            computes the first stage of such an image once, without `masked_patches`.
         masked_words: see `Collator`.
         masked_patches: see `Collator`.
         workers: processes that load data, per training process.

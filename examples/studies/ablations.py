@@ -188,7 +188,9 @@ def report(rows: list[Row]) -> None:
 
 PICTURES = """\
 Photographs and compositions: the runs on RefShapes go on with photographs at 64 pixels and compositions of cut-outs;
-results on photographs and cut-outs that training never saw. """
+results on photographs and cut-outs that training never saw.
+
+"""
 INTRODUCTION = """\
 # Ablations
 
@@ -196,13 +198,14 @@ Written by `python examples/studies/ablations.py report` from [ablations.json](a
 rule-made expressions, not RefCOCO**: a network of about 4.4 million parameters, {steps} steps of 32 expressions
 ({samples:,} in total), on {hardware}.
 
-RefShapes: random initial weights, scenes of 64 pixels; results on 1,000 expressions of 500 test scenes. {pictures}All
-variants of a seed are trained on the same images in the same order, and are compared with the first row of their table
-with the same seed: mean difference of the mean IoU in points with its 95 % interval, in bold where p < 0.05; Cohen's d
-of the paired differences; p-value of the paired t-test, with Holm's correction over the comparisons of fusion and
-alignment together, and within each other table. All results in percent, mean ± standard deviation over the seeds.
-`both` has two-way fusion, alignment in all stages, language layers 2-1-1-1, Dice weight 0.5, and temperatures from
-0.07. Names of directions say where information goes: `words_to_pixels` from words to pixels, which attend to them.
+RefShapes: random initial weights, scenes of 64 pixels; results on 1,000 expressions of 500 test scenes.
+
+{pictures}All variants of a seed are trained on the same images in the same order, and are compared with the first row
+of their table with the same seed: mean difference of the mean IoU in points with its 95 % interval, in bold where
+p < 0.05; Cohen's d of the paired differences; p-value of the paired t-test, with Holm's correction over the
+comparisons of a table. All results in percent, mean ± standard deviation over the seeds. `both` has two-way fusion,
+alignment in all stages, language layers 2-1-1-1, Dice weight 0.5, and temperatures from 0.07. Names of directions say
+where information goes: `words_to_pixels` from words to pixels, which attend to them.
 
 **What the paper claims, at this scale:** alignment in every stage helps, and so do pixels that read the words early.
 Without alignment, the mean IoU is 4.2 points lower, with alignment in the last stage alone 2.4 points; where only the

@@ -318,6 +318,46 @@ def test_collator_masks_words_and_patches(scenes):
     assert not torch.equal(other["input_ids"], masked["input_ids"])
 
 
+def test_collator_gives_an_image_once_to_neighbours_that_share_it():
+    """And the model the same losses and gradients as with an image for each pair."""
+    scenes = load_refshapes("train", scenes=4, expressions=2, side=SIDE, seed=3)
+    processor = CrossVLTProcessor.from_tokenizer(refshapes_tokenizer(), image_size=SIDE, max_length=16)
+    pairs = TrainingPairs([scenes]).__getitems__([0, 1, 2, 5, 4, 7, 6, 3])
+    plain, shared = Collator(processor)(pairs), Collator(processor, share_images=True)(pairs)
+    counts = shared.pop("expressions_per_image")
+    assert counts.tolist() == [2, 1, 2, 2, 1]
+    repeated = shared["pixel_values"].repeat_interleave(counts, 0)
+    assert torch.equal(repeated, plain["pixel_values"])
+    assert all(torch.equal(shared[name], plain[name]) for name in plain if name != "pixel_values")
+    config = tiny_config()
+    config.text_config.vocab_size = len(processor.tokenizer)
+    model = CrossVLTModel(config).double().train()
+    double = [batch | {"pixel_values": batch["pixel_values"].double()} for batch in (plain, shared)]
+    gradients = []
+    for batch in (double[0], double[1] | {"expressions_per_image": counts}):
+        model.zero_grad()
+        model(**batch).loss.backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
+    for each, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(each, other, rtol=0, atol=1e-10)
+
+
+def test_images_are_not_shared_by_name_alone_nor_if_patches_are_masked():
+    """Where ids repeat, as in joined data sets without names, and where pairs get other patches."""
+    processor = CrossVLTProcessor.from_tokenizer(tiny_tokenizer(), image_size=8, max_length=9)
+    row = {"expression": "the cup", "mask": np.zeros((2, 2), np.uint8), "dataset": "made", "image_id": "1", "index": 0}
+    red, green = ({**row, "image": Image.new("RGB", (2, 2), colour)} for colour in ("red", "green"))
+    named = {**red, "image_id": "2"}
+    for pairs, images in (([red, red], 1), ([red, green, red], 3), ([red, named], 2), ([red] * 3 + [green], 2)):
+        assert len(Collator(processor, share_images=True)(pairs)["pixel_values"]) == images
+        assert len(Collator(processor)(pairs)["pixel_values"]) == len(pairs)
+        masked = Collator(processor, masked_patches=0.5, share_images=True)(pairs)
+        assert len(masked["pixel_values"]) == len(masked["labels"]) == len(pairs)
+    words = Collator(processor, masked_words=0.5, share_images=True)([red, red])
+    assert len(words["pixel_values"]) == 1
+    assert len(words["input_ids"]) == 2
+
+
 @pytest.mark.parametrize("ignore_index", ["auto", None, 128])
 def test_what_rows_ignore_stays_ignored_in_every_batch(ignore_index):
     """Rows have 255 for it, whatever else is in the batch, and whatever the files had."""
