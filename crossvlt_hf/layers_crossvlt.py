@@ -30,11 +30,13 @@ SHIFT_MASKED = -100.0
 WINOGRAD_TILES = 256
 WINOGRAD_CHANNELS = 256
 WINOGRAD_LEAST_TILES = 12 * 12
-# Values of the largest map that a layer computes at a time on a CPU, 8 MiB in float32. The C library keeps the memory
-# of such maps. It returns larger ones to the system after each layer, and getting their pages again takes time.
+# Values of the largest map that a layer computes at a time on a CPU, 8 MiB in float32, which fit its cache. The C
+# library keeps the memory of such maps. It returns larger ones to the system after each layer, and getting their pages
+# again takes time.
 PART = 2 * 2**20
-# What the parts of a layer share: by module, what was computed, and from which tensor
-SHARED: ContextVar[dict[nn.Module, tuple[Tensor, Tensor]] | None] = ContextVar("SHARED", default=None)
+# What the parts of a layer share: by module, the parameter, its version, and what was computed from it
+Shared = dict[nn.Module, tuple[nn.Parameter, int, Tensor]]
+SHARED: ContextVar[Shared | None] = ContextVar("SHARED", default=None)
 
 
 # ---- sizes
@@ -93,23 +95,31 @@ def in_parts(compute: Callable[..., Any], first: Tensor, *others: Tensor | None,
         return compute(first, *others)
     pieces = [first.split(size)]
     pieces += [(None,) * len(pieces[0]) if each is None else each.split(size) for each in others]
-    token = SHARED.set({})
+    shared: Shared = {}
+    token = SHARED.set(shared)
     try:
         found = [compute(*some) for some in zip(*pieces, strict=True)]
     finally:
         SHARED.reset(token)
+        shared.clear()  # a copy of the context would keep it
     if isinstance(found[0], Tensor):
         return torch.cat(found)
     return tuple(None if each[0] is None else torch.cat(each) for each in zip(*found, strict=True))
 
 
 def once_for_all_parts(module: nn.Module, compute: Callable[[Tensor], Tensor], weight: Tensor) -> Tensor:
-    """`compute(weight)` of a module, for its first part only where `in_parts` divides a layer."""
-    if (shared := SHARED.get()) is None:
+    """`compute(weight)` of a module, for its first part only where `in_parts` divides a layer.
+
+    Weights that are made for each part, as by `parametrize`, are no parameters; those that were offloaded are another
+    parameter for each part, and hooks may change one in place.
+    """
+    shared = SHARED.get()
+    if shared is None or not isinstance(weight, nn.Parameter) or weight.is_inference():
         return compute(weight)
-    if module not in shared or shared[module][0] is not weight:  # offloaded weights are loaded for each part
-        shared[module] = weight, compute(weight)
-    return shared[module][1]
+    found = shared.get(module)
+    if found is None or found[0] is not weight or found[1] != weight._version:
+        found = shared[module] = weight, weight._version, compute(weight)
+    return found[2]
 
 
 def holds_tensors(arguments: dict[str, Any]) -> bool:
@@ -763,7 +773,7 @@ class CrossVLTConvolution(nn.Conv2d):
 
     def forward(self, maps: Tensor) -> Tensor:
         if runs_on_cpu(maps) and self._is_usual(maps) and self._is_large(maps):
-            # A fifth of the time of a pair of the base model
+            # Transforming the kernels for each part took a tenth of the decoder's time
             return winograd_convolution(maps, once_for_all_parts(self, winograd_kernel, self.weight))
         return super().forward(maps)
 

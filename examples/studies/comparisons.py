@@ -1,7 +1,8 @@
-"""Paired comparisons of runs with the same seeds: effects, intervals, tests, and their forest plot."""
+"""Paired comparisons of runs: effects, intervals, tests, and their forest plot."""
 
+import math
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,11 +14,11 @@ SIGNIFICANT = 0.05
 
 @dataclass(frozen=True)
 class Comparison:
-    """A variant against its baseline, over the seeds of both: differences of a metric in points.
+    """A variant against its baseline, over their pairs: differences of a metric in points.
 
     Args:
         name: the variant.
-        differences: one for each seed.
+        differences: one for each pair.
         adjusted: the p-value after Holm's correction for all comparisons that are tested together.
     """
 
@@ -43,8 +44,9 @@ class Comparison:
 
     @property
     def standardised(self) -> float:
-        """Cohen's d of paired values: the mean over the standard deviation of the differences."""
-        return self.mean / statistics.stdev(self.differences)
+        """Cohen's d of paired values: the mean over the standard deviation of the differences, which may be 0."""
+        spread = statistics.stdev(self.differences)
+        return self.mean / spread if spread else math.copysign(math.inf, self.mean) if self.mean else 0.0
 
     @property
     def decided(self) -> bool:
@@ -62,21 +64,21 @@ def holm(p: list[float]) -> list[float]:
     return adjusted
 
 
-Values = Mapping[int, float]  # of a variant: a metric in percent, by seed
+Values = Mapping[Hashable, float]  # of a variant: a metric in percent, by what makes a pair, such as the seed
 
 
 def compare(pairs: Mapping[str, tuple[Values, Values]]) -> dict[str, Comparison]:
     """Compare variants that are tested together.
 
     Args:
-        pairs: for each variant its own values and those of its baseline. Only runs with the same seed are compared;
+        pairs: for each variant its own values and those of its baseline. Only values of the same key are compared;
             variants with fewer than two such pairs are left out.
     """
     found = []
     for name, (own, base) in pairs.items():
-        seeds = sorted(base.keys() & own.keys())
-        if len(seeds) >= 2:
-            found.append(Comparison(name, [own[seed] - base[seed] for seed in seeds]))
+        both = [key for key in own if key in base]
+        if len(both) >= 2:
+            found.append(Comparison(name, [own[key] - base[key] for key in both]))
     adjusted = holm([each.p for each in found])
     return {each.name: replace(each, adjusted=p) for each, p in zip(found, adjusted, strict=True)}
 
@@ -127,11 +129,11 @@ def plot(groups: Mapping[str, Sequence[Comparison]], path: Path) -> None:
             axes.plot(each.mean, height, "s", color=colour, markersize=8)
             axes.plot(each.differences, [height - 0.22] * len(each.differences), "|", color="black", alpha=0.6)
         axes.axvline(0, color="black", linewidth=1)
-        axes.set_yticks(range(len(comparisons)), [f"{e.name} ({len(e.differences)} seeds)" for e in comparisons])
+        axes.set_yticks(range(len(comparisons)), [f"{e.name} ({len(e.differences)} pairs)" for e in comparisons])
         axes.set_ylim(-0.6, len(comparisons) - 0.4)
         axes.set_title(title, loc="left", fontsize=10)
         axes.grid(axis="x", alpha=0.3)
-    panels[-1, 0].set_xlabel("difference of the mean IoU from the baseline in points, 95 % interval; | single seeds")
+    panels[-1, 0].set_xlabel("difference of the mean IoU from the baseline in points, 95 % interval; | single pairs")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)

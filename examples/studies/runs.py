@@ -4,15 +4,17 @@ A run whose result is there is not repeated, and an interrupted run goes on from
 """
 
 import argparse
+import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 from crossvlt_hf.configuration_crossvlt import write_file
@@ -20,6 +22,17 @@ from crossvlt_hf.configuration_crossvlt import write_file
 
 Row = dict[str, Any]  # of a run: its key, and its results
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Let one thread of one process at a time into the block."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 @dataclass(frozen=True)
@@ -33,7 +46,6 @@ class Results:
 
     path: Path
     keys: tuple[str, ...]
-    _writing = Lock()
 
     def load(self, **wanted: Any) -> list[Row]:
         """The rows that have these values."""
@@ -42,7 +54,7 @@ class Results:
 
     def keep(self, row: Row) -> None:
         """Add the row of a finished run."""
-        with self._writing:
+        with locked(self.path.parent):
             rows = sorted([*self.load(), row], key=lambda each: tuple(each[key] for key in self.keys))
             text = "[\n" + ",\n".join(json.dumps(each) for each in rows) + "\n]\n"
             write_file(self.path, text.encode())
@@ -59,6 +71,7 @@ class Training:
         measure: arguments of `python` that print the results as a line of JSON, given the folder of the run.
         seed: of the run.
         steps: of the run.
+        start: the run from whose weights this one goes on; trained if its folder is missing, whatever its results.
     """
 
     key: Row
@@ -67,6 +80,7 @@ class Training:
     measure: Sequence[str]
     seed: int
     steps: int
+    start: "Training | None" = None
 
     @property
     def name(self) -> str:
@@ -90,17 +104,51 @@ class Training:
         return [sys.executable, "-m", "crossvlt_hf", "train", self.config, *settings, *self.settings, "--resume"]
 
 
+_RUNNING: set[subprocess.Popen[str]] = set()
+
+
+def _run(command: Sequence[str], **options: Any) -> str:
+    """Run a command like `subprocess.run(check=True)`; return its output. `_RUNNING` has it while it runs."""
+    with subprocess.Popen(command, env={**os.environ, **ENVIRONMENT}, text=True, **options) as process:
+        _RUNNING.add(process)
+        try:
+            output, _ = process.communicate()
+        finally:
+            _RUNNING.discard(process)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return output
+
+
 def train(training: Training, results: Results, folder: Path) -> None:
     """Train, or go on, and measure; nothing if that is done."""
     if results.load(**training.key):
         return
-    run, environment = folder / training.name, {**os.environ, **ENVIRONMENT}
+    run = folder / training.name
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{run.name}.log").open("a") as log:
-        subprocess.run(training.command(run), check=True, env=environment, stdout=log, stderr=log)
-        measure = [sys.executable, *training.measure, str(run / "last")]
-        measured = subprocess.run(measure, check=True, env=environment, stdout=subprocess.PIPE, stderr=log)
-    results.keep({**training.key, **json.loads(measured.stdout)})
+        if training.start is not None and not (start := folder / training.start.name / "last").is_dir():
+            _run(training.start.command(start.parent), stdout=log, stderr=log)
+        _run(training.command(run), stdout=log, stderr=log)
+        measured = _run([sys.executable, *training.measure, str(run / "last")], stdout=subprocess.PIPE, stderr=log)
+    results.keep({**training.key, **json.loads(measured)})
+
+
+@contextmanager
+def ends_its_processes(pool: ThreadPoolExecutor) -> Iterator[None]:
+    """On SIGTERM, end the runs of the pool too, which save a checkpoint; without this they would go on alone."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    except BaseException as error:
+        pool.shutdown(wait=False, cancel_futures=True)
+        if isinstance(error, SystemExit):  # Ctrl-C reaches the processes itself
+            for process in list(_RUNNING):
+                process.terminate()
+        raise
+    finally:
+        pool.shutdown()
+        signal.signal(signal.SIGTERM, before)
 
 
 def train_all(
@@ -117,11 +165,12 @@ def train_all(
         try:
             train(training, results, folder)
             tell(f"done: {training.name}")
-        except (subprocess.CalledProcessError, ValueError) as error:
+        except (subprocess.CalledProcessError, OSError, ValueError) as error:
             failed.append(training.name)
             tell(f"failed: {training.name}: {error}")
 
-    with ThreadPoolExecutor(jobs) as pool:
+    pool = ThreadPoolExecutor(jobs)
+    with ends_its_processes(pool):
         list(pool.map(attempt, trainings))
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(trainings)} runs failed: {', '.join(failed)}; see {folder}.")
@@ -160,16 +209,19 @@ def _read_numbers(text: str) -> list[int]:
 
 
 def measure(source: str, tests: dict[str, dict[str, Any]]) -> None:
-    """Print the results of a checkpoint as a line of JSON.
+    """Print the results of a checkpoint as a line of JSON, with what they were computed on.
 
     Args:
-        source: the checkpoint.
+        source: the checkpoint, in the folder of its run, which was trained on this machine.
         tests: arguments of `load_data` for each data set, by its name in the results.
     """
     import torch
+    import yaml
+    from accelerate import Accelerator
 
     from crossvlt_hf.data import load_data
     from crossvlt_hf.evaluation import EvaluationOptions, evaluate
+    from crossvlt_hf.training.optimization import choose_attention
     from crossvlt_hf.weights.checkpoint import load_checkpoint
 
     reported = ("mean_iou", "overall_iou", "right_object_rate")  # the last only where scenes have such a distractor
@@ -179,10 +231,20 @@ def measure(source: str, tests: dict[str, dict[str, Any]]) -> None:
     for name, test in tests.items():
         metric = evaluate(model, processor, load_data(**test), EvaluationOptions(batch_size=16, distractors=True))
         figures = metric.compute()
+        groups = metric.compute_groups()
         found[name] = {
             **{key: round(figures[key], 5) for key in reported if key in figures},
-            "families": {key: round(row["mean_iou"], 5) for key, row in metric.compute_groups().items()},
+            "families": {key: round(row["mean_iou"], 5) for key, row in groups.items()},
+            "samples": {key: row["samples"] for key, row in groups.items()},
         }
-    size = sum(parameter.numel() for parameter in model.parameters())
-    hardware = torch.cuda.get_device_name() if device == "cuda" else "CPU"
-    print(json.dumps({"results": found, "parameters": size, "hardware": hardware}))
+    config = yaml.safe_load((Path(source).parent / "config.yaml").read_text())
+    precision = config["optimization"]["mixed_precision"]
+    row = {
+        "results": found,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "hardware": torch.cuda.get_device_name() if device == "cuda" else "CPU",
+        "precision": precision,
+        "attention": choose_attention(Accelerator(mixed_precision=precision)),
+        "torch": torch.__version__,
+    }
+    print(json.dumps(row))

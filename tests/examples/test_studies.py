@@ -3,7 +3,10 @@
 import importlib
 import io
 import json
+import signal
+import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +32,7 @@ def study(monkeypatch, tmp_path):
 
     def load(name):
         module = importlib.import_module(name)
-        for entry in ("REPORT", "FOREST", "CURVES"):
+        for entry in ("REPORT",):
             if hasattr(module, entry):
                 monkeypatch.setattr(module, entry, tmp_path / getattr(module, entry).name)
         if hasattr(module, "RESULTS"):
@@ -43,10 +46,15 @@ def study(monkeypatch, tmp_path):
             del sys.modules[name]
 
 
-def row(variant, seed, mean_iou, steps=1000, on="shapes", hardware="CPU", parts=("shapes",)):
-    figures = {"mean_iou": mean_iou, "overall_iou": mean_iou - 0.05, "right_object_rate": 0.8, "families": {}}
+def row(variant, seed, mean_iou, steps=1000, on="shapes", hardware="CPU", parts=("shapes",), empty=None):
+    families = {"relation": mean_iou - 0.01, "attribute": mean_iou + 0.03}
+    figures = {"mean_iou": 0.0, "overall_iou": mean_iou - 0.05, "right_object_rate": 0.8, "families": families}
+    figures["samples"] = {"relation": 75, "attribute": 25}
+    if empty is not None:
+        families["no_target"], figures["samples"]["no_target"] = empty, 50
     key = {"on": on, "variant": variant, "seed": seed, "steps": steps}
-    return {**key, "results": dict.fromkeys(parts, figures), "parameters": 4_360_000, "hardware": hardware}
+    computed = {"hardware": hardware, "precision": "bf16", "attention": "sdpa"}
+    return {**key, "results": dict.fromkeys(parts, figures), "parameters": 4_360_000, **computed}
 
 
 # ---- comparisons
@@ -68,10 +76,11 @@ def test_holm(study, p, adjusted):
 
 
 def test_only_pairs_are_compared(study):
-    """Runs of the same seed; one pair says nothing of the spread."""
+    """Runs of the same seed on the same hardware; one pair says nothing of the spread."""
     ablations = study("ablations")
     rows = [row("both", seed, 0.5 + seed / 100) for seed in range(4)]
     rows += [row("late", seed, 0.4 + seed / 50) for seed in (1, 2, 3, 9)] + [row("align-none", 0, 0.1)]
+    rows += [row("late", 0, 0.9, hardware="another"), {**row("late", 0, 0.9), "attention": "eager"}]
     found = ablations.compare_groups(rows, "shapes")
     assert found.keys() == {"late"}
     assert found["late"].differences == pytest.approx([-9, -8, -7])
@@ -92,6 +101,89 @@ def test_results_are_kept_and_not_repeated(study, tmp_path):
     runs = ablations.Study("shapes", 1000, tmp_path / "runs", tmp_path)
     ablations.train_all([runs.training("both", 0)], ablations.RESULTS, tmp_path / "runs", 1)
     assert not (tmp_path / "runs").exists()
+
+
+KEEP = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from runs import Results
+results = Results(Path(sys.argv[2]), ("name",))
+for number in range(20):
+    results.keep({"name": f"{sys.argv[3]} {number}"})
+"""
+
+
+def test_two_processes_keep_all_their_results(study, tmp_path):
+    path = tmp_path / "results.json"
+    command = [sys.executable, "-c", KEEP, str(STUDIES), str(path)]
+    processes = [subprocess.Popen([*command, name]) for name in "ab"]
+    assert [process.wait() for process in processes] == [0, 0]
+    assert len(study("runs").Results(path, ("name",)).load()) == 40
+
+
+TRAIN = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import runs
+runs.Training.command = lambda self, run: [sys.executable, "-c", sys.argv[3]]
+folder = Path(sys.argv[2])
+trainings = [runs.Training({"name": name}, "", [], [], 0, 1) for name in ("a", "b")]
+runs.train_all(trainings, runs.Results(folder / "results.json", ("name",)), folder, 1)
+"""
+
+
+def test_a_study_that_is_ended_ends_its_runs(tmp_path):
+    """With SIGTERM, so that they save a checkpoint; the next run does not start."""
+    run = (
+        "import signal, sys, time; from pathlib import Path; started, ended = Path(sys.argv[1]), Path(sys.argv[2])\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (ended.open('a').write('ended '), sys.exit(1)))\n"
+        "started.open('a').write('started '); time.sleep(60)"
+    )
+    started, ended = tmp_path / "started", tmp_path / "ended"
+    run = run.replace("sys.argv[1]", repr(str(started))).replace("sys.argv[2]", repr(str(ended)))
+    process = subprocess.Popen([sys.executable, "-c", TRAIN, str(STUDIES), str(tmp_path), run])
+    while not started.is_file():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait() == 128 + signal.SIGTERM
+    assert (started.read_text(), ended.read_text()) == ("started ", "ended ")
+
+
+def test_a_missing_start_is_trained_first(study, tmp_path, monkeypatch):
+    """Also if its results are there, as those in the repository, whose runs are not."""
+    runs, ablations = study("runs"), study("ablations")
+    commands = []
+    monkeypatch.setattr(runs, "_run", lambda command, **options: commands.append(command) or '{"results": {}}')
+    ablations.RESULTS.keep(row("late", 5, 0.5))
+    training = ablations.Study("pictures", 1000, tmp_path / "runs", tmp_path).training("late", 5)
+    runs.train(training, ablations.RESULTS, tmp_path / "runs")
+    assert [
+        f"output.folder={tmp_path / 'runs' / name}" in command
+        for command in commands
+        for name in ("shapes-late-5-1000", "pictures-late-5-1000")
+    ] == [True, False, False, True, False, False]  # the last measures
+    commands.clear()
+    (tmp_path / "runs" / "shapes-late-5-1000" / "last").mkdir(parents=True)
+    ablations.RESULTS.path.unlink()
+    runs.train(training, ablations.RESULTS, tmp_path / "runs")
+    assert len(commands) == 2
+
+
+@pytest.mark.parametrize("name", ["ablations", "languages"])
+def test_the_reports_in_docs_are_those_of_their_results(monkeypatch, tmp_path, name):
+    monkeypatch.syspath_prepend(STUDIES)
+    module = importlib.import_module(name)
+    monkeypatch.setattr(module, "plot", lambda *arguments: None)
+    written = module.REPORT.read_text(encoding="utf-8")
+    path = tmp_path / module.REPORT.name
+    monkeypatch.setattr(module, "REPORT", path)
+    module.report(module.RESULTS.load(steps=1000), path)
+    assert path.read_text(encoding="utf-8") == written
+    for imported in (name, "comparisons", "runs"):
+        sys.modules.pop(imported)
 
 
 @pytest.mark.slow
@@ -133,31 +225,38 @@ def test_every_variant_is_a_configuration(study, tmp_path):
 def test_report_of_ablations(study):
     ablations = study("ablations")
     with pytest.raises(SystemExit, match="no finished run of 'both'"):
-        ablations.report([])
+        ablations.report([], ablations.REPORT)
     rows = [row("both", seed, 0.5 + seed / 100) for seed in range(8)]
     rows += [row("late", seed, 0.4 + seed / 90) for seed in range(8)]
     rows += [row("align-none", seed, 0.5 + (seed + seed % 3 - 1) / 100) for seed in range(8)]
     rows += [row("both", 0, 0.9, steps=7)]
     pictures = {"on": "pictures", "parts": ("photographs", "compositions")}
     rows += [
-        row(name, seed, iou + seed * iou / 9, **pictures)
+        row(name, seed, iou + seed * iou / 9, empty=0.25, **pictures)
         for name, iou in (("both", 0.3), ("late", 0.2))
         for seed in (0, 1)
     ]
     ablations.RESULTS.path.write_text(json.dumps(rows))
-    ablations.report(ablations.RESULTS.load(steps=1000))
+    ablations.report(ablations.RESULTS.load(steps=1000), ablations.REPORT)
     lines = ablations.REPORT.read_text().splitlines()
     (both,) = [line for line in lines if line.startswith("| `both`") and "53.5 ± 2.4" in line][:1]
     assert "| 8 | 53.5 ± 2.4 | 48.5 ± 2.4 | 80.0 ± 0.0 | 4.36 M | - | - | - |" in both
     assert any("`late`" in line and "**-9.6** [-9.8, -9.4]" in line and "| <0.001 |" in line for line in lines)
     assert any("`align-none`" in line and "-0.1 [" in line and "**" not in line for line in lines)
+    assert sum("N-acc" in line for line in lines) == 2
+    assert any("`late`" in line and line.startswith("| ") and "| 21.1 ± 1.6 |" in line for line in lines)
+    assert any("| 25.0 ± 0.0 |" in line for line in lines)
+    assert ablations.CONCLUSIONS in ablations.REPORT.read_text()
+    mine = ablations.REPORT.with_name("mine.md")
+    ablations.report(rows[:16], mine)
+    assert ablations.CONCLUSIONS not in mine.read_text()
+    assert mine.with_suffix(".png").is_file()
     assert [line for line in lines if line.startswith("## ")] == [
         "## RefShapes: fusion and alignment",
         "## Photographs: fusion and alignment",
         "## Compositions: fusion and alignment",
-        "## Earlier runs",
     ]
-    assert ablations.FOREST.stat().st_size > 1000
+    assert ablations.REPORT.with_suffix(".png").stat().st_size > 1000
 
 
 # ---- pictures
@@ -238,7 +337,7 @@ def test_every_model_of_languages_is_a_configuration(study, tmp_path):
 def test_report_of_languages(study):
     languages = study("languages")
     with pytest.raises(SystemExit, match="no finished run"):
-        languages.report([])
+        languages.report([], languages.REPORT)
     for seed in (0, 1):
         for number, name in enumerate(("en", "de", "all", "all-but", "de-long")):
             iou = 0.5 + number / 50 + seed / 100
@@ -247,16 +346,17 @@ def test_report_of_languages(study):
             languages.RESULTS.keep(
                 {**key, "results": dict.fromkeys(languages.tests(name), figures), "hardware": "CPU"}
             )
-    languages.report(languages.RESULTS.load(steps=1000))
+    languages.report(languages.RESULTS.load(steps=1000), languages.REPORT)
     lines = languages.REPORT.read_text(encoding="utf-8").splitlines()
-    assert "| **German** | 52.5 ± 0.7 | 58.5 ± 0.7 | - | 54.5 ± 0.7 | - | 56.5 ± 0.7 |" in lines
-    assert "| **Chinese** | - | - | - | 54.5 ± 0.7 | - | 56.5 ± 0.7 |" in lines
-    assert "| German, relation | 42.5 | 48.5 | - | 44.5 | - | **46.5** |" in lines
+    assert "| **German** | 52.5 ± 0.7 | 58.5 ± 0.7 | 54.5 ± 0.7 | 56.5 ± 0.7 |" in lines
+    assert "| **Chinese** | - | - | 54.5 ± 0.7 | 56.5 ± 0.7 |" in lines
+    assert "| German, relation | 42.5 | 48.5 | 44.5 | **46.5** |" in lines
+    assert "| `test`, relation | 40.5 ± 0.7 | 44.5 ± 0.7 | 42.5 ± 0.7 | 44.5 ± 0.7 | - | 44.5 ± 0.7 |" in lines
     assert "| `paraphrases` | 50.5 ± 0.7 | 54.5 ± 0.7 | 52.5 ± 0.7 | 54.5 ± 0.7 | - | 54.5 ± 0.7 |" in lines
     rows = languages.RESULTS.load(steps=1000)
     points = languages.curve(rows, ("de-long", "de", "zh"), "de")
     assert [(steps, round(iou, 6)) for steps, iou in points] == [(1000, 52.5), (3000, 58.5)]
-    with Image.open(languages.CURVES) as figure:
+    with Image.open(languages.REPORT.with_suffix(".png")) as figure:
         assert figure.size == (1080, 384)
 
 

@@ -1034,6 +1034,14 @@ def test_kernels_that_change_between_parts_are_transformed_again(model, kernels_
     torch.testing.assert_close(found, logits(model, batch), rtol=0, atol=1e-5)
 
 
+def test_kernels_that_a_hook_changes_in_place_are_transformed_again(model, kernels_made):
+    last, batch = model.decoder.blocks[-1].conv2, without_labels(fake_batch(model.config, batch=3))
+    hook = last.register_forward_pre_hook(lambda module, inputs: module.weight.mul_(2) and None)
+    logits(model, batch)
+    hook.remove()
+    assert len(kernels_made) == 3 + 3
+
+
 def test_an_error_in_a_part_leaves_nothing_shared(model, kernels_made):
     hook = model.decoder.classifier.register_forward_hook(lambda *arguments: 1 / 0)
     batch = without_labels(fake_batch(model.config, batch=5))
