@@ -167,7 +167,7 @@ def compare_groups(rows: list[Row], part: str) -> dict[str, Comparison]:
 
 
 def table(title: str, rows: list[Row], part: str, comparisons: dict[str, Comparison]) -> str:
-    """A row for each variant that has results; of those with a baseline, only runs with a partner."""
+    """A row for each variant that has results, of the runs with a partner."""
     baseline, *_ = members(title)
     without = any(NO_TARGET in row["results"][part]["samples"] for row in rows)
     columns = COLUMNS | (NO_TARGET_COLUMNS if without else {})
@@ -175,9 +175,10 @@ def table(title: str, rows: list[Row], part: str, comparisons: dict[str, Compari
         f"| variant | runs | {' | '.join(columns)} | parameters | against `{baseline}` | d | p |",
         f"|---|---:|{'---:|' * len(columns)}---:|---|---:|---:|",
     ]
+    keys = {name: values(rows, part, name).keys() for name in members(title)}
+    compared = set().union(*(keys[name] for name in keys if name != baseline))
     for name in members(title):
-        chosen = [key for key in values(rows, part, name) if key in values(rows, part, baseline)]
-        if not chosen:
+        if not (chosen := keys[name] & (compared if name == baseline else keys[baseline])):
             continue
         found = [[values(rows, part, name, metric)[key] for key in chosen] for metric in columns.values()]
         size = next(row["parameters"] for row in rows if row["variant"] == name) / 1e6
@@ -217,8 +218,9 @@ def report(rows: list[Row], path: Path) -> None:
 
 
 PICTURES = """\
-Photographs and compositions: the runs on RefShapes go on with photographs at 64 pixels and compositions of cut-outs;
-results on photographs and cut-outs that training never saw.
+Photographs and compositions: runs on RefShapes go on with photographs at 64 pixels and compositions of cut-outs
+(seeds 3, 4, 5, 7); results on 416 and 750 expressions for photographs and cut-outs that training never saw. In each
+pair, both runs have the attention function of the CPU now; those of RefShapes from which they went on may differ in it.
 
 """
 INTRODUCTION = """\
@@ -231,14 +233,31 @@ rule-made expressions, not RefCOCO**: a network of about 4.4 million parameters,
 RefShapes: random initial weights, scenes of 64 pixels; results on 1,000 expressions of 500 test scenes.
 
 {pictures}All variants of a seed are trained on the same images in the same order, and are compared with the first row
-of their table with the same seed: mean difference of the mean IoU in points with its 95 % interval, in bold where
+of their table with the same seed, hardware, precision and attention function: mean difference of the mean IoU in points with its 95 % interval, in bold where
 p < 0.05; Cohen's d of the paired differences; p-value of the paired t-test, with Holm's correction over the
-comparisons of a table. All results in percent, mean ± standard deviation over the seeds. `both` has two-way fusion,
+comparisons of a table, which intervals do not have. All results in percent, mean ± standard deviation; the mean IoU
+is that of expressions with a target, N-acc the share of empty masks of those without. `both` has two-way fusion,
 alignment in all stages, language layers 2-1-1-1, Dice weight 0.5, and temperatures from 0.07. Names of directions say
 where information goes: `words_to_pixels` from words to pixels, which attend to them."""
 
 CONCLUSIONS = """\
-TODO"""
+**What the paper claims, at this scale:** alignment in every stage helps, and so do pixels that read the words early.
+Without alignment, the mean IoU is 4.5 points lower, with alignment in the last stage alone 2.7 points; where only the
+decoder reads the words it is 4.5 points lower, where only the words read pixels 6 points. These four differences are
+significant, and similar in the pairs on the CPU and on the GPU. That of alignment in the last stage alone is the least
+certain: without any one seed, its p is between 0.013 and 0.057. The paper's other direction, words that also read
+pixels, adds 0.4 points (95 % interval: -1.7 to +2.6): eight seeds do not show that it helps.
+
+**On photographs and compositions**, nothing is decided: after so few steps, all variants have 18 to 19 and 15 to 17 %
+mean IoU, and no difference is significant. So it is open whether what holds for drawn shapes holds there.
+
+**Levers** (four seeds): without the Dice loss, the mean IoU is 16.6 points lower, which is significant. Temperatures that
+start at 1 (-9.5 points) and masking of 10 % of words and patches (-5.0) lower it in all four seeds, both with p = 0.07.
+The split of the language layers makes no difference that four seeds can show.
+
+**Seeds are draws.** The same seed on other hardware, or with another attention function, gives another run: `both` with
+seed 0 has 52.9 on the GPU, and 45.9 and 42.3 on the CPU, though most others differ by less than two points
+([ablations.json](ablations.json) has all runs, also those without a partner)."""
 
 
 def main() -> None:
