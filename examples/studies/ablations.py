@@ -220,7 +220,7 @@ def report(rows: list[Row], path: Path) -> None:
 PICTURES = """\
 Photographs and compositions: runs on RefShapes go on with photographs at 64 pixels and compositions of cut-outs
 (seeds 3, 4, 5, 7); results on 416 and 750 expressions for photographs and cut-outs that training never saw. In each
-pair, both runs have the attention function of the CPU now; those of RefShapes from which they went on may differ in it.
+pair, both runs have the same attention function; those of RefShapes from which they went on may differ in it.
 
 """
 INTRODUCTION = """\
@@ -233,12 +233,13 @@ rule-made expressions, not RefCOCO**: a network of about 4.4 million parameters,
 RefShapes: random initial weights, scenes of 64 pixels; results on 1,000 expressions of 500 test scenes.
 
 {pictures}All variants of a seed are trained on the same images in the same order, and are compared with the first row
-of their table with the same seed, hardware, precision and attention function: mean difference of the mean IoU in points with its 95 % interval, in bold where
-p < 0.05; Cohen's d of the paired differences; p-value of the paired t-test, with Holm's correction over the
-comparisons of a table, which intervals do not have. All results in percent, mean ± standard deviation; the mean IoU
-is that of expressions with a target, N-acc the share of empty masks of those without. `both` has two-way fusion,
-alignment in all stages, language layers 2-1-1-1, Dice weight 0.5, and temperatures from 0.07. Names of directions say
-where information goes: `words_to_pixels` from words to pixels, which attend to them."""
+of their table with the same seed, hardware, precision and attention function: mean difference of the mean IoU in
+points with its 95 % interval, in bold where p < 0.05; Cohen's d of the paired differences; p-value of the paired
+t-test, with Holm's correction over the comparisons of a table, which intervals do not have. All results in percent,
+mean ± standard deviation; the mean IoU is that of expressions with a target, N-acc the share of empty masks of those
+without. `both` has two-way fusion, alignment in all stages, language layers 2-1-1-1, Dice weight 0.5, and
+temperatures from 0.07. Names of directions say where information goes: `words_to_pixels` from words to pixels, which
+attend to them."""
 
 CONCLUSIONS = """\
 **What the paper claims, at this scale:** alignment in every stage helps, and so do pixels that read the words early.
@@ -251,12 +252,12 @@ pixels, adds 0.4 points (95 % interval: -1.7 to +2.6): eight seeds do not show t
 **On photographs and compositions**, nothing is decided: after so few steps, all variants have 18 to 19 and 15 to 17 %
 mean IoU, and no difference is significant. So it is open whether what holds for drawn shapes holds there.
 
-**Levers** (four seeds): without the Dice loss, the mean IoU is 16.6 points lower, which is significant. Temperatures that
-start at 1 (-9.5 points) and masking of 10 % of words and patches (-5.0) lower it in all four seeds, both with p = 0.07.
-The split of the language layers makes no difference that four seeds can show.
+**Levers** (four seeds): without the Dice loss, the mean IoU is 16.6 points lower, which is significant. Temperatures
+that start at 1 (-9.5 points) and masking of 10 % of words and patches (-5.0) lower it in all four seeds, both with
+p = 0.07. The split of the language layers makes no difference that four seeds can show.
 
-**Seeds are draws.** The same seed on other hardware, or with another attention function, gives another run: `both` with
-seed 0 has 52.9 on the GPU, and 45.9 and 42.3 on the CPU, though most others differ by less than two points
+**Seeds are draws.** The same seed on other hardware, or with another attention function, gives another run: `both`
+with seed 0 has 52.9 on the GPU, and 45.9 and 42.3 on the CPU, though most others differ by less than two points
 ([ablations.json](ablations.json) has all runs, also those without a partner)."""
 
 

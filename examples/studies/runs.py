@@ -178,9 +178,7 @@ def train_all(
 
 def hardware_of(rows: Sequence[Row]) -> str:
     """The hardware of any of the runs, in words."""
-    return " or ".join(
-        f"a {name}" if name == "CPU" else f"an {name}" for name in sorted({r["hardware"] for r in rows})
-    )
+    return " or ".join(sorted({row["hardware"] for row in rows}))
 
 
 def study_parser(description: str | None, results: Results, folder: str, seeds: int) -> argparse.ArgumentParser:
