@@ -712,26 +712,22 @@ def upsample(maps: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=True)
 
 
-def winograd_matrices() -> tuple[Tensor, Tensor, Tensor]:
-    """The matrices of Winograd's convolution F(4x4, 3x3), for 6x6 pixels, 3x3 kernels and 6x6 products, in float64.
+def winograd_powers(count: int) -> Tensor:
+    """The powers below `count` of five points and infinity: (6, count), float64.
 
-    They are made from powers of five points and infinity (Toom-Cook; Lavin and Gray, "Fast Algorithms for
-    Convolutional Neural Networks", CVPR 2016). With these points, the error is a quarter of that with 0, 1, -1, 2, -2.
+    The matrices of Winograd's convolution F(4x4, 3x3) are made from them (Toom-Cook; Lavin and Gray, "Fast
+    Algorithms for Convolutional Neural Networks", CVPR 2016). With these points, the error is a quarter
+    of that with 0, 1, -1, 2, -2.
     """
     with torch.device("cpu"):  # whatever the default device is
         points = torch.tensor([0.0, 0.75, -0.75, 1.5, -1.5], dtype=torch.float64)
-        powers = [
-            torch.cat([points[:, None] ** torch.arange(count), torch.eye(count, dtype=torch.float64)[-1:]])
-            for count in (6, 3, 4)
-        ]
-    pixels, kernel, product = torch.linalg.inv(powers[0]).T, powers[1], powers[2].T
-    return torch.kron(pixels, pixels), torch.kron(kernel, kernel), torch.kron(product, product)
+        return torch.cat([points[:, None] ** torch.arange(count), torch.eye(count, dtype=torch.float64)[-1:]])
 
 
 def winograd_kernel(kernel: Tensor) -> Tensor:
     """Transform a kernel for `winograd_convolution`: (width, C, 3, 3) -> (36, width, C)."""
-    _, from_kernel, _ = winograd_matrices()
-    transformed = from_kernel.to(kernel.dtype) @ kernel.permute(2, 3, 0, 1).reshape(9, -1)
+    matrix = winograd_powers(3)
+    transformed = torch.kron(matrix, matrix).to(kernel.dtype) @ kernel.permute(2, 3, 0, 1).reshape(9, -1)
     return transformed.view(36, *kernel.shape[:2])
 
 
@@ -749,7 +745,8 @@ def winograd_convolution(maps: Tensor, kernel: Tensor) -> Tensor:
         (B, width, H, W).
     """
     (batch, channels, height, width), out_channels = maps.shape, kernel.shape[1]
-    from_pixels, _, to_pixels = (matrix.to(maps.dtype) for matrix in winograd_matrices())
+    matrices = torch.linalg.inv(winograd_powers(6)).T, winograd_powers(4).T
+    from_pixels, to_pixels = (torch.kron(matrix, matrix).to(maps.dtype) for matrix in matrices)
     rows, columns = parts(height, 4), parts(width, 4)
     tiles = F.pad(maps, (1, 4 * columns + 1 - width, 1, 4 * rows + 1 - height)).unfold(2, 6, 4).unfold(3, 6, 4)
 

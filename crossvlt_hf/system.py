@@ -278,6 +278,23 @@ class Interruption:
             self._waits = True
 
 
+@contextmanager
+def orderly_end() -> Iterator[None]:
+    """Turn SIGTERM into SystemExit, so that temporary files are removed as after an exception."""
+    if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
+        yield
+        return
+
+    def end(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def start_worker(_: int) -> None:
     """Prepare a worker process of a loader.
 

@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
@@ -18,12 +17,11 @@ from importlib import import_module
 from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, Union
 
 import tyro
 
-from ..system import InterruptionError, check_no_file, did_you_mean, in_one_line
+from ..system import InterruptionError, check_no_file, did_you_mean, in_one_line, orderly_end
 from .common import REGISTRY, Command, check_options
 
 
@@ -157,23 +155,6 @@ def _plain_error(text: str) -> str:
     return in_one_line(ValueError(re.sub(r"^Error parsing ([^:]+):", r"`\1`", " ".join(sentences))))
 
 
-@contextmanager
-def _orderly_end() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit, so that temporary files are removed as after an exception."""
-    if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
-        yield
-        return
-
-    def end(number: int, _: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _silence_libraries() -> None:
     """Hide the logs and progress bars of libraries."""
     from huggingface_hub.utils.logging import set_verbosity_error
@@ -213,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     command, options = read_options(sys.argv[1:] if argv is None else argv)
     try:
-        with _orderly_end():
+        with orderly_end():
             check_options(options)
             _silence_libraries()
             return getattr(import_module(f".{command}", __name__), command)(options) or 0

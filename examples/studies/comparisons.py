@@ -8,6 +8,8 @@ from pathlib import Path
 
 from scipy.stats import ttest_1samp
 
+from crossvlt_hf.visualization.canvas import new_figure
+
 
 SIGNIFICANT = 0.05
 
@@ -46,7 +48,9 @@ class Comparison:
     def standardised(self) -> float:
         """Cohen's d of paired values: the mean over the standard deviation of the differences, which may be 0."""
         spread = statistics.stdev(self.differences)
-        return self.mean / spread if spread else math.copysign(math.inf, self.mean) if self.mean else 0.0
+        if self.mean == 0:
+            return 0.0
+        return self.mean / spread if spread else math.copysign(math.inf, self.mean)
 
     @property
     def decided(self) -> bool:
@@ -101,26 +105,16 @@ def effect(comparison: Comparison | None) -> str:
 
 
 def plot(groups: Mapping[str, Sequence[Comparison]], path: Path) -> None:
-    """Draw a forest plot: the effect of each variant with its interval, and the difference of each seed.
+    """Draw a forest plot: the effect of each variant with its interval, and the difference of each pair.
 
     Args:
         groups: comparisons by the title of their panel.
         path: of the PNG.
     """
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
     shown = {title: list(each)[::-1] for title, each in groups.items() if each}
     heights = [len(each) for each in shown.values()]
-    figure, panels = plt.subplots(
-        len(shown),
-        figsize=(8, 1.2 + 0.5 * sum(heights) + 0.4 * len(shown)),
-        sharex=True,
-        squeeze=False,
-        gridspec_kw={"height_ratios": heights},
-    )
+    figure = new_figure(8, 1.2 + 0.5 * sum(heights) + 0.4 * len(shown))
+    panels = figure.subplots(len(shown), sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights})
     for axes, (title, comparisons) in zip(panels[:, 0], shown.items(), strict=True):
         for height, each in enumerate(comparisons):
             low, high = each.interval
@@ -136,4 +130,3 @@ def plot(groups: Mapping[str, Sequence[Comparison]], path: Path) -> None:
     panels[-1, 0].set_xlabel("difference of the mean IoU from the baseline in points, 95 % interval; | single pairs")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
-    plt.close(figure)

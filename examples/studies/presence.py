@@ -8,7 +8,7 @@ A model is trained in stages, each from the weights of the one before: six famil
 relations alone, and nine at 96 pixels. In the third stage and in half of the data of the second and fourth,
 expressions are pairs that differ in one word, only one of which has a target. Without the third, a model does not
 read the other object of a relation. Each stage is measured on new scenes, the last one on more. Results are kept in
-docs/presence.json; see runs.py.
+docs/presence.json; `--results mine.json` begins anew, and `report` then writes mine.md. See runs.py.
 """
 
 import json
@@ -22,7 +22,6 @@ from crossvlt_hf.data.refshapes import FAMILIES
 
 
 DOCS = Path(__file__).parents[2] / "docs"
-REPORT = DOCS / "presence.md"
 RESULTS = Results(DOCS / "presence.json", ("steps", "seed", "model", "stage"))
 SINGLE = (*FAMILIES, "two_hop")
 NINE = (*SINGLE, "plural", "no_target")
@@ -146,8 +145,8 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def report(rows: list[Row]) -> None:
-    """Write `docs/presence.md`, from runs of as many steps."""
+def report(rows: list[Row], path: Path) -> None:
+    """Write a report to a Markdown file, from runs of as many steps."""
     if not rows:
         raise SystemExit("There is no finished run with so many steps; run it first.")
     done = {row["stage"] for row in rows}
@@ -156,7 +155,7 @@ def report(rows: list[Row]) -> None:
         "start": "a new network" if next(iter(STAGES)) in done else "a checkpoint instead of the first stage",
         "hardware": hardware_of(rows),
     }
-    REPORT.write_text(f"{INTRODUCTION.format(**facts)}\n\n{table(rows)}\n")
+    path.write_text(f"{INTRODUCTION.format(**facts)}\n\n{table(rows)}\n")
 
 
 INTRODUCTION = """\
@@ -190,7 +189,7 @@ def main() -> None:
             runs = [training(model, stage, seed, *same) for seed in arguments.seeds for model in MODELS]
             train_all(runs, results, arguments.folder, arguments.jobs)
     else:
-        report(results.load(steps=arguments.steps))
+        report(results.load(steps=arguments.steps), results.report)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import argparse
 import fcntl
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from crossvlt_hf.configuration_crossvlt import write_file
+from crossvlt_hf.system import orderly_end
 
 
 Row = dict[str, Any]  # of a run: its key, and its results
@@ -46,6 +46,11 @@ class Results:
 
     path: Path
     keys: tuple[str, ...]
+
+    @property
+    def report(self) -> Path:
+        """The Markdown beside them."""
+        return self.path.with_suffix(".md")
 
     def load(self, **wanted: Any) -> list[Row]:
         """The rows that have these values."""
@@ -134,27 +139,12 @@ def train(training: Training, results: Results, folder: Path) -> None:
     results.keep({**training.key, **json.loads(measured)})
 
 
-@contextmanager
-def ends_its_processes(pool: ThreadPoolExecutor) -> Iterator[None]:
-    """On SIGTERM, end the runs of the pool too, which save a checkpoint; without this they would go on alone."""
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    try:
-        yield
-    except BaseException as error:
-        pool.shutdown(wait=False, cancel_futures=True)
-        if isinstance(error, SystemExit):  # Ctrl-C reaches the processes itself
-            for process in list(_RUNNING):
-                process.terminate()
-        raise
-    finally:
-        pool.shutdown()
-        signal.signal(signal.SIGTERM, before)
-
-
 def train_all(
     trainings: Sequence[Training], results: Results, folder: Path, jobs: int, tell: Callable[[str], None] = print
 ) -> None:
     """Train all, in this order, several at a time.
+
+    SIGTERM ends the runs too, which save a checkpoint; they would go on alone. Ctrl-C reaches them itself.
 
     Raises:
         RuntimeError: at the end, if some failed; their logs are in the folder.
@@ -169,9 +159,14 @@ def train_all(
             failed.append(training.name)
             tell(f"failed: {training.name}: {error}")
 
-    pool = ThreadPoolExecutor(jobs)
-    with ends_its_processes(pool):
-        list(pool.map(attempt, trainings))
+    with orderly_end(), ThreadPoolExecutor(jobs) as pool:
+        try:
+            list(pool.map(attempt, trainings))
+        except (KeyboardInterrupt, SystemExit) as end:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(_RUNNING) if isinstance(end, SystemExit) else ():
+                process.terminate()
+            raise
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(trainings)} runs failed: {', '.join(failed)}; see {folder}.")
 
@@ -214,11 +209,11 @@ def measure(source: str, tests: dict[str, dict[str, Any]]) -> None:
         tests: arguments of `load_data` for each data set, by its name in the results.
     """
     import torch
-    import yaml
     from accelerate import Accelerator
 
     from crossvlt_hf.data import load_data
     from crossvlt_hf.evaluation import EvaluationOptions, evaluate
+    from crossvlt_hf.training import load_config
     from crossvlt_hf.training.optimization import choose_attention
     from crossvlt_hf.weights.checkpoint import load_checkpoint
 
@@ -235,8 +230,7 @@ def measure(source: str, tests: dict[str, dict[str, Any]]) -> None:
             "families": {key: round(row["mean_iou"], 5) for key, row in groups.items()},
             "samples": {key: row["samples"] for key, row in groups.items()},
         }
-    config = yaml.safe_load((Path(source).parent / "config.yaml").read_text())
-    precision = config["optimization"]["mixed_precision"]
+    precision = load_config(Path(source).parent / "config.yaml").optimization.mixed_precision
     row = {
         "results": found,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

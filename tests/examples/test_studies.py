@@ -3,6 +3,7 @@
 import importlib
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,8 @@ from crossvlt_hf.training import load_config
 from crossvlt_hf.training.build import build_tokenizer
 
 
-STUDIES = Path(__file__).parents[2] / "examples" / "studies"
+ROOT = Path(__file__).parents[2]
+STUDIES, DOCS = ROOT / "examples" / "studies", ROOT / "docs"
 
 
 @pytest.fixture
@@ -32,9 +34,6 @@ def study(monkeypatch, tmp_path):
 
     def load(name):
         module = importlib.import_module(name)
-        for entry in ("REPORT",):
-            if hasattr(module, entry):
-                monkeypatch.setattr(module, entry, tmp_path / getattr(module, entry).name)
         if hasattr(module, "RESULTS"):
             results = module.RESULTS
             monkeypatch.setattr(module, "RESULTS", replace(results, path=tmp_path / results.path.name))
@@ -136,13 +135,12 @@ runs.train_all(trainings, runs.Results(folder / "results.json", ("name",)), fold
 
 def test_a_study_that_is_ended_ends_its_runs(tmp_path):
     """With SIGTERM, so that they save a checkpoint; the next run does not start."""
-    run = (
-        "import signal, sys, time; from pathlib import Path; started, ended = Path(sys.argv[1]), Path(sys.argv[2])\n"
-        "signal.signal(signal.SIGTERM, lambda *_: (ended.open('a').write('ended '), sys.exit(1)))\n"
-        "started.open('a').write('started '); time.sleep(60)"
-    )
     started, ended = tmp_path / "started", tmp_path / "ended"
-    run = run.replace("sys.argv[1]", repr(str(started))).replace("sys.argv[2]", repr(str(ended)))
+    run = (
+        "import signal, sys, time\n"
+        f"signal.signal(signal.SIGTERM, lambda *_: (open({str(ended)!r}, 'a').write('ended '), sys.exit(1)))\n"
+        f"open({str(started)!r}, 'a').write('started '); time.sleep(60)"
+    )
     process = subprocess.Popen([sys.executable, "-c", TRAIN, str(STUDIES), str(tmp_path), run])
     while not started.is_file():
         assert process.poll() is None
@@ -172,18 +170,14 @@ def test_a_missing_start_is_trained_first(study, tmp_path, monkeypatch):
     assert len(commands) == 2
 
 
-@pytest.mark.parametrize("name", ["ablations", "languages"])
-def test_the_reports_in_docs_are_those_of_their_results(monkeypatch, tmp_path, name):
-    monkeypatch.syspath_prepend(STUDIES)
-    module = importlib.import_module(name)
-    monkeypatch.setattr(module, "plot", lambda *arguments: None)
-    written = module.REPORT.read_text(encoding="utf-8")
-    path = tmp_path / module.REPORT.name
-    monkeypatch.setattr(module, "REPORT", path)
-    module.report(module.RESULTS.load(steps=1000), path)
-    assert path.read_text(encoding="utf-8") == written
-    for imported in (name, "comparisons", "runs"):
-        sys.modules.pop(imported)
+@pytest.mark.parametrize("name", ["ablations", "languages", "presence"])
+def test_the_reports_in_docs_are_those_of_their_results(study, monkeypatch, name):
+    module = study(name)
+    monkeypatch.setattr(module, "plot", lambda *arguments: None, raising=False)
+    results = module.RESULTS
+    shutil.copy(DOCS / results.path.name, results.path)
+    module.report(results.load(steps=1000), results.report)
+    assert results.report.read_text(encoding="utf-8") == (DOCS / results.report.name).read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -225,7 +219,7 @@ def test_every_variant_is_a_configuration(study, tmp_path):
 def test_report_of_ablations(study):
     ablations = study("ablations")
     with pytest.raises(SystemExit, match="no finished run of 'both'"):
-        ablations.report([], ablations.REPORT)
+        ablations.report([], ablations.RESULTS.report)
     rows = [row("both", seed, 0.5 + seed / 100) for seed in range(8)]
     rows += [row("late", seed, 0.4 + seed / 90) for seed in range(8)]
     rows += [row("align-none", seed, 0.5 + (seed + seed % 3 - 1) / 100) for seed in range(8)]
@@ -237,8 +231,8 @@ def test_report_of_ablations(study):
         for seed in (0, 1)
     ]
     ablations.RESULTS.path.write_text(json.dumps(rows))
-    ablations.report(ablations.RESULTS.load(steps=1000), ablations.REPORT)
-    lines = ablations.REPORT.read_text().splitlines()
+    ablations.report(ablations.RESULTS.load(steps=1000), ablations.RESULTS.report)
+    lines = ablations.RESULTS.report.read_text().splitlines()
     (both,) = [line for line in lines if line.startswith("| `both`") and "53.5 ± 2.4" in line][:1]
     assert "| 8 | 53.5 ± 2.4 | 48.5 ± 2.4 | 80.0 ± 0.0 | 4.36 M | - | - | - |" in both
     assert any("`late`" in line and "**-9.6** [-9.8, -9.4]" in line and "| <0.001 |" in line for line in lines)
@@ -246,8 +240,8 @@ def test_report_of_ablations(study):
     assert sum(line.startswith("| variant") and "N-acc" in line for line in lines) == 2
     assert any("`late`" in line and line.startswith("| ") and "| 21.1 ± 1.6 |" in line for line in lines)
     assert any("| 25.0 ± 0.0 |" in line for line in lines)
-    assert ablations.CONCLUSIONS in ablations.REPORT.read_text()
-    mine = ablations.REPORT.with_name("mine.md")
+    assert ablations.CONCLUSIONS in ablations.RESULTS.report.read_text()
+    mine = ablations.RESULTS.report.with_name("mine.md")
     ablations.report(rows[:16], mine)
     assert ablations.CONCLUSIONS not in mine.read_text()
     assert mine.with_suffix(".png").is_file()
@@ -256,7 +250,7 @@ def test_report_of_ablations(study):
         "## Photographs: fusion and alignment",
         "## Compositions: fusion and alignment",
     ]
-    assert ablations.REPORT.with_suffix(".png").stat().st_size > 1000
+    assert ablations.RESULTS.report.with_suffix(".png").stat().st_size > 1000
 
 
 # ---- pictures
@@ -337,7 +331,7 @@ def test_every_model_of_languages_is_a_configuration(study, tmp_path):
 def test_report_of_languages(study):
     languages = study("languages")
     with pytest.raises(SystemExit, match="no finished run"):
-        languages.report([], languages.REPORT)
+        languages.report([], languages.RESULTS.report)
     for seed in (0, 1):
         for number, name in enumerate(("en", "de", "all", "all-but", "de-long")):
             iou = 0.5 + number / 50 + seed / 100
@@ -346,8 +340,8 @@ def test_report_of_languages(study):
             languages.RESULTS.keep(
                 {**key, "results": dict.fromkeys(languages.tests(name), figures), "hardware": "CPU"}
             )
-    languages.report(languages.RESULTS.load(steps=1000), languages.REPORT)
-    lines = languages.REPORT.read_text(encoding="utf-8").splitlines()
+    languages.report(languages.RESULTS.load(steps=1000), languages.RESULTS.report)
+    lines = languages.RESULTS.report.read_text(encoding="utf-8").splitlines()
     assert "| **German** | 52.5 ± 0.7 | 58.5 ± 0.7 | 54.5 ± 0.7 | 56.5 ± 0.7 |" in lines
     assert "| **Chinese** | - | - | 54.5 ± 0.7 | 56.5 ± 0.7 |" in lines
     assert "| German, relation | 42.5 | 48.5 | 44.5 | **46.5** |" in lines
@@ -356,7 +350,7 @@ def test_report_of_languages(study):
     rows = languages.RESULTS.load(steps=1000)
     points = languages.curve(rows, ("de-long", "de", "zh"), "de")
     assert [(steps, round(iou, 6)) for steps, iou in points] == [(1000, 52.5), (3000, 58.5)]
-    with Image.open(languages.REPORT.with_suffix(".png")) as figure:
+    with Image.open(languages.RESULTS.report.with_suffix(".png")) as figure:
         assert figure.size == (1080, 384)
 
 
@@ -404,13 +398,13 @@ def test_a_stage_is_measured(study, monkeypatch, capsys):
 def test_report_of_presence(study):
     presence = study("presence")
     with pytest.raises(SystemExit, match="no finished run"):
-        presence.report([])
+        presence.report([], presence.RESULTS.report)
     figures = {"families": {**dict.fromkeys(presence.NINE, 0.5), "plural": 0.75}, "expressions": 18_000}
     figures |= {"no_target_accuracy": 0.9, "target_accuracy": 0.95, "calibration_error": 0.0125}
     for model in presence.MODELS:
         key = {"model": model, "stage": "nine-96", "seed": 0, "steps": 1000}
         presence.RESULTS.keep({**key, "results": figures, "hardware": "CPU"})
-    presence.report(presence.RESULTS.load(steps=1000))
-    lines = presence.REPORT.read_text().splitlines()
+    presence.report(presence.RESULTS.load(steps=1000), presence.RESULTS.report)
+    lines = presence.RESULTS.report.read_text().splitlines()
     for model in ("with", "without"):
         assert f"| nine-96 | {model} | 18,000 | 50.0 | 75.0 | 90.0 | 95.0 | 1.2 |" in lines
