@@ -14,6 +14,7 @@ from difflib import SequenceMatcher, get_close_matches
 from functools import partial
 from importlib import import_module
 from inspect import Parameter, signature
+from itertools import islice
 from numbers import Integral
 from pathlib import Path
 from shlex import quote
@@ -22,6 +23,7 @@ from typing import Any, Self, TypeVar, get_args
 
 
 MOST_WORKERS = 1024
+MOST_COMPARED = 10_000  # names of a folder, for a suggestion
 FROZEN_BY_PYTHON = gc.get_freeze_count()  # objects; not zero in Python 3.12
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
@@ -47,15 +49,18 @@ def read_number(kind: type[int] | type[float], text: str) -> Any:
     return kind(text)
 
 
-def did_you_mean(name: Any, known: Collection[str], cutoff: float = 0.6) -> str:
-    """A question that names the most similar known name, with a space before it.
-
-    It is empty if none is similar, or two are equally so, as testA and testB are to "test".
-    """
+def most_similar(name: Any, known: Collection[str], cutoff: float = 0.6) -> str | None:
+    """The most similar known name; None if there is none, or two are equally similar, as testA and testB to "test"."""
     lower = {each.lower(): each for each in known}
     near = get_close_matches(name.lower(), lower, 2, cutoff) if isinstance(name, str) else []
     ratios = {SequenceMatcher(None, each, name.lower()).ratio() for each in near}
-    return f" Did you mean {lower[near[0]]}?" if len(ratios) == len(near) > 0 else ""
+    return lower[near[0]] if len(ratios) == len(near) > 0 else None
+
+
+def did_you_mean(name: Any, known: Collection[str], cutoff: float = 0.6) -> str:
+    """A question that names the most similar known name, with a space before it; empty if there is none."""
+    similar = most_similar(name, known, cutoff)
+    return "" if similar is None else f" Did you mean {similar}?"
 
 
 def say_known(value: Any, known: Collection[str]) -> str:
@@ -150,24 +155,38 @@ def check_exists(path: str | Path, what: str, advice: str = "") -> None:
     Args:
         path: of the file or folder.
         what: of the message: "There is no WHAT PATH."
-        advice: at its end, with the punctuation before it.
+        advice: at its end, with the punctuation before it; a similar name in the same folder is added.
     """
     if os.path.exists(path):
         return
     if os.path.islink(path):
         raise FileNotFoundError(f"{path} is a link to nothing.")
-    raise FileNotFoundError(f"There is no {what} {path}{advice}.")
+    raise FileNotFoundError(f"There is no {what} {path}{advice}.{_similar_name(Path(path))}")
 
 
-def check_source_exists(source: str | Path, suffixes: Collection[str], advice: str = "") -> None:
-    """Raise FileNotFoundError if a source is missing that cannot be the name of a data set on the Hub.
+def _similar_name(path: Path) -> str:
+    """A question that names the file of the same folder with the most similar name; empty if there is none."""
+    try:
+        names = list(islice((entry.name for entry in os.scandir(path.parent)), MOST_COMPARED))
+    except OSError:
+        return ""
+    similar = most_similar(path.name, names)
+    return "" if similar is None else f" Did you mean {path.parent / similar}?"
+
+
+def check_source_exists(
+    source: str | Path, suffixes: Collection[str], advice: str = "", names: Collection[str] | None = ()
+) -> None:
+    """Raise FileNotFoundError if a source is missing that cannot be an id on the Hub, name/dataset.
 
     Args:
         source: a path, or a name.
         suffixes: of files, in lower case; a source that ends in one is a path.
         advice: see `check_exists`.
+        names: of data sets that are neither paths nor ids; None if the caller does not know them.
     """
-    if can_only_be_a_path(source) or Path(source).suffix.lower() in suffixes:
+    is_name = len(Path(source).parts) == 1 and names is not None and str(source) not in names
+    if is_name or can_only_be_a_path(source) or Path(source).suffix.lower() in suffixes:
         check_exists(source, "file or folder", advice)
 
 

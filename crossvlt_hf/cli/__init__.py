@@ -22,7 +22,7 @@ from typing import Annotated, Any, Union
 import tyro
 
 from ..system import InterruptionError, check_no_file, did_you_mean, in_one_line, orderly_end
-from .common import REGISTRY, Command, check_options
+from .common import REGISTRY, Command, as_options, check_options
 
 
 COMMANDS = (
@@ -207,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not _is_wrong_input(error):
             raise
-        print(f"crossvlt: {in_one_line(_explain(error))}", file=sys.stderr)
+        print(f"crossvlt: {as_options(options, in_one_line(_explain(error)))}", file=sys.stderr)
         return 2
 
 

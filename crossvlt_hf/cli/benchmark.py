@@ -1,31 +1,30 @@
 """`crossvlt benchmark`: measure size, speed and memory on this machine."""
 
-import json
 import re
 import sys
 from dataclasses import dataclass, fields
 from importlib import import_module
-from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import arg
 
 from ..benchmark.cases import ALL_MEASURES, MEASURES, MODEL_MEASURES, TASKS, Grid, Options, check_installed
 from ..system import can_only_be_a_path, check_known
-from ..weights.names import check_source
+from ..weights.names import BUILT_IN, check_source
 from .common import (
     Command,
     Png,
     check_device,
-    check_distinct,
+    check_json,
     check_png,
-    make_room,
     need_matplotlib,
     needs_extra,
     refuse_without_effect,
 )
+from .outputs import free_name, make_room, save_picture, save_report
 
 
+OUTPUT = "crossvlt-output/benchmark.json"
 Switch = Literal["off", "on"]
 # Options that measures of a model as a whole use; all others are of measures of cases
 USED = {
@@ -74,13 +73,14 @@ class Benchmark(Command):
         seed: Seed of random weights and inputs.
         rows: Rows of small drawn pictures, for --measure prediction.
         workers: Processes that load them.
-        output: JSON file of the results.
+        output: JSON file of the results; an earlier one is replaced. The default is a new file,
+            crossvlt-output/benchmark.json or benchmark-2.json, ...
         plot: Draw scaling curves, bars where nothing scales, or the phases if only they are measured.
     """
 
     RENAMED = {"measures": "measure", "size": "image_size", "compiled": "compile"}
 
-    model: tuple[str, ...] = ("built-in",)
+    model: tuple[str, ...] = (BUILT_IN,)
     task: Annotated[tuple[str, ...], arg(metavar="TEXT ...")] = ()
     backend: tuple[str, ...] = ("torch",)
     device: tuple[str, ...] = ("cpu",)
@@ -102,7 +102,7 @@ class Benchmark(Command):
     seed: int = 0
     rows: int = 1000
     workers: int = 1
-    output: Annotated[str, arg(metavar="JSON")] = "crossvlt-output/benchmark.json"
+    output: Annotated[str | None, arg(metavar="JSON")] = None
     plot: Png = None
 
     def check(self) -> None:
@@ -112,11 +112,11 @@ class Benchmark(Command):
         used = {name for measure in self.measure for name in USED.get(measure, OF_CASES)}
         unused = [option.name for option in fields(self) if option.name not in (*USED_ALWAYS, *used)]
         refuse_without_effect(self, unused, f"on `measure` {', '.join(self.measure)}")
-        check_distinct(self, "output", "plot")
         for backend in self.plan().grid.backend:
             check_installed(backend)
         for device in self.device:
             check_device(device)
+        check_json("output", self.output)
         check_png("plot", self.plot)
         for model in filter(can_only_be_a_path, self.model):  # others may be sizes
             check_source(model)
@@ -179,12 +179,13 @@ def benchmark(options: Benchmark) -> None:
     if set(MODEL_MEASURES) & set(options.measure):
         with needs_extra("train"):
             import_module("datasets")
-    for path in (options.output, options.plot):
-        make_room(path)
+    output = options.output or free_name(OUTPUT)
+    make_room(output, "benchmark")
+    make_room(options.plot, "benchmark plot")
     report = run_benchmark(options.plan(), tell=lambda line: print(line, file=sys.stderr, flush=True))
-    Path(options.output).write_text(json.dumps(report, indent=2) + "\n")
+    save_report(report, output, "benchmark")
     print(format_report(report))
-    print(f"The figures are in {options.output}", file=sys.stderr)
+    print(f"The figures are in {output}", file=sys.stderr)
     if options.plot is not None:
-        scaling_figure(report).save(options.plot)
+        save_picture(scaling_figure(report), options.plot, "benchmark plot")
         print(f"The plot is in {options.plot}", file=sys.stderr)

@@ -69,6 +69,30 @@ def _as_written(options: Command, name: str) -> str:
     return metavar.split()[0] if str(Positional) in map(str, notes) else f"--{name.replace('_', '-')}"
 
 
+def as_options(options: Command, message: str) -> str:
+    """The settings that a message of a library advises, as the command line has them.
+
+    "set `root`" becomes "set `--root`", or in training "set `data.root`". Settings of readers are options: "set
+    `images`" becomes "set `--option images=...`", or in training "set `images` of the data set".
+    """
+    known = {field.name for field in fields(cast(Any, options))}
+
+    def as_written(match: re.Match[str]) -> str:
+        name, value = match["name"], match["value"] or ""
+        if name in known:
+            return f"`{_as_written(options, name)}{value.replace('=', ' ')}`"
+        if "option" in known:
+            return f"`--option {name}{value or '=...'}`"
+        if "settings" in known:
+            return "`data.root`" if name == "root" else f"`{name}{value}` of the data set"
+        return match[0].partition(" ")[2]
+
+    def replaced(match: re.Match[str]) -> str:
+        return f"{match['verb']} {as_written(match)}"
+
+    return re.sub(r"(?P<verb>[Ss]et|needs|another) `(?P<name>\w+)(?P<value>=\w+)?`", replaced, message)
+
+
 # ---- parsing of option values
 
 
@@ -242,34 +266,32 @@ class DataCommand(Command):
         """Load the model in this process; each of several processes has its own GPU."""
         from accelerate import PartialState
 
-        from ..weights.checkpoint import load_checkpoint
-
         state = PartialState(cpu=self.device == "cpu")
         alone = state.num_processes == 1 and self.device is not None
         device = self.device if alone and self.device is not None else str(state.device)
-        return state, *load_checkpoint(self.model, device=device, dtype=self.dtype)
+        return state, *load_or_built_in(self.model, device=device, dtype=self.dtype, tell=state.is_main_process)
 
 
 def load_or_built_in(
-    model: str | None, *, device: str = "cpu", dtype: str = "auto"
+    model: str | None, *, device: str = "cpu", dtype: str = "auto", tell: bool = True
 ) -> tuple["CrossVLTModel", "CrossVLTProcessor"]:
-    """Load a checkpoint; if none is named, say on stderr that the built-in one is used."""
+    """Load a checkpoint; if none is named, say on stderr that the built-in one is used, unless `tell` is False."""
     from ..weights.checkpoint import BUILT_IN_NOTE, load_checkpoint
 
     loaded = load_checkpoint(model, device=device, dtype=dtype)
-    if model is None:
+    if model is None and tell:
         print(f"No --model was given: {BUILT_IN_NOTE}", file=sys.stderr)
     return loaded
 
 
 @contextmanager
-def warnings_in_one_line() -> Iterator[None]:
+def warnings_in_one_line(options: Command) -> Iterator[None]:
     """Print warnings at the end, without the line of code that raised them."""
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always", UserWarning)
         yield
     for warning in found:
-        print(f"Warning: {warning.message}", file=sys.stderr)
+        print(f"Warning: {as_options(options, str(warning.message))}", file=sys.stderr)
 
 
 # ---- checks before the work starts
@@ -291,6 +313,12 @@ def check_png(name: str, path: str | None) -> None:
     """Raise ValueError unless a path is None or that of a PNG file."""
     if path is not None and Path(path).suffix.lower() != ".png":
         raise ValueError(f"`{name}` must be a file name that ends in .png, got {path!r}.")
+
+
+def check_json(name: str, path: str | None) -> None:
+    """Raise ValueError if a path has the suffix of another kind of file than JSON."""
+    if path is not None and Path(path).suffix.lower() not in ("", ".json"):
+        raise ValueError(f"`{name}` must be a file name that ends in .json, got {path!r}.")
 
 
 def check_distinct(options: Command, *names: str) -> None:
@@ -327,22 +355,3 @@ def need_matplotlib() -> None:
     """Check that figures can be drawn, before the work starts."""
     with needs_extra("plot"):
         import_module("matplotlib")
-
-
-def make_room(path: str | None) -> None:
-    """Create the folder of a file, and check that the file can be written.
-
-    Raises:
-        OSError: if it cannot.
-        ValueError: if the path is that of a folder.
-    """
-    if path is None:
-        return
-    file = Path(path)
-    if file.is_dir():
-        raise ValueError(f"{path} is a folder; give the name of a file.")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    new = not file.exists()
-    os.close(os.open(file, os.O_WRONLY | os.O_CREAT, 0o666))
-    if new:
-        file.unlink()

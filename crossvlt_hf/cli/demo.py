@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..system import check_integer
 from ..weights.names import check_source
-from .common import Command, check_device, check_png, load_or_built_in, make_room, needs_extra, refuse_without_effect
+from .common import Command, check_device, check_png, load_or_built_in, needs_extra, refuse_without_effect
+from .outputs import make_room, save_picture
 
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
+PANEL = "panel"  # the kind of output file
 TILE = 384  # side in pixels of a drawn scene, and largest side of a photograph in the panel
 
 
@@ -25,7 +27,7 @@ class Demo(Command):
 
     Args:
         model: Checkpoint: a folder, a Hub id, or built-in, which is the default.
-        output: PNG file to write.
+        output: PNG file to write; an earlier panel is replaced.
         seed: Seed of the drawn scenes.
         device: cpu, cuda, cuda:1, mps, ...
         serve: Serve a page for the browser instead of writing the panel; needs the extra `demo`.
@@ -104,7 +106,7 @@ def _write_panel(options: Demo) -> None:
     from ..pipeline_crossvlt import ReferringImageSegmentationPipeline
     from ..visualization import arrange
 
-    make_room(options.output)
+    make_room(options.output, PANEL)
     model, processor = load_or_built_in(options.model, device=options.device)
     pipeline = ReferringImageSegmentationPipeline(model=model, processor=processor, device=model.device)
     tiles = []
@@ -112,7 +114,7 @@ def _write_panel(options: Demo) -> None:
         (result,) = pipeline(question.image, text=question.expression)
         print(json.dumps(_describe(question, result)), flush=True)
         tiles.append(_draw(question, result))
-    arrange(tiles, columns=3).save(options.output)
+    save_picture(arrange(tiles, columns=3), options.output, PANEL)
     print(f"The panel is in {options.output}", file=sys.stderr)
     if options.model is None:
         _tell_what_is_missed()

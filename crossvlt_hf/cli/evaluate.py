@@ -1,6 +1,5 @@
 """`crossvlt evaluate`: measure a checkpoint on a data set."""
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,25 +8,31 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import arg
 
 from ..system import check_least, refusing_twice
+from ..weights.names import BUILT_IN
 from .common import (
     DataCommand,
     Pixels,
     Png,
     check_distinct,
+    check_json,
     check_png,
-    make_room,
     need_matplotlib,
     needs_extra,
     parse_settings,
     refuse_without_effect,
     warnings_in_one_line,
 )
+from .outputs import free_name, make_room, save_picture, save_report
 
 
 if TYPE_CHECKING:
     from ..evaluation.run import EvaluationOptions
     from ..metrics import ReferringSegmentationMetric
     from ..processing_crossvlt import CrossVLTProcessor
+
+
+OUTPUT = "crossvlt-output/evaluation.json"
+REPORT, GALLERY, DIAGRAM = "evaluation", "gallery", "reliability diagram"  # kinds of output files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +51,8 @@ class Evaluate(DataCommand):
         truncation: How to cut long expressions. With reference they lose [SEP], as in the authors' code.
         shuffle: Use the expression of another image for each image.
         distractors: Also compare with another object of the same image.
-        output: JSON file of the results.
+        output: JSON file of the results; an earlier one is replaced. The default is a new file,
+            crossvlt-output/evaluation.json or evaluation-2.json, ...
         gallery: Draw the best, the worst and random samples, and some of each family.
         instances: Also compare the connected parts of the masks (column Pr@F).
         min_area: Leave out smaller parts; implies --instances.
@@ -63,7 +69,7 @@ class Evaluate(DataCommand):
     truncation: Literal["keep_sep", "reference"] = "keep_sep"
     shuffle: bool = False
     distractors: bool = False
-    output: Annotated[str, arg(metavar="JSON")] = "crossvlt-output/evaluation.json"
+    output: Annotated[str | None, arg(metavar="JSON")] = None
     gallery: Png = None
     instances: bool = False
     min_area: Pixels = None
@@ -75,9 +81,10 @@ class Evaluate(DataCommand):
         super().check()
         check_least("limit", self.limit, 1)
         check_least("min_area", self.min_area, 1)
+        check_json("output", self.output)
         check_png("gallery", self.gallery)
         check_png("reliability", self.reliability)
-        check_distinct(self, "output", "gallery", "reliability")
+        check_distinct(self, "gallery", "reliability")
         if self.data == "refshapes":
             refuse_without_effect(self, ("root", "merge"), "with `data` refshapes")
         if not self.calibrate:
@@ -98,7 +105,7 @@ def evaluate(options: Evaluate) -> None:
         from ..evaluation.run import evaluate as evaluate_model
         from ..weights.checkpoint import describe_hardware
 
-    _make_room(options)
+    output = _make_room(options)
     choices = _evaluation_options(options)
     dataset = _load_data(options)
     state, model, processor = options.load()
@@ -106,24 +113,28 @@ def evaluate(options: Evaluate) -> None:
         print(describe_reading(processor, [dataset]), file=sys.stderr)
     metric = evaluate_model(model, processor, dataset, choices)
     if state.is_main_process:
-        scores = _report(options, metric, processor, describe_hardware(model.device, state.num_processes))
+        hardware = describe_hardware(model.device, state.num_processes)
+        scores = _report(options, output, metric, processor, hardware)
         if options.reliability is not None:
             _draw_reliability(options.reliability, f"{options.data} {options.split}", scores)
         if options.gallery is not None:
             from ..evaluation import evaluation_gallery
 
-            evaluation_gallery(model, processor, dataset, metric.samples, choices).save(options.gallery)
+            gallery = evaluation_gallery(model, processor, dataset, metric.samples, choices)
+            save_picture(gallery, options.gallery, GALLERY)
             print(f"The gallery is in {options.gallery}", file=sys.stderr)
         if options.calibrate:
             _calibrate(str(options.model), metric)
 
 
-def _make_room(options: Evaluate) -> None:
-    """Check that all files can be written, before the evaluation starts."""
+def _make_room(options: Evaluate) -> str:
+    """Check that all files can be written, before the evaluation starts; return the path of the report."""
     if options.gallery is not None or options.reliability is not None:
         need_matplotlib()
-    for path in (options.output, options.gallery, options.reliability):
-        make_room(path)
+    output = options.output or free_name(OUTPUT)
+    for path, kind in ((output, REPORT), (options.gallery, GALLERY), (options.reliability, DIAGRAM)):
+        make_room(path, kind)
+    return output
 
 
 def _evaluation_options(options: Evaluate) -> "EvaluationOptions":
@@ -147,7 +158,7 @@ def _evaluation_options(options: Evaluate) -> "EvaluationOptions":
 def _load_data(options: Evaluate) -> Any:
     from ..data import load_data
 
-    with warnings_in_one_line(), refusing_twice(options.data, "--option"):
+    with warnings_in_one_line(options), refusing_twice(options.data, "--option"):
         dataset = load_data(
             options.data, options.split, root=options.root, merge=options.merge, **parse_settings(options.option)
         )
@@ -155,14 +166,18 @@ def _load_data(options: Evaluate) -> Any:
 
 
 def _report(
-    options: Evaluate, metric: "ReferringSegmentationMetric", processor: "CrossVLTProcessor", hardware: str
+    options: Evaluate,
+    output: str,
+    metric: "ReferringSegmentationMetric",
+    processor: "CrossVLTProcessor",
+    hardware: str,
 ) -> dict[str, Any]:
     """Print the metrics, write the report, and return the calibration of the scores."""
     from ..evaluation.calibration import calibration_report
     from ..metrics import markdown_table
 
     total, families = metric.compute(), metric.compute_groups()
-    print(markdown_table({f"{options.data} {options.split}": total}, "data"))
+    print(markdown_table({f"{options.model or BUILT_IN}, {options.data} {options.split}": total}, "checkpoint, data"))
     if set(families) != {""}:
         print(f"\n{markdown_table(families, 'family')}")
     scores = calibration_report(metric.samples, processor.score_calibration is not None)
@@ -175,9 +190,8 @@ def _report(
         "families": {family or "(none)": row for family, row in families.items()},
         **({"calibration": scores} if scores else {}),
     }
-    path = Path(options.output)
-    path.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"The figures are in {path}", file=sys.stderr)
+    save_report(report, output, REPORT)
+    print(f"The figures are in {output}", file=sys.stderr)
     return scores
 
 
@@ -191,7 +205,7 @@ def _describe_measurement(options: Evaluate, has_head: bool) -> dict[str, Any]:
     settings += ["largest_part"] if options.largest_part else []
     settings += ["min_area"] if options.min_area is not None else []
     return {
-        "model": str(options.model or "built-in"),
+        "model": options.model or BUILT_IN,
         **{setting: getattr(options, setting) for setting in settings},
         "option": parse_settings(options.option),
         "weights": hash_weights(resolve_checkpoint(options.model)),
@@ -213,7 +227,7 @@ def _draw_reliability(path: str, title: str, scores: dict[str, Any]) -> None:
     if not scores:
         print("All masks are empty, so there are no scores and no reliability diagram.", file=sys.stderr)
         return
-    reliability_diagram(scores, title).save(path)
+    save_picture(reliability_diagram(scores, title), path, DIAGRAM)
     print(f"The reliability diagram is in {path}", file=sys.stderr)
 
 

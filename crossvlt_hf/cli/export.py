@@ -18,11 +18,11 @@ class Export(Command):
     """Write a checkpoint as ONNX, or as a program of torch.export.
 
     Args:
-        output: A new folder, or that of an earlier export.
+        output: A new folder, or that of an earlier export of the same checkpoint.
         model: Checkpoint: a folder, a Hub id, or built-in, which is the default.
         format: File format.
         opset: ONNX operator set. The default is that of the exporter.
-        overwrite: Write into a folder with other files.
+        overwrite: Write into a folder with other files, or with the export of another checkpoint.
     """
 
     output: Annotated[str, arg(metavar="FOLDER")]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, UseAppendAction, arg
 
 from ..system import check_exists, check_known, check_least, check_source_exists, refusing_twice
+from ..weights.names import BUILT_IN
 from .common import DataCommand, check_probability, needs_extra, parse_settings
 
 
@@ -45,7 +46,8 @@ class Predict(DataCommand):
         format: Format of the shards: jsonl or parquet.
         shard_size: Rows per shard.
         threshold: Lowest probability of the object for a pixel of the mask. The default is 0.5.
-        on_error: At an unreadable row, stop and name file and line, or skip it and record the error in its line.
+        on_error: At an unreadable row or expression, stop and name file and line, or skip it and record the error in
+            its line.
     """
 
     data: Positional[Annotated[str, arg(metavar="DATA")]]
@@ -70,7 +72,7 @@ class Predict(DataCommand):
         if self.expression:
             check_exists(self.data, "folder", " of images for `--expression`")
         else:
-            check_source_exists(self.data, {".jsonl"}, "; give one, or the id of a data set")
+            check_source_exists(self.data, {".jsonl"}, "; give one, or the id of a data set", names=None)
 
 
 def _identify(source: str | Path, model: Any) -> str:
@@ -133,7 +135,7 @@ def _describe_job(options: Predict, model: Any) -> dict[str, Any]:
     from ..weights.checkpoint import resolve_checkpoint
 
     return {
-        "model": str(options.model or "built-in"),
+        "model": options.model or BUILT_IN,
         "checkpoint": _identify(resolve_checkpoint(options.model), model),
         "dtype": str(model.dtype).removeprefix("torch."),
         "source": options.data,
@@ -160,3 +162,5 @@ def predict(options: Predict) -> None:
         raise
     if counts is not None:
         print(json.dumps({"output": options.output, "rows": len(requests), **counts}))
+        if not counts["predictions"]:
+            raise ValueError(f"Nothing in {options.data} could be read; {options.output} has the reasons (`error`).")

@@ -39,6 +39,7 @@ class Refer(Command):
         colours: Do not decode the images, and make no expressions with colours.
         incomplete: Objects of the named classes may be unlabelled. Makes only nouns, attributes and places, marked as
             uncertain.
+        validation: Share of the images, such as 0.1, whose references are of the split validation.
         on_error: What to do at an unreadable row.
         copy: Copy the images instead of linking to them.
         sheet: Number of examples on the contact sheet.
@@ -58,6 +59,7 @@ class Refer(Command):
     least_area: float = SMALLEST_TARGET
     colours: bool = True
     incomplete: bool = False
+    validation: float = 0.0
     on_error: OnError = "stop"
     copy: bool = False
     sheet: int = 36
@@ -80,6 +82,7 @@ class Refer(Command):
             least_area=self.least_area,
             colours=self.colours,
             exhaustive=not self.incomplete,
+            validation=self.validation,
             seed=self.seed,
             on_error=self.on_error,
             workers=0 if self.workers is None else self.workers,
@@ -93,7 +96,7 @@ def refer(options: Refer) -> None:
         from ..data.objects.read import detect_form
 
     form, choices = options.form or detect_form(options.labels), options.choices()
-    with warnings_in_one_line(), refusing_twice(options.labels, "--option"):
+    with warnings_in_one_line(options), refusing_twice(options.labels, "--option"):
         source = load_objects(
             options.labels,
             form=form,
@@ -104,7 +107,7 @@ def refer(options: Refer) -> None:
     if options.workers is None and len(source) >= MANY:
         choices = replace(choices, workers=os.cpu_count() or 1)
     split = options.split or source.split or "train"
-    with warnings_in_one_line():
+    with warnings_in_one_line(options):
         report = write_references(source, options.output, choices, split=split, copy=options.copy, sheet=options.sheet)
     _print_report(report)
     print(f"References, report.json and contact_sheet.png are in {options.output}", file=sys.stderr)
@@ -112,6 +115,8 @@ def refer(options: Refer) -> None:
 
 def _print_report(report: "Report") -> None:
     print(f"images: {_listed(report.images)}, unreadable {len(report.broken)}")
+    if report.splits:
+        print(f"images of each split: {_listed(report.splits)}")
     print(f"objects: {_listed(report.objects)}")
     print(f"left out: {_listed(dict(report.left_out.most_common())) or 'none'}")
     print(f"expressions: {report.families.total()} ({_listed(dict(report.families.most_common()))})")

@@ -10,9 +10,11 @@ from tyro.conf import Positional, arg
 
 from ..data.refshapes.families import Split, check_counterparts, check_counts, check_scene, order_families
 from ..system import read_number
-from .common import Command, Png, check_png, make_room, needs_extra
+from .common import Command, Png, check_png, needs_extra
+from .outputs import make_room, save_picture
 
 
+SHEET = "contact sheet"  # the kind of output file
 Language = Literal["en", "de", "zh"]
 
 
@@ -91,7 +93,7 @@ def refshapes(options: Refshapes) -> None:
         from ..data.refshapes.dataset import load_refshapes
         from ..processing_crossvlt import counted
 
-    make_room(options.sheet)
+    make_room(options.sheet, SHEET)
     dataset = load_refshapes(
         options.split,
         scenes=options.scenes,
@@ -118,5 +120,5 @@ def _draw_sheet(options: Refshapes, path: Path) -> None:
     same = (options.side, options.seed, options.expressions, said, *options.objects, options.language)
     scenes = (read_scene(options.split, index, *same) for index in range(min(options.scenes, 36)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet([example for scene in scenes for example in scene]).save(path)
+    save_picture(contact_sheet([example for scene in scenes for example in scene]), path, SHEET)
     print(f"The contact sheet is in {path}", file=sys.stderr)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -27,6 +28,7 @@ from .common import (
     need_matplotlib,
     warnings_in_one_line,
 )
+from .outputs import check_replaceable, save_picture
 
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 
 URLS = ("http://", "https://", "data:")  # what is none of these is a path
+MASK, OVERLAY, EXPLANATION = "mask", "overlay", "explanation"  # kinds of output files
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")  # no names of folders
 
 
@@ -49,7 +52,7 @@ class Segment(Command):
         image: Path or URL.
         expressions: Such as "the cup left of the spoon"; a mask is written for each.
         model: Checkpoint: a folder or a Hub id. The default is the built-in one, which knows few words.
-        output: Folder for masks and overlay.
+        output: Folder for masks and overlay. Of earlier ones, only those of the same image are replaced.
         device: cpu, cuda, cuda:1, mps, ...
         dtype: Floating-point type of the model; auto is that of the file.
         threshold: Lowest probability of the object for a pixel of the mask. The default is 0.5.
@@ -157,6 +160,21 @@ class _Output(NamedTuple):
     explanation: Path | None
 
 
+def _about(image: "Image.Image") -> dict[str, str]:
+    """What files are made from, for `check_replaceable` and `save_picture`."""
+    return {"image": blake2b(repr(image.size).encode() + image.tobytes(), digest_size=16).hexdigest()}
+
+
+def _check_outputs(options: Segment, about: dict[str, str]) -> None:
+    """Check that no file is written over that of another image or expression."""
+    outputs, picture = options.outputs()
+    for expression, output in zip(options.expressions, outputs, strict=True):
+        check_replaceable(output.mask, MASK, **about, expression=expression)
+        if output.explanation is not None:
+            check_replaceable(output.explanation, EXPLANATION, **about, expression=expression)
+    check_replaceable(picture, OVERLAY, **about)
+
+
 def _slug(expression: str) -> str:
     """An expression as part of a file name: letters and digits, at most 40 bytes."""
     words = re.sub(r"\W+", "-", expression.lower()).strip("-")
@@ -201,7 +219,7 @@ def _run(
         "instances": options.instances or options.min_area is not None,
         "min_area": options.min_area,
     }
-    with warnings_in_one_line():
+    with warnings_in_one_line(options):
         if not options.explains:
             return pipeline(image, text=list(options.expressions), **choices), []
         from ..visualization import segment_and_explain
@@ -218,6 +236,8 @@ def segment(options: Segment) -> None:
     pair_expressions(1, list(options.expressions))  # check all of them first
     _check_explanation(options, image)
     outputs, picture = options.outputs()
+    about = _about(image)
+    _check_outputs(options, about)
     _notice_missing_quotes(options.expressions)
     model, processor = load_or_built_in(options.model, device=options.device, dtype=options.dtype)
     _check_word(options, processor)
@@ -226,13 +246,17 @@ def segment(options: Segment) -> None:
     results, explanations = _run(options, model, processor, image)
     seconds = (time.perf_counter() - start) / len(results)
     for number, (result, output) in enumerate(zip(results, outputs, strict=True)):
-        result["mask"].save(output.mask)
+        made_from = {**about, "expression": options.expressions[number]}
+        save_picture(result["mask"], output.mask, MASK, **made_from)
         line = _describe(result, seconds, output.mask)
         if output.explanation is not None:
-            _draw_explanation(options, explanations[number], output.explanation)
+            from ..visualization import explanation_figure
+
+            figure = explanation_figure(explanations[number], word=options.explain_word, pixel=options.pixel())
+            save_picture(figure, output.explanation, EXPLANATION, **made_from)
             line["explanation"] = str(output.explanation)
         print(json.dumps(line, ensure_ascii=not _speaks_unicode()), flush=True)
-    overlay(image, results).save(picture)
+    save_picture(overlay(image, results), picture, OVERLAY, **about)
     print(f"The overlay is in {picture}", file=sys.stderr)
 
 
@@ -247,12 +271,6 @@ def _notice_missing_quotes(expressions: Sequence[str]) -> None:
             f"several words, such as {' '.join(expressions)!r}.",
             file=sys.stderr,
         )
-
-
-def _draw_explanation(options: Segment, explanation: "Explanation", path: Path) -> None:
-    from ..visualization import explanation_figure
-
-    explanation_figure(explanation, word=options.explain_word, pixel=options.pixel()).save(path)
 
 
 def _describe(result: dict[str, Any], seconds: float, mask: Path) -> dict[str, Any]:

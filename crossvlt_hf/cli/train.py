@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import subprocess
+import sys
 from argparse import Namespace
 from dataclasses import dataclass
 from typing import Annotated
@@ -64,12 +65,18 @@ def train(options: Train) -> int | None:
         from ..training import TrainingRun, load_config
         from ..training.build import check_config
 
-    config = load_config(options.config, list(options.settings))
+    config = load_config(options.config, list(options.settings), tell=_tell)
     if options.processes is None and options.accelerate_config is None:
         TrainingRun(config, resume=options.resume).run()
         return None
     check_config(config, options.processes)  # once, not in each process
     return _train_in_processes(options)
+
+
+def _tell(line: str) -> None:
+    """Print a line on stderr, in the first of several processes only."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr)
 
 
 def _launch_arguments(options: Train) -> Namespace:

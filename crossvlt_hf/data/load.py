@@ -5,7 +5,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from ..system import call_with_options, check_known, did_you_mean
+from ..system import call_with_options, check_exists, check_known, did_you_mean
 from .files import COCO_ID, check_split, image_key, visible_files
 from .masks import Merge
 from .record import check_merge
@@ -27,6 +27,7 @@ _COCO = {*(name for name in LAYOUTS if not name.startswith("refclef")), *JXU124,
 def _folder(name: str, root: str | Path | None) -> Path:
     if root is None:
         raise ValueError(f"{name!r} needs `root`, the folder of its files.")
+    check_exists(root, "folder", f"; set `root` to the folder of the files of {name}")
     return Path(root)
 
 

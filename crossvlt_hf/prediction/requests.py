@@ -23,6 +23,7 @@ from .picture_files import find_pictures, picture_suffixes
 IMAGE_KEYS = ("image", "file_name", "image_path", "path")
 TEXT_KEYS = ("expressions", "expression", "text", "texts", "sentences", "sentence", "caption")
 NAME_KEYS = ("ref_id", "id", "image_id")
+SAVED = ("state.json", "dataset_dict.json")  # of `save_to_disk`, for a split and for all of them
 # Files in which `datasets` may find expressions
 TABLES = (".arrow", ".csv", ".json", ".jsonl", ".parquet", ".tsv", ".tar", ".zip")
 
@@ -34,12 +35,12 @@ class Request:
     Args:
         name: its id in the data, or its place.
         image: a path, or an image.
-        expressions: at least one.
+        expressions: at least one, as in the data: some may be empty, or not text.
     """
 
     name: str
     image: ImageLike
-    expressions: list[str]
+    expressions: list[Any]
 
 
 class Requests(Protocol):
@@ -74,10 +75,21 @@ def _find(row: dict[str, Any], keys: Sequence[str], what: str, source: str) -> A
     raise ValueError(f"{source} has no {what}{but_has(given)}; add one of {', '.join(keys)}.")
 
 
-def _expressions(value: Any, source: str) -> list[str]:
-    if isinstance(value, list) and all(isinstance(entry, dict) for entry in value):  # sentences of REFER
-        value = [entry.get("raw") or entry.get("sent") for entry in value]
-    return clean_expressions([value] if isinstance(value, str) else value, source)
+def _expressions(value: Any, source: str) -> list[Any]:
+    if isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):  # sentences of REFER
+        return [entry.get("raw") or entry.get("sent") for entry in value]
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError(f"{source} must have an expression or a list of them, got {str(value)[:40]!r}.")
+    return list(value)
+
+
+def _clean_ones(expressions: Sequence[Any]) -> Iterator[str]:
+    """Those expressions that are text, stripped."""
+    for text in expressions:
+        with suppress(ValueError):
+            yield from clean_expressions([text], "The row")
 
 
 class JsonlRequests:
@@ -167,7 +179,7 @@ class JsonlRequests:
         """The expressions of readable lines."""
         for index in range(len(self)):
             with suppress(OSError, ValueError):
-                yield from self[index].expressions
+                yield from _clean_ones(self[index].expressions)
 
 
 class ImageRequests:
@@ -264,7 +276,7 @@ class RowRequests:
         rows = self.dataset.with_format(None).select_columns([self.text]) if stored else self.dataset
         for index in range(len(rows)):
             with suppress(OSError, ValueError):
-                yield from _expressions(rows[index][self.text], self.name(index))
+                yield from _clean_ones(_expressions(rows[index][self.text], self.name(index)))
 
 
 def _digest(dataset: Dataset) -> str:
@@ -278,11 +290,11 @@ def _digest(dataset: Dataset) -> str:
 def _load_rows(source: str, split: str | None) -> Dataset:
     """Load a split ("train" by default) from the Hub, from files, or saved by `save_to_disk`."""
     folder = Path(source)
-    if (folder / "state.json").is_file():
+    if (folder / SAVED[0]).is_file():
         _refuse({"split": split}, f"{source}, which was saved without splits")
         return load_from_disk(source)
     split = split or "train"
-    if (folder / "dataset_dict.json").is_file():
+    if (folder / SAVED[1]).is_file():
         saved = load_from_disk(source)
         return saved[check_split(split, tuple(saved), source)]
     suffix = folder.suffix.lower()
@@ -290,7 +302,8 @@ def _load_rows(source: str, split: str | None) -> Dataset:
         raise ValueError(
             f"{source} is an image; `crossvlt segment` takes a single image, `crossvlt predict` a folder of images."
         )
-    check_source_exists(source, {*picture_suffixes(), *TABLES}, "; give one, or the id of a data set")
+    advice = f"; give one, the id of a data set (name/dataset), or one of {', '.join(NAMES)}"
+    check_source_exists(source, {*picture_suffixes(), *TABLES}, advice, NAMES)
     try:
         return load_dataset(source, split=split)
     except (OSError, ValueError):
@@ -305,6 +318,11 @@ def _open_pictures(folder: Path, expressions: Sequence[str]) -> ImageRequests:
         raise ValueError(
             f"`--expression` must come with a folder of images, got {folder}; `crossvlt segment` takes a single image."
         )
+    if is_data_folder(folder) or any((folder / name).is_file() for name in (METADATA, *SAVED)):
+        raise ValueError(
+            f"{folder} is a data set, whose masks `--expression` would segment like images; leave it out to use the "
+            f"expressions of the data set, or give its folder of images."
+        )
     requests = ImageRequests(folder, expressions)
     if not len(requests):
         others = requests.skipped
@@ -315,7 +333,7 @@ def _open_pictures(folder: Path, expressions: Sequence[str]) -> ImageRequests:
 
 def _check_has_expressions(folder: Path) -> None:
     """Raise ValueError for a folder that has images but no file that could contain expressions."""
-    if (folder / "state.json").is_file() or not folder.is_dir():
+    if (folder / SAVED[0]).is_file() or not folder.is_dir():
         return
     pictures, others = find_pictures(folder)
     if pictures and not any(name.lower().endswith(TABLES) for name in others):

@@ -1,10 +1,10 @@
 """Predict the rows of a data set, in one or several processes."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from torch.utils.data import Dataset as TorchDataset
 
+from ..data.flaws import clean_expressions
 from ..data.masks import encode_mask
 from ..data.readable import ON_ERROR
 from ..modeling_crossvlt import CrossVLTModel, evaluating
@@ -45,7 +46,7 @@ class PredictionOptions:
         threshold: see `CrossVLTProcessor.post_process_masks`.
         presence_threshold: see `CrossVLTProcessor.post_process_masks`; "auto" is 0.5 for a model with a presence head.
         largest_part: see `CrossVLTProcessor.post_process_masks`.
-        on_error: "stop" at an unreadable row, or "skip" it: its line has "error" and no mask.
+        on_error: "stop" at an unreadable row or expression, or "skip" it: its line has "error" and no mask.
         workers: processes that load images, per predicting process.
         progress: whether to show a progress bar for the rows of the main process.
     """
@@ -70,17 +71,38 @@ class PredictionOptions:
 
 @dataclass
 class _Row:
-    """A row with inputs of the model; if it is unreadable, with `error` and no inputs.
+    """A row: its readable expressions with inputs of the model, and what is wrong with the others or the whole row.
 
     The inputs are arrays, since a worker would open a file and a socket for each tensor that it sends.
+
+    Args:
+        index: in the data.
+        place: file and line, or the like.
+        name: its id in the data, or its place.
+        expressions: that are readable.
+        numbers: of these expressions in the row.
+        read: how these expressions are read.
+        inputs: of the model for these expressions; none without expressions.
+        flaws: of the other expressions, or of the row.
     """
 
     index: int
+    place: str
     name: str
-    expressions: list[str]
-    read: list[ReadExpression]
-    inputs: dict[str, np.ndarray]
-    error: str | None = None
+    expressions: list[str] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    read: list[ReadExpression] = field(default_factory=list)
+    inputs: dict[str, np.ndarray] = field(default_factory=dict)
+    flaws: list["_Flaw"] = field(default_factory=list)
+
+
+@dataclass
+class _Flaw:
+    """Why a row cannot be read, or one of its expressions."""
+
+    error: str
+    number: int | None = None
+    expression: str | None = None
 
 
 @dataclass
@@ -105,16 +127,31 @@ class _PreparedRows(TorchDataset):
 
     def __getitem__(self, index: int) -> _Row:
         index = int(index)  # of an array
+        place = _storable(self.requests.name(index))
         try:
             request = self.requests[index]
-            inputs: Any = self.processor(request.image, request.expressions, return_tensors="np")
-            read = self.processor.read_expressions(request.expressions)
+            row = _Row(index, place, _storable(request.name))
+            self._read(request.expressions, row)
+            if row.expressions:
+                inputs: Any = self.processor(request.image, row.expressions, return_tensors="np")
+                row.inputs = {name: value for name, value in inputs.items() if name != "expressions_per_image"}
         except Exception as error:  # a broken image can raise anything; other rows must go on
             kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
-            reason = _storable(f"{kind}{in_one_line(error)}")
-            return _Row(index, _storable(self.requests.name(index)), [], [], {}, reason)
-        kept = {name: value for name, value in inputs.items() if name != "expressions_per_image"}
-        return _Row(index, _storable(request.name), request.expressions, read, kept)
+            return _Row(index, place, place, flaws=[_Flaw(_storable(f"{kind}{in_one_line(error)}"))])
+        return row
+
+    def _read(self, expressions: list[Any], row: _Row) -> None:
+        """Read the expressions of a row; one that cannot be read is a flaw, and not the end of the others."""
+        for number, text in enumerate(expressions):
+            try:
+                (expression,) = clean_expressions([text], row.place)
+                row.read.extend(self.processor.read_expressions([expression]))
+            except ValueError as error:
+                shown = _storable(text) if isinstance(text, str) else None
+                row.flaws.append(_Flaw(_storable(str(error)), number, shown))
+                continue
+            row.expressions.append(expression)
+            row.numbers.append(number)
 
 
 def _storable(text: str) -> str:
@@ -157,20 +194,20 @@ def _predict_batch(
     results = processor.post_process_masks(
         kept, sizes, options.threshold, presence_threshold=least, largest_part=options.largest_part
     )
-    numbered = ((piece.row, number) for piece in batch for number in range(piece.start, piece.start + piece.count))
-    for (row, number), result in zip(numbered, results, strict=True):
-        yield _line(row, number, result, options.largest_part)
+    pairs = ((piece.row, index) for piece in batch for index in range(piece.start, piece.start + piece.count))
+    for (row, index), result in zip(pairs, results, strict=True):
+        yield _line(row, index, result, options.largest_part)
 
 
-def _line(row: _Row, number: int, result: dict[str, Any], largest_part: bool) -> dict[str, Any]:
-    """The output line of an expression of a row, given its number."""
+def _line(row: _Row, index: int, result: dict[str, Any], largest_part: bool) -> dict[str, Any]:
+    """The output line of a readable expression of a row, given its index among them."""
     return {
         "row": row.index,
         "name": row.name,
-        "number": number,
-        "expression": row.expressions[number],
-        "text_read": row.read[number].text_read,
-        "unknown_words": list(row.read[number].unknown_words),
+        "number": row.numbers[index],
+        "expression": row.expressions[index],
+        "text_read": row.read[index].text_read,
+        "unknown_words": list(row.read[index].unknown_words),
         "score": result["score"],
         **({"presence": result["presence"]} if "presence" in result else {}),
         "box": result["box"],
@@ -180,13 +217,22 @@ def _line(row: _Row, number: int, result: dict[str, Any], largest_part: bool) ->
     }
 
 
-def _broken(row: _Row, has_head: bool, largest_part: bool) -> dict[str, Any]:
+def _broken(row: _Row, flaw: _Flaw, has_head: bool, largest_part: bool) -> dict[str, Any]:
+    """The output line of an expression that cannot be read, or of a whole row."""
     return {
         **dict.fromkeys(row_schema(has_head, largest_part).names),
         "row": row.index,
         "name": row.name,
-        "error": row.error,
+        "number": flaw.number,
+        "expression": flaw.expression,
+        "error": flaw.error,
     }
+
+
+def _refuse(row: _Row, flaw: _Flaw) -> NoReturn:
+    reason = flaw.error.rstrip(".")
+    named = reason if reason.startswith(row.place) else f"{row.place} cannot be read: {reason}"
+    raise ValueError(f"{named}. Fix it, or use --on-error skip (`on_error`).")
 
 
 def describe_reading(processor: CrossVLTProcessor, requests: Requests) -> str:
@@ -229,7 +275,7 @@ def predict(
             tokens), "unknown_words", "score", with a presence head "presence", "box" ([x_min, y_min, x_max, y_max] in
             pixels, the maxima exclusive; None if the mask is empty), with `largest_part` "parts" (number of connected
             parts before), "mask" (COCO run lengths: "size", height and width, and "counts") and "error" (None, or why
-            the row is unreadable).
+            the expression is unreadable, or the whole row, whose "number" is None).
         options: see `PredictionOptions`.
         job: what else the predictions depend on, such as the name of the model, for JSON.
 
@@ -287,17 +333,14 @@ def _predict_shard(
     """The lines of a shard, sorted by row."""
     lines: list[dict[str, Any]] = []
 
-    def whole() -> Iterator[_Row]:
+    def readable() -> Iterator[_Row]:
         for row in rows:
-            if row.error is None:
-                yield row
-                continue
-            if options.on_error == "stop":
-                raise ValueError(
-                    f"{row.name} cannot be read: {row.error.rstrip('.')}. Fix it, or use --on-error skip (`on_error`)."
-                )
-            lines.append(_broken(row, model.config.presence_head, options.largest_part))
+            for flaw in row.flaws:
+                if options.on_error == "stop":
+                    _refuse(row, flaw)
+                lines.append(_broken(row, flaw, model.config.presence_head, options.largest_part))
+            yield row
 
-    for batch in _cut(whole(), options.batch_size):
+    for batch in _cut(readable(), options.batch_size):
         lines.extend(_predict_batch(model, processor, batch, options))
     return sorted(lines, key=lambda line: (line["row"], line["number"] or 0))

@@ -5,6 +5,7 @@ inputs, size and normalisation of images, and the most tokens of an expression.
 """
 
 import copy
+import hashlib
 import json
 import logging
 import os
@@ -334,6 +335,7 @@ def _summary(model: CrossVLTModel, processor: CrossVLTProcessor, file: str) -> d
     image = processor.image_processor
     return {
         "made_by": MARK,
+        "weights": _hash_weights(model),
         "file": file,
         "inputs": {
             "pixel_values": ["batch", model.config.vision_config.num_channels, "height", "width"],
@@ -353,21 +355,33 @@ def _summary(model: CrossVLTModel, processor: CrossVLTProcessor, file: str) -> d
     }
 
 
-def _check_folder(folder: Path, overwrite: bool) -> None:
+def _hash_weights(model: CrossVLTModel) -> str:
+    """A hash of names and values of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_folder(folder: Path, model: CrossVLTModel, overwrite: bool) -> None:
+    """Raise ValueError if a folder has other files than an export of the same weights, and may not be overwritten."""
+    advice = "give a new folder, or --overwrite (in Python overwrite=True)"
+    found = _exported_weights(folder)
     check_output_folder(
-        folder,
-        "export",
-        lambda: overwrite or _is_export(folder),
-        ignored=lambda path: path.name == PARTIAL,
-        advice="give a new folder, or --overwrite",
+        folder, "export", lambda: overwrite or found is not None, lambda path: path.name == PARTIAL, advice
     )
+    if found is not None and not overwrite and found != _hash_weights(model):
+        raise ValueError(f"{folder} has an export of another checkpoint; {advice}.")
 
 
-def _is_export(folder: Path) -> bool:
+def _exported_weights(folder: Path) -> str | None:
+    """The hash of the weights of an export, "" if it has none; None for a folder without an export."""
     try:
-        return json.loads((folder / SUMMARY).read_text(encoding="utf-8")).get("made_by") == MARK
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        return str(summary.get("weights", "")) if summary.get("made_by") == MARK else None
     except (OSError, ValueError, AttributeError):
-        return False
+        return None
 
 
 @contextmanager
@@ -418,28 +432,28 @@ def export_model(
     Args:
         model: in float32.
         processor: of the model.
-        folder: a new or empty folder, or that of an earlier export.
+        folder: a new or empty folder, or that of an earlier export of the same weights.
         file_format: "onnx", or "torch-export" for `torch.export.load`.
         opset: ONNX operator set; None for that of the exporter.
         overwrite: also write into a folder with other files, replacing those of the same names.
         tell: called with a description of each step before it starts.
 
     Returns:
-        The content of `export.json`: "file" (`model.onnx` or `model.pt2`), names and axes of "inputs" (pixel_values
-        float32, input_ids and attention_mask int64) and "outputs" (logits and, with a presence head, presence_logits,
-        float32), "image_size" (height, width) to resize images to, "image_mean", "image_std", "max_tokens" and
-        "pad_token_id" of expressions, "most_words" of the network, the "checks" of [`check_export`] and, with a
-        presence head, "presence_threshold". The axes batch, height, width and words are dynamic. The folder also has
-        `tokenizer.json` and `preprocessor_config.json`.
+        The content of `export.json`: "weights" (a hash), "file" (`model.onnx` or `model.pt2`), names and axes of
+        "inputs" (pixel_values float32, input_ids and attention_mask int64) and "outputs" (logits and, with a presence
+        head, presence_logits, float32), "image_size" (height, width) to resize images to, "image_mean", "image_std",
+        "max_tokens" and "pad_token_id" of expressions, "most_words" of the network, the "checks" of [`check_export`]
+        and, with a presence head, "presence_threshold". The axes batch, height, width and words are dynamic. The
+        folder also has `tokenizer.json` and `preprocessor_config.json`.
 
     Raises:
-        ValueError: if the folder has other files, the format is unknown, the model is not in float32, or the export
-            does not reproduce the masks of the model. Nothing is left behind then.
+        ValueError: if the folder has other files or the export of other weights, the format is unknown, the model is
+            not in float32, or the export does not reproduce the masks of the model. Nothing is left behind then.
         ModuleNotFoundError: for ONNX without the extra `export`.
     """
     _check_request(model, file_format, opset)
     folder = Path(folder)
-    _check_folder(folder, overwrite)
+    _check_folder(folder, model, overwrite)
     with _workplace(folder) as beside:
         file = FILES[file_format]
         save_network(model, beside / file, opset, tell)

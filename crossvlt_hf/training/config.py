@@ -9,7 +9,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict, validated_field
 
 from ..system import MOST_WORKERS, did_you_mean
-from .settings import TEXT_OPTIONS, override, read_settings, read_yaml, write_yaml
+from .settings import NULL, TEXT_OPTIONS, override, read_settings, read_yaml, write_yaml
 
 
 Validator = Callable[[Any], None]
@@ -55,6 +55,8 @@ def _two_shares(values: Any) -> None:
 LARGEST = 2**31 - 1  # of numbers that libraries take
 # Fields of the config that leave the weights of a checkpoint as they are; a new presence head is added to them
 CHECKPOINT_FIELDS = ("presence_head", "presence_loss_weight", "dice_loss_weight")
+# Settings that a checkpoint brings with it, besides its config
+OF_A_CHECKPOINT = ("vision_encoder", "text_encoder", "tokenizer")
 SOURCES = {"text": TEXT_OPTIONS}  # metadata of fields that hold arguments of `load_data`
 
 
@@ -65,7 +67,7 @@ class ModelOptions:
 
     Args:
         checkpoint: CrossVLT checkpoint to start from (folder, Hub id, or "built-in"), instead of encoders, config and
-            tokenizer.
+            tokenizer. On the command line, it replaces those of the file.
         add_words: add the unknown words of the training data to the tokenizer, with new embeddings; for RefShapes,
             all words of its languages.
         vision_encoder: pretrained Swin (folder, file or Hub id); None for random weights.
@@ -241,7 +243,7 @@ class TrainingConfig:
                     raise ValueError(f"`data.{name}[{number}]` must have `name` and `split`, got {source}.{splits}")
         if self.model.checkpoint is None:
             return
-        for name in ("vision_encoder", "text_encoder", "tokenizer"):  # a checkpoint brings its own
+        for name in OF_A_CHECKPOINT:
             if getattr(self.model, name):
                 raise ValueError(f"`model.{name}` has no effect with `model.checkpoint`; set only one of them.")
         for name in self.model.config:
@@ -302,7 +304,27 @@ def check_same_run(config: TrainingConfig, before: TrainingConfig) -> None:
         raise ValueError(f"`seed` was {before.seed} when the run started and is {config.seed}; use the same.")
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainingConfig:
+def _leave_out(values: Any, tell: Callable[[str], Any]) -> Any:
+    """Leave out the settings of a file that a checkpoint of the command line replaces."""
+    model = values.get("model") if isinstance(values, dict) else None
+    if not isinstance(model, dict):
+        return values
+    config = model.get("config")
+    fields = [name for name in config if name not in CHECKPOINT_FIELDS] if isinstance(config, dict) else []
+    names = [name for name in OF_A_CHECKPOINT if model.get(name) not in (None, *NULL)]
+    if not names and not fields:
+        return values
+    replaced = ", ".join([*(f"`model.{name}`" for name in names), *(f"`model.config.{name}`" for name in fields)])
+    tell(f"`model.checkpoint` of the command line replaces {replaced}.")
+    kept = {name: value for name, value in model.items() if name not in names}
+    if isinstance(config, dict):
+        kept["config"] = {name: value for name, value in config.items() if name not in fields}
+    return {**values, "model": kept}
+
+
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), tell: Callable[[str], Any] = lambda line: None
+) -> TrainingConfig:
     """Read a configuration.
 
     Text settings stay text, even if YAML would convert them: `no`, `007`, `12:30`, dates.
@@ -310,6 +332,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainingConf
     Args:
         path: YAML file, or name of a configuration of the package (`refcoco`, `refshapes`, ...).
         overrides: such as "optimization.batch_size=8"; the value is read as YAML, unless the setting is text.
+            "model.checkpoint=..." also replaces the encoders, the tokenizer and the config of the file.
+        tell: called with a line about what is replaced.
 
     Raises:
         OSError: if there is no such file.
@@ -332,6 +356,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainingConf
         )
     try:
         values = read_yaml(source.read_text(encoding="utf-8"), str(path))
+        given = [setting for setting in overrides if setting.startswith("model.checkpoint=")]
+        if given and given[-1].partition("=")[2] not in NULL:
+            values = _leave_out(values, tell)
         for setting in overrides:
             values = override(TrainingConfig, values, setting)
         return read_settings(TrainingConfig, values)

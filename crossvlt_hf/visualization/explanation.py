@@ -84,10 +84,12 @@ class Explanation:
 
         Args:
             stage: from 1 to 4.
-            region: a bool array of the size of the image, or the (x, y) of one pixel; None for the mask.
+            region: a bool array of the size of the image, or the (x, y) of one pixel; None for the mask, or for the
+                whole image if the mask is empty.
 
         Raises:
-            ValueError: if there is no such stage, the region is empty or has another size, or the pixel is outside.
+            ValueError: if there is no such stage, the given region is empty or has another size, or the pixel is
+                outside.
         """
         read = _entry(self.words_read, stage, "attention to words")
         return np.einsum("hw,hwt->t", self.shares(stage, region), read)
@@ -127,8 +129,7 @@ class Explanation:
 
         If the mask is empty, uses the attention of the whole image; if there are no content words, all words.
         """
-        region = None if self.mask.any() else np.ones_like(self.mask)
-        read = np.mean([self.words_of(stage, region) for stage in self.words_read], axis=0)
+        read = np.mean([self.words_of(stage) for stage in self.words_read], axis=0)
         words = _join_pieces(self.tokens)
         content = [word for word in words if _is_content(word[0])]
         candidates = content or [word for word in words if word[0] not in SPECIAL] or words
@@ -141,14 +142,16 @@ class Explanation:
             area = np.zeros_like(self.mask)
             area[region[1], region[0]] = True
             return area
-        area = self.mask if region is None else np.asarray(region)
+        if region is None:
+            return self.mask if self.mask.any() else np.ones_like(self.mask)
+        area = np.asarray(region)
         if area.shape != self.mask.shape or area.dtype != bool:
             raise ValueError(
                 f"The region must be the (x, y) of a pixel, or bools of the (height, width) of the image, "
                 f"{self.mask.shape}, got {area.dtype} of shape {area.shape}."
             )
         if not area.any():
-            raise ValueError(f"The {'mask' if region is None else 'region'} is empty; give a region with pixels.")
+            raise ValueError("The region is empty; give one with pixels.")
         return area
 
 

@@ -22,7 +22,7 @@ from .canvas import (
     to_image,
     wrap,
 )
-from .explanation import SPECIAL, Explanation, Map, Pixel, Region, check_pixel, positions_of
+from .explanation import SPECIAL, Explanation, Map, Pixel, check_pixel, positions_of
 from .overlay import fit_size, overlay
 
 
@@ -98,21 +98,18 @@ def explanation_figure(
 
 
 def _choose_subject(explanation: Explanation, word: str | None, pixel: Pixel | None) -> _Subject:
-    region: Region
+    whole = "object" if explanation.mask.any() else "whole image"
+    name = f"the {whole}"
     if pixel is not None:
         check_pixel(pixel, explanation.image.size)
-        region, name = pixel, f"the pixel ({pixel[0]}, {pixel[1]})"
-    elif explanation.mask.any():
-        region, name = explanation.mask, "the object"
-    else:
-        region, name = np.ones_like(explanation.mask), "the whole image"
+        name = f"the pixel ({pixel[0]}, {pixel[1]})"
     if word is not None:
         positions_of(explanation.tokens, word)
         reason = "as requested"
     else:
         word = explanation.salient_word()
-        reason = f"with most attention of the {'object' if explanation.mask.any() else 'whole image'}"
-    words_read = {stage: explanation.words_of(stage, region) for stage in explanation.words_read}
+        reason = f"with most attention of the {whole}"
+    words_read = {stage: explanation.words_of(stage, pixel) for stage in explanation.words_read}
     return _Subject(name, words_read, one_line(word), reason, pixel)
 
 

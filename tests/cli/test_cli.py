@@ -33,8 +33,8 @@ from transformers.utils import logging as transformers_logging
 
 from crossvlt_hf import CrossVLTModel, CrossVLTProcessor
 from crossvlt_hf.cli import COMMANDS, main, predict, read_options, refer, refshapes
-from crossvlt_hf.cli.common import make_room
 from crossvlt_hf.cli.export import Export
+from crossvlt_hf.cli.outputs import check_replaceable, free_name, make_room, save_picture, save_report
 from crossvlt_hf.data.objects.read import detect_form
 from crossvlt_hf.data.readable import ON_ERROR
 from crossvlt_hf.data.refshapes import LANGUAGES
@@ -178,6 +178,28 @@ def test_largest_part(tmp_path, capsys, checkpoint, photo_file):
         largest, parts = find_parts(torch.tensor(mask))
         np.testing.assert_array_equal(kept, largest)
         assert (after["parts"], after["area"]) == (parts, int(kept.sum()))
+
+
+def test_files_of_other_images_are_kept(capsys, checkpoint, photo_file):
+    """A rerun replaces its files; those of another image of that name, and of others, stay."""
+    segmented(capsys, photo_file, "the cup", "--model", checkpoint)
+    files = {path: path.read_bytes() for path in Path("crossvlt-output").iterdir()}
+    assert len(files) == 2
+    segmented(capsys, photo_file, "the cup", "the bus", "--model", checkpoint)
+    Path("other").mkdir()
+    Image.new("RGB", (30, 20), "red").save("other/photo.png")
+    said = refusal(capsys, "segment", "other/photo.png", "the cup", "--model", checkpoint)
+    assert "photo-1-the-cup.png exists, and is not an earlier mask of the same image and expression" in said
+    said = refusal(capsys, "segment", "other/photo.png", "the car", "--model", checkpoint)
+    assert "photo-overlay.png exists, and is not an earlier overlay of the same image" in said
+    said = refusal(capsys, "segment", photo_file, "The Cup!", "--model", checkpoint)
+    assert "not an earlier mask of the same image and expression" in said
+    mask = Path("crossvlt-output/photo-1-the-cup.png")
+    assert mask.read_bytes() == files[mask]
+    Path("crossvlt-output/photo-3-the-car.png").write_bytes(b"mine")
+    refusal(capsys, "segment", photo_file, "the cup", "the bus", "the car", "--model", checkpoint)
+    assert Path("crossvlt-output/photo-3-the-car.png").read_bytes() == b"mine"
+    segmented(capsys, "other/photo.png", "the cup", "--model", checkpoint, "--output", "more")
 
 
 def test_default_output(capsys, checkpoint, photo_file):
@@ -427,7 +449,7 @@ def test_gallery(capsys, checkpoint):
     code, output, errors = run(capsys, *command, "deep/sheet.png")
     assert code == 0, errors
     assert "The gallery is in deep/sheet.png" in errors
-    assert output.startswith("| data | samples |")
+    assert output.startswith("| checkpoint, data | samples |")
     assert min(Image.open("deep/sheet.png").size) > 500
     assert "must be a file name that ends in .png" in refusal(capsys, *command, "sheet.gif")
 
@@ -1037,11 +1059,8 @@ sys.exit(main(sys.argv[1:]))
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["benchmark", "--output", "x.png", "--plot", "./x.png"], "`--output` and `--plot` must be two files"),
-        (
-            ["evaluate", "--data", "refcoco", "--output", "a.png", "--gallery", "a.png"],
-            "`--output` and `--gallery` must be two files",
-        ),
+        (["benchmark", "--output", "x.png", "--plot", "./x.png"], "`--output` must be a file name that ends in .json"),
+        (["evaluate", "--data", "refcoco", "--output", "a.PNG"], "`--output` must be a file name that ends in .json"),
         (
             ["evaluate", "--data", "refcoco", "--gallery", "a.png", "--reliability", "a.png"],
             "`--gallery` and `--reliability` must be two files",
@@ -1331,19 +1350,67 @@ def test_an_end_that_is_asked_for_is_orderly(monkeypatch, capsys, number, code):
 def test_a_file_that_cannot_be_written_is_told_before_the_work(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(PermissionError):
-        make_room(str(tmp_path / "report.json"))
+        make_room(str(tmp_path / "report.json"), "report")
 
 
 def test_room_for_a_file(tmp_path):
-    make_room(str(tmp_path / "new" / "report.json"))
+    make_room(str(tmp_path / "new" / "report.json"), "report")
     assert not any((tmp_path / "new").iterdir())
-    (tmp_path / "old.json").write_text("old")
-    make_room(str(tmp_path / "old.json"))
-    assert (tmp_path / "old.json").read_text() == "old"
     with pytest.raises(ValueError, match="is a folder"):
-        make_room(str(tmp_path))
+        make_room(str(tmp_path), "report")
+    (tmp_path / "old.json").touch()
     with pytest.raises((NotADirectoryError, FileExistsError)):
-        make_room(str(tmp_path / "old.json" / "report.json"))
+        make_room(str(tmp_path / "old.json" / "report.json"), "report")
+    make_room(os.devnull, "report")
+
+
+FOREIGN = {
+    "coco.json": b'{"images": [], "annotations": []}',
+    "list.json": b"[1, 2]",
+    "broken.json": b"{",
+    "photo.png": None,
+    "text.png": b"no picture",
+    "notes": b"precious",
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_only_an_earlier_output_of_the_same_kind_is_replaced(tmp_path, name):
+    file = tmp_path / name
+    if (content := FOREIGN[name]) is None:
+        Image.new("RGB", (4, 4), "red").save(file)
+    else:
+        file.write_bytes(content)
+    before = file.read_bytes()
+    with pytest.raises(ValueError, match=f"{name} exists, and is not an earlier report; give another output"):
+        make_room(str(file), "report")
+    assert file.read_bytes() == before
+    file.unlink()
+    if name.endswith(".png"):
+        save_picture(Image.new("L", (2, 2)), file, "mask", image="one", expression="das Grün 杯子")
+        check_replaceable(file, "mask", image="one", expression="das Grün 杯子")
+        for kind, about in (("overlay", {}), ("mask", {"image": "two"}), ("mask", {"expression": "das Grun"})):
+            with pytest.raises(ValueError, match=f"not an earlier {kind}"):
+                check_replaceable(file, kind, **about)
+    else:
+        save_report({"metrics": {}}, str(file), "evaluation")
+        make_room(str(file), "evaluation")
+        with pytest.raises(ValueError, match="not an earlier benchmark"):
+            make_room(str(file), "benchmark")
+
+
+def test_a_link_to_nothing_is_not_written_through(tmp_path):
+    (tmp_path / "link.json").symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(ValueError, match="exists"):
+        make_room(str(tmp_path / "link.json"), "report")
+    assert not (tmp_path / "elsewhere.json").exists()
+
+
+def test_a_free_name(tmp_path):
+    names = ["report.json", "report-2.json", "report-3.json"]
+    for name in names:
+        assert free_name(str(tmp_path / "report.json")) == str(tmp_path / name)
+        (tmp_path / name).touch()
 
 
 def test_segment_says_what_it_did_not_read(checkpoint, photo, tmp_path, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """The commands around RefShapes, evaluation and the built-in checkpoint."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,8 +50,8 @@ def test_evaluate_prints_the_row_and_the_families(checkpoint, tmp_path, capsys):
     command = ["evaluate", "--model", str(checkpoint), "--data", "refshapes", "--split", "test", *options]
     assert main(command) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("| data | samples | oIoU | mIoU | P@0.5 |")
-    assert lines[2].startswith("| refshapes test | 12 |")
+    assert lines[0].startswith("| checkpoint, data | samples | oIoU | mIoU | P@0.5 |")
+    assert lines[2].startswith(f"| {checkpoint}, refshapes test | 12 |")
     assert [line.split("|")[1].strip() for line in lines[6:]] == sorted(FAMILIES)
     report = json.loads(path.read_text())
     assert report["metrics"]["samples"] == 12
@@ -64,11 +65,59 @@ def test_evaluate_prints_the_row_and_the_families(checkpoint, tmp_path, capsys):
     assert json.loads(path.read_text())["metrics"]["samples"] == 5
 
 
+def test_reports_lose_nothing(checkpoint, tmp_path, capsys, monkeypatch):
+    """The default is a new file; a named one must be an earlier report."""
+    monkeypatch.chdir(tmp_path)
+    command = ["evaluate", "--data", "refshapes", "--split", "test", "--option", "scenes=1"]
+    assert main([*command, "--model", str(checkpoint), "--option", "side=48"]) == 0
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    assert "No --model was given: the built-in checkpoint is used." in printed.err
+    assert "| built-in, refshapes test | 1 |" in printed.out
+    folder = tmp_path / "crossvlt-output"
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["evaluation-2.json", "evaluation.json"]
+    models = [json.loads((folder / name).read_text())["model"] for name in names]
+    assert models == ["built-in", str(checkpoint)]
+    labels = tmp_path / "instances.json"
+    labels.write_text('{"images": []}')
+    Image.new("RGB", (4, 4)).save(tmp_path / "photo.png")
+    before = (tmp_path / "photo.png").read_bytes()
+    assert main([*command, "--output", str(labels)]) == 2
+    assert "instances.json exists, and is not an earlier evaluation" in capsys.readouterr().err
+    assert main([*command, "--output", str(tmp_path / "photo.png")]) == 2
+    assert "`--output` must be a file name that ends in .json" in capsys.readouterr().err
+    for option in ("--gallery", "--reliability"):
+        assert main([*command, option, str(tmp_path / "photo.png")]) == 2
+        assert "photo.png exists, and is not an earlier" in capsys.readouterr().err
+    assert labels.read_text() == '{"images": []}'
+    assert (tmp_path / "photo.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("command", [["demo", "--output"], ["refshapes", "new", "--scenes", "1", "--sheet"]])
+def test_pictures_of_others_are_kept(tmp_path, capsys, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (4, 4)).save("photo.png")
+    before = Path("photo.png").read_bytes()
+    assert main([*command, "photo.png"]) == 2
+    assert "photo.png exists, and is not an earlier" in capsys.readouterr().err
+    assert Path("photo.png").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (
+            ["--data", "refcoco", "--root", "dat", "--split", "val"],
+            "There is no folder dat; set `--root` to the folder",
+        ),
+        (
+            ["--data", "grefcoco", "--root", "dat", "--split", "val"],
+            "set `--root` to the folder of the files of grefcoco",
+        ),
         (["--data", "refcocoo", "--split", "val"], "There is no data set or folder 'refcocoo'"),
-        (["--data", "refcoco", "--split", "val"], "needs `root`"),
+        (["--data", "refcoco", "--split", "val"], "needs `--root`"),
         (["--data", "refcoco"], "`split` must be one of the splits of refcoco (unc): train, val, testA, testB"),
         (["--data", "jxu124/refcocog"], "splits of jxu124/refcocog: train, validation, test"),
         (["--data", "phrasecut"], "splits of phrasecut: train, val, test, miniv"),

@@ -572,13 +572,89 @@ def test_expressions_of_which_nothing_is_read(rows, checkpoint, tmp_path, capsys
     lines.append({"image": "0.png", "expression": "..."})
     rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert run(rows, "--output", tmp_path / "stop", checkpoint=checkpoint) == 2
-    assert "cannot be read" in capsys.readouterr().err.splitlines()[-1]
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("crossvlt: rows.jsonl, line 2 ")
+    assert said.count("rows.jsonl") == 1
     assert run(rows, "--output", tmp_path / "skip", "--on-error", "skip", checkpoint=checkpoint) == 0
     printed = capsys.readouterr()
     assert any("1 without any known word" in line for line in printed.err.splitlines())
     counts = json.loads(printed.out)
-    assert (counts["predictions"], counts["unknown"], counts["errors"]) == (2, 1, 1)
-    assert [bool(line["error"]) for line in lines_of(tmp_path / "skip")] == [False, True, False]
+    assert (counts["predictions"], counts["unknown"], counts["errors"]) == (3, 1, 1)
+    assert [bool(line["error"]) for line in lines_of(tmp_path / "skip")] == [False, False, True, False]
+
+
+@pytest.mark.parametrize("file_format", ["jsonl", "parquet"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_good_expressions_of_a_row_are_kept(rows, checkpoint, tmp_path, capsys, file_format, workers):
+    """Whatever the others are; with numbers of their row, and the same masks as alone."""
+    texts = ["", "the cup", None, 7, "a\ud800", "the bus", " "]
+    lines = [{"image": "0.png", "expressions": texts}, {"image": "1.png", "expressions": ["", None]}]
+    lines += [{"image": "0.png", "expressions": ["the cup", "the bus"]}, {"image": "0.png", "expressions": []}]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = ["--output", tmp_path / "out", "--format", file_format, "--workers", workers, "--batch-size", 2]
+    assert run(rows, *options, "--on-error", "skip", checkpoint=checkpoint) == 0
+    counts = json.loads(capsys.readouterr().out)
+    assert (counts["rows"], counts["predictions"], counts["errors"]) == (4, 4, 8)
+    found = list(Shards(tmp_path / "out", 4, 500, file_format).read())
+    first = [line for line in found if line["row"] == 0]
+    assert [line["number"] for line in first] == list(range(7))
+    assert [line["expression"] for line in first] == ["", "the cup", None, None, "a?", "the bus", " "]
+    assert [line["error"] is None for line in first] == [False, True, False, False, False, True, False]
+    assert first[2]["error"] == "rows.jsonl, line 1 must have text as expression, got None."
+    alone = [line for line in found if line["row"] == 2]
+    assert [(line["mask"], line["box"]) for line in alone] == [
+        (line["mask"], line["box"]) for line in (first[1], first[5])
+    ]
+    (empty,) = [line for line in found if line["row"] == 3]
+    assert (empty["number"], empty["error"]) == (
+        None,
+        "rows.jsonl, line 4 must have an expression or a list of them, got '[]'.",
+    )
+
+
+@pytest.mark.parametrize("expressions", ["7", "true", '{"raw": "the cup"}', "[]", '""', "[null]", '"\\u200b"'])
+def test_wrong_expressions_stop_with_the_place_once(rows, checkpoint, tmp_path, capsys, expressions):
+    rows.write_text(f'{{"image": "0.png", "expressions": {expressions}}}\n')
+    assert run(rows, "--output", tmp_path / "out", checkpoint=checkpoint) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("crossvlt: rows.jsonl, line 1 ")
+    assert said.count("rows.jsonl") == 1
+
+
+def test_a_run_that_reads_nothing_fails(rows, checkpoint, tmp_path, capsys):
+    rows.write_text('{"image": "missing.png", "expression": "the cup"}\n{"image": "0.png", "expression": ""}\n')
+    command = [rows, "--output", tmp_path / "out", "--on-error", "skip"]
+    for _ in range(2):  # the second time, all shards are there
+        assert run(*command, checkpoint=checkpoint) == 2
+        printed = capsys.readouterr()
+        assert json.loads(printed.out)["errors"] == 2
+        assert "could be read" in printed.err.splitlines()[-1]
+        assert "out has the reasons" in printed.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", ["nowhere", "photo", "metadata", "rows.json"])
+def test_a_name_that_is_no_path_and_no_data_set(checkpoint, tmp_path, capsys, monkeypatch, name):
+    """The Hub is not asked: its ids are name/dataset."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    assert run(name, "--output", "out", checkpoint=checkpoint) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert f"There is no file or folder {name}" in said[0]
+    assert ("Did you mean photos?" in said[0]) == (name == "photo")
+
+
+def test_masks_of_a_data_set_are_no_images_to_segment(rows, checkpoint, tmp_path, capsys):
+    write_folder(load_data("refshapes", "test", scenes=2, side=32), tmp_path / "scenes")
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "scenes").rename(tmp_path / "parts" / "test")
+    Dataset.from_dict({"text": ["the cup"]}).save_to_disk(tmp_path / "saved")
+    for folder in (tmp_path / "parts" / "test", tmp_path / "parts", tmp_path / "saved"):
+        assert run(folder, "--expression", "the circle", "--output", tmp_path / "out", checkpoint=checkpoint) == 2
+        assert "is a data set, whose masks" in capsys.readouterr().err
+    images = tmp_path / "parts" / "test" / "images"
+    assert run(images, "--expression", "the circle", "--output", tmp_path / "out", checkpoint=checkpoint) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == 2
 
 
 def test_the_splits_of_saved_rows(checkpoint, tmp_path, capsys):

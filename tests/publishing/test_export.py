@@ -215,6 +215,19 @@ def test_wrong_wishes(built_in, tmp_path, capsys, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_an_export_of_other_weights_is_kept(tiny, tmp_path):
+    model, processor = tiny
+    torch.manual_seed(1)
+    other = CrossVLTModel(model.config).eval()
+    export_model(model, processor, tmp_path, file_format="torch-export")
+    before = (tmp_path / "model.pt2").read_bytes()
+    with pytest.raises(ValueError, match="has an export of another checkpoint; give a new folder, or --overwrite"):
+        export_model(other, processor, tmp_path, file_format="torch-export")
+    assert (tmp_path / "model.pt2").read_bytes() == before
+    export_model(model, processor, tmp_path, file_format="torch-export")
+    export_model(other, processor, tmp_path, file_format="torch-export", overwrite=True)
+
+
 def test_files_move_into_the_place_of_an_export_and_beside_those_of_others(tmp_path):
     (tmp_path / "new").mkdir()
     (tmp_path / "old").mkdir()

@@ -272,6 +272,32 @@ def test_bad_settings_are_named(tmp_path, override, message):
         load_config(write_config(tmp_path, seed=1), [override])
 
 
+def test_a_checkpoint_of_the_command_line_replaces_what_it_brings(tmp_path):
+    """In every configuration of the package, and also the encoders of a file; what only it has stays."""
+    model = {"vision_encoder": "a", "text_encoder": "b", "tokenizer": "c", "max_length": 9}
+    config = {"presence_head": True, "text_config": {"depths": [1, 1, 1, 1]}}
+    own = write_config(tmp_path, model={**model, "config": config})
+    told: list[str] = []
+    found = load_config(own, ["model.checkpoint=runs/x/last"], told.append).model
+    assert told == [
+        "`model.checkpoint` of the command line replaces `model.vision_encoder`, `model.text_encoder`, "
+        "`model.tokenizer`, `model.config.text_config`."
+    ]
+    assert (found.checkpoint, found.vision_encoder, found.text_encoder, found.tokenizer) == (
+        "runs/x/last",
+        *[None] * 3,
+    )
+    assert (found.config, found.max_length) == ({"presence_head": True}, 9)
+    for name in SHIPPED:
+        assert load_config(name, ["model.checkpoint=built-in"]).model.checkpoint == "built-in"
+    for given in ("model.tokenizer=d", "model.config={fusion_direction: late}"):  # both are asked for
+        with pytest.raises(ValueError, match="`model.(checkpoint|tokenizer)`"):
+            load_config(own, ["model.checkpoint=x", given])
+    told.clear()
+    assert load_config(own, ["model.checkpoint=null"], told.append).model.tokenizer == "c"
+    assert told == []
+
+
 def test_settings_in_python_are_checked_too():
     assert OptimizationOptions(weight_decay=0, betas=[0, 0.9]).weight_decay == 0
     for wrong in ({"batch_size": 0}, {"batch_size": "8"}, {"mixed_precision": "int8"}, {"ema_decay": 1.0}):

@@ -348,13 +348,20 @@ def test_a_tiny_object_has_its_share():
         ((0, -1), r"\(0, -1\)"),
         ((0.5, 0), r"must be \(x, y\) from \(0, 0\) to \(1, 1\)"),
         ((0, 0, 0), r"\(0, 0, 0\)"),
-        (None, "The mask is empty"),
     ],
 )
 def test_wrong_regions(region, message):
     explanation = by_hand(np.zeros((2, 2)), np.full((2, 2, 2), 0.5))
     with pytest.raises(ValueError, match=message):
         explanation.words_of(1, region)
+
+
+def test_an_empty_mask_stands_for_the_whole_image():
+    """As in the figure: a user also wants to know why nothing was found."""
+    read = np.array([[[0.9, 0.1], [0.5, 0.5]], [[0.1, 0.9], [0.3, 0.7]]])
+    explanation = by_hand(np.zeros((2, 2), bool), read)
+    assert explanation.words_of(1).tolist() == pytest.approx(read.mean((0, 1)).tolist(), abs=1e-6)
+    assert explanation.words_of(1).tolist() == explanation.words_of(1, np.ones((2, 2), bool)).tolist()
 
 
 def test_wrong_stages():

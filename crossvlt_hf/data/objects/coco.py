@@ -9,10 +9,19 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ...system import check_known
-from ..files import coco_image_id, entries, field, first_inside, image_size, last_part, read_json, slashed, whole
+from ..files import coco_image_id, entries, field, image_size, last_part, read_json, slashed, whole
 from ..flaws import Flaws
 from ..masks import encode_mask, to_run_lengths
-from .object_record import CROWDS, Crowds, ObjectRecord, ObjectScene, ObjectSource, is_crowd, is_for_upright
+from .object_record import (
+    CROWDS,
+    Crowds,
+    ObjectRecord,
+    ObjectScene,
+    ObjectSource,
+    find_image,
+    is_crowd,
+    is_for_upright,
+)
 
 
 T = TypeVar("T")
@@ -130,11 +139,11 @@ class CocoObjects(ObjectSource):
         address = image.get("coco_url")
         if "file_name" not in image and isinstance(address, str):
             parts = [part for part in address.partition("?")[0].split("/") if part]
-            return first_inside(self.folder, ["/".join(parts[-count:]) for count in (2, 1)], where)
+            return find_image(self.folder, ["/".join(parts[-count:]) for count in (2, 1)], where)
         name = field(image, "file_name", where)
         end = last_part(name)
         others = [slashed(name), *([end] if self.ends[end] == 1 else [])] if isinstance(name, str) else []
-        return first_inside(self.folder, [name, *others], where)
+        return find_image(self.folder, [name, *others], where)
 
     def _object(self, row: Mapping[str, Any], size: tuple[int, int], flaws: Flaws) -> ObjectRecord:
         where = f"{self.path}, annotation {row.get('id', '?')}"

@@ -16,7 +16,6 @@ from ..files import (
     entries,
     field,
     find_files,
-    first_inside,
     image_size,
     last_part,
     read_json,
@@ -24,7 +23,7 @@ from ..files import (
     slashed,
 )
 from ..masks import check_lossless, check_polygons, decode_segmentation, encode_mask
-from .object_record import ObjectRecord, ObjectScene, ObjectSource, check_label_size, sizes_of
+from .object_record import ObjectRecord, ObjectScene, ObjectSource, check_label_size, find_image, sizes_of
 
 
 class LabelMeObjects(ObjectSource):
@@ -93,11 +92,11 @@ class LabelMeObjects(ObjectSource):
         end = last_part(name)
         if self.images is not None:
             nested = [str(path.relative_to(self.folder).parent / end)] if isinstance(end, str) else []
-            return first_inside(self.images, [*nested, end], str(path))
+            return find_image(self.images, [*nested, end], str(path))
         names = [slashed(name)]
         names += [end] if isinstance(end, str) and Path(end).stem == path.stem else []  # not that of another file
         # the folders beside are of the data set too, such as ../images
-        return first_inside(path.parent, names, str(path), Path(os.path.abspath(self.folder)).parent)
+        return find_image(path.parent, names, str(path), Path(os.path.abspath(self.folder)).parent)
 
 
 def _labels(path: Path) -> list[str]:

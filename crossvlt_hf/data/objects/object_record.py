@@ -1,6 +1,7 @@
 """The record that all readers of labels share: an image with labelled objects, each with class, mask and id."""
 
 import io
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from ...processing_crossvlt import load_pixels, opening, to_rgb
-from ..files import COCO_ID, digest_of, find_files, stored_size
+from ...processing_crossvlt import load_pixels, opening, similar_path, to_rgb
+from ..files import COCO_ID, digest_of, find_files, first_inside, stored_size
 from ..flaws import Flaws
 from ..masks import decode_segmentation, encode_mask
 from .attributes import DescribedObject, describe
@@ -73,6 +74,21 @@ def sizes_of(image: str | bytes, name: str) -> tuple[tuple[int, int], tuple[int,
     """(height, width) of an image file with its EXIF orientation, and of its stored pixels: see `open_image`."""
     with open_image(image, name) as opened:
         return stored_size(opened, upright=True), stored_size(opened, upright=False)
+
+
+def find_image(folder: str | Path, names: Sequence[Any], where: str, root: str | Path | None = None) -> str:
+    """The path of the first of several names of an image that is there: see `first_inside`.
+
+    Raises:
+        FileNotFoundError: if none is; suggests a similar path, or to set `images`.
+        ValueError: if the first name is not a path, or leads out of the folder.
+    """
+    path = first_inside(folder, names, where, root)
+    if not os.path.lexists(path):
+        similar = similar_path(path)
+        advice = f"did you mean {similar}?" if similar else "set `images` to the folder of the images."
+        raise FileNotFoundError(f"There is no image file {path}, which {where} names; {advice}")
+    return path
 
 
 def is_for_upright(image: str, size: tuple[int, int]) -> bool:

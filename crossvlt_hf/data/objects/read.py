@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from ...system import call_with_options, check_known, check_source_exists, some_names
-from ..files import find_files, read_json, visible_files
+from ...system import call_with_options, check_exists, check_known, check_source_exists, some_names
+from ..files import find_files, read_json, require_folder, visible_files
 from .object_record import ObjectSource
 from .refer_options import FORMS, TABLES, Form
 
@@ -89,6 +89,9 @@ def load_objects(
     """
     form = form or detect_form(path)
     check_known("form", form, FORMS)
+    if images is not None:
+        check_exists(images, "folder of images", "; `images` must be that of the images of the labels")
+        require_folder(images)
     if form == "hub":
         return _from_hub(path, split, images, options)
     if form == "voc":

@@ -32,7 +32,8 @@ class ReferOptions:
         colours: whether to decode the images and use colours.
         exhaustive: false if objects of the named classes may be unlabelled; then only `UNCERTAIN_FAMILIES` are made,
             and others are an error unless all are asked for.
-        seed: of the choice of expressions.
+        validation: share of the images with expressions to put into the split "validation"; 0 for none.
+        seed: of the choice of expressions, and of images for validation.
         on_error: "stop" at an unreadable image, or "skip" and count it.
         workers: processes that read images and make expressions; the expressions do not depend on their number.
     """
@@ -43,6 +44,7 @@ class ReferOptions:
     least_area: float = SMALLEST_TARGET
     colours: bool = True
     exhaustive: bool = True
+    validation: float = 0.0
     seed: int = 0
     on_error: OnError = "stop"
     workers: int = 0
@@ -60,5 +62,7 @@ class ReferOptions:
         check_least("per_image", self.per_image, 1)
         if not 0 <= self.least_area < 1:
             raise ValueError(f"`least_area` must be a number from 0 to below 1, got {self.least_area!r}.")
+        if not 0 <= self.validation < 1:
+            raise ValueError(f"`validation` must be a share of images, from 0 to below 1, got {self.validation!r}.")
         check_workers("workers", self.workers)
         check_least("seed", self.seed, 0)

@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -18,11 +19,11 @@ from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
 from ...system import as_it_is, iterate_loader, start_worker
-from ..files import new_folder, orientation
+from ..files import image_key, new_folder, orientation
 from ..flaws import Flaws
 from ..masks import pack
 from ..record import Record, build_dataset
-from ..sources.folder import METADATA
+from ..sources.folder import METADATA, read_metadata
 from .attributes import CROWD, DOUBLE, DescribedObject
 from .engine import Expression, make_expressions
 from .object_record import ObjectRecord, ObjectScene, ObjectSource, open_image
@@ -31,6 +32,7 @@ from .words import in_table, lookup
 
 
 Outcome = tuple[ObjectScene, list[DescribedObject], list[Expression]]
+VALIDATION = "validation"  # the split of images that are held out
 _UNSENT = "{}, image {}: the scene must be pickled to leave a worker process, or set `workers` to 0: {}"
 # Reasons why objects are left out, where the report needs more words than `DescribedObject.unclear`
 REASONS = {
@@ -49,6 +51,7 @@ class Report:
         left_out: objects that are no target, by reason.
         broken: errors of unreadable images.
         repaired: flaws of labels that were repaired.
+        splits: images with expressions of each split, if some are held out for validation.
         families: expressions per family.
         words: uses of each word.
         classes: objects of each class.
@@ -59,6 +62,7 @@ class Report:
     left_out: Counter[str] = field(default_factory=Counter)
     broken: list[str] = field(default_factory=list)
     repaired: Counter[str] = field(default_factory=Counter)
+    splits: Counter[str] = field(default_factory=Counter)
     families: Counter[str] = field(default_factory=Counter)
     words: Counter[str] = field(default_factory=Counter)
     classes: Counter[str] = field(default_factory=Counter)
@@ -82,6 +86,7 @@ class Report:
         """Convert to a dict for JSON."""
         return {
             "images": {**self.images, "unreadable": len(self.broken)},
+            **({"splits": dict(self.splits)} if self.splits else {}),
             "objects": dict(self.objects),
             "objects left out": dict(self.left_out.most_common()),
             "expressions": {
@@ -213,6 +218,23 @@ def _place_in_order(thing: DescribedObject, record: ObjectRecord) -> tuple[Any, 
     return thing.label, thing.box, thing.area, thing.centre, thing.unclear, record.ann_id
 
 
+def choose_validation(keys: Iterable[str], share: float, seed: int) -> set[str]:
+    """Choose a share of images, at least one and not all, by a hash of key and seed, whatever their order.
+
+    Raises:
+        ValueError: if there are fewer than two images.
+    """
+    ordered = sorted(set(keys), key=lambda key: blake2b(f"{seed} {key}".encode()).digest())
+    if len(ordered) < 2:
+        raise ValueError("`validation` needs at least two images with expressions; leave it out.")
+    return set(ordered[: min(max(1, round(share * len(ordered))), len(ordered) - 1)])
+
+
+def _check_split(split: str, options: ReferOptions) -> None:
+    if options.validation and split == VALIDATION:
+        raise ValueError(f"`validation` must be left out if the split of all references is {VALIDATION!r}.")
+
+
 def expressions_dataset(
     source: ObjectSource, options: ReferOptions | None = None, *, split: str = "train", report: Report | None = None
 ) -> Dataset:
@@ -223,13 +245,15 @@ def expressions_dataset(
     Args:
         source: labelled images: files, or rows of a data set.
         options: see `ReferOptions`.
-        split: value of `split` in the rows.
+        split: value of `split` in the rows, but for those of `options.validation`.
         report: to count in.
 
     Raises:
         OSError: if an image cannot be read.
         ValueError: if labels are broken, or there are no expressions.
     """
+    options = options or ReferOptions()
+    _check_split(split, options)
     records = []
     for _, scene, expressions in refer(source, options, report):
         stored = {"path": scene.image} if isinstance(scene.image, str) else {"bytes": scene.image}
@@ -249,6 +273,13 @@ def expressions_dataset(
                     family=expression.family,
                 )
             )
+    if options.validation:
+        keys = [image_key(record.dataset, str(record.image_id)) for record in records]
+        chosen = choose_validation(keys, options.validation, options.seed)
+        records = [
+            replace(record, split=VALIDATION) if key in chosen else record
+            for record, key in zip(records, keys, strict=True)
+        ]
     return build_dataset(records)
 
 
@@ -328,7 +359,7 @@ def write_references(
         source: labelled images.
         folder: a new or empty folder, for metadata.jsonl, images, report.json and contact_sheet.png.
         options: see `ReferOptions`.
-        split: of all rows.
+        split: of all rows but those of `options.validation`.
         copy: whether to copy images; otherwise they are linked.
         sheet: number of random examples on the contact sheet; 0 for no sheet.
 
@@ -343,21 +374,42 @@ def write_references(
     from .sheet import Reservoir, contact_sheet
 
     report, options = Report(), options or ReferOptions()
+    _check_split(split, options)
     shown: Reservoir[tuple[ObjectScene, Expression]] = Reservoir(sheet, options.seed)
     with new_folder(folder) as whole:
         writer = ReferenceWriter(whole, split=split, dataset=source.name, copy=copy)
         with (whole / METADATA).open("w", encoding="utf-8") as file:
             for index, scene, expressions in refer(source, options, report):
                 for line in writer.lines(index, scene, expressions):
-                    file.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n")
+                    file.write(_as_line(line))
                 for expression in expressions:
                     shown.add((scene, expression))
         if not report.families or (not report.objects["targets"] and set(options.families) != {"no_target"}):
             raise ValueError(_nothing(source, report))
+        if options.validation:
+            report.splits = _hold_out(whole / METADATA, options)
         (whole / "report.json").write_text(json.dumps(report.as_dict(), indent=2, ensure_ascii=False) + "\n", "utf-8")
         if (drawn := contact_sheet(shown.kept, skip=options.on_error == "skip")) is not None:
             drawn.save(whole / "contact_sheet.png")
     return report
+
+
+def _hold_out(path: Path, options: ReferOptions) -> Counter[str]:
+    """Put the rows of a share of images into the split for validation; return the number of images of each split."""
+    keys = {image_key(row["dataset"], row["image_id"]): row["split"] for _, row in read_metadata(path)}
+    chosen = choose_validation(keys, options.validation, options.seed)
+    beside = path.with_suffix(".partial")
+    with beside.open("w", encoding="utf-8") as file:
+        for _, row in read_metadata(path):
+            if image_key(row["dataset"], row["image_id"]) in chosen:
+                row["split"] = VALIDATION
+            file.write(_as_line(row))
+    beside.replace(path)
+    return Counter(VALIDATION if key in chosen else split for key, split in keys.items())
+
+
+def _as_line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n"
 
 
 def _nothing(source: ObjectSource, report: Report) -> str:

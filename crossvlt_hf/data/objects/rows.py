@@ -202,7 +202,8 @@ def _find_labels(dataset: Dataset, kind: Kind | None, column: str | None) -> tup
         if found is not None and (kind is not None or candidate == _kind_of(dataset, found)):
             return candidate, found
     raise ValueError(
-        f"Set `kind` and `labels`: none of the columns {', '.join(dataset.column_names)} has a usual name for labels."
+        f"None of the columns {', '.join(dataset.column_names)} has a usual name for labels; set `kind` and set "
+        "`labels`."
     )
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import runpy
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
@@ -40,6 +41,7 @@ from crossvlt_hf.data.objects import (
     write_references,
 )
 from crossvlt_hf.data.objects.attributes import drop_doubles
+from crossvlt_hf.data.objects.references import choose_validation
 from crossvlt_hf.data.objects.rows import HubObjects
 
 
@@ -100,6 +102,75 @@ def test_writes_a_folder_that_is_read_again(tmp_path, capsys):
     assert Image.open(folder / "contact_sheet.png").width > 400
     assert refer(labels, *options) == 2  # nothing is overwritten
     assert "empty folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("images", [None, "nowhere", "pictures"])
+def test_missing_images_are_told_with_the_option(tmp_path, capsys, monkeypatch, images):
+    """Neither beside the file, nor in a folder that is there, nor in one that is not."""
+    labels = write_coco(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    options = [] if images is None else ["--images", images]
+    assert refer(labels, "--output", "out", *options) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    if images == "nowhere":
+        assert "There is no folder of images nowhere; `images` must be that of the images" in said
+    else:
+        assert "There is no image file" in said
+        assert said.endswith("set `--images` to the folder of the images.")
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_images_for_validation(tmp_path, capsys, share):
+    """At least one image and not all, the same in files and in memory, whatever the order; none in both splits."""
+    labels = write_coco(tmp_path)
+    options = ["--images", tmp_path / "images", "--validation", share, "--output"]
+    assert refer(labels, *options, tmp_path / "out") == 2  # two files of one photograph are one image
+    assert "at least two images" in capsys.readouterr().err
+    file = sorted((tmp_path / "images").iterdir())[0]
+    picture = Image.open(file).copy()
+    picture.putpixel((0, 0), (1, 2, 3))
+    picture.save(file)
+    assert refer(labels, *options, tmp_path / "out") == 0
+    assert "images of each split: " in capsys.readouterr().out
+    train, validation = (load_data(str(tmp_path / "out"), split) for split in ("train", "validation"))
+    assert len(set(train["image_id"])) == len(set(validation["image_id"])) == 1
+    assert not set(train["image_id"]) & set(validation["image_id"])
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["splits"] == {"train": 1, "validation": 1}
+    source = load_objects(labels, images=tmp_path / "images")
+    rows = expressions_dataset(source, ReferOptions(validation=share))
+    assert {(row["image_id"], row["split"]) for row in rows.select_columns(["image_id", "split"])} == {
+        (row["image_id"], row["split"])
+        for part in (train, validation)
+        for row in part.select_columns(["image_id", "split"])
+    }
+
+
+def test_a_share_of_many_images_for_validation():
+    keys = [f"image {number}" for number in range(1000)]
+    chosen = choose_validation(keys, 0.1, seed=0)
+    assert len(chosen) == 100
+    assert choose_validation(reversed(keys), 0.1, seed=0) == chosen
+    assert choose_validation(keys, 0.1, seed=1) != chosen
+    with pytest.raises(ValueError, match="at least two images"):
+        choose_validation(["one", "one"], 0.5, seed=0)
+
+
+@pytest.mark.parametrize("share", ["1", "-0.1", "nan", "ten"])
+def test_wrong_shares_for_validation(tmp_path, capsys, share):
+    command = [write_coco(tmp_path), "--output", tmp_path / "out", "--validation", share]
+    with suppress(SystemExit):  # of what is no number
+        assert refer(*command) == 2
+    assert "validation" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_references_that_are_all_for_validation(tmp_path):
+    source = load_objects(write_coco(tmp_path))
+    with pytest.raises(ValueError, match="`validation` must be left out if the split"):
+        expressions_dataset(source, ReferOptions(validation=0.5), split="validation")
 
 
 @pytest.mark.parametrize(("write", "loose"), [(write_yolo, 0), (write_labelme, 0)])
