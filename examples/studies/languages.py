@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from comparisons import spread
-from runs import Results, Row, Training, hardware_of, measure, study_parser, train_all
+from runs import Results, Row, Training, hardware_of, measure, read_arguments, study_parser, train_all
 
 from crossvlt_hf.data.refshapes import FAMILIES, LANGUAGES
 from crossvlt_hf.visualization.canvas import new_figure
@@ -241,7 +241,7 @@ def main() -> None:
     """See the module."""
     parser = study_parser(__doc__, RESULTS, "runs/languages", seeds=2)
     parser.add_argument("--models", default=",".join(MODELS), help="of " + ", ".join(MODELS))
-    arguments = parser.parse_args()
+    arguments = read_arguments(parser)
     names = arguments.models.split(",")
     if unknown := [name for name in names if name not in MODELS]:
         parser.error(f"there is no model {unknown[0]}; there are {', '.join(MODELS)}")

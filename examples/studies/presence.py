@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from runs import Results, Row, Training, hardware_of, study_parser, train_all
+from runs import Results, Row, Training, hardware_of, read_arguments, study_parser, train_all
 
 from crossvlt_hf.data.refshapes import FAMILIES
 
@@ -179,7 +179,7 @@ def main() -> None:
     parser = study_parser(__doc__, RESULTS, "runs/presence", seeds=1)
     parser.add_argument("--start", help="checkpoint in place of the first stage")
     parser.add_argument("--stage", choices=STAGES, help="of `measure`")
-    arguments = parser.parse_args()
+    arguments = read_arguments(parser)
     results = replace(RESULTS, path=arguments.results)
     if arguments.action == "measure":
         measure(arguments.run, STAGES[arguments.stage])

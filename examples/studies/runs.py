@@ -11,13 +11,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from crossvlt_hf.configuration_crossvlt import write_file
-from crossvlt_hf.system import orderly_end
+from crossvlt_hf.system import orderly_end, read_number
 
 
 Row = dict[str, Any]  # of a run: its key, and its results
@@ -125,6 +125,12 @@ def _run(command: Sequence[str], **options: Any) -> str:
     return output
 
 
+def _last_line(log: Path) -> str:
+    """The last line of a log, without progress bars."""
+    lines = [line.strip() for line in log.read_text(errors="replace").replace("\r", "\n").splitlines()]
+    return next((line for line in reversed(lines) if line and "it/s" not in line), "nothing")
+
+
 def train(training: Training, results: Results, folder: Path) -> None:
     """Train, or go on, and measure; nothing if that is done."""
     if results.load(**training.key):
@@ -147,7 +153,7 @@ def train_all(
     SIGTERM ends the runs too, which save a checkpoint; they would go on alone. Ctrl-C reaches them itself.
 
     Raises:
-        RuntimeError: at the end, if some failed; their logs are in the folder.
+        SystemExit: at the end, if some failed; names them and the last line of their logs, which are in the folder.
     """
     failed: list[str] = []
 
@@ -155,7 +161,11 @@ def train_all(
         try:
             train(training, results, folder)
             tell(f"done: {training.name}")
-        except (subprocess.CalledProcessError, OSError, ValueError) as error:
+        except subprocess.CalledProcessError:
+            failed.append(training.name)
+            log = folder / f"{training.name}.log"
+            tell(f"failed: {training.name}, {log} ends with: {_last_line(log)}")
+        except (OSError, ValueError) as error:
             failed.append(training.name)
             tell(f"failed: {training.name}: {error}")
 
@@ -168,7 +178,7 @@ def train_all(
                 process.terminate()
             raise
     if failed:
-        raise RuntimeError(f"{len(failed)} of {len(trainings)} runs failed: {', '.join(failed)}; see {folder}.")
+        raise SystemExit(f"{len(failed)} of {len(trainings)} runs failed: {', '.join(failed)}.")
 
 
 def hardware_of(rows: Sequence[Row]) -> str:
@@ -186,19 +196,46 @@ def study_parser(description: str | None, results: Results, folder: str, seeds: 
         seeds: how many there are by default, from 0.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=["run", "report", "measure"])
-    help_seeds = f"such as 0,3,4 (0 to {seeds - 1})"
+    actions = "train and measure what is missing; write the report; print the results of one checkpoint"
+    parser.add_argument("action", choices=["run", "report", "measure"], help=actions)
+    help_seeds = f"such as 0,3,4 (the default is all from 0 to {seeds - 1})"
     parser.add_argument("--seeds", type=_read_numbers, default=list(range(seeds)), help=help_seeds)
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
+    help_steps = "training steps of a run, or of its unit; the report has only runs of as many (%(default)s)"
+    parser.add_argument("--steps", type=_read_count, default=1000, help=help_steps)
+    parser.add_argument("--jobs", type=_read_count, default=1, help="runs at a time, one thread each (%(default)s)")
     parser.add_argument("--folder", type=Path, default=Path(folder), help="of the runs (%(default)s)")
-    parser.add_argument("--results", type=Path, default=results.path, help="JSON file of the finished runs")
-    parser.add_argument("--run", help="of `measure`: a checkpoint")
+    default = f"docs/{results.path.name}"
+    parser.add_argument("--results", type=Path, default=results.path, help=f"JSON of the finished runs ({default})")
+    parser.add_argument("--run", help="of `measure`: the checkpoint `last` or `best` in the folder of a run")
     return parser
 
 
+def read_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse the options of `study_parser`, and check the checkpoint of `measure`; a wrong one ends the program."""
+    arguments = parser.parse_args()
+    if arguments.action == "measure":
+        if arguments.run is None:
+            parser.error("measure needs --run, the checkpoint `last` or `best` in the folder of a run")
+        if not (Path(arguments.run).parent / "config.yaml").is_file():
+            parser.error(f"there is no config.yaml beside {arguments.run}, which must be a checkpoint of a run")
+    return arguments
+
+
+def _read_count(text: str) -> int:
+    with suppress(ValueError):
+        if (number := read_number(int, text)) > 0:
+            return number
+    raise argparse.ArgumentTypeError(f"must be an integer above 0, got {text!r}")
+
+
 def _read_numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
+    try:
+        numbers = [read_number(int, number) for number in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be integers with commas, such as 0,3,4, got {text!r}") from error
+    if min(numbers) < 0 or len(set(numbers)) < len(numbers):
+        raise argparse.ArgumentTypeError(f"must be different integers from 0 up, got {text!r}")
+    return numbers
 
 
 def measure(source: str, tests: dict[str, dict[str, Any]]) -> None:

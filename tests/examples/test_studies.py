@@ -192,8 +192,12 @@ def test_runs_are_trained_and_measured(study, tmp_path):
         runs.Training({"name": name}, "refshapes-64", [*settings, f"model.config.fusion_direction={name}"], fake, 3, 1)
         for name in ("sideways", "late")
     )
-    with pytest.raises(RuntimeError, match="1 of 2 runs failed: sideways"):
-        runs.train_all([wrong, right], results, tmp_path / "runs", 2, tell=lambda line: None)
+    told: list[str] = []
+    with pytest.raises(SystemExit, match="1 of 2 runs failed: sideways"):
+        runs.train_all([wrong, right], results, tmp_path / "runs", 2, tell=told.append)
+    (why,) = [line for line in told if line.startswith("failed: ")]
+    assert "sideways.log ends with: crossvlt: " in why
+    assert "expected one of ('both', 'words_to_pixels', 'pixels_to_words', 'late')" in why
     assert results.load() == [{"name": "late", "checkpoint": str(tmp_path / "runs" / "late" / "last")}]
     assert (tmp_path / "runs" / "late" / "last" / "model.safetensors").is_file()
 
@@ -214,6 +218,39 @@ def test_every_variant_is_a_configuration(study, tmp_path):
                 on != "shapes",
             )
     assert config.model.checkpoint == str(tmp_path / "runs" / f"shapes-{name}-3-10" / "last")
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("ablations", ["run", "--seeds", "0..2"], "must be integers with commas, such as 0,3,4, got '0..2'"),
+        ("ablations", ["run", "--seeds", "1,1"], "must be different integers from 0 up, got '1,1'"),
+        ("ablations", ["run", "--steps", "0"], "must be an integer above 0, got '0'"),
+        ("ablations", ["run", "--on", "pictures"], "there is no folder pictures; pictures.py writes it"),
+        ("ablations", ["measure", "--on", "pictures", "--run", "x"], "there is no config.yaml beside x"),
+        ("ablations", ["report", "--steps", "7"], "There is no finished run of 'both'"),
+        ("languages", ["run", "--jobs", "many"], "must be an integer above 0, got 'many'"),
+        ("languages", ["measure"], "measure needs --run"),
+        ("presence", ["measure", "--stage", "nine-96"], "measure needs --run"),
+    ],
+)
+def test_wrong_arguments_are_told_before_the_work(study, tmp_path, monkeypatch, capsys, script, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    with pytest.raises(SystemExit) as end:
+        study(script).main()
+    assert message in f"{capsys.readouterr().err}{end.value}"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_report_of_one_seed_has_no_figure(study):
+    ablations = study("ablations")
+    ablations.RESULTS.path.write_text(json.dumps([row("both", 0, 0.5), row("late", 0, 0.4)]))
+    ablations.report(ablations.RESULTS.load(), ablations.RESULTS.report)
+    text = ablations.RESULTS.report.read_text()
+    assert "| `late`: only the maps of the decoder attend to words | 1 | 40.0 |" in text
+    assert "Effects" not in text
+    assert not ablations.RESULTS.report.with_suffix(".png").exists()
 
 
 def test_report_of_ablations(study):

@@ -288,10 +288,10 @@ def test_a_checkpoint_of_the_command_line_replaces_what_it_brings(tmp_path):
         *[None] * 3,
     )
     assert (found.config, found.max_length) == ({"presence_head": True}, 9)
-    for name in SHIPPED:
+    for name in CONFIGS:
         assert load_config(name, ["model.checkpoint=built-in"]).model.checkpoint == "built-in"
     for given in ("model.tokenizer=d", "model.config={fusion_direction: late}"):  # both are asked for
-        with pytest.raises(ValueError, match="`model.(checkpoint|tokenizer)`"):
+        with pytest.raises(ValueError, match=r"`model\.(checkpoint|tokenizer)`"):
             load_config(own, ["model.checkpoint=x", given])
     told.clear()
     assert load_config(own, ["model.checkpoint=null"], told.append).model.tokenizer == "c"
