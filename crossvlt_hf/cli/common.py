@@ -70,27 +70,29 @@ def _as_written(options: Command, name: str) -> str:
 
 
 def as_options(options: Command, message: str) -> str:
-    """The settings that a message of a library advises, as the command line has them.
+    """The arguments and settings that a message of the library names, as the command line has them.
 
-    "set `root`" becomes "set `--root`", or in training "set `data.root`". Settings of readers are options: "set
-    `images`" becomes "set `--option images=...`", or in training "set `images` of the data set".
+    "`tokens` must be" becomes "`--tokens` must be", and "set `root`" becomes "set `--root`", or in training "set
+    `data.root`". Settings of readers are options: "set `images`" becomes "set `--option images=...`", or in training
+    "set `images` of the data set". Other words in backticks are names in files.
     """
-    known = {field.name for field in fields(cast(Any, options))}
+    known = {field.name: field.name for field in fields(cast(Any, options))} | dict(options.RENAMED)
 
-    def as_written(match: re.Match[str]) -> str:
-        name, value = match["name"], match["value"] or ""
+    def named(match: re.Match[str]) -> str:
+        return f"`{_as_written(options, known[match[1]])}`" if match[1] in known else match[0]
+
+    def advised(match: re.Match[str]) -> str:
+        verb, name, value = match[1], match[2], match[3] or ""
         if name in known:
-            return f"`{_as_written(options, name)}{value.replace('=', ' ')}`"
+            return f"{verb} `{_as_written(options, known[name])}{value.replace('=', ' ')}`"
         if "option" in known:
-            return f"`--option {name}{value or '=...'}`"
+            return f"{verb} `--option {name}{value or '=...'}`"
         if "settings" in known:
-            return "`data.root`" if name == "root" else f"`{name}{value}` of the data set"
-        return match[0].partition(" ")[2]
+            return f"{verb} `data.root`" if name == "root" else f"{verb} `{name}{value}` of the data set"
+        return match[0]
 
-    def replaced(match: re.Match[str]) -> str:
-        return f"{match['verb']} {as_written(match)}"
-
-    return re.sub(r"(?P<verb>[Ss]et|needs|another) `(?P<name>\w+)(?P<value>=\w+)?`", replaced, message)
+    message = re.sub(r"`(\w+)`(?= must )", named, message)
+    return re.sub(r"\b([Ss]et|needs|another) `(\w+)(=\w+)?`", advised, message)
 
 
 # ---- parsing of option values

@@ -33,8 +33,14 @@ from transformers.utils import logging as transformers_logging
 
 from crossvlt_hf import CrossVLTModel, CrossVLTProcessor
 from crossvlt_hf.cli import COMMANDS, main, predict, read_options, refer, refshapes
+from crossvlt_hf.cli.benchmark import Benchmark
+from crossvlt_hf.cli.common import as_options
+from crossvlt_hf.cli.evaluate import Evaluate
 from crossvlt_hf.cli.export import Export
 from crossvlt_hf.cli.outputs import check_replaceable, free_name, make_room, save_picture, save_report
+from crossvlt_hf.cli.refer import Refer
+from crossvlt_hf.cli.segment import Segment
+from crossvlt_hf.cli.train import Train
 from crossvlt_hf.data.objects.read import detect_form
 from crossvlt_hf.data.readable import ON_ERROR
 from crossvlt_hf.data.refshapes import LANGUAGES
@@ -1054,6 +1060,24 @@ size = 1024 * int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read
 resource.setrlimit(resource.RLIMIT_AS, (size + 2**26, -1))
 sys.exit(main(sys.argv[1:]))
 """
+
+
+@pytest.mark.parametrize(
+    ("options", "message", "said"),
+    [
+        (Evaluate(data="x"), "There is no folder a; set `root` to it.", "There is no folder a; set `--root` to it."),
+        (Evaluate(data="x"), "Set `images` to its path.", "Set `--option images=...` to its path."),
+        (Evaluate(data="x"), "set `ignore_index=255`; a, `mask`", "set `--option ignore_index=255`; a, `mask`"),
+        (Refer("x", "y"), "set `images`; set `crowds=objects`", "set `--images`; set `--option crowds=objects`"),
+        (Refer("x", "y"), "a.json has no `images`, but `root`.", "a.json has no `images`, but `root`."),
+        (Train("x"), "give another `root`; set `images`", "give another `data.root`; set `images` of the data set"),
+        (Benchmark(), "`tokens` must be 9; `compiled` must be on", "`--tokens` must be 9; `--compile` must be on"),
+        (Benchmark(), "`words` must be text", "`words` must be text"),
+        (Segment("x", ("y",)), "`image` must be X; set `crowds=a`", "`IMAGE` must be X; set `crowds=a`"),
+    ],
+)
+def test_messages_name_options(options, message, said):
+    assert as_options(options, message) == said
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def test_pictures_of_others_are_kept(tmp_path, capsys, monkeypatch, command):
         ),
         (["--data", "refcocoo", "--split", "val"], "There is no data set or folder 'refcocoo'"),
         (["--data", "refcoco", "--split", "val"], "needs `--root`"),
-        (["--data", "refcoco"], "`split` must be one of the splits of refcoco (unc): train, val, testA, testB"),
+        (["--data", "refcoco"], "`--split` must be one of the splits of refcoco (unc): train, val, testA, testB"),
         (["--data", "jxu124/refcocog"], "splits of jxu124/refcocog: train, validation, test"),
         (["--data", "phrasecut"], "splits of phrasecut: train, val, test, miniv"),
         (["--data", "moondream/refcoco-m"], "splits of moondream/refcoco-m: validation"),
@@ -149,7 +149,7 @@ def test_evaluate_names_the_splits_of_ones_own_folder(tmp_path, capsys):
     rows = [{"image": "0.png", "expression": "cup", "mask": "1.png", "split": split} for split in ("mine", "yours")]
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert main(["evaluate", "--data", str(tmp_path)]) == 2
-    assert f"`split` must be one of the splits of {tmp_path}: mine, yours" in capsys.readouterr().err
+    assert f"`--split` must be one of the splits of {tmp_path}: mine, yours" in capsys.readouterr().err
     assert main(["evaluate", "--data", str(tmp_path), "--split", "test"]) == 2
     assert "mine, yours" in capsys.readouterr().err
 

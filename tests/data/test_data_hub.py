@@ -256,7 +256,7 @@ def test_columns_without_images_are_read_without_them(refcoco_m, monkeypatch):
     assert dataset.select_columns(["expressions"])[2] == {"expressions": ["bus"]}
 
 
-def test_the_names_that_are_loaded(monkeypatch):
+def test_the_names_that_are_loaded(tmp_path, monkeypatch):
     """Loading asks the Hub for nothing but the data set and the split."""
     asked = []
 
@@ -266,7 +266,7 @@ def test_the_names_that_are_loaded(monkeypatch):
 
     monkeypatch.setattr(hub, "load_dataset", load_dataset)
     with pytest.raises(ValueError, match="must have a column"):
-        load_data("jxu124/refcoco", "testA", root="/nowhere")
+        load_data("jxu124/refcoco", "testA", root=tmp_path)
     with pytest.raises(ValueError, match="must have a column"):
         load_data("moondream/refcoco-m", "val")
     assert asked == [("jxu124/refcoco", "test"), ("moondream/refcoco-m", "validation")]

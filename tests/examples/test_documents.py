@@ -103,7 +103,7 @@ ADDED = {
     "crossvlt refshapes my-data --scenes 200": ["--scenes", "4"],
     "crossvlt evaluate --model runs/first/best": ["--limit", "4"],
     "crossvlt evaluate --data refshapes": ["--limit", "4"],
-    "accelerate launch -m crossvlt_hf evaluate --model runs/first/best": ["--limit", "2"],
+    "accelerate launch -m crossvlt_hf evaluate --model runs/shapes/best": ["--limit", "2"],
 }
 
 

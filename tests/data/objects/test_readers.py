@@ -936,7 +936,7 @@ def test_hub_a_broken_row_is_named(edit, message):
 
 def test_hub_columns_must_be_there():
     rows = Dataset.from_list([{"image": png(np.asarray(picture())), "caption": "x"}])
-    with pytest.raises(ValueError, match="`kind` and `labels`"):
+    with pytest.raises(ValueError, match="set `kind` and set `labels`"):
         HubObjects(rows)
     with pytest.raises(ValueError, match="must have a column 'masks'"):
         HubObjects(rows, kind="semantic", labels="masks", names=["a", "b"])

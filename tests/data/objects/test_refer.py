@@ -114,7 +114,7 @@ def test_missing_images_are_told_with_the_option(tmp_path, capsys, monkeypatch, 
     assert refer(labels, "--output", "out", *options) == 2
     (said,) = capsys.readouterr().err.splitlines()
     if images == "nowhere":
-        assert "There is no folder of images nowhere; `images` must be that of the images" in said
+        assert "There is no folder of images nowhere; `--images` must be that of the images" in said
     else:
         assert "There is no image file" in said
         assert said.endswith("set `--images` to the folder of the images.")
@@ -193,7 +193,7 @@ def test_yolo_images_of_another_split_are_not_written(tmp_path, capsys):
         (root / kind / "val").mkdir()
         shutil.copy(root / kind / "train" / f"a.{suffix}", root / kind / "val" / f"b.{suffix}")
     assert refer(root, "--output", tmp_path / "out") == 2
-    assert "`split` must be one of the splits of" in capsys.readouterr().err
+    assert "`--split` must be one of the splits of" in capsys.readouterr().err
     for split, image in (("val", "val/b.png"), ("train", "train/a.png")):
         assert refer(root, "--output", tmp_path / split, "--split", split) == 0
         lines = [json.loads(line) for line in (tmp_path / split / "metadata.jsonl").open()]
@@ -361,7 +361,7 @@ def test_repairs_are_told_and_counted(tmp_path, capsys, workers):
         (["--least-area", "0.9"], "There are no expressions"),
         (["--form", "voc"], "SegmentationClass"),
         (["--option", "colour=1"], "no option 'colour'"),
-        (["--form", "hub"], "`images` must be left out"),
+        (["--form", "hub"], "`--images` must be left out"),
     ],
 )
 def test_wrong_requests_are_refused_in_one_line(tmp_path, capsys, options, message):
