@@ -174,7 +174,11 @@ def write_requests(write_original):
 
 
 def write_coco_labels(write_original):
+    """Two photographs, of which one differs in a pixel: copies of a file are one image to hold out."""
     write_coco(Path())
+    other = picture()
+    other.putpixel((0, 0), (1, 2, 3))
+    other.save("images/001.png")
 
 
 def write_labels(write_original):
