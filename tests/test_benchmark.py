@@ -683,6 +683,9 @@ def test_predictions_are_measured_beside_the_model(checkpoint, capsys, workers):
     assert capsys.readouterr().out == format_report(report) + "\n"
     assert report["cases"] == report["phases"] == []
     assert [(entry["batch"], entry["workers"]) for entry in report["predictions"]] == [(1, workers), (4, workers)]
+    assert format_report(report).endswith("the worker loads the next rows.")
+    many = [{**entry, "rows": 1000} for entry in report["predictions"]]
+    assert "above 100 %" not in format_report({**report, "predictions": many})
     for entry in report["predictions"]:
         assert entry["rows_once"] == entry["rows"] == 150
         laps, alone = (entry[name]["samples"] for name in ("seconds_per_row", "model_seconds_per_row"))

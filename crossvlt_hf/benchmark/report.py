@@ -69,6 +69,13 @@ def _fractions(case: Case, found: "Findings", probes: Sequence[Probe]) -> dict[s
     }
 
 
+FEW_ROWS = 1000
+FEW_ROWS_NOTE = (
+    f"With fewer than {FEW_ROWS:,} rows, the share of the model's rate is too high, also above 100 %: while the model "
+    "runs alone, the worker loads the next rows."
+)
+
+
 def format_report(report: dict[str, Any]) -> str:
     """Format the tables of a report in Markdown."""
     tables = [
@@ -79,7 +86,10 @@ def format_report(report: dict[str, Any]) -> str:
         ("Prediction", _prediction_rows(report)),
         ("Not measured", [{"case": row["label"], "reason": row["reason"]} for row in report["skipped"]]),
     ]
-    return "\n\n".join(f"**{title}**\n\n{_table(rows)}" for title, rows in tables if rows)
+    text = [f"**{title}**\n\n{_table(rows)}" for title, rows in tables if rows]
+    if any(entry["rows"] < FEW_ROWS for entry in report["predictions"]):
+        text.append(FEW_ROWS_NOTE)
+    return "\n\n".join(text)
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
