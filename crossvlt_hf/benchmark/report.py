@@ -87,7 +87,7 @@ def format_report(report: dict[str, Any]) -> str:
         ("Not measured", [{"case": row["label"], "reason": row["reason"]} for row in report["skipped"]]),
     ]
     text = [f"**{title}**\n\n{_table(rows)}" for title, rows in tables if rows]
-    if any(entry["rows"] < FEW_ROWS for entry in report["predictions"]):
+    if any(entry["workers"] and entry["rows"] < FEW_ROWS for entry in report["predictions"]):
         text.append(FEW_ROWS_NOTE)
     return "\n\n".join(text)
 
