@@ -382,8 +382,10 @@ def test_report_of_languages(study):
     assert "| **German** | 52.5 ± 0.7 | 58.5 ± 0.7 | 54.5 ± 0.7 | 56.5 ± 0.7 |" in lines
     assert "| **Chinese** | - | - | 54.5 ± 0.7 | 56.5 ± 0.7 |" in lines
     assert "| German, relation | 42.5 | 48.5 | 44.5 | **46.5** |" in lines
-    assert "| `test`, relation | 40.5 ± 0.7 | 44.5 ± 0.7 | 42.5 ± 0.7 | 44.5 ± 0.7 | - | 44.5 ± 0.7 |" in lines
-    assert "| `paraphrases` | 50.5 ± 0.7 | 54.5 ± 0.7 | 52.5 ± 0.7 | 54.5 ± 0.7 | - | 54.5 ± 0.7 |" in lines
+    related = ["40.5 ± 0.7", "-", "44.5 ± 0.7", "42.5 ± 0.7", "48.5 ± 0.7", "44.5 ± 0.7", "-", "-", "44.5 ± 0.7"]
+    assert f"| `test`, relation | {' | '.join(related)} |" in lines
+    others = ["50.5 ± 0.7", "-", "54.5 ± 0.7", "52.5 ± 0.7", "58.5 ± 0.7", "54.5 ± 0.7", "-", "-", "54.5 ± 0.7"]
+    assert f"| `paraphrases` | {' | '.join(others)} |" in lines
     rows = languages.RESULTS.load(steps=1000)
     points = languages.curve(rows, ("de-long", "de", "zh"), "de")
     assert [(steps, round(iou, 6)) for steps, iou in points] == [(1000, 52.5), (3000, 58.5)]
