@@ -303,7 +303,8 @@ def markdown_table(rows: Mapping[str, Mapping[str, Any]], heading: str) -> str:
     for name, row in rows.items():
         cells = [str(row.get("samples", "-"))] if counted else []
         cells += ["-" if row.get(key) is None else _cell(row, key) for key in known.values()]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        escaped = name.replace("|", "\\|")
+        lines.append(f"| {escaped} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

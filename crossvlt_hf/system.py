@@ -167,26 +167,23 @@ def check_exists(path: str | Path, what: str, advice: str = "") -> None:
 def _similar_name(path: Path) -> str:
     """A question that names the file of the same folder with the most similar name; empty if there is none."""
     try:
-        names = list(islice((entry.name for entry in os.scandir(path.parent)), MOST_COMPARED))
+        with os.scandir(path.parent) as entries:
+            names = [entry.name for entry in islice(entries, MOST_COMPARED)]
     except OSError:
         return ""
     similar = most_similar(path.name, names)
     return "" if similar is None else f" Did you mean {path.parent / similar}?"
 
 
-def check_source_exists(
-    source: str | Path, suffixes: Collection[str], advice: str = "", names: Collection[str] | None = ()
-) -> None:
-    """Raise FileNotFoundError if a source is missing that cannot be an id on the Hub, name/dataset.
+def check_source_exists(source: str | Path, suffixes: Collection[str], advice: str = "") -> None:
+    """Raise FileNotFoundError if a source is missing that cannot be the name of a data set on the Hub.
 
     Args:
         source: a path, or a name.
         suffixes: of files, in lower case; a source that ends in one is a path.
         advice: see `check_exists`.
-        names: of data sets that are neither paths nor ids; None if the caller does not know them.
     """
-    is_name = len(Path(source).parts) == 1 and names is not None and str(source) not in names
-    if is_name or can_only_be_a_path(source) or Path(source).suffix.lower() in suffixes:
+    if can_only_be_a_path(source) or Path(source).suffix.lower() in suffixes:
         check_exists(source, "file or folder", advice)
 
 

@@ -15,13 +15,13 @@ from .common import (
     Command,
     Png,
     check_device,
-    check_json,
+    check_distinct,
     check_png,
     need_matplotlib,
     needs_extra,
     refuse_without_effect,
 )
-from .outputs import free_name, make_room, save_picture, save_report
+from .outputs import make_room, save_picture, save_report
 
 
 OUTPUT = "crossvlt-output/benchmark.json"
@@ -112,11 +112,11 @@ class Benchmark(Command):
         used = {name for measure in self.measure for name in USED.get(measure, OF_CASES)}
         unused = [option.name for option in fields(self) if option.name not in (*USED_ALWAYS, *used)]
         refuse_without_effect(self, unused, f"on `measure` {', '.join(self.measure)}")
+        check_distinct(self, "output", "plot")
         for backend in self.plan().grid.backend:
             check_installed(backend)
         for device in self.device:
             check_device(device)
-        check_json("output", self.output)
         check_png("plot", self.plot)
         for model in filter(can_only_be_a_path, self.model):  # others may be sizes
             check_source(model)
@@ -179,13 +179,12 @@ def benchmark(options: Benchmark) -> None:
     if set(MODEL_MEASURES) & set(options.measure):
         with needs_extra("train"):
             import_module("datasets")
-    output = options.output or free_name(OUTPUT)
-    make_room(output, "benchmark")
+    make_room(options.output or OUTPUT, "benchmark", new=options.output is None)
     make_room(options.plot, "benchmark plot")
     report = run_benchmark(options.plan(), tell=lambda line: print(line, file=sys.stderr, flush=True))
-    save_report(report, output, "benchmark")
+    path = save_report(report, options.output or OUTPUT, "benchmark", new=options.output is None)
     print(format_report(report))
-    print(f"The figures are in {output}", file=sys.stderr)
+    print(f"The figures are in {path}", file=sys.stderr)
     if options.plot is not None:
         save_picture(scaling_figure(report), options.plot, "benchmark plot")
         print(f"The plot is in {options.plot}", file=sys.stderr)

@@ -76,23 +76,32 @@ def as_options(options: Command, message: str) -> str:
     `data.root`". Settings of readers are options: "set `images`" becomes "set `--option images=...`", or in training
     "set `images` of the data set". Other words in backticks are names in files.
     """
-    known = {field.name: field.name for field in fields(cast(Any, options))} | dict(options.RENAMED)
+    names = {field.name: field.name for field in fields(cast(Any, options))} | dict(options.RENAMED)
+    written = {name: _as_written(options, own) for name, own in names.items()}
+    written = {name: option for name, option in written.items() if option.startswith("--")}  # others are paths
 
     def named(match: re.Match[str]) -> str:
-        return f"`{_as_written(options, known[match[1]])}`" if match[1] in known else match[0]
+        return f"{match[1]}`{written.get(match[2], match[2])}`"
+
+    def assigned(match: re.Match[str]) -> str:
+        name, value = match[1], "null" if match[2] == "None" else match[2]
+        if name in written:
+            return f"`{written[name]} {value}`"
+        return f"`--option {name}={value}`" if "option" in names else match[0]
 
     def advised(match: re.Match[str]) -> str:
-        verb, name, value = match[1], match[2], match[3] or ""
-        if name in known:
-            return f"{verb} `{_as_written(options, known[name])}{value.replace('=', ' ')}`"
-        if "option" in known:
-            return f"{verb} `--option {name}{value or '=...'}`"
-        if "settings" in known:
-            return f"{verb} `data.root`" if name == "root" else f"{verb} `{name}{value}` of the data set"
+        verb, name = match[1], match[2]
+        if name in written:
+            return f"{verb} `{written[name]}`"
+        if "option" in names:
+            return f"{verb} `--option {name}=...`"
+        if "settings" in names:
+            return f"{verb} `data.root`" if name == "root" else f"{verb} `{name}` of the data set"
         return match[0]
 
-    message = re.sub(r"`(\w+)`(?= must )", named, message)
-    return re.sub(r"\b([Ss]et|needs|another) `(\w+)(=\w+)?`", advised, message)
+    message = re.sub(r"(^|; )`(\w+)`(?= must )", named, message)
+    message = re.sub(r"`(\w+)=(\w+)`", assigned, message)
+    return re.sub(r"\b([Ss]et|needs|another) `(\w+)`", advised, message)
 
 
 # ---- parsing of option values
@@ -315,12 +324,6 @@ def check_png(name: str, path: str | None) -> None:
     """Raise ValueError unless a path is None or that of a PNG file."""
     if path is not None and Path(path).suffix.lower() != ".png":
         raise ValueError(f"`{name}` must be a file name that ends in .png, got {path!r}.")
-
-
-def check_json(name: str, path: str | None) -> None:
-    """Raise ValueError if a path has the suffix of another kind of file than JSON."""
-    if path is not None and Path(path).suffix.lower() not in ("", ".json"):
-        raise ValueError(f"`{name}` must be a file name that ends in .json, got {path!r}.")
 
 
 def check_distinct(options: Command, *names: str) -> None:

@@ -14,7 +14,6 @@ from .common import (
     Pixels,
     Png,
     check_distinct,
-    check_json,
     check_png,
     need_matplotlib,
     needs_extra,
@@ -22,7 +21,7 @@ from .common import (
     refuse_without_effect,
     warnings_in_one_line,
 )
-from .outputs import free_name, make_room, save_picture, save_report
+from .outputs import make_room, save_picture, save_report
 
 
 if TYPE_CHECKING:
@@ -81,10 +80,9 @@ class Evaluate(DataCommand):
         super().check()
         check_least("limit", self.limit, 1)
         check_least("min_area", self.min_area, 1)
-        check_json("output", self.output)
         check_png("gallery", self.gallery)
         check_png("reliability", self.reliability)
-        check_distinct(self, "gallery", "reliability")
+        check_distinct(self, "output", "gallery", "reliability")
         if self.data == "refshapes":
             refuse_without_effect(self, ("root", "merge"), "with `data` refshapes")
         if not self.calibrate:
@@ -105,7 +103,7 @@ def evaluate(options: Evaluate) -> None:
         from ..evaluation.run import evaluate as evaluate_model
         from ..weights.checkpoint import describe_hardware
 
-    output = _make_room(options)
+    _make_room(options)
     choices = _evaluation_options(options)
     dataset = _load_data(options)
     state, model, processor = options.load()
@@ -113,8 +111,7 @@ def evaluate(options: Evaluate) -> None:
         print(describe_reading(processor, [dataset]), file=sys.stderr)
     metric = evaluate_model(model, processor, dataset, choices)
     if state.is_main_process:
-        hardware = describe_hardware(model.device, state.num_processes)
-        scores = _report(options, output, metric, processor, hardware)
+        scores = _report(options, metric, processor, describe_hardware(model.device, state.num_processes))
         if options.reliability is not None:
             _draw_reliability(options.reliability, f"{options.data} {options.split}", scores)
         if options.gallery is not None:
@@ -127,14 +124,13 @@ def evaluate(options: Evaluate) -> None:
             _calibrate(str(options.model), metric)
 
 
-def _make_room(options: Evaluate) -> str:
-    """Check that all files can be written, before the evaluation starts; return the path of the report."""
+def _make_room(options: Evaluate) -> None:
+    """Check that all files can be written, before the evaluation starts."""
     if options.gallery is not None or options.reliability is not None:
         need_matplotlib()
-    output = options.output or free_name(OUTPUT)
-    for path, kind in ((output, REPORT), (options.gallery, GALLERY), (options.reliability, DIAGRAM)):
-        make_room(path, kind)
-    return output
+    make_room(options.output or OUTPUT, REPORT, new=options.output is None)
+    make_room(options.gallery, GALLERY)
+    make_room(options.reliability, DIAGRAM)
 
 
 def _evaluation_options(options: Evaluate) -> "EvaluationOptions":
@@ -166,11 +162,7 @@ def _load_data(options: Evaluate) -> Any:
 
 
 def _report(
-    options: Evaluate,
-    output: str,
-    metric: "ReferringSegmentationMetric",
-    processor: "CrossVLTProcessor",
-    hardware: str,
+    options: Evaluate, metric: "ReferringSegmentationMetric", processor: "CrossVLTProcessor", hardware: str
 ) -> dict[str, Any]:
     """Print the metrics, write the report, and return the calibration of the scores."""
     from ..evaluation.calibration import calibration_report
@@ -190,8 +182,8 @@ def _report(
         "families": {family or "(none)": row for family, row in families.items()},
         **({"calibration": scores} if scores else {}),
     }
-    save_report(report, output, REPORT)
-    print(f"The figures are in {output}", file=sys.stderr)
+    path = save_report(report, options.output or OUTPUT, REPORT, new=options.output is None)
+    print(f"The figures are in {path}", file=sys.stderr)
     return scores
 
 

@@ -72,7 +72,7 @@ class Predict(DataCommand):
         if self.expression:
             check_exists(self.data, "folder", " of images for `--expression`")
         else:
-            check_source_exists(self.data, {".jsonl"}, "; give one, or the id of a data set", names=None)
+            check_source_exists(self.data, {".jsonl"}, "; give one, or the id of a data set")
 
 
 def _identify(source: str | Path, model: Any) -> str:

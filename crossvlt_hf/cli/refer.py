@@ -68,7 +68,7 @@ class Refer(Command):
 
     def check(self) -> None:
         """Check that settings are name=value, and that numbers are in range."""
-        self.choices()
+        self.choices().check_split(self.split)
         check_least("sheet", self.sheet, 0)
         checked_settings(self.option, "`--option` ")
         check_source_exists(self.labels, TABLES if self.form != "hub" else ())

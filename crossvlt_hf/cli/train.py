@@ -65,8 +65,10 @@ def train(options: Train) -> int | None:
         from ..training import TrainingRun, load_config
         from ..training.build import check_config
 
-    config = load_config(options.config, list(options.settings), tell=_tell)
-    if options.processes is None and options.accelerate_config is None:
+    here = options.processes is None and options.accelerate_config is None
+    tell = [_tell] if here else []  # other processes tell it themselves
+    config = load_config(options.config, list(options.settings), *tell)
+    if here:
         TrainingRun(config, resume=options.resume).run()
         return None
     check_config(config, options.processes)  # once, not in each process

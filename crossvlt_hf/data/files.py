@@ -11,11 +11,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 from PIL import ExifTags, Image
 
 from ..processing_crossvlt import counted, opening, similar_path
-from ..system import did_you_mean
+from ..system import check_exists, did_you_mean, in_one_line
 
 
 COCO_FOLDERS = ("images/mscoco/images/train2014", "images/train2014", "train2014")
@@ -92,6 +92,24 @@ def rows_of(table: Any, where: str) -> list[Any]:
     return table
 
 
+def load_rows(source: str, split: str, **options: Any) -> Dataset:
+    """Load a split by `datasets.load_dataset`, from the Hub or from files.
+
+    Raises:
+        FileNotFoundError: if there is no such path, and no data set of this name on the Hub.
+        OSError, ValueError: if it cannot be read.
+    """
+    try:
+        return load_dataset(source, split=split, **options)
+    except Exception as error:  # a broken file can raise anything
+        if not options and len(Path(source).parts) == 1:
+            reason = in_one_line(error).rstrip(".")
+            check_exists(source, "file or folder", f", and the Hub gives no data set of this name: {reason}")
+        if isinstance(error, OSError | ValueError):
+            raise
+        raise OSError(f"{source} cannot be read as a data set. {type(error).__name__}: {error}") from error
+
+
 def visible_files(folder: Path, pattern: str) -> Iterator[Path]:
     """The files that match below a folder, without hidden ones (._1.json, .ipynb_checkpoints/1.json)."""
     above = len(folder.parts)
@@ -150,6 +168,13 @@ def coco_image_id(file_name: Any, image_id: Any) -> str:
 def digest_of(content: bytes) -> str:
     """A digest of an image file, for the end of the image's id."""
     return f"sha1:{hashlib.sha1(content, usedforsecurity=False).hexdigest()[:16]}"
+
+
+def content_key(image_id: str, image: str | bytes) -> str:
+    """A key of the content of an image file: the digest in its id, or of the file (a path or its bytes)."""
+    if digest := _DIGEST.search(image_id):
+        return digest[1]
+    return digest_of(image if isinstance(image, bytes) else Path(image).read_bytes())
 
 
 def image_key(dataset: str, image_id: str) -> str:

@@ -161,7 +161,7 @@ def _settle(record: Record, found: bool, flaws: Flaws) -> Record | None:
     if flaws.empty_masks == "error":
         raise ValueError(
             f"{record.where} has a target, but its mask is empty (outside the image, or without area); correct or "
-            "remove it, or set `empty_masks` to 'no_target' or 'skip'."
+            "remove it, or set `empty_masks=skip` or `empty_masks=no_target`."
         )
     if flaws.empty_masks == "skip":
         flaws.add(*LEFT_OUT, record.where)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from datasets import Dataset, load_dataset, load_from_disk
+from datasets import Dataset, load_from_disk
 
-from ..data.files import but_has, check_split, inside
+from ..data.files import but_has, check_split, inside, load_rows, visible_files
 from ..data.flaws import clean_expressions
 from ..data.load import NAMES, is_data_folder, load_data
-from ..data.sources.folder import METADATA
+from ..data.sources.folder import METADATA, read_metadata
 from ..processing_crossvlt import ImageLike, counted, opening
 from ..system import check_exists, check_source_exists, some_names
 from .picture_files import find_pictures, picture_suffixes
@@ -76,12 +76,14 @@ def _find(row: dict[str, Any], keys: Sequence[str], what: str, source: str) -> A
 
 
 def _expressions(value: Any, source: str) -> list[Any]:
+    if isinstance(value, np.ndarray):  # of a data set in the format of NumPy
+        value = value.tolist()
     if isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):  # sentences of REFER
         return [entry.get("raw") or entry.get("sent") for entry in value]
     if isinstance(value, str):
         return [value]
     if not isinstance(value, list | tuple) or not value:
-        raise ValueError(f"{source} must have an expression or a list of them, got {str(value)[:40]!r}.")
+        raise ValueError(f"{source} must have an expression or a list of them, got {repr(value)[:40]}.")
     return list(value)
 
 
@@ -302,14 +304,18 @@ def _load_rows(source: str, split: str | None) -> Dataset:
         raise ValueError(
             f"{source} is an image; `crossvlt segment` takes a single image, `crossvlt predict` a folder of images."
         )
-    advice = f"; give one, the id of a data set (name/dataset), or one of {', '.join(NAMES)}"
-    check_source_exists(source, {*picture_suffixes(), *TABLES}, advice, NAMES)
-    try:
-        return load_dataset(source, split=split)
-    except (OSError, ValueError):
-        raise
-    except Exception as error:  # a broken file can raise anything
-        raise OSError(f"{source} cannot be read as a data set. {type(error).__name__}: {error}") from error
+    check_source_exists(source, {*picture_suffixes(), *TABLES}, "; give one, or the id of a data set")
+    return load_rows(source, split)
+
+
+def _first_mask(folder: Path) -> str | None:
+    """The first file of a mask in the metadata of a folder or of its splits; None if there is none."""
+    for path in (folder / METADATA, *visible_files(folder, f"*/{METADATA}")):
+        with suppress(OSError, ValueError):  # not there, or broken, which matters only if it is used
+            for _, row in read_metadata(path):
+                if isinstance(row.get("mask"), str):
+                    return row["mask"]
+    return None
 
 
 def _open_pictures(folder: Path, expressions: Sequence[str]) -> ImageRequests:
@@ -318,10 +324,10 @@ def _open_pictures(folder: Path, expressions: Sequence[str]) -> ImageRequests:
         raise ValueError(
             f"`--expression` must come with a folder of images, got {folder}; `crossvlt segment` takes a single image."
         )
-    if is_data_folder(folder) or any((folder / name).is_file() for name in (METADATA, *SAVED)):
+    if (mask := _first_mask(folder)) is not None:
         raise ValueError(
-            f"{folder} is a data set, whose masks `--expression` would segment like images; leave it out to use the "
-            f"expressions of the data set, or give its folder of images."
+            f"{folder} is a data set with masks such as {mask}, which `--expression` would segment like images; leave "
+            "it out to use the expressions of the data set, or give its folder of images."
         )
     requests = ImageRequests(folder, expressions)
     if not len(requests):

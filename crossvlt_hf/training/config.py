@@ -304,6 +304,15 @@ def check_same_run(config: TrainingConfig, before: TrainingConfig) -> None:
         raise ValueError(f"`seed` was {before.seed} when the run started and is {config.seed}; use the same.")
 
 
+def _names_checkpoint(overrides: Sequence[str]) -> bool:
+    """Whether the command line has a checkpoint to start from, as a setting of its own."""
+    found: Any = None
+    for setting in overrides:
+        if setting.startswith("model.checkpoint="):
+            found = override(TrainingConfig, None, setting)["model"]["checkpoint"]
+    return found not in (None, *NULL)
+
+
 def _leave_out(values: Any, tell: Callable[[str], Any]) -> Any:
     """Leave out the settings of a file that a checkpoint of the command line replaces."""
     model = values.get("model") if isinstance(values, dict) else None
@@ -356,8 +365,7 @@ def load_config(
         )
     try:
         values = read_yaml(source.read_text(encoding="utf-8"), str(path))
-        given = [setting for setting in overrides if setting.startswith("model.checkpoint=")]
-        if given and given[-1].partition("=")[2] not in NULL:
+        if _names_checkpoint(overrides):
             values = _leave_out(values, tell)
         for setting in overrides:
             values = override(TrainingConfig, values, setting)

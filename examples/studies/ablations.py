@@ -224,8 +224,10 @@ def report(rows: list[Row], path: Path) -> None:
             for title, group in GROUPS.items():
                 if any(values(chosen, part, name) for name in group if name != BASELINE):
                     parts.append(f"## {heading}: {title.lower()}\n\n{table(title, chosen, part, comparisons)}")
-    if any(panels.values()):  # with one seed there is nothing to compare
-        figure = path.with_suffix(".png")
+    figure = path.with_suffix(".png")
+    if not any(panels.values()):  # with one seed there is nothing to compare
+        figure.unlink(missing_ok=True)
+    else:
         plot(panels, figure)
         parts.insert(first_table, f"![Effects]({figure.name})")
     path.write_text("\n\n".join(parts) + "\n")
@@ -265,8 +267,8 @@ certain: without any one seed, its p is between 0.013 and 0.057. The paper's oth
 pixels, adds 0.4 points (95 % interval: -1.7 to +2.6): eight seeds do not show that it helps.
 
 **On photographs and compositions**, nothing is decided: after so few steps, all variants have 18 to 19 and 15 to 17 %
-mean IoU, and no difference is significant. So it is open whether what holds for drawn shapes holds there. (The runs on
-RefShapes from which those of a pair went on may differ in the attention function.)
+mean IoU, without a significant difference. So it is open whether what holds for drawn shapes holds there. (The runs
+on RefShapes from which those of a pair went on may differ in the attention function.)
 
 **Levers** (four seeds): without the Dice loss, the mean IoU is 16.6 points lower, which is significant. Temperatures
 that start at 1 (-9.5 points) and masking of 10 % of words and patches (-5.0) lower it in all four seeds, both with

@@ -19,6 +19,7 @@ from typing import Any
 from runs import Results, Row, Training, hardware_of, read_arguments, study_parser, train_all
 
 from crossvlt_hf.data.refshapes import FAMILIES
+from crossvlt_hf.weights.names import check_source
 
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -180,6 +181,13 @@ def main() -> None:
     parser.add_argument("--start", help="checkpoint in place of the first stage")
     parser.add_argument("--stage", choices=STAGES, help="of `measure`")
     arguments = read_arguments(parser)
+    if arguments.action == "measure" and arguments.stage is None:
+        parser.error(f"measure needs --stage, one of {', '.join(STAGES)}")
+    if arguments.action == "run":
+        try:
+            check_source(arguments.start)
+        except OSError as error:
+            parser.error(f"--start: {error}")
     results = replace(RESULTS, path=arguments.results)
     if arguments.action == "measure":
         measure(arguments.run, STAGES[arguments.stage])

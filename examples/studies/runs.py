@@ -7,6 +7,7 @@ import argparse
 import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -128,7 +129,7 @@ def _run(command: Sequence[str], **options: Any) -> str:
 def _last_line(log: Path) -> str:
     """The last line of a log, without progress bars."""
     lines = [line.strip() for line in log.read_text(errors="replace").replace("\r", "\n").splitlines()]
-    return next((line for line in reversed(lines) if line and "it/s" not in line), "nothing")
+    return next((line for line in reversed(lines) if line and not re.search("it/s|s/it", line)), "nothing")
 
 
 def train(training: Training, results: Results, folder: Path) -> None:
@@ -212,12 +213,16 @@ def study_parser(description: str | None, results: Results, folder: str, seeds: 
 
 def read_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Parse the options of `study_parser`, and check the checkpoint of `measure`; a wrong one ends the program."""
+    from crossvlt_hf.training import load_config
+
     arguments = parser.parse_args()
     if arguments.action == "measure":
         if arguments.run is None:
             parser.error("measure needs --run, the checkpoint `last` or `best` in the folder of a run")
-        if not (Path(arguments.run).parent / "config.yaml").is_file():
-            parser.error(f"there is no config.yaml beside {arguments.run}, which must be a checkpoint of a run")
+        try:
+            load_config(Path(arguments.run).parent / "config.yaml")
+        except (OSError, ValueError) as error:
+            parser.error(f"{arguments.run} must be a checkpoint in the folder of a run: {error}")
     return arguments
 
 

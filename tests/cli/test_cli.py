@@ -37,7 +37,7 @@ from crossvlt_hf.cli.benchmark import Benchmark
 from crossvlt_hf.cli.common import as_options
 from crossvlt_hf.cli.evaluate import Evaluate
 from crossvlt_hf.cli.export import Export
-from crossvlt_hf.cli.outputs import check_replaceable, free_name, make_room, save_picture, save_report
+from crossvlt_hf.cli.outputs import EARLIER, check_replaceable, make_room, save_picture, save_report
 from crossvlt_hf.cli.refer import Refer
 from crossvlt_hf.cli.segment import Segment
 from crossvlt_hf.cli.train import Train
@@ -195,11 +195,14 @@ def test_files_of_other_images_are_kept(capsys, checkpoint, photo_file):
     Path("other").mkdir()
     Image.new("RGB", (30, 20), "red").save("other/photo.png")
     said = refusal(capsys, "segment", "other/photo.png", "the cup", "--model", checkpoint)
-    assert "photo-1-the-cup.png exists, and is not an earlier mask of the same image and expression" in said
+    assert (
+        "photo-1-the-cup.png exists, and does not say that it is an earlier mask of the same image and expression"
+        in said
+    )
     said = refusal(capsys, "segment", "other/photo.png", "the car", "--model", checkpoint)
-    assert "photo-overlay.png exists, and is not an earlier overlay of the same image" in said
+    assert "photo-overlay.png exists, and does not say that it is an earlier overlay of the same image" in said
     said = refusal(capsys, "segment", photo_file, "The Cup!", "--model", checkpoint)
-    assert "not an earlier mask of the same image and expression" in said
+    assert "not say that it is an earlier mask of the same image and expression" in said
     mask = Path("crossvlt-output/photo-1-the-cup.png")
     assert mask.read_bytes() == files[mask]
     Path("crossvlt-output/photo-3-the-car.png").write_bytes(b"mine")
@@ -1073,7 +1076,11 @@ sys.exit(main(sys.argv[1:]))
         (Train("x"), "give another `root`; set `images`", "give another `data.root`; set `images` of the data set"),
         (Benchmark(), "`tokens` must be 9; `compiled` must be on", "`--tokens` must be 9; `--compile` must be on"),
         (Benchmark(), "`words` must be text", "`words` must be text"),
-        (Segment("x", ("y",)), "`image` must be X; set `crowds=a`", "`IMAGE` must be X; set `crowds=a`"),
+        (Segment("x", ("y",)), "`image` must be X; set `crowds=a`", "`image` must be X; set `crowds=a`"),
+        (Refer("x", "y"), "set `kind` and set `labels`", "set `--option kind=...` and set `--option labels=...`"),
+        (Evaluate(data="x"), "Set `ignore_index=None` or `a=2`", "Set `--option ignore_index=null` or `--option a=2`"),
+        (Benchmark(), "The processor's `size` must have width", "The processor's `size` must have width"),
+        (Evaluate(data="x"), "a.json: `split` must be text", "a.json: `split` must be text"),
     ],
 )
 def test_messages_name_options(options, message, said):
@@ -1083,8 +1090,11 @@ def test_messages_name_options(options, message, said):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["benchmark", "--output", "x.png", "--plot", "./x.png"], "`--output` must be a file name that ends in .json"),
-        (["evaluate", "--data", "refcoco", "--output", "a.PNG"], "`--output` must be a file name that ends in .json"),
+        (["benchmark", "--output", "x.png", "--plot", "./x.png"], "`--output` and `--plot` must be two files"),
+        (
+            ["evaluate", "--data", "refcoco", "--output", "a.png", "--gallery", "a.png"],
+            "`--output` and `--gallery` must be two files",
+        ),
         (
             ["evaluate", "--data", "refcoco", "--gallery", "a.png", "--reliability", "a.png"],
             "`--gallery` and `--reliability` must be two files",
@@ -1406,7 +1416,9 @@ def test_only_an_earlier_output_of_the_same_kind_is_replaced(tmp_path, name):
     else:
         file.write_bytes(content)
     before = file.read_bytes()
-    with pytest.raises(ValueError, match=f"{name} exists, and is not an earlier report; give another output"):
+    with pytest.raises(
+        ValueError, match=f"{name} exists, and does not say that it is an earlier report; give another output"
+    ):
         make_room(str(file), "report")
     assert file.read_bytes() == before
     file.unlink()
@@ -1414,12 +1426,12 @@ def test_only_an_earlier_output_of_the_same_kind_is_replaced(tmp_path, name):
         save_picture(Image.new("L", (2, 2)), file, "mask", image="one", expression="das Grün 杯子")
         check_replaceable(file, "mask", image="one", expression="das Grün 杯子")
         for kind, about in (("overlay", {}), ("mask", {"image": "two"}), ("mask", {"expression": "das Grun"})):
-            with pytest.raises(ValueError, match=f"not an earlier {kind}"):
+            with pytest.raises(ValueError, match=f"not say that it is an earlier {kind}"):
                 check_replaceable(file, kind, **about)
     else:
         save_report({"metrics": {}}, str(file), "evaluation")
         make_room(str(file), "evaluation")
-        with pytest.raises(ValueError, match="not an earlier benchmark"):
+        with pytest.raises(ValueError, match="not say that it is an earlier benchmark"):
             make_room(str(file), "benchmark")
 
 
@@ -1430,11 +1442,40 @@ def test_a_link_to_nothing_is_not_written_through(tmp_path):
     assert not (tmp_path / "elsewhere.json").exists()
 
 
-def test_a_free_name(tmp_path):
-    names = ["report.json", "report-2.json", "report-3.json"]
-    for name in names:
-        assert free_name(str(tmp_path / "report.json")) == str(tmp_path / name)
-        (tmp_path / name).touch()
+def test_a_new_report_takes_a_free_name(tmp_path):
+    path = tmp_path / "report.json"
+    names = [save_report({"number": number}, str(path), "evaluation", new=True) for number in range(3)]
+    assert names == [str(tmp_path / name) for name in ("report.json", "report-2.json", "report-3.json")]
+    assert [json.loads(Path(name).read_text())["number"] for name in names] == [0, 1, 2]
+
+
+def test_two_processes_with_new_reports_lose_none(tmp_path):
+    """Each makes room at the same time, and writes when it is done."""
+    code = (
+        "import sys, time; from crossvlt_hf.cli.outputs import make_room, save_report;"
+        "[make_room('r.json', 'evaluation', new=True) for _ in range(200)];"
+        "[print(save_report({'a': 1}, 'r.json', 'evaluation', new=True)) for _ in range(200)]"
+    )
+    two = [subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE) for _ in range(2)]
+    written = [line for process in two for line in process.communicate()[0].split()]
+    assert [process.returncode for process in two] == [0, 0]
+    assert len(set(written)) == len(written) == len(list(tmp_path.iterdir())) == 400
+
+
+@pytest.mark.parametrize("kind", EARLIER)
+def test_reports_of_the_version_before_are_known(tmp_path, kind):
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(dict.fromkeys(EARLIER[kind] | {"more"})))
+    make_room(str(path), kind)
+    with pytest.raises(ValueError, match="does not say that it is an earlier gallery"):
+        make_room(str(path), "gallery")
+
+
+def test_a_folder_in_the_place_of_a_file_is_told_before_the_work(capsys, checkpoint, photo_file):
+    Path("out/photo-overlay.png").mkdir(parents=True)
+    assert "photo-overlay.png exists" in refusal(
+        capsys, "segment", photo_file, "the cup", "--model", checkpoint, "--output", "out"
+    )
 
 
 def test_segment_says_what_it_did_not_read(checkpoint, photo, tmp_path, monkeypatch, capsys):

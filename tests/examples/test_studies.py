@@ -22,6 +22,7 @@ from crossvlt_hf.training.build import build_tokenizer
 
 
 ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "crossvlt_hf" / "training" / "configs"
 STUDIES, DOCS = ROOT / "examples" / "studies", ROOT / "docs"
 
 
@@ -227,20 +228,28 @@ def test_every_variant_is_a_configuration(study, tmp_path):
         ("ablations", ["run", "--seeds", "1,1"], "must be different integers from 0 up, got '1,1'"),
         ("ablations", ["run", "--steps", "0"], "must be an integer above 0, got '0'"),
         ("ablations", ["run", "--on", "pictures"], "there is no folder pictures; pictures.py writes it"),
-        ("ablations", ["measure", "--on", "pictures", "--run", "x"], "there is no config.yaml beside x"),
+        (
+            "ablations",
+            ["measure", "--on", "pictures", "--run", "x"],
+            "x must be a checkpoint in the folder of a run: ",
+        ),
         ("ablations", ["report", "--steps", "7"], "There is no finished run of 'both'"),
         ("languages", ["run", "--jobs", "many"], "must be an integer above 0, got 'many'"),
         ("languages", ["measure"], "measure needs --run"),
         ("presence", ["measure", "--stage", "nine-96"], "measure needs --run"),
+        ("presence", ["measure", "--run", "run/last"], "measure needs --stage"),
+        ("presence", ["run", "--start", "nowhere"], "--start: There is no checkpoint folder nowhere"),
     ],
 )
 def test_wrong_arguments_are_told_before_the_work(study, tmp_path, monkeypatch, capsys, script, arguments, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    shutil.copyfile(CONFIGS / "refshapes-64.yaml", tmp_path / "run" / "config.yaml")
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     with pytest.raises(SystemExit) as end:
         study(script).main()
     assert message in f"{capsys.readouterr().err}{end.value}"
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [tmp_path / "run"]
 
 
 def test_a_report_of_one_seed_has_no_figure(study):

@@ -608,7 +608,7 @@ def test_good_expressions_of_a_row_are_kept(rows, checkpoint, tmp_path, capsys, 
     (empty,) = [line for line in found if line["row"] == 3]
     assert (empty["number"], empty["error"]) == (
         None,
-        "rows.jsonl, line 4 must have an expression or a list of them, got '[]'.",
+        "rows.jsonl, line 4 must have an expression or a list of them, got [].",
     )
 
 
@@ -632,27 +632,33 @@ def test_a_run_that_reads_nothing_fails(rows, checkpoint, tmp_path, capsys):
         assert "out has the reasons" in printed.err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("name", ["nowhere", "photo", "metadata", "rows.json"])
-def test_a_name_that_is_no_path_and_no_data_set(checkpoint, tmp_path, capsys, monkeypatch, name):
-    """The Hub is not asked: its ids are name/dataset."""
+@pytest.mark.parametrize("name", ["nowhere", "photo", "metadata"])
+def test_a_name_that_is_no_path_and_not_on_the_hub(checkpoint, tmp_path, capsys, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
     assert run(name, "--output", "out", checkpoint=checkpoint) == 2
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1
-    assert f"There is no file or folder {name}" in said[0]
-    assert ("Did you mean photos?" in said[0]) == (name == "photo")
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"There is no file or folder {name}, and the Hub gives no data set of this name: " in said
+    assert ("Did you mean photos?" in said) == (name == "photo")
+
+
+@pytest.mark.parametrize("columns", [["the cup", "the bus"], "the cup"])
+def test_rows_in_the_format_of_numpy(checkpoint, tmp_path, capsys, columns):
+    rows = Dataset.from_dict({"image": [Image.new("RGB", (40, 30))] * 2, "text": [columns] * 2})
+    rows.with_format("numpy").save_to_disk(tmp_path / "saved")
+    assert run(tmp_path / "saved", "--output", tmp_path / "out", checkpoint=checkpoint) == 0
+    assert json.loads(capsys.readouterr().out)["predictions"] == 2 * (1 if isinstance(columns, str) else 2)
 
 
 def test_masks_of_a_data_set_are_no_images_to_segment(rows, checkpoint, tmp_path, capsys):
-    write_folder(load_data("refshapes", "test", scenes=2, side=32), tmp_path / "scenes")
-    (tmp_path / "parts").mkdir()
-    (tmp_path / "scenes").rename(tmp_path / "parts" / "test")
-    Dataset.from_dict({"text": ["the cup"]}).save_to_disk(tmp_path / "saved")
-    for folder in (tmp_path / "parts" / "test", tmp_path / "parts", tmp_path / "saved"):
+    """Those of folders of data sets, also with a folder for each split; images with captions are segmented."""
+    write_folder(load_data("refshapes", "test", scenes=2, side=32), tmp_path / "parts" / "test")
+    for folder in (tmp_path / "parts" / "test", tmp_path / "parts"):
         assert run(folder, "--expression", "the circle", "--output", tmp_path / "out", checkpoint=checkpoint) == 2
-        assert "is a data set, whose masks" in capsys.readouterr().err
+        assert "is a data set with masks such as masks/00000001.png" in capsys.readouterr().err
     images = tmp_path / "parts" / "test" / "images"
+    (images / "metadata.jsonl").write_text('{"file_name": "00000000.png", "text": "a caption"}\n{"broken')
+    (images / "state.json").write_text("{}")
     assert run(images, "--expression", "the circle", "--output", tmp_path / "out", checkpoint=checkpoint) == 0
     assert json.loads(capsys.readouterr().out)["rows"] == 2
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ...system import call_with_options, check_exists, check_known, check_source_exists, some_names
-from ..files import find_files, read_json, require_folder, visible_files
+from ..files import find_files, load_rows, read_json, require_folder, visible_files
 from .object_record import ObjectSource
 from .refer_options import FORMS, TABLES, Form
 
@@ -115,8 +115,6 @@ def load_objects(
 
 
 def _from_hub(path: str | Path, split: str | None, images: Any, options: dict[str, Any]) -> ObjectSource:
-    from datasets import load_dataset
-
     from .rows import HubObjects
 
     if images is not None:
@@ -124,7 +122,7 @@ def _from_hub(path: str | Path, split: str | None, images: Any, options: dict[st
     place = Path(path)
     options.setdefault("name", place.stem if place.exists() else str(path))
     if place.is_file():
-        dataset = load_dataset("parquet", data_files=str(place), split="train")
+        dataset = load_rows("parquet", "train", data_files=str(place))
     else:
-        dataset = load_dataset(str(path), split=split or "train")
+        dataset = load_rows(str(path), split or "train")
     return call_with_options(HubObjects, "hub", options, dataset)

@@ -17,6 +17,7 @@ FAMILIES: tuple[Family, ...] = get_args(Family)
 # Families for incomplete labels; their expressions may also fit unlabelled objects
 UNCERTAIN_FAMILIES = ("noun", "attribute", "absolute")
 OnError = Literal["stop", "skip"]
+VALIDATION = "validation"  # the split of images that are held out
 SMALLEST_TARGET = 0.008  # as a share of the image
 
 
@@ -66,3 +67,8 @@ class ReferOptions:
             raise ValueError(f"`validation` must be a share of images, from 0 to below 1, got {self.validation!r}.")
         check_workers("workers", self.workers)
         check_least("seed", self.seed, 0)
+
+    def check_split(self, split: str | None) -> None:
+        """Raise ValueError if the split of the references is that of the images to hold out."""
+        if self.validation and split == VALIDATION:
+            raise ValueError(f"`validation` must be left out if the split of all references is {VALIDATION!r}.")

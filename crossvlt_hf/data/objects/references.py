@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
 from ...system import as_it_is, iterate_loader, start_worker
-from ..files import image_key, new_folder, orientation
+from ..files import content_key, new_folder, orientation
 from ..flaws import Flaws
 from ..masks import pack
 from ..record import Record, build_dataset
@@ -27,12 +27,11 @@ from ..sources.folder import METADATA, read_metadata
 from .attributes import CROWD, DOUBLE, DescribedObject
 from .engine import Expression, make_expressions
 from .object_record import ObjectRecord, ObjectScene, ObjectSource, open_image
-from .refer_options import FAMILIES, ReferOptions
+from .refer_options import FAMILIES, VALIDATION, ReferOptions
 from .words import in_table, lookup
 
 
 Outcome = tuple[ObjectScene, list[DescribedObject], list[Expression]]
-VALIDATION = "validation"  # the split of images that are held out
 _UNSENT = "{}, image {}: the scene must be pickled to leave a worker process, or set `workers` to 0: {}"
 # Reasons why objects are left out, where the report needs more words than `DescribedObject.unclear`
 REASONS = {
@@ -230,11 +229,6 @@ def choose_validation(keys: Iterable[str], share: float, seed: int) -> set[str]:
     return set(ordered[: min(max(1, round(share * len(ordered))), len(ordered) - 1)])
 
 
-def _check_split(split: str, options: ReferOptions) -> None:
-    if options.validation and split == VALIDATION:
-        raise ValueError(f"`validation` must be left out if the split of all references is {VALIDATION!r}.")
-
-
 def expressions_dataset(
     source: ObjectSource, options: ReferOptions | None = None, *, split: str = "train", report: Report | None = None
 ) -> Dataset:
@@ -253,9 +247,11 @@ def expressions_dataset(
         ValueError: if labels are broken, or there are no expressions.
     """
     options = options or ReferOptions()
-    _check_split(split, options)
-    records = []
+    options.check_split(split)
+    records, keys = [], list[str]()
     for _, scene, expressions in refer(source, options, report):
+        if options.validation:
+            keys += [content_key(scene.unique_id(), scene.image)] * len(expressions)
         stored = {"path": scene.image} if isinstance(scene.image, str) else {"bytes": scene.image}
         for number, expression in enumerate(expressions):
             records.append(
@@ -274,7 +270,6 @@ def expressions_dataset(
                 )
             )
     if options.validation:
-        keys = [image_key(record.dataset, str(record.image_id)) for record in records]
         chosen = choose_validation(keys, options.validation, options.seed)
         records = [
             replace(record, split=VALIDATION) if key in chosen else record
@@ -374,7 +369,7 @@ def write_references(
     from .sheet import Reservoir, contact_sheet
 
     report, options = Report(), options or ReferOptions()
-    _check_split(split, options)
+    options.check_split(split)
     shown: Reservoir[tuple[ObjectScene, Expression]] = Reservoir(sheet, options.seed)
     with new_folder(folder) as whole:
         writer = ReferenceWriter(whole, split=split, dataset=source.name, copy=copy)
@@ -396,16 +391,21 @@ def write_references(
 
 def _hold_out(path: Path, options: ReferOptions) -> Counter[str]:
     """Put the rows of a share of images into the split for validation; return the number of images of each split."""
-    keys = {image_key(row["dataset"], row["image_id"]): row["split"] for _, row in read_metadata(path)}
-    chosen = choose_validation(keys, options.validation, options.seed)
+    keys: dict[str, str] = {}  # by the file
+    splits: dict[str, str] = {}  # by the key
+    for _, row in read_metadata(path):
+        if row["image"] not in keys:
+            keys[row["image"]] = content_key(row["image_id"], str(path.parent / row["image"]))
+        splits[keys[row["image"]]] = row["split"]
+    chosen = choose_validation(splits, options.validation, options.seed)
     beside = path.with_suffix(".partial")
     with beside.open("w", encoding="utf-8") as file:
         for _, row in read_metadata(path):
-            if image_key(row["dataset"], row["image_id"]) in chosen:
+            if keys[row["image"]] in chosen:
                 row["split"] = VALIDATION
             file.write(_as_line(row))
     beside.replace(path)
-    return Counter(VALIDATION if key in chosen else split for key, split in keys.items())
+    return Counter(VALIDATION if key in chosen else split for key, split in splits.items())
 
 
 def _as_line(row: dict[str, Any]) -> str:

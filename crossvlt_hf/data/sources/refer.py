@@ -330,7 +330,7 @@ class _Source:
         if self.flaws.empty_masks == "error":
             raise ValueError(
                 f"{where} has the ann_id {left_out[0]!r}, whose mask is empty (outside the image, or without area); "
-                "correct or remove it, or set `empty_masks` to 'no_target' or 'skip'."
+                "correct or remove it, or set `empty_masks=skip` or `empty_masks=no_target`."
             )
         for _ in left_out:
             self.flaws.add(*EMPTY_OBJECTS, where)

@@ -6,7 +6,6 @@ import os
 import re
 import runpy
 import shutil
-from contextlib import suppress
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
@@ -161,10 +160,39 @@ def test_a_share_of_many_images_for_validation():
 @pytest.mark.parametrize("share", ["1", "-0.1", "nan", "ten"])
 def test_wrong_shares_for_validation(tmp_path, capsys, share):
     command = [write_coco(tmp_path), "--output", tmp_path / "out", "--validation", share]
-    with suppress(SystemExit):  # of what is no number
+    if share == "ten":
+        with pytest.raises(SystemExit, match="2"):
+            refer(*command)
+        assert "`--validation`" in capsys.readouterr().err
+    else:
         assert refer(*command) == 2
-    assert "validation" in capsys.readouterr().err
+        assert "`--validation` must be a share of images, from 0 to below 1" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_copies_with_names_of_coco_are_held_out_together(tmp_path):
+    """Their ids are those of COCO, without a digest of the file."""
+    labels = write_coco(tmp_path, images=6)
+    table = json.loads(labels.read_text())
+    for number, image in enumerate(table["images"]):
+        name = f"{image['id']:012d}.jpg"
+        picture = Image.open(tmp_path / "images" / image["file_name"]).convert("RGB")
+        picture.putpixel((0, 0), (40 * (number // 2), 0, 0))  # three pairs of copies
+        picture.save(tmp_path / "images" / name, quality=95)
+        image["file_name"] = name
+    labels.write_text(json.dumps(table))
+    for seed in range(4):
+        command = [labels, "--images", tmp_path / "images", "--validation", 0.4, "--seed", seed]
+        assert refer(*command, "--output", tmp_path / f"out{seed}") == 0
+        rows = map(json.loads, (tmp_path / f"out{seed}" / "metadata.jsonl").read_text().splitlines())
+        splits = {row["image_id"]: row["split"] for row in rows}
+        assert sorted(splits) == [f"coco {number}" for number in range(1, 7)]
+        assert sorted(splits.values()).count("validation") == 2
+        for number in (1, 3, 5):
+            assert splits[f"coco {number}"] == splits[f"coco {number + 1}"]
+        options = ReferOptions(validation=0.4, seed=seed)
+        rows = expressions_dataset(load_objects(labels, images=tmp_path / "images"), options)
+        assert {row["image_id"]: row["split"] for row in rows.select_columns(["image_id", "split"])} == splits
 
 
 def test_references_that_are_all_for_validation(tmp_path):
