@@ -941,7 +941,7 @@ def resolve_presence_threshold(threshold: Any, has_head: bool) -> float | None:
     check_threshold(threshold, "presence_threshold")
     if threshold is not None and not has_head:
         raise ValueError(
-            f"`presence_threshold` must be None for a model without a presence head (`config.presence_head`), got "
+            f"`presence_threshold` must be left out for a model without a presence head (`config.presence_head`), got "
             f"{threshold}."
         )
     return None if threshold is None else float(threshold)
@@ -1099,8 +1099,8 @@ def _as_presence(outputs: Any, pairs: int, threshold: float | None) -> list[floa
     found = outputs.get("presence_logits") if isinstance(outputs, dict) else getattr(outputs, "presence_logits", None)
     if found is None and threshold is not None:
         raise ValueError(
-            "`presence_threshold` must be None without `presence_logits`, which are in the output of a model with a "
-            f"presence head (`config.presence_head`), got {threshold}."
+            "`presence_threshold` must be left out without `presence_logits`, which are in the output of a model with "
+            f"a presence head (`config.presence_head`), got {threshold}."
         )
     if found is None:
         return [None] * pairs

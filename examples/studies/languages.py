@@ -214,15 +214,17 @@ same scenes and meanings in all languages: mean ± standard deviation over the s
 
 `single`: a model of one language. `all`: one model of the same size for three languages, with as many expressions
 of each as a single model, and so three times as many steps. `long`: a single model with as many steps as `all`.
-`all-same-steps`: one model for three languages with as many steps as a single one. `all-but`: as `all`, but without
-German expressions of the family `{family}` (in bold)."""
+`all-same-steps`: one model for three languages with as many steps as a single one. `all-long`: as `all`, but with as
+many expressions of each language as a long single model, so nine times as many steps as `single` (one seed).
+`all-but`: as `all`, but without German expressions of the family `{family}` (in bold)."""
 
 CONCLUSIONS = """\
 **Three languages in one model:** with as many expressions of each language, and so more steps, the common model is
-ahead of the single ones in all three languages and both seeds, by 9 to 22 points. With as many steps, it is behind in
-all of them: by 5 to 24 points after 1,000 steps, and by 3.3 to 7.9 points after 3,000 (5.8, 4.9 and 6.2 on average in
-English, German and Chinese). So it is not within two points of single models of the same cost, but on average the
-distance shrinks with the steps, as in the figure (English with seed 0 has 4.6 and 5.0 points).
+ahead of the single ones in all three languages and both seeds, by 9 to 22 points, and again with three times as many
+expressions of each (one seed), by 9 to 11 points. With as many steps, it is behind in all of them: by 5 to 24 points
+after 1,000 steps, and by 3.3 to 7.9 points after 3,000 (5.8, 4.9 and 6.2 on average in English, German and Chinese).
+So it is not within two points of single models of the same cost, but on average the distance shrinks with the steps,
+as in the figure (English with seed 0 has 4.6 and 5.0 points).
 
 **What it does not learn from other languages:** without German relations in training, relations of the German test
 have 41 and 40 % (with them 72 and 73 %). They have words and endings that this model never saw, such as "dem" and

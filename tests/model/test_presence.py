@@ -106,7 +106,7 @@ def test_without_the_head_presence_is_absent(processor):
     logits = outputs()["logits"]
     for given in (logits, {"logits": logits}):
         assert "presence" not in processor.post_process_masks(given)[0]
-        message = r"`presence_threshold` must be None without `presence_logits`.*, got 0\.5"
+        message = r"`presence_threshold` must be left out without `presence_logits`.*, got 0\.5"
         with pytest.raises(ValueError, match=message):
             processor.post_process_masks(given, presence_threshold=0.5)
 
@@ -324,7 +324,7 @@ def test_the_pipeline_refuses(segmenter, options):
 def test_the_pipeline_without_the_head(model, processor):
     segmenter = ReferringImageSegmentationPipeline(model=model, processor=processor)
     assert "presence" not in segmenter(Image.new("RGB", (8, 8)), text="the cup")[0]
-    with pytest.raises(ValueError, match="`presence_threshold` must be None for a model without a presence head"):
+    with pytest.raises(ValueError, match="`presence_threshold` must be left out for a model without a presence head"):
         segmenter(Image.new("RGB", (8, 8)), text="the cup", presence_threshold=0.5)
 
 
@@ -581,7 +581,7 @@ def test_segment_says_it(saved, shapes, tmp_path, capsys):
     without = CrossVLTModel(tiny_config(text_config={"vocab_size": len(shapes[1].tokenizer)}))
     without.save_pretrained(saved)
     assert crossvlt([*command, "--presence-threshold", "0.5"]) == 2
-    assert "`presence_threshold` must be None for a model without a presence head" in capsys.readouterr().err
+    assert "`--presence-threshold` must be left out for a model without a presence head" in capsys.readouterr().err
 
 
 # ---- configuration
@@ -661,9 +661,9 @@ def test_grefcoco_from_the_json_to_the_table(tmp_path, capsys):
     command = ["evaluate", "--model", str(run / "best"), "--data", "grefcoco", "--root", str(tmp_path / "data")]
     assert crossvlt([*command, "--split", "testA", "--instances", "--output", str(report), "--device", "cpu"]) == 0
     table = capsys.readouterr().out.splitlines()
-    assert table[0].startswith("| data | samples | oIoU | mIoU | P@0.5 |")
+    assert table[0].startswith("| checkpoint, data | samples | oIoU | mIoU | P@0.5 |")
     assert table[0].endswith("| N-acc | T-acc | Pr@F |")
-    assert table[2].startswith("| grefcoco testA | 8 |")
+    assert table[2].startswith(f"| {run}/best, grefcoco testA | 8 |")
     metrics = json.loads(report.read_text())["metrics"]
     assert metrics["no_target_accuracy"] in (0.0, 0.5, 1.0)
     assert metrics["target_accuracy"] in [number / 6 for number in range(7)]

@@ -112,10 +112,11 @@ def test_from_the_pickle_to_the_table(world, name, tmp_path, capsys):
             == 0
         )
         table = capsys.readouterr().out.splitlines()
-        assert table[0] == "| data | samples | oIoU | mIoU | P@0.5 | P@0.6 | P@0.7 | P@0.8 | P@0.9 |"
+        assert table[0] == "| checkpoint, data | samples | oIoU | mIoU | P@0.5 | P@0.6 | P@0.7 | P@0.8 | P@0.9 |"
         report = json.loads(path.read_text())
         assert report["metrics"]["samples"] == 6  # every expression, not every reference
-        assert table[2].startswith(f"| {name} {split} | 6 | {100 * report['metrics']['overall_iou']:.1f} |")
+        cells = [f"{run / 'best'}, {name} {split}", "6", f"{100 * report['metrics']['overall_iou']:.1f}"]
+        assert table[2].startswith(f"| {' | '.join(cells)} |")
         assert (report["merge"], report["truncation"], report["protocol"]) == ("reference", "reference", "paper")
 
 
