@@ -128,6 +128,8 @@ def opening(name: str, kind: str = "image") -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
+        if os.path.islink(name):
+            raise FileNotFoundError(f"{name} is a link to {os.readlink(name)}, which is not there.") from error
         similar = similar_path(name)
         hint = f"did you mean {similar}?" if similar else "check its path."
         raise FileNotFoundError(f"There is no {kind} file {name}; {hint}") from error
@@ -892,7 +894,7 @@ def pair_expressions(num_images: int, text: str | Sequence) -> list[list[str]]:
     if len(groups) != num_images:
         raise ValueError(
             f"`text` must have an expression or a list of them for each image, got {counted(num_images, 'image')} and "
-            f"{counted(len(groups), 'expression or list')}."
+            f"{'1 expression or list' if len(groups) == 1 else f'{len(groups)} expressions or lists'}."
         )
     if [] in groups:
         raise ValueError(f"Every image must have an expression, got none for image {groups.index([])}.")

@@ -160,7 +160,7 @@ def check_exists(path: str | Path, what: str, advice: str = "") -> None:
     if os.path.exists(path):
         return
     if os.path.islink(path):
-        raise FileNotFoundError(f"{path} is a link to nothing.")
+        raise FileNotFoundError(f"{path} is a link to {os.readlink(path)}, which is not there.")
     raise FileNotFoundError(f"There is no {what} {path}{advice}.{_similar_name(Path(path))}")
 
 

@@ -242,7 +242,7 @@ def inside(folder: str | Path, name: Any, where: str, root: str | Path | None = 
         ValueError: if the name is not a path, or leads out of the folder.
     """
     if not isinstance(name, str) or not name or "\0" in name:
-        raise ValueError(f"{where} must have the path of a file, got {str(name)[:60]!r}.")
+        raise ValueError(f"{where} must have the path of a file, got {repr(name)[:60]}.")
     path = os.path.normpath(os.path.join(folder, name))
     root = os.path.normpath(folder if root is None else root)
     roots = [os.path.abspath(root), os.path.realpath(root)]

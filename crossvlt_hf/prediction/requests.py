@@ -1,7 +1,7 @@
 """Requests: rows of an image and its expressions, from a file, a folder or a data set, loaded one at a time."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -22,6 +22,7 @@ from .picture_files import find_pictures, picture_suffixes
 
 IMAGE_KEYS = ("image", "file_name", "image_path", "path")
 TEXT_KEYS = ("expressions", "expression", "text", "texts", "sentences", "sentence", "caption")
+BOTH = ("expression", "expressions")  # of which a row has one
 NAME_KEYS = ("ref_id", "id", "image_id")
 SAVED = ("state.json", "dataset_dict.json")  # of `save_to_disk`, for a split and for all of them
 # Files in which `datasets` may find expressions
@@ -73,6 +74,13 @@ def _find(row: dict[str, Any], keys: Sequence[str], what: str, source: str) -> A
             return row[key]
     given = {key: value for key, value in row.items() if value is not None}
     raise ValueError(f"{source} has no {what}{but_has(given)}; add one of {', '.join(keys)}.")
+
+
+def _check_one(columns: Collection[str] | dict[str, Any], keys: Sequence[str], source: str) -> None:
+    """Raise ValueError for both `expression` and `expressions`, of which one would be ignored."""
+    given = [key for key in BOTH if key in columns and (not isinstance(columns, dict) or columns[key] is not None)]
+    if set(BOTH) <= set(keys) and len(given) > 1:
+        raise ValueError(f"{source} has both `expression` and `expressions`; remove one.")
 
 
 def _expressions(value: Any, source: str) -> list[Any]:
@@ -173,6 +181,7 @@ class JsonlRequests:
     def __getitem__(self, index: int) -> Request:
         name, row = self.name(index), self._row(index)
         image = inside(self.root, _find(row, self.image_keys, "image", name), name)
+        _check_one(row, self.text_keys, name)
         expressions = _expressions(_find(row, self.text_keys, "expression", name), name)
         given = next((row[key] for key in NAME_KEYS if isinstance(row.get(key), str | int)), name)
         return Request(str(given), image, expressions)
@@ -237,6 +246,8 @@ class RowRequests:
         drawn = len(dataset) > 0 and image_column not in stored and not set(stored) & set(IMAGE_KEYS)
         columns = list(dataset[0]) if drawn else stored
         self.image = self._choose(columns, image_column, IMAGE_KEYS, "image")
+        if text_column is None:
+            _check_one(columns, TEXT_KEYS, "The data set")
         self.text = self._choose(columns, text_column, TEXT_KEYS, "text")
         needed = {self.image, self.text, *NAME_KEYS, "source"}
         lean = {self.image, self.text} <= set(stored)

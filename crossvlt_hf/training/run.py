@@ -44,6 +44,27 @@ from .optimization import (
 from .report import Report
 
 
+# What a run writes into its folder, and what data sets and checkpoints have in theirs
+WRITTEN = ("config.yaml", "log.jsonl", "curves.png", "best", "last", "checkpoints", "pictures")
+OF_OTHERS = ("metadata.jsonl", "config.json")
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder has the configuration of a run."""
+    try:
+        load_config(folder / "config.yaml")
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _check_no_others(folder: Path) -> None:
+    """Raise ValueError if a run would replace files of others in a folder, or mix with a data set or a checkpoint."""
+    found = next((name for name in (*WRITTEN, *OF_OTHERS) if (folder / name).exists()), None)
+    if found is not None and not _is_run(folder):
+        raise ValueError(f"{folder} has {found}, and is no training run; give another `output.folder`.")
+
+
 class TrainingRun:
     """Train in one process, or in several processes under `accelerate launch`.
 
@@ -86,6 +107,7 @@ class TrainingRun:
         set_seed(config.seed, device_specific=True)  # different dropout in every process
         if whole:
             self.checkpoints.load(whole[-1])
+        self.finished_before = self.progress.step == self.steps
         if self.progress.step > self.steps:
             raise ValueError(
                 f"The number of steps must be at least {self.progress.step}, where the run in {self.folder} is, got "
@@ -100,6 +122,8 @@ class TrainingRun:
 
     def _check_folder(self, begun: bool, resume: bool) -> None:
         check_no_file(self.folder)
+        if not begun:
+            _check_no_others(self.folder)
         if begun and not resume:
             raise ValueError(f"{self.folder} has checkpoints of a run; use --resume, or another output.folder.")
         if begun:
@@ -304,6 +328,7 @@ class TrainingRun:
             names = [name for name in ("best", "last") if (self.folder / name).is_dir()]
             for name in names:
                 self.report.describe(name, self.processor, self.batches.pairs.datasets, self.validation)
-            say(f"The run is in {self.folder}: {', '.join(names)}, log.jsonl")
+            done = "The run was finished, and nothing was left to do; it" if self.finished_before else "The run"
+            say(f"{done} is in {self.folder}: {', '.join(names)}, log.jsonl")
             if self.config.output.push_to_hub:
                 publish(self.folder / names[0], self.config.output.push_to_hub)

@@ -202,7 +202,7 @@ def setting_names(kind: Any, prefix: str = "") -> list[str]:
 def _unknown(name: str, known: Sequence[str], every: Sequence[str]) -> ValueError:
     """An error for an unknown setting, with a similar one from any section, or all known ones."""
     ends = {entry.rpartition(".")[2]: entry for entry in every}
-    near = get_close_matches(name, every, 1, cutoff=0.75)
+    near = get_close_matches(name, [*every, *(known if "." not in name else ())], 1, cutoff=0.75)
     near = near or [ends[end] for end in get_close_matches(name.rpartition(".")[2], ends, 1, cutoff=0.75)]
     hint = f"did you mean `{near[0]}`?" if near else f"there are {', '.join(known)}."
     return ValueError(f"There is no setting `{name}`; {hint}")

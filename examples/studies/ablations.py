@@ -18,6 +18,7 @@ split-front,split-even,split-late,no-dice,temperature-1,masking.
 """
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -209,10 +210,11 @@ def report(rows: list[Row], path: Path) -> None:
             by hand for its runs.
     """
     if not any(row["variant"] == BASELINE for row in rows):
-        raise SystemExit(f"There is no finished run of {BASELINE!r} with so many steps; run it first.")
+        raise SystemExit(f"{path.with_suffix('.json')} has no finished run of {BASELINE!r} with so many steps.")
     steps = rows[0]["steps"]
     hardware, pictures = hardware_of(rows), describe_pictures(rows)
-    parts = [INTRODUCTION.format(steps=steps, samples=32 * steps, hardware=hardware, pictures=pictures)]
+    data = path.with_suffix(".json").name
+    parts = [INTRODUCTION.format(data=data, steps=steps, samples=32 * steps, hardware=hardware, pictures=pictures)]
     if path.resolve() == RESULTS.report.resolve():
         parts.append(CONCLUSIONS)
     first_table, panels = len(parts), dict[str, list[Comparison]]()
@@ -242,8 +244,8 @@ The photographs are not part of this package; `examples/studies/pictures.py` say
 INTRODUCTION = """\
 # Ablations
 
-Written by `python examples/studies/ablations.py report` from [ablations.json](ablations.json); `run` trains what is
-not there, in about 6 minutes per run and CPU core. **Drawn shapes and rule-made expressions, not RefCOCO**: a network
+Written by `python examples/studies/ablations.py report` from [{data}]({data}); `run` trains what is not there, in
+about 6 minutes per run of 1,000 steps and CPU core. **Drawn shapes and rule-made expressions, not RefCOCO**: a network
 of about 4.4 million parameters, {steps} steps of 32 expressions ({samples:,} in total), on {hardware}.
 
 RefShapes: random initial weights, scenes of 64 pixels; results on 1,000 expressions of 500 test scenes.
@@ -307,6 +309,7 @@ def main() -> None:
         train_all(trainings, results, arguments.folder, arguments.jobs)
     else:
         report(results.load(steps=arguments.steps), results.report)
+        print(f"The report is in {results.report}", file=sys.stderr)
 
 
 if __name__ == "__main__":

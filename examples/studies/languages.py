@@ -12,6 +12,7 @@ begins anew, and `report` then writes mine.md. See runs.py.
 """
 
 import statistics
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -190,9 +191,15 @@ def report(rows: list[Row], path: Path) -> None:
             by hand for its runs.
     """
     if not rows:
-        raise SystemExit("There is no finished run with so many steps; run it first.")
+        raise SystemExit(f"{path.with_suffix('.json')} has no finished run with so many steps.")
     seeds = ", ".join(map(str, sorted({row["seed"] for row in rows})))
-    facts = {"steps": rows[0]["steps"], "hardware": hardware_of(rows), "seeds": seeds, "family": LEFT_OUT[1]}
+    facts = {
+        "data": path.with_suffix(".json").name,
+        "steps": rows[0]["steps"],
+        "hardware": hardware_of(rows),
+        "seeds": seeds,
+        "family": LEFT_OUT[1],
+    }
     figure = path.with_suffix(".png")
     plot(rows, figure)
     parts = [INTRODUCTION.format(**facts)]
@@ -206,7 +213,7 @@ def report(rows: list[Row], path: Path) -> None:
 INTRODUCTION = """\
 # Generalisation
 
-Written by `python examples/studies/languages.py report` from [generalisation.json](generalisation.json). **On
+Written by `python examples/studies/languages.py report` from [{data}]({data}). **On
 RefShapes, drawn shapes of 64 pixels with expressions made by rules in English, German and Chinese, not on
 RefCOCO**: models of about 4.4 million parameters with random initial weights, {steps} steps of 32 expressions for
 each single model, on {hardware}, seeds {seeds}. Mean IoU in percent on 1,000 expressions of 500 test scenes, the
@@ -257,6 +264,7 @@ def main() -> None:
         train_all(trainings, results, arguments.folder, arguments.jobs)
     else:
         report(results.load(steps=arguments.steps), results.report)
+        print(f"The report is in {results.report}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ docs/presence.json; `--results mine.json` begins anew, and `report` then writes 
 """
 
 import json
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -149,9 +150,10 @@ def table(rows: list[Row]) -> str:
 def report(rows: list[Row], path: Path) -> None:
     """Write a report to a Markdown file, from runs of as many steps."""
     if not rows:
-        raise SystemExit("There is no finished run with so many steps; run it first.")
+        raise SystemExit(f"{path.with_suffix('.json')} has no finished run with so many steps.")
     done = {row["stage"] for row in rows}
     facts = {
+        "data": path.with_suffix(".json").name,
         "stages": ", ".join(f"{name} ({rows[0]['steps'] * STAGES[name].factor:,})" for name in STAGES if name in done),
         "start": "a new network" if next(iter(STAGES)) in done else "a checkpoint instead of the first stage",
         "hardware": hardware_of(rows),
@@ -162,7 +164,7 @@ def report(rows: list[Row], path: Path) -> None:
 INTRODUCTION = """\
 # With and without a presence head
 
-Written by `python examples/studies/presence.py report` from [presence.json](presence.json). **Drawn shapes and
+Written by `python examples/studies/presence.py report` from [{data}]({data}). **Drawn shapes and
 rule-made expressions, not RefCOCO**: a network of about 4.4 million parameters, one seed, on {hardware}.
 
 Training began with {start}. Each stage goes on with the weights of the one before.
@@ -198,6 +200,7 @@ def main() -> None:
             train_all(runs, results, arguments.folder, arguments.jobs)
     else:
         report(results.load(steps=arguments.steps), results.report)
+        print(f"The report is in {results.report}", file=sys.stderr)
 
 
 if __name__ == "__main__":

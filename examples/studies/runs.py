@@ -56,6 +56,9 @@ class Results:
     def load(self, **wanted: Any) -> list[Row]:
         """The rows that have these values."""
         rows = json.loads(self.path.read_text()) if self.path.is_file() else []
+        keys = set(self.keys)
+        if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= keys for row in rows):
+            raise SystemExit(f"{self.path} must have a list of runs of this study, each with {', '.join(self.keys)}.")
         return [row for row in rows if wanted.items() <= row.items()]
 
     def keep(self, row: Row) -> None:

@@ -588,7 +588,10 @@ def test_a_folder_is_no_file(capsys):
 
 def test_a_link_to_nothing_is_told(capsys):
     Path("link.png").symlink_to("nowhere.png")
-    assert "link.png is a link to nothing." in refusal(capsys, "segment", "link.png", "the cup")
+    said = refusal(capsys, "segment", "link.png", "the cup")
+    assert "link.png is a link to nowhere.png, which is not there." in said
+        capsys, "segment", "link.png", "the cup"
+    )
 
 
 @pytest.mark.parametrize("source", ["hf://datasets/user/data", "buckets/user/data"])

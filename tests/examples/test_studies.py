@@ -233,7 +233,7 @@ def test_every_variant_is_a_configuration(study, tmp_path):
             ["measure", "--on", "pictures", "--run", "x"],
             "x must be a checkpoint in the folder of a run: ",
         ),
-        ("ablations", ["report", "--steps", "7"], "There is no finished run of 'both'"),
+        ("ablations", ["report", "--steps", "7"], "ablations.json has no finished run of 'both'"),
         ("languages", ["run", "--jobs", "many"], "must be an integer above 0, got 'many'"),
         ("languages", ["measure"], "measure needs --run"),
         ("presence", ["measure", "--stage", "nine-96"], "measure needs --run"),
@@ -252,6 +252,15 @@ def test_wrong_arguments_are_told_before_the_work(study, tmp_path, monkeypatch, 
     assert list(tmp_path.iterdir()) == [tmp_path / "run"]
 
 
+@pytest.mark.parametrize("content", ['{"a": 1}', "[1]", '[{"steps": 3, "seed": 0, "model": "en"}]'])
+def test_results_of_something_else_are_told(study, content):
+    ablations = study("ablations")
+    ablations.RESULTS.path.write_text(content)
+    with pytest.raises(SystemExit, match="must have a list of runs of this study, each with on, steps, seed, variant"):
+        ablations.RESULTS.load()
+    assert ablations.RESULTS.path.read_text() == content
+
+
 def test_a_report_of_one_seed_has_no_figure(study):
     ablations = study("ablations")
     ablations.RESULTS.path.write_text(json.dumps([row("both", 0, 0.5), row("late", 0, 0.4)]))
@@ -264,7 +273,7 @@ def test_a_report_of_one_seed_has_no_figure(study):
 
 def test_report_of_ablations(study):
     ablations = study("ablations")
-    with pytest.raises(SystemExit, match="no finished run of 'both'"):
+    with pytest.raises(SystemExit, match=r"ablations.json has no finished run of 'both'"):
         ablations.report([], ablations.RESULTS.report)
     rows = [row("both", seed, 0.5 + seed / 100) for seed in range(8)]
     rows += [row("late", seed, 0.4 + seed / 90) for seed in range(8)]

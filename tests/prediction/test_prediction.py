@@ -322,7 +322,7 @@ def test_damaged_images_of_a_folder(checkpoint, tmp_path, capsys, monkeypatch):
     assert {name for name, error in lines.items() if error} == set(broken)
     assert lines["whole.png"] is None
     assert "too large" in lines["huge.png"]
-    assert "There is no image file" in lines["lost.png"]
+    assert lines["lost.png"].endswith("nowhere, which is not there.")
 
 
 def test_what_is_not_read_is_said(rows, checkpoint, tmp_path, capsys):
@@ -619,6 +619,21 @@ def test_wrong_expressions_stop_with_the_place_once(rows, checkpoint, tmp_path, 
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("crossvlt: rows.jsonl, line 1 ")
     assert said.count("rows.jsonl") == 1
+
+
+def test_two_columns_of_expressions_are_refused(rows, checkpoint, tmp_path, capsys):
+    """One of them would be ignored; null is none."""
+    lines = ['{"image": "0.png", "expressions": null, "expression": "the cup"}']
+    lines.append('{"image": "0.png", "expressions": ["the bus"], "expression": "the cup"}')
+    rows.write_text("\n".join(lines))
+    assert run(rows, "--output", tmp_path / "out", "--on-error", "skip", checkpoint=checkpoint) == 0
+    assert "line 2 has both `expression` and `expressions`; remove one" in lines_of(tmp_path / "out")[1]["error"]
+    both = Dataset.from_dict({"image": [Image.new("RGB", (9, 9))], "expression": ["a"], "expressions": [["b"]]})
+    both.save_to_disk(tmp_path / "saved")
+    command = [tmp_path / "saved", "--output", tmp_path / "more"]
+    assert run(*command, checkpoint=checkpoint) == 2
+    assert "The data set has both `expression` and `expressions`" in capsys.readouterr().err
+    assert run(*command, "--text-column", "expressions", checkpoint=checkpoint) == 0
 
 
 def test_a_run_that_reads_nothing_fails(rows, checkpoint, tmp_path, capsys):

@@ -272,6 +272,29 @@ def test_bad_settings_are_named(tmp_path, override, message):
         load_config(write_config(tmp_path, seed=1), [override])
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.yaml", "mine: true"),
+        ("log.jsonl", "{}"),
+        ("curves.png", "mine"),
+        ("best/notes.txt", "mine"),
+        ("metadata.jsonl", "{}"),
+        ("config.json", "{}"),
+    ],
+)
+def test_files_of_others_are_kept(tmp_path, capsys, name, content):
+    """Neither replaced nor mixed with a run; a log that a shell writes there is no obstacle."""
+    file = tmp_path / "run" / name
+    file.parent.mkdir(parents=True)
+    file.write_text(content)
+    assert crossvlt(["train", str(write_config(tmp_path)), "--resume"]) == 2
+    said = f"has {name.partition('/')[0]}, and is no training run; give another `output.folder`"
+    assert said in capsys.readouterr().err
+    assert file.read_text() == content
+    assert [path for path in (tmp_path / "run").rglob("*") if path.is_file()] == [file]
+
+
 def test_a_checkpoint_of_the_command_line_replaces_what_it_brings(tmp_path):
     """In every configuration of the package, and also the encoders of a file; what only it has stays."""
     model = {"vision_encoder": "a", "text_encoder": "b", "tokenizer": "c", "max_length": 9}
