@@ -590,8 +590,6 @@ def test_a_link_to_nothing_is_told(capsys):
     Path("link.png").symlink_to("nowhere.png")
     said = refusal(capsys, "segment", "link.png", "the cup")
     assert "link.png is a link to nowhere.png, which is not there." in said
-        capsys, "segment", "link.png", "the cup"
-    )
 
 
 @pytest.mark.parametrize("source", ["hf://datasets/user/data", "buckets/user/data"])
