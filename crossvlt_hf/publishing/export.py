@@ -372,7 +372,8 @@ def _check_folder(folder: Path, model: CrossVLTModel, overwrite: bool) -> None:
         folder, "export", lambda: overwrite or found is not None, lambda path: path.name == PARTIAL, advice
     )
     if found is not None and not overwrite and found != _hash_weights(model):
-        raise ValueError(f"{folder} has an export of another checkpoint; {advice}.")
+        other = "of another checkpoint" if found else "that does not say of which weights, as of version 0.1"
+        raise ValueError(f"{folder} has an export {other}; {advice}.")
 
 
 def _exported_weights(folder: Path) -> str | None:

@@ -155,7 +155,12 @@ def test_what_differs_is_refused_and_leaves_nothing(run, tiny, tmp_path, monkeyp
         export_model(model, processor, tmp_path / "new", file_format="torch-export")
     assert not any(tmp_path.iterdir())
     (tmp_path / "old" / exporting.PARTIAL).mkdir(parents=True)  # as a kill leaves it
-    (tmp_path / "old" / exporting.SUMMARY).write_text('{"made_by": "crossvlt_hf"}')
+    summary = {"made_by": "crossvlt_hf"}
+    (tmp_path / "old" / exporting.SUMMARY).write_text(json.dumps(summary))
+    with pytest.raises(ValueError, match="has an export that does not say of which weights"):
+        export_model(model, processor, tmp_path / "old", file_format="torch-export")
+    summary["weights"] = exporting._hash_weights(model)
+    (tmp_path / "old" / exporting.SUMMARY).write_text(json.dumps(summary))
     with pytest.raises(ValueError, match="was deleted"):
         export_model(model, processor, tmp_path / "old", file_format="torch-export")
     assert [path.name for path in (tmp_path / "old").iterdir()] == [exporting.SUMMARY]
