@@ -3,7 +3,6 @@
 import json
 import os
 from contextlib import suppress
-from itertools import count
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
@@ -14,8 +13,6 @@ if TYPE_CHECKING:
 
 
 MARK = "crossvlt_hf"
-
-
 EARLIER: dict[str, set[str]] = {  # entries of reports of version 0.1, which do not say what they are
     "evaluation": {"model", "data", "split", "metrics", "families"},
     "benchmark": {"format", "machine", "models", "peaks", "cases"},
@@ -112,12 +109,15 @@ def save_report(report: dict[str, Any], path: str, kind: str, *, new: bool = Fal
         Path(path).write_text(text, encoding="utf-8")
         return path
     stem, suffix = os.path.splitext(path)
-    for number in count(1):
-        name = path if number == 1 else f"{stem}-{number}{suffix}"
-        with suppress(FileExistsError), open(name, "x", encoding="utf-8") as file:
-            file.write(text)
+    name, number = path, 1
+    while True:
+        try:
+            with open(name, "x", encoding="utf-8") as file:
+                file.write(text)
             return name
-    raise AssertionError  # numbers do not end
+        except FileExistsError:
+            number += 1
+            name = f"{stem}-{number}{suffix}"
 
 
 def save_picture(picture: "Image.Image", path: str | Path, kind: str, **about: str) -> None:

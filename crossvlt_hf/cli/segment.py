@@ -165,10 +165,11 @@ def _about(image: "Image.Image") -> dict[str, str]:
     return {"image": blake2b(repr(image.size).encode() + image.tobytes(), digest_size=16).hexdigest()}
 
 
-def _check_outputs(options: Segment, about: dict[str, str]) -> None:
+def _check_outputs(
+    expressions: Sequence[str], outputs: Sequence[_Output], picture: Path, about: dict[str, str]
+) -> None:
     """Check that no file is written over that of another image or expression."""
-    outputs, picture = options.outputs()
-    for expression, output in zip(options.expressions, outputs, strict=True):
+    for expression, output in zip(expressions, outputs, strict=True):
         check_replaceable(output.mask, MASK, **about, expression=expression)
         if output.explanation is not None:
             check_replaceable(output.explanation, EXPLANATION, **about, expression=expression)
@@ -237,7 +238,7 @@ def segment(options: Segment) -> None:
     _check_explanation(options, image)
     outputs, picture = options.outputs()
     about = _about(image)
-    _check_outputs(options, about)
+    _check_outputs(options.expressions, outputs, picture, about)
     _notice_missing_quotes(options.expressions)
     model, processor = load_or_built_in(options.model, device=options.device, dtype=options.dtype)
     _check_word(options, processor)
@@ -250,10 +251,7 @@ def segment(options: Segment) -> None:
         save_picture(result["mask"], output.mask, MASK, **made_from)
         line = _describe(result, seconds, output.mask)
         if output.explanation is not None:
-            from ..visualization import explanation_figure
-
-            figure = explanation_figure(explanations[number], word=options.explain_word, pixel=options.pixel())
-            save_picture(figure, output.explanation, EXPLANATION, **made_from)
+            save_picture(_draw(options, explanations[number]), output.explanation, EXPLANATION, **made_from)
             line["explanation"] = str(output.explanation)
         print(json.dumps(line, ensure_ascii=not _speaks_unicode()), flush=True)
     save_picture(overlay(image, results), picture, OVERLAY, **about)
@@ -271,6 +269,12 @@ def _notice_missing_quotes(expressions: Sequence[str]) -> None:
             f"several words, such as {' '.join(expressions)!r}.",
             file=sys.stderr,
         )
+
+
+def _draw(options: Segment, explanation: "Explanation") -> "Image.Image":
+    from ..visualization import explanation_figure
+
+    return explanation_figure(explanation, word=options.explain_word, pixel=options.pixel())
 
 
 def _describe(result: dict[str, Any], seconds: float, mask: Path) -> dict[str, Any]:

@@ -66,8 +66,8 @@ def train(options: Train) -> int | None:
         from ..training.build import check_config
 
     here = options.processes is None and options.accelerate_config is None
-    tell = [_tell] if here else []  # other processes tell it themselves
-    config = load_config(options.config, list(options.settings), *tell)
+    tell = _tell if here else (lambda line: None)  # other processes tell it themselves
+    config = load_config(options.config, list(options.settings), tell)
     if here:
         TrainingRun(config, resume=options.resume).run()
         return None

@@ -22,9 +22,8 @@ from .picture_files import find_pictures, picture_suffixes
 
 IMAGE_KEYS = ("image", "file_name", "image_path", "path")
 TEXT_KEYS = ("expressions", "expression", "text", "texts", "sentences", "sentence", "caption")
-BOTH = ("expression", "expressions")  # of which a row has one
+BOTH = {"expression", "expressions"}  # of which a row has one
 NAME_KEYS = ("ref_id", "id", "image_id")
-SAVED = ("state.json", "dataset_dict.json")  # of `save_to_disk`, for a split and for all of them
 # Files in which `datasets` may find expressions
 TABLES = (".arrow", ".csv", ".json", ".jsonl", ".parquet", ".tsv", ".tar", ".zip")
 
@@ -76,10 +75,9 @@ def _find(row: dict[str, Any], keys: Sequence[str], what: str, source: str) -> A
     raise ValueError(f"{source} has no {what}{but_has(given)}; add one of {', '.join(keys)}.")
 
 
-def _check_one(columns: Collection[str] | dict[str, Any], keys: Sequence[str], source: str) -> None:
-    """Raise ValueError for both `expression` and `expressions`, of which one would be ignored."""
-    given = [key for key in BOTH if key in columns and (not isinstance(columns, dict) or columns[key] is not None)]
-    if set(BOTH) <= set(keys) and len(given) > 1:
+def _check_one(given: Collection[str], keys: Sequence[str], source: str) -> None:
+    """Raise ValueError for both `expression` and `expressions` among the given keys, of which one would be ignored."""
+    if set(given) & set(keys) >= BOTH:
         raise ValueError(f"{source} has both `expression` and `expressions`; remove one.")
 
 
@@ -181,7 +179,7 @@ class JsonlRequests:
     def __getitem__(self, index: int) -> Request:
         name, row = self.name(index), self._row(index)
         image = inside(self.root, _find(row, self.image_keys, "image", name), name)
-        _check_one(row, self.text_keys, name)
+        _check_one([key for key, value in row.items() if value is not None], self.text_keys, name)
         expressions = _expressions(_find(row, self.text_keys, "expression", name), name)
         given = next((row[key] for key in NAME_KEYS if isinstance(row.get(key), str | int)), name)
         return Request(str(given), image, expressions)
@@ -246,8 +244,7 @@ class RowRequests:
         drawn = len(dataset) > 0 and image_column not in stored and not set(stored) & set(IMAGE_KEYS)
         columns = list(dataset[0]) if drawn else stored
         self.image = self._choose(columns, image_column, IMAGE_KEYS, "image")
-        if text_column is None:
-            _check_one(columns, TEXT_KEYS, "The data set")
+        _check_one(columns, (text_column,) if text_column else TEXT_KEYS, "The data set")
         self.text = self._choose(columns, text_column, TEXT_KEYS, "text")
         needed = {self.image, self.text, *NAME_KEYS, "source"}
         lean = {self.image, self.text} <= set(stored)
@@ -303,11 +300,11 @@ def _digest(dataset: Dataset) -> str:
 def _load_rows(source: str, split: str | None) -> Dataset:
     """Load a split ("train" by default) from the Hub, from files, or saved by `save_to_disk`."""
     folder = Path(source)
-    if (folder / SAVED[0]).is_file():
+    if (folder / "state.json").is_file():
         _refuse({"split": split}, f"{source}, which was saved without splits")
         return load_from_disk(source)
     split = split or "train"
-    if (folder / SAVED[1]).is_file():
+    if (folder / "dataset_dict.json").is_file():
         saved = load_from_disk(source)
         return saved[check_split(split, tuple(saved), source)]
     suffix = folder.suffix.lower()
@@ -350,7 +347,7 @@ def _open_pictures(folder: Path, expressions: Sequence[str]) -> ImageRequests:
 
 def _check_has_expressions(folder: Path) -> None:
     """Raise ValueError for a folder that has images but no file that could contain expressions."""
-    if (folder / SAVED[0]).is_file() or not folder.is_dir():
+    if (folder / "state.json").is_file() or not folder.is_dir():
         return
     pictures, others = find_pictures(folder)
     if pictures and not any(name.lower().endswith(TABLES) for name in others):

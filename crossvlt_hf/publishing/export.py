@@ -331,11 +331,10 @@ def _longest(model: CrossVLTModel, processor: CrossVLTProcessor) -> int:
 
 
 def _summary(model: CrossVLTModel, processor: CrossVLTProcessor, file: str) -> dict[str, Any]:
-    """The entries of `export.json`, except those about the check."""
+    """The entries of `export.json`, except the hash of the weights and those about the check."""
     image = processor.image_processor
     return {
         "made_by": MARK,
-        "weights": _hash_weights(model),
         "file": file,
         "inputs": {
             "pixel_values": ["batch", model.config.vision_config.num_channels, "height", "width"],
@@ -364,14 +363,14 @@ def _hash_weights(model: CrossVLTModel) -> str:
     return digest.hexdigest()
 
 
-def _check_folder(folder: Path, model: CrossVLTModel, overwrite: bool) -> None:
+def _check_folder(folder: Path, weights: str, overwrite: bool) -> None:
     """Raise ValueError if a folder has other files than an export of the same weights, and may not be overwritten."""
     advice = "give a new folder, or --overwrite (in Python overwrite=True)"
     found = _exported_weights(folder)
     check_output_folder(
         folder, "export", lambda: overwrite or found is not None, lambda path: path.name == PARTIAL, advice
     )
-    if found is not None and not overwrite and found != _hash_weights(model):
+    if found is not None and not overwrite and found != weights:
         other = "of another checkpoint" if found else "that does not say of which weights, as of version 0.1"
         raise ValueError(f"{folder} has an export {other}; {advice}.")
 
@@ -454,12 +453,13 @@ def export_model(
     """
     _check_request(model, file_format, opset)
     folder = Path(folder)
-    _check_folder(folder, model, overwrite)
+    weights = _hash_weights(model)
+    _check_folder(folder, weights, overwrite)
     with _workplace(folder) as beside:
         file = FILES[file_format]
         save_network(model, beside / file, opset, tell)
         tell(f"Comparing {file} with the model")
-        summary = {**_summary(model, processor, file), **_compare(beside, model, processor)}
+        summary = {"weights": weights, **_summary(model, processor, file), **_compare(beside, model, processor)}
         processor.image_processor.save_pretrained(beside)
         processor.tokenizer.save_pretrained(beside)
         (beside / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

@@ -216,10 +216,10 @@ def study_parser(description: str | None, results: Results, folder: str, seeds: 
 
 def read_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Parse the options of `study_parser`, and check the checkpoint of `measure`; a wrong one ends the program."""
-    from crossvlt_hf.training import load_config
-
     arguments = parser.parse_args()
     if arguments.action == "measure":
+        from crossvlt_hf.training import load_config
+
         if arguments.run is None:
             parser.error("measure needs --run, the checkpoint `last` or `best` in the folder of a run")
         try:

@@ -370,6 +370,7 @@ def write_references(
 
     report, options = Report(), options or ReferOptions()
     options.check_split(split)
+    keys: dict[str, str] = {}  # of the content of images, by the files that are written
     shown: Reservoir[tuple[ObjectScene, Expression]] = Reservoir(sheet, options.seed)
     with new_folder(folder) as whole:
         writer = ReferenceWriter(whole, split=split, dataset=source.name, copy=copy)
@@ -377,35 +378,39 @@ def write_references(
             for index, scene, expressions in refer(source, options, report):
                 for line in writer.lines(index, scene, expressions):
                     file.write(_as_line(line))
+                    if options.validation and line["image"] not in keys:
+                        keys[line["image"]] = content_key(line["image_id"], scene.image)
                 for expression in expressions:
                     shown.add((scene, expression))
         if not report.families or (not report.objects["targets"] and set(options.families) != {"no_target"}):
             raise ValueError(_nothing(source, report))
         if options.validation:
-            report.splits = _hold_out(whole / METADATA, options)
+            report.splits = _hold_out(whole / METADATA, keys, options)
         (whole / "report.json").write_text(json.dumps(report.as_dict(), indent=2, ensure_ascii=False) + "\n", "utf-8")
         if (drawn := contact_sheet(shown.kept, skip=options.on_error == "skip")) is not None:
             drawn.save(whole / "contact_sheet.png")
     return report
 
 
-def _hold_out(path: Path, options: ReferOptions) -> Counter[str]:
-    """Put the rows of a share of images into the split for validation; return the number of images of each split."""
-    keys: dict[str, str] = {}  # by the file
-    splits: dict[str, str] = {}  # by the key
-    for _, row in read_metadata(path):
-        if row["image"] not in keys:
-            keys[row["image"]] = content_key(row["image_id"], str(path.parent / row["image"]))
-        splits[keys[row["image"]]] = row["split"]
-    chosen = choose_validation(splits, options.validation, options.seed)
+def _hold_out(path: Path, keys: dict[str, str], options: ReferOptions) -> Counter[str]:
+    """Put the rows of a share of images into the split for validation; return the number of images of each split.
+
+    Args:
+        path: of the metadata.
+        keys: of the content of each image in it.
+        options: see `ReferOptions`.
+    """
+    chosen, splits = choose_validation(keys.values(), options.validation, options.seed), dict[str, str]()
     beside = path.with_suffix(".partial")
     with beside.open("w", encoding="utf-8") as file:
         for _, row in read_metadata(path):
-            if keys[row["image"]] in chosen:
+            key = keys[row["image"]]
+            if key in chosen:
                 row["split"] = VALIDATION
+            splits[key] = row["split"]
             file.write(_as_line(row))
     beside.replace(path)
-    return Counter(VALIDATION if key in chosen else split for key, split in splits.items())
+    return Counter(splits.values())
 
 
 def _as_line(row: dict[str, Any]) -> str:
