@@ -5,9 +5,10 @@ N = H * W positions. Pixels always have the shape (B, H, W, C).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
-from functools import partial
+from functools import partial, wraps
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -20,23 +21,25 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import maybe_autocast
+from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_crossvlt import MIN_TEMPERATURE, CrossVLTConfig, CrossVLTTextConfig, CrossVLTVisionConfig
 
 
 # Added to attention scores between regions that the cyclic shift puts into one window (Swin Transformer, section 3.2)
 SHIFT_MASKED = -100.0
-# Winograd's convolution: tiles of 4x4 pixels at a time, and the fewest channels and tiles for which it is faster
+# Winograd's convolution: tiles of 4x4 pixels at a time, and where it is faster: the fewest channels, the fewest tiles
+# of a map, and the fewest tiles of all maps for which a kernel is transformed
 WINOGRAD_TILES = 256
 WINOGRAD_CHANNELS = 256
-WINOGRAD_LEAST_TILES = 12 * 12
+WINOGRAD_LEAST_TILES = 8 * 8
+WINOGRAD_LEAST_TILES_OF_A_KERNEL = 12 * 12
 # Values of the largest map that a layer computes at a time on a CPU, 8 MiB in float32, which fit its cache. The C
 # library keeps the memory of such maps. It returns larger ones to the system after each layer, and getting their pages
 # again takes time.
 PART = 2 * 2**20
-# What the parts of a layer share: by module, the parameter, its version, and what was computed from it
-Shared = dict[nn.Module, tuple[nn.Parameter, int, Tensor]]
-SHARED: ContextVar[Shared | None] = ContextVar("SHARED", default=None)
+# Whether layers compute everything at once, as attention weights are recorded
+WHOLE: ContextVar[bool] = ContextVar("WHOLE", default=False)
 
 
 # ---- sizes
@@ -76,50 +79,111 @@ def parts(size: int, part: int) -> int:
     return number
 
 
-def in_parts(compute: Callable[..., Any], first: Tensor, *others: Tensor | None, growth: float, whole: bool) -> Any:
-    """`compute(first, *others)`, on a CPU a few entries of the first dimension at a time.
-
-    Gradients need all maps, a graph must not depend on the batch size, and a GPU is faster with everything at once.
+class CrossVLTParts(NamedTuple):
+    """What the parts of a layer share.
 
     Args:
-        compute: returns a tensor, or a tuple of tensors and None.
+        number: of parts.
+        made: by module, what it computes from its weights.
+    """
+
+    number: int
+    made: dict[nn.Module, Tensor]
+
+
+PARTS: ContextVar[CrossVLTParts | None] = ContextVar("PARTS", default=None)
+
+
+def in_parts(
+    layer: nn.Module,
+    compute: Callable[..., Tensor],
+    first: Tensor,
+    *others: Tensor | None,
+    growth: float,
+    whole: bool = False,
+) -> Tensor:
+    """`compute(first, *others)`, on a CPU a few entries of the first dimension at a time.
+
+    Gradients need all maps, a graph must not depend on the batch size, and a GPU is faster with everything at once. In
+    training, parts would change BatchNorm and the random numbers of dropout. Whoever observes a module in the layer
+    expects the whole batch.
+
+    Args:
+        layer: whose modules compute.
+        compute: returns a tensor with the same first dimension.
         first: its first input.
         others: its other inputs: tensors with the same first dimension, or None.
         growth: how many values the largest map has for each value of `first`.
-        whole: do not divide, as in training, where parts would change BatchNorm and the random numbers of dropout.
+        whole: do not divide.
     """
-    if whole or not runs_on_cpu(first):
+    if whole or layer.training or not runs_on_cpu(first) or WHOLE.get():
         return compute(first, *others)
     size = max(int(PART / max(growth * math.prod(first.shape[1:]), 1)), 1)
-    if len(first) <= size:
+    if len(first) <= size or is_observed(layer):
         return compute(first, *others)
     pieces = [first.split(size)]
     pieces += [(None,) * len(pieces[0]) if each is None else each.split(size) for each in others]
-    shared: Shared = {}
-    token = SHARED.set(shared)
+    shared = CrossVLTParts(number=len(pieces[0]), made={})
+    token = PARTS.set(shared)
     try:
-        found = [compute(*some) for some in zip(*pieces, strict=True)]
+        return join((compute(*some) for some in zip(*pieces, strict=True)), total=len(first))
     finally:
-        SHARED.reset(token)
-        shared.clear()  # a copy of the context would keep it
-    if isinstance(found[0], Tensor):
-        return torch.cat(found)
-    return tuple(None if each[0] is None else torch.cat(each) for each in zip(*found, strict=True))
+        PARTS.reset(token)
+        shared.made.clear()  # a copy of the context would keep it
 
 
-def once_for_all_parts(module: nn.Module, compute: Callable[[Tensor], Tensor], weight: Tensor) -> Tensor:
-    """`compute(weight)` of a module, for its first part only where `in_parts` divides a layer.
+def join(pieces: Iterable[Tensor], total: int, dim: int = 0) -> Tensor:
+    """Concatenate pieces to length `total`. Each is copied while it is in the cache, then freed for the next."""
+    joined, start = None, 0
+    for piece in pieces:
+        length = piece.shape[dim]
+        if joined is None:
+            joined = piece.new_empty(*piece.shape[:dim], total, *piece.shape[dim + 1 :])
+        joined.narrow(dim, start, length).copy_(piece)
+        start += length
+    assert joined is not None
+    return joined
 
-    Weights that are made for each part, as by `parametrize`, are no parameters; those that were offloaded are another
-    parameter for each part, and hooks may change one in place.
-    """
-    shared = SHARED.get()
-    if shared is None or not isinstance(weight, nn.Parameter) or weight.is_inference():
-        return compute(weight)
-    found = shared.get(module)
-    if found is None or found[0] is not weight or found[1] != weight._version:
-        found = shared[module] = weight, weight._version, compute(weight)
-    return found[2]
+
+def is_observed(layer: nn.Module) -> bool:
+    """Whether a module in a layer has hooks: of a user, or of Accelerate, which loads weights for each call."""
+    inside = [module for module in layer.modules() if module is not layer]
+    if any(hasattr(module, "_hf_hook") for module in inside):
+        return True
+    hooks = chain.from_iterable((*each._forward_hooks.values(), *each._forward_pre_hooks.values()) for each in inside)
+    return any(
+        hook.__module__ != capture_outputs.__module__ for hook in hooks
+    )  # Transformers' do nothing: see `WHOLE`
+
+
+def computed_whole(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Let all layers compute the whole batch at once in `forward`."""
+
+    @wraps(forward)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        token = WHOLE.set(True)
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            WHOLE.reset(token)
+
+    return wrapper
+
+
+def once_for_all_parts(module: nn.Module, make: Callable[[], Tensor]) -> Tensor:
+    """`make()`, what a module computes from its weights; only for the first part where `in_parts` divides a layer."""
+    shared = None if torch.compiler.is_compiling() else PARTS.get()
+    if shared is None:
+        return make()
+    if module not in shared.made:
+        shared.made[module] = make()
+    return shared.made[module]
+
+
+def number_of_parts() -> int:
+    """The number of parts of the layer that `in_parts` divides now."""
+    shared = PARTS.get()
+    return 1 if shared is None else shared.number
 
 
 def holds_tensors(arguments: dict[str, Any]) -> bool:
@@ -164,17 +228,13 @@ class CrossVLTMLP(nn.Module):
 
     def __init__(self, width: int, inner_width: int, activation: str, dropout: float) -> None:
         super().__init__()
-        self.growth = inner_width / width
         self.fc1 = nn.Linear(width, inner_width)
         self.activation = ACT2FN[activation]
         self.fc2 = nn.Linear(inner_width, width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(in_parts(self._mix, x, growth=self.growth, whole=self.training))
-
-    def _mix(self, x: Tensor) -> Tensor:
-        return self.fc2(self.activation(self.fc1(x)))
+        return self.dropout(self.fc2(self.activation(self.fc1(x))))
 
 
 # ---- vision: Swin Transformer v1
@@ -224,7 +284,7 @@ class CrossVLTPatchMerging(GradientCheckpointingLayer):
         self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return in_parts(self._merge, pixels, growth=1, whole=self.training)
+        return in_parts(self, self._merge, pixels, growth=1)
 
     def _merge(self, pixels: Tensor) -> Tensor:
         batch, height, width, channels = pixels.shape
@@ -327,6 +387,11 @@ class CrossVLTWindowAttention(nn.Module):
         bias = self.relative_position_bias_table[self.relative_position_index].unflatten(0, (self.window**2, -1))
         return bias.permute(2, 0, 1)[None].contiguous()  # makes later additions and attention faster
 
+    def score_bias(self, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """What is added to the scores: (1 or windows, heads, window**2, window**2)."""
+        bias = self.position_bias().to(dtype)
+        return bias if mask is None else bias + mask
+
     def forward(
         self, pixels: Tensor, windows: CrossVLTWindows, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[Tensor, Tensor | None]:
@@ -341,19 +406,13 @@ class CrossVLTWindowAttention(nn.Module):
             (B, H, W, C), and the weights (B * windows, heads, window**2, window**2) if the attention function returns
             them.
         """
-        attend, whole = partial(self._attend, windows=windows, **kwargs), self.training or holds_tensors(kwargs)
-        return in_parts(attend, pixels, growth=3, whole=whole)  # query, key and value
-
-    def _attend(
-        self, pixels: Tensor, windows: CrossVLTWindows, **kwargs: Unpack[TransformersKwargs]
-    ) -> tuple[Tensor, Tensor | None]:
         qkv = self.qkv(F.pad(pixels.flatten(1, 2), (0, 0, 1, 0)))  # one more position, for all padding
         batch, order = qkv.shape[0], windows.order
         qkv = qkv.index_select(1, order.flatten()).view(batch, *order.shape, -1).flatten(0, 1)
         query, key, value = (split_heads(x, self.num_heads) for x in qkv.chunk(3, dim=-1))
-        bias = self.position_bias().to(qkv.dtype)
+        bias = once_for_all_parts(self, partial(self.score_bias, windows.mask, dtype=qkv.dtype))
         if windows.mask is not None:
-            bias = (bias + windows.mask)[None].expand(batch, -1, -1, -1, -1).flatten(0, 1)
+            bias = bias[None].expand(batch, -1, -1, -1, -1).flatten(0, 1)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.attention_dropout if self.training else 0.0
         attended, weights = attend(self, query, key, value, bias, dropout=dropout, scaling=self.scaling, **kwargs)
@@ -372,8 +431,13 @@ class CrossVLTVisionBlock(GradientCheckpointingLayer):
         self.norm2 = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.mlp = CrossVLTMLP(width, int(config.mlp_ratio * width), config.hidden_act, config.hidden_dropout_prob)
         self.drop_path = CrossVLTDropPath(drop_path_rate)
+        self.growth = max(config.mlp_ratio, 3)  # of the MLP, or query, key and value
 
     def forward(self, pixels: Tensor, windows: CrossVLTWindows, **kwargs: Unpack[TransformersKwargs]) -> Tensor:
+        mix = partial(self._mix, windows=windows, **kwargs)
+        return in_parts(self, mix, pixels, growth=self.growth, whole=holds_tensors(kwargs))
+
+    def _mix(self, pixels: Tensor, windows: CrossVLTWindows, **kwargs: Unpack[TransformersKwargs]) -> Tensor:
         attended, _ = self.attention(self.norm1(pixels), windows, **kwargs)
         pixels = pixels + self.drop_path(attended)
         return pixels + self.drop_path(self.mlp(self.norm2(pixels)))
@@ -552,7 +616,6 @@ class CrossVLTFusionAttention(nn.Module):
         text_width = config.text_config.hidden_size
         self.config = config
         self.num_heads = inner_width // config.fusion_head_dim
-        self.growth = inner_width / width
         self.scaling = config.fusion_head_dim**-0.5
         self.is_causal = False
         self.query = CrossVLTPointwise(width, inner_width, bias=False)
@@ -561,12 +624,6 @@ class CrossVLTFusionAttention(nn.Module):
         self.output = CrossVLTPointwise(inner_width, width, bias=False)
 
     def forward(
-        self, pixels: Tensor, words: Tensor, mask: Tensor | None, **kwargs: Unpack[TransformersKwargs]
-    ) -> tuple[Tensor, Tensor | None]:
-        attend, whole = partial(self._attend, **kwargs), self.training or holds_tensors(kwargs)
-        return in_parts(attend, pixels, words, mask, growth=self.growth, whole=whole)
-
-    def _attend(
         self, pixels: Tensor, words: Tensor, mask: Tensor | None, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[Tensor, Tensor | None]:
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
@@ -594,19 +651,23 @@ class CrossVLTFusion(GradientCheckpointingLayer):
         super().__init__()
         self.attention = CrossVLTFusionAttention(config, width, inner_width)
         self.projection = CrossVLTPointwise(width, width)
+        self.growth = inner_width / width
 
     def forward(
+        self, pixels: Tensor, words: Tensor, mask: Tensor | None, **kwargs: Unpack[TransformersKwargs]
+    ) -> Tensor:
+        fuse = partial(self._fuse, **kwargs)
+        return in_parts(self, fuse, pixels, words, mask, growth=self.growth, whole=holds_tensors(kwargs))
+
+    def _fuse(
         self, pixels: Tensor, words: Tensor, mask: Tensor | None, **kwargs: Unpack[TransformersKwargs]
     ) -> Tensor:
         with maybe_autocast(device_type=pixels.device.type, enabled=False):
             flat = at_least_float32(pixels.flatten(1, 2))
             mask = None if mask is None else mask.to(flat.dtype)
             attended, _ = self.attention(flat, words.to(flat.dtype), mask, **kwargs)
-            fused = in_parts(self._join, flat, attended, growth=1, whole=self.training)
+            fused = F.gelu(self.projection(flat + attended))
         return fused.view(pixels.shape).to(pixels.dtype)
-
-    def _join(self, pixels: Tensor, attended: Tensor) -> Tensor:
-        return F.gelu(self.projection(pixels + attended))
 
 
 class CrossVLTGatedResidual(GradientCheckpointingLayer):
@@ -618,7 +679,7 @@ class CrossVLTGatedResidual(GradientCheckpointingLayer):
         self.fc2 = nn.Linear(width, width, bias=False)
 
     def forward(self, pixels: Tensor, fused: Tensor) -> Tensor:
-        return in_parts(self._add, pixels, fused, growth=1, whole=self.training)
+        return in_parts(self, self._add, pixels, fused, growth=1)
 
     def _add(self, pixels: Tensor, fused: Tensor) -> Tensor:
         return pixels + self.gate(fused) * fused
@@ -748,17 +809,21 @@ def winograd_convolution(maps: Tensor, kernel: Tensor) -> Tensor:
     matrices = torch.linalg.inv(winograd_powers(6)).T, winograd_powers(4).T
     from_pixels, to_pixels = (torch.kron(matrix, matrix).to(maps.dtype) for matrix in matrices)
     rows, columns = parts(height, 4), parts(width, 4)
-    tiles = F.pad(maps, (1, 4 * columns + 1 - width, 1, 4 * rows + 1 - height)).unfold(2, 6, 4).unfold(3, 6, 4)
 
-    def convolve(some: Tensor) -> Tensor:
-        pixels = from_pixels @ some.permute(4, 5, 1, 0, 2, 3).reshape(36, -1)
+    def convolve(first: int, last: int) -> Tensor:
+        """Rows of tiles: (batch, width, last - first, 4, columns, 4)."""
+        top, bottom = 4 * first - 1, 4 * last + 1  # with a border of a pixel
+        strip = maps[:, :, max(top, 0) : min(bottom, height)]
+        strip = F.pad(strip, (1, 4 * columns + 1 - width, max(-top, 0), max(bottom - height, 0)))
+        tiles = strip.unfold(2, 6, 4).unfold(3, 6, 4)
+        pixels = from_pixels @ tiles.permute(4, 5, 1, 0, 2, 3).reshape(36, -1)
         products = to_pixels @ (kernel @ pixels.view(36, channels, -1)).view(36, -1)
-        return products.view(4, 4, out_channels, batch, -1, columns).permute(3, 2, 4, 0, 5, 1).contiguous()
+        return products.view(4, 4, out_channels, batch, -1, columns).permute(3, 2, 4, 0, 5, 1)
 
-    # A few rows at a time, which fit the CPU's cache
-    at_a_time = max(WINOGRAD_TILES // (batch * columns), 1)
-    convolved = torch.cat([convolve(some) for some in tiles.split(at_a_time, 2)], 2)
-    return convolved.view(batch, out_channels, 4 * rows, 4 * columns)[..., :height, :width].contiguous()
+    at_a_time = max(WINOGRAD_TILES // (batch * columns), 1)  # rows of tiles that fit the CPU's cache
+    strips = (convolve(first, min(first + at_a_time, rows)) for first in range(0, rows, at_a_time))
+    convolved = join(strips, total=rows, dim=2).view(batch, out_channels, 4 * rows, 4 * columns)
+    return convolved[..., :height, :width].contiguous()
 
 
 class CrossVLTConvolution(nn.Conv2d):
@@ -771,7 +836,7 @@ class CrossVLTConvolution(nn.Conv2d):
     def forward(self, maps: Tensor) -> Tensor:
         if runs_on_cpu(maps) and self._is_usual(maps) and self._is_large(maps):
             # Transforming the kernels for each part took a tenth of the decoder's time
-            return winograd_convolution(maps, once_for_all_parts(self, winograd_kernel, self.weight))
+            return winograd_convolution(maps, once_for_all_parts(self, lambda: winograd_kernel(self.weight)))
         return super().forward(maps)
 
     def _is_usual(self, maps: Tensor) -> bool:
@@ -784,7 +849,8 @@ class CrossVLTConvolution(nn.Conv2d):
     def _is_large(self, maps: Tensor) -> bool:
         batch, channels, height, width = maps.shape
         tiles = parts(height, 4) * parts(width, 4)
-        return min(channels, self.out_channels) >= WINOGRAD_CHANNELS and batch > 0 and tiles >= WINOGRAD_LEAST_TILES
+        enough = tiles >= WINOGRAD_LEAST_TILES and tiles * number_of_parts() >= WINOGRAD_LEAST_TILES_OF_A_KERNEL
+        return enough and min(channels, self.out_channels) >= WINOGRAD_CHANNELS and batch > 0
 
 
 class CrossVLTDecoderBlock(nn.Module):
@@ -818,7 +884,7 @@ class CrossVLTDecoder(nn.Module):
         self.growth = in_widths[-1] / skip_widths[0] + 1 if skip_widths else 1.0  # the two finest maps, joined
 
     def forward(self, feature_maps: list[Tensor]) -> Tensor:
-        return in_parts(self._decode, *feature_maps, growth=self.growth, whole=self.training)
+        return in_parts(self, self._decode, *feature_maps, growth=self.growth)
 
     def _decode(self, *feature_maps: Tensor) -> Tensor:
         joined, *finer_maps = reversed(feature_maps)

@@ -55,6 +55,7 @@ from .layers_crossvlt import (
     CrossVLTVisionStage,
     CrossVLTWindowAttention,
     at_least_float32,
+    computed_whole,
     upsample,
 )
 
@@ -259,14 +260,16 @@ def record_both_encoders(forward: Callable) -> Callable:
     def wrapper(self: PreTrainedModel, *args: Any, **kwargs: Any) -> ModelOutput | tuple:
         keys = self._can_record_outputs or {}
         asked = {key: _is_asked(key, kwargs, self.config) for key in keys}
-        if any(asked[key] and key.endswith("attentions") for key in keys):
+        weights_asked = any(asked[key] and key.endswith("attentions") for key in keys)
+        if weights_asked:
             _warn_without_weights(self)
         kwargs |= {f"output_{key}": value for key, value in asked.items()}
         if "cross_attentions" in asked:
             kwargs["output_attentions"] = asked.get("attentions") or asked["cross_attentions"]
         return_dict = kwargs.pop("return_dict", None)
         return_dict = self.config.return_dict if return_dict is None else return_dict
-        output = forward(self, *args, **kwargs, return_dict=True)
+        run = computed_whole(forward) if weights_asked and not torch.compiler.is_compiling() else forward
+        output = run(self, *args, **kwargs, return_dict=True)
         if any(not asked.get(name, True) for name in output):
             output = type(output)(**{name: value for name, value in output.items() if asked.get(name, True)})
         return output if return_dict else output.to_tuple()

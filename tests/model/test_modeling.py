@@ -866,12 +866,19 @@ def test_expressions_share_their_image(model, counts, labelled):
         assert actual.loss.item() == pytest.approx(expected.loss.item(), rel=1e-6)
 
 
-def rows_at_a_time(model, layer, batch) -> list[int]:
+def rows_at_a_time(model, layer, batch, **options) -> list[int]:
     """How many rows a layer of the model computes at each of its calls."""
-    seen = []
-    hook = model.get_submodule(layer).register_forward_hook(lambda module, args, output: seen.append(len(output)))
-    model(**batch)
-    hook.remove()
+    seen, module = [], model.get_submodule(layer)
+    forward = module.forward
+
+    def counted(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        seen.append(len(output[0] if isinstance(output, tuple) else output))
+        return output
+
+    with pytest.MonkeyPatch.context() as patch:  # not a hook, for which layers compute the whole batch
+        patch.setattr(module, "forward", counted)
+        model(**batch, **options)
     return seen
 
 
@@ -896,19 +903,22 @@ def test_layers_in_parts_give_the_same(model, part, attention, masked, monkeypat
         torch.testing.assert_close(actual[name], expected[name], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "layer",
-    [
-        "vision_model.stages.1.blocks.1.attention.qkv",
-        "vision_model.stages.1.blocks.1.mlp.fc2",
-        "text_model.stages.0.layers.0.mlp.fc1",
-        "stages.0.fusion.attention.query",
-        "stages.0.fusion.projection",
-        "stages.0.merged_gate.fc1",
-        "vision_model.stages.0.downsample.reduction",
-        "decoder.classifier",
-    ],
-)
+IN_PARTS = [
+    "vision_model.stages.1.blocks.1.attention",
+    "vision_model.stages.1.blocks.1.attention.qkv",
+    "vision_model.stages.1.blocks.1.norm2",
+    "vision_model.stages.1.blocks.1.mlp.fc2",
+    "stages.0.fusion.attention",
+    "stages.0.fusion.attention.query",
+    "stages.0.fusion.projection",
+    "stages.0.merged_gate.fc1",
+    "vision_model.stages.0.downsample.reduction",
+    "decoder.blocks.0.norm2",
+    "decoder.classifier",
+]
+
+
+@pytest.mark.parametrize("layer", IN_PARTS)
 def test_layers_compute_parts_on_a_cpu_only_without_gradients(layer, model, monkeypatch):
     batch = without_labels(fake_batch(model.config, batch=5))
     with torch.no_grad():
@@ -916,8 +926,75 @@ def test_layers_compute_parts_on_a_cpu_only_without_gradients(layer, model, monk
     monkeypatch.setattr(layers_crossvlt, "PART", 1)
     assert len(rows_at_a_time(model, layer, batch)) == 1
     with torch.no_grad():
-        assert sum(parts := rows_at_a_time(model, layer, batch)) == sum(whole)
-        assert len(parts) >= 5
+        assert rows_at_a_time(model, layer, batch) == [whole[0] // 5] * 5
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+@pytest.mark.parametrize("layer", IN_PARTS)
+def test_a_hook_sees_the_whole_batch(layer, register, model, monkeypatch):
+    """A user stores what a hook gets under the name of the layer, once for each call of the model."""
+    monkeypatch.setattr(layers_crossvlt, "PART", 1)
+    batch = without_labels(fake_batch(model.config, batch=5))
+    seen = []
+    hook = getattr(model.get_submodule(layer), register)(lambda module, inputs, *output: seen.append(len(inputs[0])))
+    with torch.no_grad():
+        model(**batch)
+    hook.remove()
+    assert seen == [5]
+    with torch.no_grad():
+        assert len(rows_at_a_time(model, layer, batch)) == 5
+
+
+@pytest.mark.parametrize("layer", IN_PARTS)
+def test_a_layer_computes_everything_at_once_if_accelerate_loads_its_weights(layer, model, monkeypatch):
+    """It would load them again for each part."""
+    monkeypatch.setattr(layers_crossvlt, "PART", 1)
+    accelerate.hooks.add_hook_to_module(model.get_submodule(layer), accelerate.hooks.ModelHook())
+    batch = without_labels(fake_batch(model.config, batch=5))
+    with torch.no_grad():
+        assert len(rows_at_a_time(model, layer, batch)) == 1
+
+
+@pytest.mark.parametrize("layer", IN_PARTS)
+def test_only_recorded_attentions_need_the_whole_batch(layer, model, monkeypatch):
+    """Transformers' hooks stay after outputs were recorded, but do nothing."""
+    model.set_attn_implementation("eager")
+    monkeypatch.setattr(layers_crossvlt, "PART", 1)
+    batch = without_labels(fake_batch(model.config, batch=5))
+    with torch.no_grad():
+        assert len(rows_at_a_time(model, layer, batch, output_attentions=True)) == 1
+        assert len(rows_at_a_time(model, layer, batch, output_hidden_states=True)) == 5
+        assert len(rows_at_a_time(model, layer, batch)) == 5
+
+
+def test_an_error_while_attentions_are_recorded_ends_recording(model, monkeypatch):
+    monkeypatch.setattr(layers_crossvlt, "PART", 1)
+    model.set_attn_implementation("eager")
+    batch = without_labels(fake_batch(model.config, batch=5))
+    with torch.no_grad():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(model.decoder, "forward", lambda *arguments: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                model(**batch, output_attentions=True)
+        assert len(rows_at_a_time(model, "decoder.classifier", batch)) == 5
+
+
+def test_the_bias_of_windows_is_made_once_for_all_parts(model, monkeypatch):
+    monkeypatch.setattr(layers_crossvlt, "PART", 1)
+    made = []
+
+    def record(self, mask, dtype):
+        made.append(self)
+        return score_bias(self, mask, dtype)
+
+    score_bias = CrossVLTWindowAttention.score_bias
+    monkeypatch.setattr(CrossVLTWindowAttention, "score_bias", record)
+    batch = without_labels(fake_batch(model.config, batch=5))
+    found = logits(model, batch)
+    blocks = [block for stage in model.vision_model.stages for block in stage.blocks]
+    assert [id(each) for each in made] == [id(block.attention) for block in blocks]
+    monkeypatch.setattr(layers_crossvlt, "PART", 10**9)
+    torch.testing.assert_close(found, logits(model, batch), rtol=0, atol=1e-5)
 
 
 # Of the largest map of the decoder: 8x12 positions, 16 channels and 8 of the first stage
@@ -979,6 +1056,7 @@ def winograd_calls(monkeypatch) -> list[tuple[int, ...]]:
     monkeypatch.setattr(layers_crossvlt, "winograd_convolution", record)
     monkeypatch.setattr(layers_crossvlt, "WINOGRAD_CHANNELS", 1)
     monkeypatch.setattr(layers_crossvlt, "WINOGRAD_LEAST_TILES", 2)  # of stages 1 and 2
+    monkeypatch.setattr(layers_crossvlt, "WINOGRAD_LEAST_TILES_OF_A_KERNEL", 2)
     return calls
 
 
@@ -1020,39 +1098,52 @@ def test_kernels_are_transformed_once_for_all_parts(model, kernels_made, winogra
     after = logits(model, batch)
     assert len(kernels_made) == 8
     assert not torch.allclose(before, after)
-    assert layers_crossvlt.SHARED.get() is None
+    assert layers_crossvlt.PARTS.get() is None
 
 
-def test_kernels_that_change_between_parts_are_transformed_again(model, kernels_made, winograd_calls):
-    """As those of `parametrize` and of offloaded weights, which are a new tensor each time."""
+def test_parametrized_kernels_are_transformed_once(model, kernels_made):
     last = model.decoder.blocks[-1].conv2
     torch.nn.utils.parametrizations.weight_norm(last)
     batch = without_labels(fake_batch(model.config, batch=5))
     found = logits(model, batch)
-    assert len(kernels_made) == 3 + 5
+    assert len(kernels_made) == 4
     torch.nn.utils.parametrize.remove_parametrizations(last, "weight")
     torch.testing.assert_close(found, logits(model, batch), rtol=0, atol=1e-5)
 
 
-def test_kernels_that_a_hook_changes_in_place_are_transformed_again(model, kernels_made):
+def test_a_hook_changes_a_kernel_before_it_is_transformed(model, kernels_made):
+    """Once, for the whole batch."""
     last, batch = model.decoder.blocks[-1].conv2, without_labels(fake_batch(model.config, batch=3))
+    before = logits(model, batch)
 
     def change(module, inputs):
-        module.weight.mul_(2)
+        module.weight.zero_()
 
     hook = last.register_forward_pre_hook(change)
-    logits(model, batch)
+    after = logits(model, batch)
     hook.remove()
-    assert len(kernels_made) == 3 + 3
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(after, logits(model, batch), rtol=0, atol=1e-5)
 
 
-def test_an_error_in_a_part_leaves_nothing_shared(model, kernels_made):
-    hook = model.decoder.classifier.register_forward_hook(lambda *arguments: 1 / 0)
+def test_an_error_in_a_part_leaves_nothing_shared(model, kernels_made, monkeypatch):
+    monkeypatch.setattr(model.decoder.classifier, "forward", lambda maps: 1 / 0)
     batch = without_labels(fake_batch(model.config, batch=5))
     with torch.no_grad(), pytest.raises(ZeroDivisionError):
         model(**batch)
-    hook.remove()
-    assert layers_crossvlt.SHARED.get() is None
+    assert kernels_made
+    assert layers_crossvlt.PARTS.get() is None
+
+
+@pytest.mark.parametrize(
+    ("pairs", "sizes"), [(2, 2 * [(8, 12)]), (3, 2 * [(4, 6)] + 2 * [(8, 12)]), (5, 2 * [(4, 6)] + 2 * [(8, 12)])]
+)
+def test_small_maps_of_several_pairs_share_transformed_kernels(model, winograd_calls, monkeypatch, pairs, sizes):
+    """A kernel is transformed for 6 tiles of 4x4 or more here: 6 of a pair of 8x12 positions, 2 of 4x6."""
+    monkeypatch.setattr(layers_crossvlt, "WINOGRAD_LEAST_TILES_OF_A_KERNEL", 6)
+    monkeypatch.setattr(layers_crossvlt, "PART", 1)
+    logits(model, without_labels(fake_batch(model.config, batch=pairs)))
+    assert [shape[2:] for shape in winograd_calls] == pairs * sizes
 
 
 def test_where_winograd_convolutions_are_not_used(model, winograd_calls):
