@@ -1,6 +1,8 @@
 """The checks that packages share: one behaviour wherever options are read."""
 
+import ctypes
 import gc
+import os
 import re
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from crossvlt_hf.system import (
     check_least,
     did_you_mean,
     iterate_loader,
+    keep_memory,
     read_number,
     start_worker,
 )
@@ -225,3 +228,64 @@ print("ends")
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "ends\n", "")
+
+
+# ---- memory
+
+PAGES = """
+import ctypes
+import resource
+from crossvlt_hf import system
+
+C = ctypes.CDLL(None)
+C.malloc.restype = ctypes.c_void_p
+
+
+def use(size):
+    memory = ctypes.c_void_p(C.malloc(ctypes.c_size_t(size)))
+    C.memset(memory, 1, ctypes.c_size_t(size))
+    C.free(memory)
+
+
+if {keeps}:
+    system.keep_memory()
+use(96 * 2**20)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+use(64 * 2**20)
+faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults * resource.getpagesize() // 2**20)
+"""
+HAS_GLIBC = sys.platform == "linux" and hasattr(ctypes.CDLL(None), "gnu_get_libc_version")
+
+
+@pytest.mark.skipif(not HAS_GLIBC, reason="only glibc has these settings")
+@pytest.mark.parametrize(
+    ("keeps", "variables", "again"),
+    [
+        (True, {}, 0),
+        (False, {}, 64),
+        (True, {"MALLOC_MMAP_THRESHOLD_": "262144"}, 64),  # of the user
+        (True, {"MALLOC_TRIM_THRESHOLD_": "1048576"}, 64),
+        (True, {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=262144"}, 64),
+    ],
+)
+def test_the_pages_of_a_map_are_made_again(keeps, variables, again):
+    """How many MiB of a map of 64 MiB are got from the system, although a larger one was freed before."""
+    kept = {name: value for name, value in os.environ.items() if "MALLOC" not in name and name != "GLIBC_TUNABLES"}
+    command = [sys.executable, "-c", PAGES.format(keeps=keeps)]
+    done = subprocess.run(command, env=kept | variables, capture_output=True, text=True, check=True)
+    assert int(done.stdout) == pytest.approx(again, abs=4)
+
+
+@pytest.mark.parametrize("platform", ["darwin", "win32"])
+def test_memory_of_other_systems_is_left_alone(platform, monkeypatch):
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: 1 / 0)
+    keep_memory()
+
+
+def test_memory_of_another_c_library_is_left_alone(monkeypatch):
+    """That of Alpine Linux has no `mallopt`."""
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    keep_memory()

@@ -86,8 +86,7 @@ def environment() -> dict[str, str]:
     """The environment of a child process."""
     # The package may have been imported from a folder, without installation
     paths = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    # Otherwise glibc keeps freed memory, as much as is in use, and the peak is too high
-    return {**os.environ, "PYTHONPATH": paths, "MALLOC_MMAP_THRESHOLD_": "262144"}
+    return {**os.environ, "PYTHONPATH": paths}
 
 
 class ChildError(RuntimeError):
@@ -101,7 +100,9 @@ def in_child(job: dict[str, Any]) -> dict[str, Any]:
         ChildError: with the reason, also if the system killed the process.
     """
     command, request = [sys.executable, "-m", "crossvlt_hf.benchmark.child"], json.dumps(job)
-    done = subprocess.run(command, input=request, capture_output=True, text=True, env=environment(), check=False)
+    # Otherwise glibc keeps freed memory, as much as is in use, and the peak is too high
+    variables = {**environment(), "MALLOC_MMAP_THRESHOLD_": "262144"}
+    done = subprocess.run(command, input=request, capture_output=True, text=True, env=variables, check=False)
     if done.returncode == -signal.SIGKILL:
         raise ChildError("The system killed the process, probably because it was out of memory.")
     if done.returncode:

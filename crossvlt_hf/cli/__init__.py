@@ -21,7 +21,7 @@ from typing import Annotated, Any, Union
 
 import tyro
 
-from ..system import InterruptionError, check_no_file, did_you_mean, in_one_line, orderly_end
+from ..system import InterruptionError, check_no_file, did_you_mean, in_one_line, keep_memory, orderly_end
 from .common import REGISTRY, Command, as_options, check_options
 
 
@@ -196,6 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with orderly_end():
             check_options(options)
+            keep_memory()
             _silence_libraries()
             return getattr(import_module(f".{command}", __name__), command)(options) or 0
     except InterruptionError as end:
