@@ -105,8 +105,8 @@ def in_parts(
     """`compute(first, *others)`, on a CPU a few entries of the first dimension at a time.
 
     Gradients need all maps, a graph must not depend on the batch size, and a GPU is faster with everything at once. In
-    training, parts would change BatchNorm and the random numbers of dropout. Whoever observes a module in the layer
-    expects the whole batch.
+    training, parts would change BatchNorm and the random numbers of dropout. A hook in the layer expects the whole
+    batch.
 
     Args:
         layer: whose modules compute.
@@ -116,10 +116,10 @@ def in_parts(
         growth: how many values the largest map has for each value of `first`.
         whole: do not divide.
     """
-    if whole or layer.training or not runs_on_cpu(first) or WHOLE.get():
+    if whole or not runs_on_cpu(first) or WHOLE.get():
         return compute(first, *others)
     size = max(int(PART / max(growth * math.prod(first.shape[1:]), 1)), 1)
-    if len(first) <= size or is_observed(layer):
+    if len(first) <= size or needs_whole_batch(layer):
         return compute(first, *others)
     pieces = [first.split(size)]
     pieces += [(None,) * len(pieces[0]) if each is None else each.split(size) for each in others]
@@ -145,15 +145,14 @@ def join(pieces: Iterable[Tensor], total: int, dim: int = 0) -> Tensor:
     return joined
 
 
-def is_observed(layer: nn.Module) -> bool:
-    """Whether a module in a layer has hooks: of a user, or of Accelerate, which loads weights for each call."""
+def needs_whole_batch(layer: nn.Module) -> bool:
+    """Whether a module in a layer is in training, or has hooks: of a user, or of Accelerate, which loads weights."""
     inside = [module for module in layer.modules() if module is not layer]
-    if any(hasattr(module, "_hf_hook") for module in inside):
+    if layer.training or any(module.training or hasattr(module, "_hf_hook") for module in inside):
         return True
     hooks = chain.from_iterable((*each._forward_hooks.values(), *each._forward_pre_hooks.values()) for each in inside)
-    return any(
-        hook.__module__ != capture_outputs.__module__ for hook in hooks
-    )  # Transformers' do nothing: see `WHOLE`
+    # Those of Transformers do nothing unless outputs are recorded, for which there is `WHOLE`
+    return any(hook.__module__ != capture_outputs.__module__ for hook in hooks)
 
 
 def computed_whole(forward: Callable[..., Any]) -> Callable[..., Any]:

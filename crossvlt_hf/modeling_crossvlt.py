@@ -56,6 +56,7 @@ from .layers_crossvlt import (
     CrossVLTWindowAttention,
     at_least_float32,
     computed_whole,
+    is_symbolic,
     upsample,
 )
 
@@ -665,6 +666,8 @@ def word_mask(attention_mask: Tensor | None, like: Tensor) -> Tensor | None:
 
 def repeat_images(pixels: Tensor, counts: Tensor, total: int) -> Tensor:
     """(images, H, W, C) -> (total, H, W, C), each image `counts` times; for counts on the CPU, a GPU does not wait."""
+    if not is_symbolic(pixels.shape[0]) and len(pixels) == 1:
+        return pixels.expand(total, -1, -1, -1)  # without a copy
     order = torch.repeat_interleave(counts, output_size=total)
     return pixels.index_select(0, order.to(pixels.device, non_blocking=True))
 

@@ -866,6 +866,23 @@ def test_expressions_share_their_image(model, counts, labelled):
         assert actual.loss.item() == pytest.approx(expected.loss.item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("counts", [[3], [1, 3, 2]])
+def test_gradients_of_expressions_that_share_their_image(model, counts):
+    model.double()
+    batch = fake_batch(model.config, batch=sum(counts))
+    counts = torch.tensor(counts)
+    once = batch["pixel_values"][: len(counts)].double()
+    gradients = []
+    for inputs in (
+        {"pixel_values": once, "expressions_per_image": counts},
+        {"pixel_values": once.repeat_interleave(counts, 0)},
+    ):
+        model.zero_grad()
+        model(**batch | inputs).loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
+
+
 def rows_at_a_time(model, layer, batch, **options) -> list[int]:
     """How many rows a layer of the model computes at each of its calls."""
     seen, module = [], model.get_submodule(layer)
@@ -953,6 +970,18 @@ def test_a_layer_computes_everything_at_once_if_accelerate_loads_its_weights(lay
     batch = without_labels(fake_batch(model.config, batch=5))
     with torch.no_grad():
         assert len(rows_at_a_time(model, layer, batch)) == 1
+
+
+def test_statistics_of_a_batch_are_of_all_pairs(model, monkeypatch):
+    """Also if only BatchNorm is in training, as where it adapts to new images."""
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.train()
+    batch = without_labels(fake_batch(model.config, batch=5))
+    expected = logits(model, batch)
+    monkeypatch.setattr(layers_crossvlt, "PART", 1)
+    torch.testing.assert_close(logits(model, batch), expected, rtol=0, atol=1e-5)
+    assert {norm.num_batches_tracked.item() for norm in norms} == {2}
 
 
 @pytest.mark.parametrize("layer", IN_PARTS)
