@@ -46,7 +46,6 @@ RUN_ELSEWHERE = {
     "hf auth login": "asks for a token",
     "crossvlt benchmark": "test_benchmark",
     "crossvlt benchmark --model base ...": "test_benchmark",
-    "MALLOC_MMAP_THRESHOLD_=8000000000 ...": "test_benchmark",
     "crossvlt benchmark --measure phases ...": "test_benchmark",
     "crossvlt benchmark --measure prediction ...": "test_benchmark",
     "crossvlt train refshapes-64 optimization.max_steps=1": "test_hub",
