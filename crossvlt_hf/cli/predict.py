@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from ..system import check_exists, check_known, check_least, check_source_exists, refusing_twice
+from ..system import check_exists, check_known, check_least, check_no_file, check_source_exists, refusing_twice
 from ..weights.names import BUILT_IN
 from .common import DataCommand, check_probability, needs_extra, parse_settings
 
@@ -69,6 +69,7 @@ class Predict(DataCommand):
         check_known("on_error", self.on_error, ON_ERROR)
         check_least("shard_size", self.shard_size, 1)
         check_probability("threshold", self.threshold)
+        check_no_file(Path(self.output))
         if self.expression:
             check_exists(self.data, "folder", " of images for `--expression`")
         else:
@@ -149,7 +150,9 @@ def predict(options: Predict) -> None:
     with needs_extra("train"):
         from ..prediction import describe_reading
         from ..prediction import predict as predict_rows
+        from ..prediction.shards import find_manifest
 
+    find_manifest(Path(options.output))  # before anything loads
     choices, requests = _prediction_options(options), _open_requests(options)
     state, model, processor = options.load()
     if state.is_main_process:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..configuration_crossvlt import write_file
-from ..system import check_known, check_least, check_output_folder
+from ..system import check_known, check_least, check_no_file, check_output_folder
 
 
 FORMATS = ("jsonl", "parquet")
@@ -59,6 +59,18 @@ def _as_jsonl(rows: Sequence[dict[str, Any]]) -> bytes:
     return "".join(f"{json.dumps(row)}\n" for row in rows).encode()
 
 
+def find_manifest(folder: Path) -> Path | None:
+    """The description of the job of a folder; None for a new or empty one.
+
+    Raises:
+        ValueError: if it has other files, or is one.
+    """
+    check_no_file(folder)
+    found = next((path for path in (folder / MANIFEST, folder / FORMER_MANIFEST) if path.is_file()), None)
+    check_output_folder(folder, "prediction", lambda: found is not None, lambda path: path.match(PARTIAL))
+    return found
+
+
 class Shards:
     """A folder of shards, with a description of the job in `.predictions.json`.
 
@@ -89,15 +101,13 @@ class Shards:
             ValueError: if it belongs to another job, or has other files.
         """
         description = {"made_by": MARK, "rows": self.rows, "shard_size": self.size, "format": self.file_format, **job}
-        manifest, former = self.folder / MANIFEST, self.folder / FORMER_MANIFEST
-        found = next((path for path in (manifest, former) if path.is_file()), None)
-        check_output_folder(self.folder, "prediction", lambda: found is not None, lambda path: path.match(PARTIAL))
+        found = find_manifest(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         if found is None:
             self._write_manifest(description)
         else:
             self._check(found, description)
-            found.replace(manifest)
+            found.replace(self.folder / MANIFEST)
 
     def _write_manifest(self, description: dict[str, Any]) -> None:
         write_file(self.folder / MANIFEST, json.dumps(description, indent=2).encode() + b"\n", sync=True)

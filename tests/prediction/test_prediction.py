@@ -21,6 +21,7 @@ from processes import run_python
 
 from crossvlt_hf import CrossVLTModel, CrossVLTProcessor, ReferringImageSegmentationPipeline
 from crossvlt_hf.cli import main
+from crossvlt_hf.cli.predict import Predict
 from crossvlt_hf.data import load_data, write_folder
 from crossvlt_hf.data.masks import decode_segmentation
 from crossvlt_hf.prediction import PredictionOptions, Shards, open_requests, predict
@@ -420,7 +421,7 @@ WRONG = {
     "DATA --format csv": "`--format` must be one of jsonl, parquet, got 'csv'",
     "DATA --on-error ignore": "`--on-error` must be one of stop, skip, got 'ignore'",
     "DATA --threshold 2": "threshold",
-    "DATA --output DATA": "is a file; give a folder",
+    "DATA --output DATA": "is a file, where a folder is needed",
     "DATA --output FOLDER": "is not empty, and no prediction",
     "EMPTY": "has no rows to segment",
     "refshapes --option colour=red": "refshapes has no option 'colour'; its options are scenes, expressions, side, ",
@@ -449,6 +450,13 @@ def test_wrong_input_is_told_in_a_line(rows, checkpoint, tmp_path, capsys, optio
     assert run(*words, checkpoint=checkpoint) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("crossvlt: ")]
     assert WRONG[options] in line
+
+
+@pytest.mark.parametrize("output", [".", "below", ".."])
+def test_a_folder_that_cannot_be_written_is_told_before_a_model_loads(rows, checkpoint, capsys, monkeypatch, output):
+    monkeypatch.setattr(Predict, "load", lambda options: pytest.fail("A model loads."))
+    assert run(rows, "--output", rows / output if output != ".." else rows.parent, checkpoint=checkpoint) == 2
+    assert "give a" in capsys.readouterr().err
 
 
 def test_a_full_disk_keeps_the_shards_before(rows, checkpoint, tmp_path, capsys, monkeypatch):
