@@ -7,7 +7,7 @@ N = H * W positions. Pixels always have the shape (B, H, W, C).
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
-from functools import partial, wraps
+from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -19,9 +19,8 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
+from transformers.utils import TransformersKwargs, output_capturing
 from transformers.utils.generic import maybe_autocast
-from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_crossvlt import MIN_TEMPERATURE, CrossVLTConfig, CrossVLTTextConfig, CrossVLTVisionConfig
 
@@ -38,8 +37,8 @@ WINOGRAD_LEAST_TILES_OF_A_KERNEL = 12 * 12
 # library keeps the memory of such maps. It returns larger ones to the system after each layer, and getting their pages
 # again takes time.
 PART = 2 * 2**20
-# Whether layers compute everything at once, as attention weights are recorded
-WHOLE: ContextVar[bool] = ContextVar("WHOLE", default=False)
+# What Transformers records in a forward pass; its hooks stay in the model afterwards
+RECORDED = getattr(output_capturing, "_active_collector", None)
 
 
 # ---- sizes
@@ -83,11 +82,11 @@ class CrossVLTParts(NamedTuple):
     """What the parts of a layer share.
 
     Args:
-        number: of parts.
+        pairs: the number of entries of all parts.
         made: by module, what it computes from its weights.
     """
 
-    number: int
+    pairs: int
     made: dict[nn.Module, Tensor]
 
 
@@ -113,17 +112,17 @@ def in_parts(
         compute: returns a tensor with the same first dimension.
         first: its first input.
         others: its other inputs: tensors with the same first dimension, or None.
-        growth: how many values the largest map has for each value of `first`.
-        whole: do not divide.
+        growth: about how many values the largest map has for each value of `first`.
+        whole: do not divide, as for arguments of a custom attention function, which may have a value for each pair.
     """
-    if whole or not runs_on_cpu(first) or WHOLE.get():
+    if whole or not runs_on_cpu(first):
         return compute(first, *others)
     size = max(int(PART / max(growth * math.prod(first.shape[1:]), 1)), 1)
     if len(first) <= size or needs_whole_batch(layer):
         return compute(first, *others)
     pieces = [first.split(size)]
     pieces += [(None,) * len(pieces[0]) if each is None else each.split(size) for each in others]
-    shared = CrossVLTParts(number=len(pieces[0]), made={})
+    shared = CrossVLTParts(pairs=len(first), made={})
     token = PARTS.set(shared)
     try:
         return join((compute(*some) for some in zip(*pieces, strict=True)), total=len(first))
@@ -142,31 +141,24 @@ def join(pieces: Iterable[Tensor], total: int, dim: int = 0) -> Tensor:
         joined.narrow(dim, start, length).copy_(piece)
         start += length
     assert joined is not None
+    assert start == total
     return joined
 
 
 def needs_whole_batch(layer: nn.Module) -> bool:
-    """Whether a module in a layer is in training, or has hooks: of a user, or of Accelerate, which loads weights."""
+    """Whether a module in a layer must get all pairs at once.
+
+    That is in training, for the statistics of BatchNorm (without those of training, also in evaluation), for hooks of
+    a user, for those of Transformers while it records outputs, and where Accelerate loads weights for each call.
+    """
     inside = [module for module in layer.modules() if module is not layer]
     if layer.training or any(module.training or hasattr(module, "_hf_hook") for module in inside):
         return True
+    if any(isinstance(module, nn.BatchNorm2d) and module.running_mean is None for module in inside):
+        return True
     hooks = chain.from_iterable((*each._forward_hooks.values(), *each._forward_pre_hooks.values()) for each in inside)
-    # Those of Transformers do nothing unless outputs are recorded, for which there is `WHOLE`
-    return any(hook.__module__ != capture_outputs.__module__ for hook in hooks)
-
-
-def computed_whole(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Let all layers compute the whole batch at once in `forward`."""
-
-    @wraps(forward)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        token = WHOLE.set(True)
-        try:
-            return forward(*args, **kwargs)
-        finally:
-            WHOLE.reset(token)
-
-    return wrapper
+    recording = RECORDED is None or bool(RECORDED.get())
+    return any(recording or hook.__module__ != output_capturing.__name__ for hook in hooks)
 
 
 def once_for_all_parts(module: nn.Module, make: Callable[[], Tensor]) -> Tensor:
@@ -179,23 +171,18 @@ def once_for_all_parts(module: nn.Module, make: Callable[[], Tensor]) -> Tensor:
     return shared.made[module]
 
 
-def number_of_parts() -> int:
-    """The number of parts of the layer that `in_parts` divides now."""
-    shared = PARTS.get()
-    return 1 if shared is None else shared.number
-
-
-def holds_tensors(arguments: dict[str, Any]) -> bool:
-    """Whether an attention function gets tensors of its own, which may have a value for each pair."""
-    return any(isinstance(value, Tensor) for value in arguments.values())
-
-
 # ---- layers of both encoders
 
 
 def at_least_float32(x: Tensor) -> Tensor:
     """Convert half precision to float32; float32 and float64 stay the same."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def is_library_attention(name: str | None) -> bool:
+    """Whether an attention implementation is of Transformers, not a custom one."""
+    function = ALL_ATTENTION_FUNCTIONS.get(name or "eager")
+    return (getattr(function, "__module__", None) or "transformers").startswith("transformers")
 
 
 def eager_attention_forward(
@@ -409,10 +396,13 @@ class CrossVLTWindowAttention(nn.Module):
         batch, order = qkv.shape[0], windows.order
         qkv = qkv.index_select(1, order.flatten()).view(batch, *order.shape, -1).flatten(0, 1)
         query, key, value = (split_heads(x, self.num_heads) for x in qkv.chunk(3, dim=-1))
-        bias = once_for_all_parts(self, partial(self.score_bias, windows.mask, dtype=qkv.dtype))
+        make_bias = partial(self.score_bias, windows.mask, dtype=qkv.dtype)
+        name = self.config._attn_implementation
+        # A custom function could change it in place
+        bias = once_for_all_parts(self, make_bias) if is_library_attention(name) else make_bias()
         if windows.mask is not None:
             bias = bias[None].expand(batch, -1, -1, -1, -1).flatten(0, 1)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
         dropout = self.attention_dropout if self.training else 0.0
         attended, weights = attend(self, query, key, value, bias, dropout=dropout, scaling=self.scaling, **kwargs)
         attended = attended.flatten(2).unflatten(0, (batch, order.shape[0])).flatten(1, 2)
@@ -434,7 +424,7 @@ class CrossVLTVisionBlock(GradientCheckpointingLayer):
 
     def forward(self, pixels: Tensor, windows: CrossVLTWindows, **kwargs: Unpack[TransformersKwargs]) -> Tensor:
         mix = partial(self._mix, windows=windows, **kwargs)
-        return in_parts(self, mix, pixels, growth=self.growth, whole=holds_tensors(kwargs))
+        return in_parts(self, mix, pixels, growth=self.growth, whole=bool(kwargs))
 
     def _mix(self, pixels: Tensor, windows: CrossVLTWindows, **kwargs: Unpack[TransformersKwargs]) -> Tensor:
         attended, _ = self.attention(self.norm1(pixels), windows, **kwargs)
@@ -656,7 +646,7 @@ class CrossVLTFusion(GradientCheckpointingLayer):
         self, pixels: Tensor, words: Tensor, mask: Tensor | None, **kwargs: Unpack[TransformersKwargs]
     ) -> Tensor:
         fuse = partial(self._fuse, **kwargs)
-        return in_parts(self, fuse, pixels, words, mask, growth=self.growth, whole=holds_tensors(kwargs))
+        return in_parts(self, fuse, pixels, words, mask, growth=self.growth, whole=bool(kwargs))
 
     def _fuse(
         self, pixels: Tensor, words: Tensor, mask: Tensor | None, **kwargs: Unpack[TransformersKwargs]
@@ -847,9 +837,10 @@ class CrossVLTConvolution(nn.Conv2d):
 
     def _is_large(self, maps: Tensor) -> bool:
         batch, channels, height, width = maps.shape
-        tiles = parts(height, 4) * parts(width, 4)
-        enough = tiles >= WINOGRAD_LEAST_TILES and tiles * number_of_parts() >= WINOGRAD_LEAST_TILES_OF_A_KERNEL
-        return enough and min(channels, self.out_channels) >= WINOGRAD_CHANNELS and batch > 0
+        tiles, shared = parts(height, 4) * parts(width, 4), PARTS.get()
+        of_the_kernel = tiles * (batch if shared is None else shared.pairs)
+        enough = tiles >= WINOGRAD_LEAST_TILES and of_the_kernel >= WINOGRAD_LEAST_TILES_OF_A_KERNEL
+        return enough and min(channels, self.out_channels) >= WINOGRAD_CHANNELS
 
 
 class CrossVLTDecoderBlock(nn.Module):

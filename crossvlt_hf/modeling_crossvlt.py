@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -55,8 +55,7 @@ from .layers_crossvlt import (
     CrossVLTVisionStage,
     CrossVLTWindowAttention,
     at_least_float32,
-    computed_whole,
-    is_symbolic,
+    is_library_attention,
     upsample,
 )
 
@@ -261,16 +260,14 @@ def record_both_encoders(forward: Callable) -> Callable:
     def wrapper(self: PreTrainedModel, *args: Any, **kwargs: Any) -> ModelOutput | tuple:
         keys = self._can_record_outputs or {}
         asked = {key: _is_asked(key, kwargs, self.config) for key in keys}
-        weights_asked = any(asked[key] and key.endswith("attentions") for key in keys)
-        if weights_asked:
+        if any(asked[key] and key.endswith("attentions") for key in keys):
             _warn_without_weights(self)
         kwargs |= {f"output_{key}": value for key, value in asked.items()}
         if "cross_attentions" in asked:
             kwargs["output_attentions"] = asked.get("attentions") or asked["cross_attentions"]
         return_dict = kwargs.pop("return_dict", None)
         return_dict = self.config.return_dict if return_dict is None else return_dict
-        run = computed_whole(forward) if weights_asked and not torch.compiler.is_compiling() else forward
-        output = run(self, *args, **kwargs, return_dict=True)
+        output = forward(self, *args, **kwargs, return_dict=True)
         if any(not asked.get(name, True) for name in output):
             output = type(output)(**{name: value for name, value in output.items() if asked.get(name, True)})
         return output if return_dict else output.to_tuple()
@@ -306,12 +303,6 @@ def attention_implementations(model: PreTrainedModel) -> set[str]:
     """The names of the attention implementations of a model and its parts."""
     configs = [model.config, *(getattr(model.config, name) for name in model.config.sub_configs)]
     return {config._attn_implementation or "eager" for config in configs}
-
-
-def is_library_attention(name: str) -> bool:
-    """Whether an attention implementation is of Transformers, not a custom one."""
-    function = ALL_ATTENTION_FUNCTIONS.get(name)
-    return (getattr(function, "__module__", None) or "transformers").startswith("transformers")
 
 
 # ---- inputs
@@ -666,8 +657,6 @@ def word_mask(attention_mask: Tensor | None, like: Tensor) -> Tensor | None:
 
 def repeat_images(pixels: Tensor, counts: Tensor, total: int) -> Tensor:
     """(images, H, W, C) -> (total, H, W, C), each image `counts` times; for counts on the CPU, a GPU does not wait."""
-    if not is_symbolic(pixels.shape[0]) and len(pixels) == 1:
-        return pixels.expand(total, -1, -1, -1)  # without a copy
     order = torch.repeat_interleave(counts, output_size=total)
     return pixels.index_select(0, order.to(pixels.device, non_blocking=True))
 
@@ -831,7 +820,7 @@ class CrossVLTModel(CrossVLTPreTrainedModel):
             words = language(words, mask, context, **kwargs)  # words attend to context, then BERT layers
             pixels = vision(pixels, **kwargs)  # Swin blocks
             if expressions_per_image is not None and not feature_maps:  # no expression has been read so far
-                pixels = repeat_images(pixels, expressions_per_image, total=len(words))
+                pixels = repeat_images(pixels, expressions_per_image, total=words.shape[0])
             if align and stage.alignment is not None:
                 alignment_maps.append(stage.alignment(pixels, words[:, 0]))  # every pixel against [CLS]
             fused = stage.fusion(pixels, words, mask, **kwargs)  # every pixel attends to the words

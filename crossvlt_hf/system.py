@@ -28,9 +28,10 @@ MOST_WORKERS = 1024
 MOST_COMPARED = 10_000  # names of a folder, for a suggestion
 FROZEN_BY_PYTHON = gc.get_freeze_count()  # objects; not zero in Python 3.12
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# Of glibc's `mallopt`: from which size memory is got from the system by itself, and how much stays when it is free
-MALLOC_OPTIONS = {"MALLOC_MMAP_THRESHOLD_": -3, "MALLOC_TRIM_THRESHOLD_": -1}
-MOST_OF_MALLOC = 2**31 - 1  # bytes
+# Of glibc's `mallopt`: from which size memory comes from the system directly, and how much is kept when it is free
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
+MAP_BYTES = (64 * 2**20, 32 * 2**20)  # older versions refuse more than 32 MiB
+KEPT_BYTES = 512 * 2**20
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _DECIMAL = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?(inf|nan)", re.IGNORECASE)
 
@@ -245,17 +246,18 @@ def check_pair(name: str, value: Any, least: float, most: float, kind: type = In
 
 
 def keep_memory() -> None:
-    """Let the C library keep freed memory for the next map of a network.
+    """Let the C library keep up to 512 MiB of freed memory, for the next maps of a network.
 
-    Otherwise it returns large maps to the system after each layer, and getting their pages again takes 5 % of the time
-    of eight expressions. This has no effect where the environment sets it, nor in C libraries other than glibc.
+    Otherwise it returns large maps to the system after each layer, and making their pages again takes time. This has
+    no effect where the environment sets it, nor in C libraries other than glibc.
     """
-    if sys.platform != "linux" or any(name in os.environ for name in (*MALLOC_OPTIONS, "GLIBC_TUNABLES")):
+    set_by_user = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
+    if sys.platform != "linux" or any(name in os.environ for name in set_by_user):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        for option in MALLOC_OPTIONS.values():
-            mallopt(option, MOST_OF_MALLOC)
+    # What to keep last, since it also fixes the first threshold, which is low
+    if mallopt is not None and any(mallopt(M_MMAP_THRESHOLD, size) for size in MAP_BYTES):
+        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 # ---- signals

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TypedDict, Unpack
 
 import pytest
@@ -249,9 +250,9 @@ def use(size):
 
 if {keeps}:
     system.keep_memory()
-use(96 * 2**20)
+use(48 * 2**20)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-use(64 * 2**20)
+use(32 * 2**20)
 faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 print(faults * resource.getpagesize() // 2**20)
 """
@@ -263,14 +264,14 @@ HAS_GLIBC = sys.platform == "linux" and hasattr(ctypes.CDLL(None), "gnu_get_libc
     ("keeps", "variables", "again"),
     [
         (True, {}, 0),
-        (False, {}, 64),
-        (True, {"MALLOC_MMAP_THRESHOLD_": "262144"}, 64),  # of the user
-        (True, {"MALLOC_TRIM_THRESHOLD_": "1048576"}, 64),
-        (True, {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=262144"}, 64),
+        (False, {}, 32),
+        (True, {"MALLOC_MMAP_THRESHOLD_": "262144"}, 32),  # of the user
+        (True, {"MALLOC_TRIM_THRESHOLD_": "1048576"}, 32),
+        (True, {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=262144"}, 32),
     ],
 )
 def test_the_pages_of_a_map_are_made_again(keeps, variables, again):
-    """How many MiB of a map of 64 MiB are got from the system, although a larger one was freed before."""
+    """How many MiB of a map of 32 MiB are got from the system, although a larger one was freed before."""
     kept = {name: value for name, value in os.environ.items() if "MALLOC" not in name and name != "GLIBC_TUNABLES"}
     command = [sys.executable, "-c", PAGES.format(keeps=keeps)]
     done = subprocess.run(command, env=kept | variables, capture_output=True, text=True, check=True)
@@ -289,3 +290,27 @@ def test_memory_of_another_c_library_is_left_alone(monkeypatch):
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     keep_memory()
+
+
+@pytest.mark.parametrize(
+    ("refused", "expected"),
+    [
+        ([], [(-3, 64), (-1, 512)]),
+        ([64], [(-3, 64), (-3, 32), (-1, 512)]),
+        ([64, 32], [(-3, 64), (-3, 32)]),
+    ],
+)
+def test_older_versions_of_glibc_take_lower_thresholds(refused, expected, monkeypatch):
+    """What to keep is not set alone, since that would fix the first threshold, which is low."""
+    calls = []
+
+    def mallopt(option, value):
+        calls.append((option, value // 2**20))
+        return int(value // 2**20 not in refused)
+
+    for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
+    keep_memory()
+    assert calls == expected

@@ -100,7 +100,7 @@ def in_child(job: dict[str, Any]) -> dict[str, Any]:
         ChildError: with the reason, also if the system killed the process.
     """
     command, request = [sys.executable, "-m", "crossvlt_hf.benchmark.child"], json.dumps(job)
-    # Otherwise glibc keeps freed memory, as much as is in use, and the peak is too high
+    # Otherwise glibc keeps freed memory, and the peak would include what is not in use
     variables = {**environment(), "MALLOC_MMAP_THRESHOLD_": "262144"}
     done = subprocess.run(command, input=request, capture_output=True, text=True, env=variables, check=False)
     if done.returncode == -signal.SIGKILL:

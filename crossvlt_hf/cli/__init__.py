@@ -196,7 +196,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with orderly_end():
             check_options(options)
-            keep_memory()
+            if argv is None:
+                keep_memory()  # only in a process of this command
             _silence_libraries()
             return getattr(import_module(f".{command}", __name__), command)(options) or 0
     except InterruptionError as end:

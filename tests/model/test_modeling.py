@@ -15,6 +15,7 @@ from torch._dynamo.exc import FailOnRecompileLimitHit
 from transformers import AttentionInterface, AutoModel, AutoModelForSemanticSegmentation, Trainer, TrainingArguments
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from crossvlt_hf import (
     CrossVLTConfig,
@@ -40,7 +41,13 @@ from crossvlt_hf.layers_crossvlt import (
     winograd_convolution,
     winograd_kernel,
 )
-from crossvlt_hf.modeling_crossvlt import alignment_loss, dice_loss, mask_loss, presence_loss
+from crossvlt_hf.modeling_crossvlt import (
+    CrossVLTVisionOutput,
+    alignment_loss,
+    dice_loss,
+    mask_loss,
+    presence_loss,
+)
 
 
 DIRECTIONS = ("both", "words_to_pixels", "pixels_to_words", "late")
@@ -972,28 +979,87 @@ def test_a_layer_computes_everything_at_once_if_accelerate_loads_its_weights(lay
         assert len(rows_at_a_time(model, layer, batch)) == 1
 
 
-def test_statistics_of_a_batch_are_of_all_pairs(model, monkeypatch):
-    """Also if only BatchNorm is in training, as where it adapts to new images."""
+@pytest.mark.parametrize("tracked", [True, False])
+def test_statistics_of_a_batch_are_of_all_pairs(model, monkeypatch, tracked):
+    """Also if only BatchNorm is in training, or has no statistics of training, as where it adapts to new images."""
     norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     for norm in norms:
-        norm.train()
+        norm.train(tracked)
+        if not tracked:
+            norm.track_running_stats, norm.running_mean, norm.running_var = False, None, None
     batch = without_labels(fake_batch(model.config, batch=5))
     expected = logits(model, batch)
     monkeypatch.setattr(layers_crossvlt, "PART", 1)
     torch.testing.assert_close(logits(model, batch), expected, rtol=0, atol=1e-5)
-    assert {norm.num_batches_tracked.item() for norm in norms} == {2}
+    assert {norm.num_batches_tracked.item() for norm in norms} == {2 if tracked else 0}
 
 
 @pytest.mark.parametrize("layer", IN_PARTS)
-def test_only_recorded_attentions_need_the_whole_batch(layer, model, monkeypatch):
+def test_only_recorded_outputs_need_the_whole_batch(layer, model, monkeypatch):
     """Transformers' hooks stay after outputs were recorded, but do nothing."""
     model.set_attn_implementation("eager")
     monkeypatch.setattr(layers_crossvlt, "PART", 1)
     batch = without_labels(fake_batch(model.config, batch=5))
     with torch.no_grad():
-        assert len(rows_at_a_time(model, layer, batch, output_attentions=True)) == 1
-        assert len(rows_at_a_time(model, layer, batch, output_hidden_states=True)) == 5
+        expected = 1 if ".blocks.1" in layer or ".fusion" in layer else 5  # inside of which attentions are recorded
+        assert len(rows_at_a_time(model, layer, batch, output_attentions=True)) == expected
         assert len(rows_at_a_time(model, layer, batch)) == 5
+
+
+class Composite(CrossVLTVisionModel):
+    """A model of a user that records outputs of the layers by itself."""
+
+    _can_record_outputs = {"attentions": OutputRecorder(CrossVLTWindowAttention, index=1)}
+
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(self, pixel_values, **kwargs):
+        pixels = self.patch_embeddings(pixel_values)
+        for stage in self.stages[:1]:
+            pixels = stage(pixels)
+        return CrossVLTVisionOutput(last_hidden_state=pixels)
+
+
+def test_attentions_that_another_model_records_are_of_all_pairs(monkeypatch):
+    config = tiny_config().vision_config
+    config._attn_implementation = "eager"
+    model, images = Composite(config).eval(), torch.randn(5, 3, 32, 48)
+    with torch.no_grad():
+        expected = model(images, output_attentions=True)
+        monkeypatch.setattr(layers_crossvlt, "PART", 1)
+        found = model(images, output_attentions=True)
+    assert len(found.attentions) == len(expected.attentions) == config.depths[0]
+    torch.testing.assert_close(found.attentions, expected.attentions, rtol=0, atol=1e-6)
+
+
+def test_an_attention_function_may_change_its_mask(model, monkeypatch):
+    def change(module, query, key, value, mask, **kwargs):
+        if isinstance(module, CrossVLTWindowAttention):
+            mask.mul_(2)
+        return eager_attention_forward(module, query, key, value, mask, **kwargs)
+
+    AttentionInterface.register("changes_mask", change)
+    model.double().set_attn_implementation("changes_mask")
+    batch = without_labels(fake_batch(model.config, batch=5))
+    batch["pixel_values"] = batch["pixel_values"].double()
+    expected = logits(model, batch)
+    monkeypatch.setattr(layers_crossvlt, "PART", 1)
+    torch.testing.assert_close(logits(model, batch), expected, rtol=0, atol=1e-12)
+
+
+def test_a_hook_may_change_one_of_several_pairs_of_an_image(model):
+    batch = without_labels(fake_batch(model.config, batch=3))
+    batch["input_ids"][:], batch["attention_mask"][:] = batch["input_ids"][:1], batch["attention_mask"][:1]
+    shared = batch | {"pixel_values": batch["pixel_values"][:1], "expressions_per_image": torch.tensor([3])}
+    before = logits(model, shared)
+
+    def change(module, inputs):
+        inputs[0][0] = 0
+
+    hook = model.stages[0].fusion.register_forward_pre_hook(change)
+    after = logits(model, shared)
+    hook.remove()
+    torch.testing.assert_close(after[1:], before[1:], rtol=0, atol=1e-6)
+    assert not torch.allclose(after[0], before[0])
 
 
 def test_an_error_while_attentions_are_recorded_ends_recording(model, monkeypatch):
@@ -1164,15 +1230,16 @@ def test_an_error_in_a_part_leaves_nothing_shared(model, kernels_made, monkeypat
     assert layers_crossvlt.PARTS.get() is None
 
 
+@pytest.mark.parametrize("part", [1, 10**9])
 @pytest.mark.parametrize(
     ("pairs", "sizes"), [(2, 2 * [(8, 12)]), (3, 2 * [(4, 6)] + 2 * [(8, 12)]), (5, 2 * [(4, 6)] + 2 * [(8, 12)])]
 )
-def test_small_maps_of_several_pairs_share_transformed_kernels(model, winograd_calls, monkeypatch, pairs, sizes):
+def test_small_maps_of_several_pairs_share_transformed_kernels(model, winograd_calls, monkeypatch, pairs, sizes, part):
     """A kernel is transformed for 6 tiles of 4x4 or more here: 6 of a pair of 8x12 positions, 2 of 4x6."""
     monkeypatch.setattr(layers_crossvlt, "WINOGRAD_LEAST_TILES_OF_A_KERNEL", 6)
-    monkeypatch.setattr(layers_crossvlt, "PART", 1)
+    monkeypatch.setattr(layers_crossvlt, "PART", part)
     logits(model, without_labels(fake_batch(model.config, batch=pairs)))
-    assert [shape[2:] for shape in winograd_calls] == pairs * sizes
+    assert [shape[2:] for shape in winograd_calls] == (pairs if part == 1 else 1) * sizes
 
 
 def test_where_winograd_convolutions_are_not_used(model, winograd_calls):
