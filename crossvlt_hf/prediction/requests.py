@@ -312,6 +312,8 @@ def _load_rows(source: str, split: str | None) -> Dataset:
         raise ValueError(
             f"{source} is an image; `crossvlt segment` takes a single image, `crossvlt predict` a folder of images."
         )
+    if folder.is_file():
+        raise ValueError(f"{source} must be a JSONL file with a line for each row, or a folder, got another file.")
     check_source_exists(source, {*picture_suffixes(), *TABLES}, "; give one, or the id of a data set")
     return load_rows(source, split)
 

@@ -406,6 +406,8 @@ WRONG = {
     "nowhere.jsonl": "There is no file or folder",
     "nowhere.png": "There is no file or folder nowhere.png",
     "nowhere.CSV": "There is no file or folder nowhere.CSV",
+    "TABLE.csv": "must be a JSONL file with a line for each row, or a folder, got another file",
+    "TABLE.parquet": "must be a JSONL file with a line for each row, or a folder, got another file",
     "PICTURE": "a.jpg is an image; `crossvlt segment` takes a single image",
     "nowhere --expression the": "There is no folder nowhere of images",
     "nowhere.png --expression the": "There is no folder nowhere.png of images",
@@ -436,6 +438,9 @@ def test_wrong_input_is_told_in_a_line(rows, checkpoint, tmp_path, capsys, optio
         (tmp_path / name).touch()
     Dataset.from_dict({"image": [Image.new("RGB", (4, 4))]}).save_to_disk(tmp_path / "saved")
     names = {name.upper(): str(tmp_path / name) for name in ("photos", "notes", "saved")}
+    for suffix in (".csv", ".parquet"):
+        names[f"TABLE{suffix}"] = str(tmp_path / f"table{suffix}")
+        (tmp_path / f"table{suffix}").touch()
     names |= {
         "PICTURE": str(tmp_path / "photos" / "a.jpg"),
         "DATA": str(rows),
