@@ -7,11 +7,12 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 from nbclient import NotebookClient
 from PIL import Image
 from processes import run_python
 
-from crossvlt_hf import DEFAULT_CHECKPOINT, CrossVLTConfig
+from crossvlt_hf import DEFAULT_CHECKPOINT, CrossVLTConfig, CrossVLTModel
 from crossvlt_hf.data.refshapes import make_example
 from crossvlt_hf.weights.checkpoint import load_checkpoint
 
@@ -26,7 +27,7 @@ OTHERWISE_TESTED = {
     "onnx_without_torch.py",  # test_export
     "scaling.py",  # test_scaling
     "photographs.py",  # objects/test_refer
-    "gpu_checks.py",  # needs a GPU
+    "gpu_checks.py",  # needs a GPU; its steps run below
 }
 
 
@@ -56,6 +57,22 @@ def test_architecture_figure(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("expressions", [1, 8])
+def test_the_steps_of_the_gpu_checks_read_no_values(expressions):
+    """On "meta", which has none: reading one, for which a GPU would have to wait, is an error."""
+    namespace = runpy.run_path(str(EXAMPLES / "gpu_checks.py"))
+    with torch.device("meta"):
+        model = CrossVLTModel(CrossVLTConfig.from_size("base")).to(namespace["HALF"])
+    images, side = 2, namespace["SIDE"]
+    batch = namespace["make_batch"](images, expressions, device="meta")
+    counts = {"expressions_per_image": torch.full((images,), expressions)}  # on the CPU, as the processor returns them
+    with torch.no_grad():
+        assert model.eval()(**batch, **counts).logits.shape == (images * expressions, 2, side, side)
+    labelled = namespace["make_batch"](images, labelled=True, device="meta")
+    model.train()(**labelled).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 def test_predict(tmp_path):
     (tmp_path / "pictures").mkdir()
     for number in range(3):
