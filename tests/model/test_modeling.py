@@ -890,6 +890,22 @@ def test_gradients_of_expressions_that_share_their_image(model, counts):
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
+def test_an_export_takes_any_number_of_expressions_per_image(model):
+    batch = without_labels(fake_batch(model.config, batch=4))
+    images = batch.pop("pixel_values")
+    auto = torch.export.Dim.AUTO
+    shapes = {name: {0: auto} for name in batch} | {"pixel_values": None, "expressions_per_image": None}
+    example = batch | {"pixel_values": images[:2], "expressions_per_image": torch.tensor([3, 1])}
+    with torch.no_grad():
+        exported = torch.export.export(model, (), kwargs=example, dynamic_shapes=shapes).module()
+    for counts in ([3, 1], [1, 1], [2, 3]):
+        other = without_labels(fake_batch(model.config, batch=sum(counts)))
+        other |= {"pixel_values": images[:2], "expressions_per_image": torch.tensor(counts)}
+        with torch.no_grad():
+            torch.testing.assert_close(exported(**other).logits, model(**other).logits, rtol=0, atol=1e-5)
+
+
 def rows_at_a_time(model, layer, batch, **options) -> list[int]:
     """How many rows a layer of the model computes at each of its calls."""
     seen, module = [], model.get_submodule(layer)
