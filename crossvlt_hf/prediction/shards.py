@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..configuration_crossvlt import write_file
-from ..system import check_known, check_least, check_no_file, check_output_folder
+from ..system import check_known, check_least, check_output_folder
 
 
 FORMATS = ("jsonl", "parquet")
@@ -65,7 +65,6 @@ def find_manifest(folder: Path) -> Path | None:
     Raises:
         ValueError: if it has other files, or is one.
     """
-    check_no_file(folder)
     found = next((path for path in (folder / MANIFEST, folder / FORMER_MANIFEST) if path.is_file()), None)
     check_output_folder(folder, "prediction", lambda: found is not None, lambda path: path.match(PARTIAL))
     return found

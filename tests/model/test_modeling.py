@@ -1087,7 +1087,7 @@ def test_an_error_while_attentions_are_recorded_ends_recording(model, monkeypatc
             patch.setattr(model.decoder, "forward", lambda *arguments: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 model(**batch, output_attentions=True)
-        assert len(rows_at_a_time(model, "decoder.classifier", batch)) == 5
+        assert len(rows_at_a_time(model, "stages.0.fusion.attention", batch)) == 5
 
 
 def test_the_bias_of_windows_is_made_once_for_all_parts(model, monkeypatch):
